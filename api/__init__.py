@@ -1,0 +1,1 @@
+"""The door: a thin Flask API that validates, records, enqueues and answers."""

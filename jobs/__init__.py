@@ -1,0 +1,1 @@
+"""The contract: what the API and the workers agree a job is."""

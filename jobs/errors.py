@@ -1,0 +1,133 @@
+"""Everything that can go wrong with a job, each with a stable code.
+
+    JobError
+    ├── CallerError              the request must change; never retried
+    │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, …
+    │   ├── Unauthorized         no_api_key, unknown_api_key
+    │   ├── NotFound             job_not_found, upload_not_found, …
+    │   ├── Conflict             job_not_ended, job_already_ended
+    │   ├── InvalidPrompt        point_outside_image, box_outside_image
+    │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
+    └── ServiceError             the service failed; retried
+        ├── QueueUnavailable     Redis did not answer, or is full
+        ├── StoreUnavailable     S3 did not answer
+        ├── SourceUnavailable    the image's own host did not answer
+        └── AttemptFailed        the attempt itself broke
+
+A code never changes its meaning.  The same code is used wherever the fault is found: in the answer to
+the request when it can be known at once, on the failed job when only the worker can see it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JobError(Exception):
+    """A fault with a stable ``code``, an HTTP ``status`` and a sentence that says what to do."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Something went wrong"
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, code: str, detail: str, *, status: int | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.http_status = status if status is not None else self.status
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+class CallerError(JobError):
+    """The caller must change something; trying again as it is cannot help."""
+
+    status = 400
+    title = "The request cannot be carried out"
+
+
+class FieldFault:
+    """One field that is wrong: where (JSON pointer), which fault, and what to do."""
+
+    __slots__ = ("code", "detail", "pointer")
+
+    def __init__(self, pointer: str, code: str, detail: str) -> None:
+        self.pointer = pointer
+        self.code = code
+        self.detail = detail
+
+
+class InvalidRequest(CallerError):
+    """The request is malformed, or does not describe a job.  ``faults`` names each field at fault."""
+
+    status = 422
+    title = "The request is not valid"
+
+    def __init__(
+        self, code: str, detail: str, *, status: int | None = None, faults: tuple[FieldFault, ...] = ()
+    ) -> None:
+        super().__init__(code, detail, status=status)
+        self.faults = faults
+
+
+class Unauthorized(CallerError):
+    status = 401
+    title = "An API key is needed"
+
+
+class NotFound(CallerError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(CallerError):
+    status = 409
+    title = "The job is not in the state for this"
+
+
+class InvalidPrompt(CallerError):
+    """A prompt that does not lie on the image."""
+
+    status = 422
+    title = "A prompt does not fit the image"
+
+
+class InvalidImage(CallerError):
+    """The image cannot be had, or is not one that is accepted."""
+
+    status = 422
+    title = "The image cannot be used"
+
+
+class ServiceError(JobError):
+    """The service failed; the same request may succeed later."""
+
+    status = 503
+    title = "The service is not available just now"
+    retry_after_s = 5
+
+
+class QueueUnavailable(ServiceError):
+    def __init__(
+        self, detail: str = "The queue does not answer. Nothing was recorded; send the request again."
+    ) -> None:
+        super().__init__("queue_unavailable", detail)
+
+
+class StoreUnavailable(ServiceError):
+    def __init__(self, detail: str = "The object store does not answer. Send the request again.") -> None:
+        super().__init__("store_unavailable", detail)
+
+
+class SourceUnavailable(ServiceError):
+    """The host that the image is to come from failed, timed out or broke off."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("source_unavailable", detail)
+
+
+class AttemptFailed(ServiceError):
+    """An attempt broke in a way that another one may not: out of memory, a time limit, a bug."""
+
+    status = 500

@@ -1,0 +1,36 @@
+-- CLAIM: give a queued job to a worker, for as long as the lease is beaten.
+-- ARGV: id, worker, lease_ms, max_attempts, retention_ms
+-- Returns {'claimed', the record's fields and values …} | {'unknown'} | {'ended'} | {'held'}
+local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local key = job_key(id)
+local now = now_ms()
+local job = redis.call('HMGET', key, 'status', 'attempt', 'queue')
+local status, attempt = job[1], tonumber(job[2])
+
+if not status then return {'unknown'} end
+if is_ended(status) then return {'ended'} end
+if status == 'processing' then return {'held'} end
+
+local deadline = redis.call('ZSCORE', 'mf:deadlines', id)
+if deadline and tonumber(deadline) <= now then
+  end_job(id, 'expired', now, ARGV[5], 'start_deadline_passed', 'No worker was free before start_deadline_s.', '')
+  return {'ended'}
+end
+if attempt >= max_attempts then
+  end_job(id, 'failed', now, ARGV[5], 'attempts_exhausted', 'The job broke off ' .. attempt .. ' times.', '')
+  return {'ended'}
+end
+
+redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching')
+redis.call('HSETNX', key, 'started_ms', now)
+redis.call('HINCRBY', key, 'attempt', 1)
+redis.call('HINCRBY', key, 'fence', 1)
+redis.call('HDEL', key, 'done', 'total', 'masks')
+redis.call('ZADD', 'mf:leases', now + ARGV[3], id)
+redis.call('ZREM', 'mf:deadlines', id)
+redis.call('ZREM', 'mf:outbox', id)
+redis.call('ZREM', queued_key(job[3]), id)
+
+local claimed = redis.call('HGETALL', key)
+table.insert(claimed, 1, 'claimed')
+return claimed

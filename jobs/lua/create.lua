@@ -1,0 +1,40 @@
+-- CREATE: record a job, once for each idempotency key.
+-- ARGV: id, tenant, queue, spec, start_deadline_ms, webhook_url, webhook_events,
+--       idempotency_key ('' for none), body_digest, idempotency_ttl_ms, max_in_flight, publish_grace_ms
+-- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
+local id, tenant, queue, spec = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local now = now_ms()
+
+-- The same call once more, because its answer was lost on the way.
+if redis.call('EXISTS', job_key(id)) == 1 then return {'created', id} end
+
+local idempotency = 'mf:idempotency:' .. tenant .. ':' .. ARGV[8]
+if ARGV[8] ~= '' then
+  local known = redis.call('HMGET', idempotency, 'job', 'digest')
+  if known[1] then
+    return {known[2] == ARGV[9] and 'known' or 'key_reused', known[1]}
+  end
+end
+
+local in_flight = redis.call('SCARD', inflight_key(tenant))
+if in_flight >= tonumber(ARGV[11]) then return {'over_quota', tostring(in_flight)} end
+
+redis.call('HSET', job_key(id), 'id', id, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
+  'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0)
+if ARGV[6] ~= '' then redis.call('HSET', job_key(id), 'webhook_url', ARGV[6], 'webhook_events', ARGV[7]) end
+if ARGV[8] ~= '' then
+  redis.call('HSET', idempotency, 'job', id, 'digest', ARGV[9])
+  redis.call('PEXPIRE', idempotency, ARGV[10])
+end
+redis.call('SADD', inflight_key(tenant), id)
+redis.call('ZADD', 'mf:jobs:' .. tenant, now, id)
+redis.call('ZADD', queued_key(queue), now, id)
+redis.call('ZADD', 'mf:deadlines', now + ARGV[5], id)
+redis.call('ZADD', 'mf:outbox', now + ARGV[12], id)
+redis.call('HINCRBY', 'mf:totals', 'created', 1)
+
+-- The tenant's list forgets what has expired: two looks for each new job keep it from growing.
+for _, oldest in ipairs(redis.call('ZRANGE', 'mf:jobs:' .. tenant, 0, 1)) do
+  if redis.call('EXISTS', job_key(oldest)) == 0 then redis.call('ZREM', 'mf:jobs:' .. tenant, oldest) end
+end
+return {'created', id}

@@ -1,0 +1,68 @@
+"""Celery on Redis: the queues' names, the one task's name, and how a job is published.
+
+A message holds the job's id and nothing else; what it means is in the ledger.
+"""
+
+from __future__ import annotations
+
+import re
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from jobs.errors import QueueUnavailable
+from jobs.settings import SharedSettings
+from jobs.spec import Priority
+
+TASK_NAME = "maskfleet.segment"
+#: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
+VISIBILITY_TIMEOUT_S = 3 * 3600
+
+
+def queue_name(model: str, priority: Priority) -> str:
+    """Name the queue of a model and a class, as in ``sam.facebook-sam-vit-base.normal``."""
+    return f"sam.{re.sub(r'[^A-Za-z0-9]+', '-', model).strip('-').lower()}.{priority}"
+
+
+def model_queues(model: str) -> tuple[str, ...]:
+    """Name a model's queues, the most urgent first."""
+    return tuple(queue_name(model, priority) for priority in Priority)
+
+
+def celery_app(settings: SharedSettings) -> Celery:
+    """Make the Celery app that API, courier and workers share.  It connects on first use.
+
+    No result backend (the ledger is the truth; a backend makes publishing hang while Redis is down), JSON
+    only, acknowledgement after the work, one message at a time.
+    """
+    app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "queue_order_strategy": "priority",
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+        },
+        task_create_missing_queues=True,
+    )
+    return app
+
+
+class Publisher:
+    """Puts jobs' ids into the queue."""
+
+    def __init__(self, settings: SharedSettings) -> None:
+        self._app = celery_app(settings)
+
+    def publish(self, job_id: str, queue: str) -> None:
+        """Send the message; raises QueueUnavailable at once when Redis does not take it."""
+        try:
+            self._app.send_task(TASK_NAME, args=[job_id], task_id=job_id, queue=queue, retry=False)
+        except (OperationalError, OSError) as error:
+            raise QueueUnavailable from error

@@ -1,0 +1,172 @@
+"""What is known of a job: the ledger's record, and the view of it that callers see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Self
+
+from pydantic import Field
+
+from jobs.spec import BoxJob, EverythingJob, PointJob, Wire, parse_spec
+from jobs.status import Stage, Status
+
+Spec = EverythingJob | PointJob | BoxJob
+
+
+class Metrics(Wire):
+    """Where a job's time went, and how much it did.  Seconds."""
+
+    fetch_s: float = 0.0
+    embed_s: float = 0.0
+    decode_s: float = 0.0
+    write_s: float = 0.0
+    points: int = Field(0, description="Prompts that were decoded.")
+    points_per_batch: int = Field(0, description="The batch that was used.")
+
+
+class ResultSummary(Wire):
+    """What a succeeded job came to.  The masks are in the store, under ``prefix``."""
+
+    prefix: str = Field(description="The folder of the result's objects in the bucket.")
+    manifest_key: str
+    masks: int
+    best_score: float | None = Field(description="The highest predicted_iou; null without masks.")
+    metrics: Metrics
+
+
+class Failure(Wire):
+    """Why a job failed, or expired."""
+
+    code: str
+    detail: str
+
+
+class ProgressView(Wire):
+    """How far a running job is."""
+
+    stage: Stage
+    done: int = Field(0, description="Point batches that are decoded.")
+    total: int = Field(0, description="Point batches in all; 0 while unknown.")
+    masks: int = Field(0, description="Masks found so far.")
+
+
+class JobUrls(Wire):
+    """Ready-made addresses for what can be done next."""
+
+    self: str
+    cancel: str
+    result: str
+
+
+class JobView(Wire):
+    """A job as the API shows it."""
+
+    id: str
+    status: Status
+    mode: str
+    model: str
+    priority: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    queue_s: float | None = Field(None, description="From creation to the first start.")
+    run_s: float | None = Field(None, description="From the first start to the end.")
+    queue_position: int | None = Field(None, description="Jobs before this one in its queue; null when not queued.")
+    attempt: int = 0
+    cancel_requested: bool = False
+    progress: ProgressView | None = None
+    error: Failure | None = None
+    result: ResultSummary | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    urls: JobUrls
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch."""
+
+    id: str
+    tenant: str
+    queue: str
+    status: Status
+    spec_json: str
+    created_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    attempt: int
+    fence: int
+    worker: str | None
+    cancel_requested: bool
+    progress: ProgressView | None
+    error: Failure | None
+    result: ResultSummary | None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> Self:
+        """Read the record's Redis hash."""
+        return cls(
+            id=fields["id"],
+            tenant=fields["tenant"],
+            queue=fields["queue"],
+            status=Status(fields["status"]),
+            spec_json=fields["spec"],
+            created_ms=int(fields["created_ms"]),
+            started_ms=_int_or_none(fields.get("started_ms")),
+            ended_ms=_int_or_none(fields.get("ended_ms")),
+            attempt=int(fields["attempt"]),
+            fence=int(fields["fence"]),
+            worker=fields.get("worker"),
+            cancel_requested="cancel" in fields,
+            progress=ProgressView(
+                stage=Stage(fields["stage"]),
+                done=int(fields.get("done", 0)),
+                total=int(fields.get("total", 0)),
+                masks=int(fields.get("masks", 0)),
+            )
+            if "stage" in fields
+            else None,
+            error=Failure(code=fields["error_code"], detail=fields["error_detail"]) if "error_code" in fields else None,
+            result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,
+        )
+
+    @cached_property
+    def spec(self) -> Spec:
+        return parse_spec(self.spec_json)
+
+    def view(self, model: str, base_url: str, queue_position: int | None = None) -> JobView:
+        """Show the job to its owner.
+
+        model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+        """
+        url = f"{base_url}/v1/jobs/{self.id}"
+        return JobView(
+            id=self.id,
+            status=self.status,
+            mode=self.spec.mode,
+            model=self.spec.model or model,
+            priority=self.spec.priority,
+            created_at=_time(self.created_ms),
+            started_at=_time(self.started_ms) if self.started_ms else None,
+            ended_at=_time(self.ended_ms) if self.ended_ms else None,
+            queue_s=(self.started_ms - self.created_ms) / 1000 if self.started_ms else None,
+            run_s=(self.ended_ms - self.started_ms) / 1000 if self.started_ms and self.ended_ms else None,
+            queue_position=queue_position,
+            attempt=self.attempt,
+            cancel_requested=self.cancel_requested,
+            progress=self.progress if self.status is Status.PROCESSING else None,
+            error=self.error,
+            result=self.result,
+            metadata=self.spec.metadata,
+            urls=JobUrls(self=url, cancel=f"{url}/cancel", result=f"{url}/result"),
+        )
+
+
+def _int_or_none(text: str | None) -> int | None:
+    return int(text) if text is not None else None
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

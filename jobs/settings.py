@@ -1,0 +1,125 @@
+"""What each program can be told from outside: one frozen class for each, read once at its entry.
+
+Every setting is an environment variable ``MASKFLEET_`` + the field's name in capitals.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: The model used when none is set; the guide "Mask Generation" uses the same.
+DEFAULT_MODEL = "facebook/sam-vit-base"
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _split(value: object) -> object:
+    """Read ``a,b`` as a tuple; the environment knows no lists."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+class SharedSettings(BaseSettings):
+    """What every program needs: where Redis and S3 are, and how long things are kept."""
+
+    model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore")
+
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: Empty: Amazon's own S3, with the credentials that boto3 finds by itself.
+    s3_endpoint: str = ""
+    #: The address that clients reach the same S3 under; presigned links are made for it.  Empty: s3_endpoint.
+    s3_public_endpoint: str = ""
+    s3_region: str = "us-east-1"
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+    bucket: str = "maskfleet"
+    #: Presigned links work for this long.
+    link_ttl_s: int = Field(3600, ge=1, le=7 * 24 * 3600)
+    #: What a worker loads: a hub id, or a folder with a SAM checkpoint.
+    model: str = DEFAULT_MODEL
+    #: Ended jobs are forgotten after this time; their objects belong to a rule of the bucket.
+    retention_s: int = Field(7 * 24 * 3600, ge=60)
+    log_level: str = "INFO"
+    #: Images and webhooks may use plain http and private addresses.  For closed networks and the demo.
+    egress_allow_private: bool = False
+    #: The largest image that is fetched or taken in.
+    max_image_bytes: int = Field(64 * 2**20, ge=1)
+    #: The largest image that is decoded, by its header.
+    max_image_pixels: int = Field(100_000_000, ge=1)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name on the wire: its hub id, or its folder's name."""
+        return model_name(self.model)
+
+
+class ApiSettings(SharedSettings):
+    """The API's own."""
+
+    #: ``tenant:key`` pairs.  A key may be given as ``sha256:<hex>``.
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: Models that jobs may name, beside ``model``.
+    models: Names = ()
+    #: Buckets that jobs may name in an ``s3_uri``.
+    allowed_buckets: Names = ()
+    #: Jobs of one tenant that are queued or running at once.
+    max_jobs_in_flight: int = Field(10_000, ge=1)
+    max_body_bytes: int = Field(96 * 2**20, ge=1)
+    upload_ttl_s: int = Field(900, ge=1)
+    #: The longest ``Prefer: wait`` that is honoured.
+    max_wait_s: int = Field(60, ge=0)
+    idempotency_ttl_s: int = Field(24 * 3600, ge=60)
+
+    _split_names = field_validator("api_keys", "models", "allowed_buckets", mode="before")(_split)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Models that a job may name, the default first."""
+        return tuple(dict.fromkeys((self.model_name, *(model_name(model) for model in self.models))))
+
+
+class WorkerSettings(SharedSettings):
+    """A worker's own: one process, one device."""
+
+    #: ``cpu`` or ``cuda``; which card is set by CUDA_VISIBLE_DEVICES before torch is imported.
+    device: str = "cpu"
+    node: str = Field(default_factory=socket.gethostname)
+    #: A job whose lease runs out is given to another worker.
+    lease_s: float = Field(30.0, gt=0)
+    beat_s: float = Field(3.0, gt=0)
+    #: Attempts before a job fails with ``attempts_exhausted``.
+    max_attempts: int = Field(3, ge=1)
+    #: Celery waits this long for a child to load its model before it starts another.
+    load_timeout_s: float = Field(600.0, gt=0)
+    allowed_buckets: Names = ()
+    fetch_timeout_s: float = Field(60.0, gt=0)
+    torch_threads: int = Field(0, ge=0, description="0: torch's own choice.")
+
+    _split_names = field_validator("allowed_buckets", mode="before")(_split)
+
+
+class CourierSettings(SharedSettings):
+    """The courier's own."""
+
+    #: Standard Webhooks secrets, ``whsec_…``; the first signs, all are sent while keys rotate.
+    webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: Waits before each try; the last failure gives the delivery up.
+    webhook_schedule_s: Annotated[tuple[float, ...], NoDecode] = (0, 5, 300, 1800, 7200)
+    webhook_timeout_s: float = Field(15.0, gt=0)
+    #: The address that clients reach the API under; links in webhooks start with it.
+    public_url: str = "http://127.0.0.1:8000"
+    #: How often leases, deadlines and the outbox are looked through.
+    tick_s: float = Field(1.0, gt=0)
+    max_attempts: int = Field(3, ge=1)
+
+    _split_names = field_validator("webhook_secrets", "webhook_schedule_s", mode="before")(_split)
+
+
+def model_name(model: str) -> str:
+    """A model's name on the wire: a hub id as it is, a folder (an absolute path, or ./…) by its last part."""
+    return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".")) else model

@@ -1,0 +1,328 @@
+"""What a job asks for: the request body of ``POST /v1/jobs``, validated.
+
+The same models generate the OpenAPI document.  Coordinates are pixels of the original image as a viewer
+shows it (EXIF orientation applied), origin top left, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from jobs.errors import FieldFault, InvalidPrompt, InvalidRequest
+
+#: The image formats that are accepted, by Pillow's names.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+#: Bounds on one request.  A spec is kept in Redis, which holds small things only.
+MAX_PROMPTS = 1000
+MAX_POINTS_PER_PROMPT = 256
+MAX_METADATA_KEYS = 16
+
+
+class Wire(BaseModel):
+    """A frozen value on the wire; a field that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Output(StrEnum):
+    """A form that results are written in."""
+
+    COCO = "coco"
+    PNG = "png"
+    LABEL_MAP = "label_map"
+    OVERLAY = "overlay"
+
+
+class Priority(StrEnum):
+    """The class of queue that a job waits in; workers drain them in this order."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+class EventName(StrEnum):
+    """The end of a job that a webhook tells of."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+def _is_s3_uri(uri: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]+", uri):
+        raise PydanticCustomError("invalid_s3_uri", "Write it as s3://bucket/key.")
+    return uri
+
+
+def _is_http_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(?:[/?#][^\s]*)?", url):
+        raise PydanticCustomError("invalid_url", "Give an http or https URL without a user name or password.")
+    return url
+
+
+def _is_base64(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PydanticCustomError("invalid_base64", "The text is not standard base64.") from error
+    return text
+
+
+HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_is_http_url)]
+
+
+class ImageSource(Wire):
+    """Where the image is: exactly one of the four.  The image part of a multipart request becomes an upload."""
+
+    s3_uri: Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)] | None = Field(
+        None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
+    )
+    url: HttpUrl | None = Field(None, description="An address that a worker can fetch the image from.")
+    upload_id: Annotated[str, StringConstraints(pattern=r"^upl_[0-9a-f]{32}$")] | None = Field(
+        None, description="An upload made with `POST /v1/uploads`."
+    )
+    base64: Annotated[str, AfterValidator(_is_base64)] | None = Field(
+        None, description="The image's bytes in the request itself; for small images."
+    )
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> ImageSource:
+        given = [name for name in ("s3_uri", "url", "upload_id", "base64") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id and base64.")
+        return self
+
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+class Prompt(Wire):
+    """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both."""
+
+    points: tuple[Point, ...] = Field(
+        (), max_length=MAX_POINTS_PER_PROMPT, description="[x, y] in pixels.", examples=[[[140, 60]]]
+    )
+    labels: tuple[Literal[0, 1], ...] | None = Field(
+        None,
+        max_length=MAX_POINTS_PER_PROMPT,
+        description="One for each point: 1 on the object, 0 off it. Default: all 1.",
+    )
+    box: Box | None = Field(None, description="[x_min, y_min, x_max, y_max] in pixels.", examples=[[100, 20, 180, 100]])
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Prompt:
+        if self.labels is not None and len(self.labels) != len(self.points):
+            raise PydanticCustomError(
+                "labels_length",
+                "There are {points} points and {labels} labels; give one label for each point.",
+                {"points": len(self.points), "labels": len(self.labels)},
+            )
+        if self.box is not None:
+            x_min, y_min, x_max, y_max = self.box
+            if x_max <= x_min or y_max <= y_min:
+                raise PydanticCustomError("invalid_box", "A box is [x_min, y_min, x_max, y_max] with min below max.")
+        return self
+
+    @property
+    def point_labels(self) -> tuple[int, ...]:
+        """One label for each point; all 1 when none were given."""
+        return self.labels if self.labels is not None else (1,) * len(self.points)
+
+
+class EverythingParams(Wire):
+    """The knobs of mode ``everything``: names, meaning and defaults of transformers' mask-generation pipeline."""
+
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Points that are decoded at once.")
+    pred_iou_thresh: float = Field(
+        0.88, ge=0, le=1, description="Masks whose predicted IoU is not above it are dropped."
+    )
+    stability_score_thresh: float = Field(0.95, ge=0, le=1, description="Masks less stable than this are dropped.")
+    stability_score_offset: float = Field(
+        1.0, gt=0, le=100, description="Shift of the cut-off that stability is measured with."
+    )
+    mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
+    points_per_crop: int = Field(32, ge=1, le=128, description="Points along one side of the grid.")
+    crops_n_layers: int = Field(
+        0, ge=0, le=3, description="Layers of crops to segment as well; layer i has (2**i)² crops."
+    )
+    crops_nms_thresh: float = Field(
+        0.7, ge=0, le=1, description="Box IoU above which the lower-scored mask is dropped."
+    )
+    crop_overlap_ratio: float = Field(
+        512 / 1500, ge=0, lt=1, description="How far crops overlap, as a part of the image."
+    )
+    crop_n_points_downscale_factor: int = Field(
+        1, ge=1, le=8, description="The grid's side is divided by it at each layer."
+    )
+
+
+class PromptParams(Wire):
+    """The knobs of modes ``point`` and ``box``."""
+
+    multimask: bool = Field(False, description="Give all three candidates of each object; else the best one.")
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Prompts that are decoded at once.")
+    mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
+
+
+class Webhook(Wire):
+    """Where to tell that the job has ended, as a Standard Webhook."""
+
+    url: HttpUrl
+    events: tuple[EventName, ...] = Field(
+        tuple(EventName), min_length=1, description="The ends to tell of. Default: all."
+    )
+
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=MAX_METADATA_KEYS),
+]
+
+
+class _JobFields(Wire):
+    image: ImageSource
+    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The forms to write the result in.")
+    model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
+    priority: Priority = Priority.NORMAL
+    start_deadline_s: int = Field(24 * 3600, ge=1, le=7 * 24 * 3600, description="Expire when not started by then.")
+    run_timeout_s: int = Field(900, ge=1, le=3600, description="Fail when one attempt runs for longer.")
+    webhook: Webhook | None = None
+    metadata: Metadata = Field(default_factory=dict, description="Your own strings, given back with the job.")
+
+
+class EverythingJob(_JobFields):
+    """Segment everything: a grid of points over the whole image."""
+
+    mode: Literal["everything"]
+    params: EverythingParams = EverythingParams()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return ()
+
+
+class PointJob(_JobFields):
+    """Segment the objects under points."""
+
+    mode: Literal["point"]
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
+    params: PromptParams = PromptParams()
+
+    @model_validator(mode="after")
+    def _points_only(self) -> PointJob:
+        for number, prompt in enumerate(self.prompts):
+            if not prompt.points or prompt.box is not None:
+                raise PydanticCustomError(
+                    "prompt_mode",
+                    "Prompt {number}: mode point takes points and no box; use mode box for boxes.",
+                    {"number": number},
+                )
+        return self
+
+
+class BoxJob(_JobFields):
+    """Segment the objects inside boxes; a box may carry points that refine it."""
+
+    mode: Literal["box"]
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
+    params: PromptParams = PromptParams()
+
+    @model_validator(mode="after")
+    def _boxes(self) -> BoxJob:
+        for number, prompt in enumerate(self.prompts):
+            if prompt.box is None:
+                raise PydanticCustomError(
+                    "prompt_mode", "Prompt {number}: mode box takes a box for each prompt.", {"number": number}
+                )
+        return self
+
+
+JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
+_ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
+
+
+def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
+    """Read a spec from JSON.
+
+    Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, else ``invalid_spec`` with one
+    fault for each field.
+    """
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def dump_spec(spec: EverythingJob | PointJob | BoxJob) -> str:
+    """Write a spec as JSON that ``parse_spec`` reads back."""
+    return spec.model_dump_json(exclude_none=True)
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """Translate pydantic's error: a pointer, a code and a sentence for each field; input values are left out."""
+    faults = tuple(
+        FieldFault(_pointer(fault["loc"]), fault["type"], fault["msg"])
+        for fault in error.errors(include_input=False, include_url=False, include_context=False)
+    )
+    # pydantic also calls a list too short when each of its items was refused; the items' own faults say it.
+    faults = tuple(
+        fault
+        for fault in faults
+        if fault.code != "too_short" or not any(f.pointer.startswith(f"{fault.pointer}/") for f in faults)
+    )
+    if faults[0].code == "json_invalid":
+        return InvalidRequest("malformed_json", f"The body is not JSON: {faults[0].detail}", status=400)
+    first = faults[0]
+    return InvalidRequest("invalid_spec", f"{first.pointer or '/'}: {first.detail}", faults=faults)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    # The tag of the mode's union is not a part of the document.
+    path = location[1:] if location and location[0] in ("everything", "point", "box") else location
+    return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
+
+
+def check_prompts_on_image(prompts: tuple[Prompt, ...], size_wh: tuple[int, int]) -> None:
+    """Refuse a point that is outside the image, or a box that reaches outside it.
+
+    size_wh: the image as a viewer shows it.  A box may end on the image's edge, x_max = W.
+    Raises InvalidPrompt: ``point_outside_image``, ``box_outside_image``.
+    """
+    width, height = size_wh
+    for number, prompt in enumerate(prompts):
+        for x, y in prompt.points:
+            if not (0 <= x < width and 0 <= y < height):
+                raise InvalidPrompt(
+                    "point_outside_image",
+                    f"Prompt {number}: the point [{x:g}, {y:g}] is outside the image of {width}×{height} pixels.",
+                )
+        if prompt.box is not None:
+            x_min, y_min, x_max, y_max = prompt.box
+            if x_min < 0 or y_min < 0 or x_max > width or y_max > height:
+                raise InvalidPrompt(
+                    "box_outside_image",
+                    f"Prompt {number}: the box {[round(v, 2) for v in prompt.box]} reaches outside the image "
+                    f"of {width}×{height} pixels.",
+                )

@@ -1,0 +1,32 @@
+"""The states of a job and the ways between them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Where a job stands.  The last four are terminal: they never change."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
+
+
+class Stage(StrEnum):
+    """What a job in ``processing`` is doing."""
+
+    FETCHING = "fetching"
+    EMBEDDING = "embedding"
+    DECODING = "decoding"
+    WRITING = "writing"

@@ -1,0 +1,197 @@
+"""The object store: images that come in, masks that go out, and links to both.
+
+Objects of the bucket:
+
+    uploads/{tenant}/{upload id}                     an image that a caller brought
+    results/{tenant}/{job}/attempt-{n}/…             what one attempt wrote
+    results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from jobs.errors import NotFound, StoreUnavailable
+from jobs.settings import SharedSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+#: The answers of S3 that mean "not there".
+_ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What the store says of an object."""
+
+    size: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedUpload:
+    """How a caller puts an image into the store: one PUT with these headers."""
+
+    upload_id: str
+    url: str
+    headers: dict[str, str]
+
+
+class ObjectDenied(NotFound):
+    """The store refuses the object to us."""
+
+
+class Store:
+    """The bucket, by key.
+
+    Every method raises StoreUnavailable when the store does not answer, or answers that it cannot now.
+    """
+
+    def __init__(self, settings: SharedSettings) -> None:
+        self._settings = settings
+        self.bucket = settings.bucket
+        self._s3 = _client(settings, settings.s3_endpoint)
+        # A presigned link holds the host's name under its signature, so links are made for the clients' address.
+        self._public_s3 = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write an object, over an older one."""
+        with _s3_errors():
+            self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+
+    def put_once(self, key: str, data: bytes, content_type: str) -> bool:
+        """Write an object unless there is one; say whether it was written."""
+        try:
+            with _s3_errors():
+                self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                return False
+            raise
+        return True
+
+    def read(self, key: str, *, bucket: str = "", max_bytes: int | None = None) -> bytes:
+        """Give an object's bytes; at most ``max_bytes`` + 1 of them, so that the caller sees what is too long.
+
+        Raises NotFound (``object_not_found``), ObjectDenied (``object_denied``).
+        """
+        extent = f"bytes=0-{max_bytes}" if max_bytes is not None else "bytes=0-"
+        try:
+            with _s3_errors():
+                answer = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
+                with answer["Body"] as body:
+                    return body.read()
+        except ClientError as error:
+            if _code(error) == "InvalidRange":  # an empty object has no first byte
+                return b""
+            raise
+
+    def head(self, key: str, *, bucket: str = "") -> StoredObject | None:
+        """Give an object's size and type, or None when it is not there."""
+        try:
+            with _s3_errors():
+                answer = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
+        except NotFound:
+            return None
+        return StoredObject(answer["ContentLength"], answer.get("ContentType", ""))
+
+    def link(self, key: str) -> str:
+        """Make a link that anyone can read the object with for a while."""
+        params = {"Bucket": self.bucket, "Key": key}
+        return self._public_s3.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_ttl_s)
+
+    def presign_upload(self, tenant: str, content_type: str, size: int, ttl_s: int) -> PresignedUpload:
+        """Make a link that a caller puts one image of exactly this type and size to."""
+        upload_id = f"upl_{uuid.uuid4().hex}"
+        params = {
+            "Bucket": self.bucket,
+            "Key": upload_key(tenant, upload_id),
+            "ContentType": content_type,
+            "ContentLength": size,
+        }
+        url = self._public_s3.generate_presigned_url("put_object", Params=params, ExpiresIn=ttl_s)
+        return PresignedUpload(upload_id, url, {"Content-Type": content_type, "Content-Length": str(size)})
+
+    def put_upload(self, tenant: str, data: bytes, content_type: str) -> str:
+        """Store an image that came with the request; give its upload id."""
+        upload_id = f"upl_{uuid.uuid4().hex}"
+        self.put(upload_key(tenant, upload_id), data, content_type)
+        return upload_id
+
+    def ping(self) -> None:
+        """Raise StoreUnavailable or NotFound unless the bucket answers."""
+        with _s3_errors():
+            self._s3.head_bucket(Bucket=self.bucket)
+
+
+def upload_key(tenant: str, upload_id: str) -> str:
+    return f"uploads/{tenant}/{upload_id}"
+
+
+def result_prefix(tenant: str, job_id: str) -> str:
+    """The folder of all that a job's attempts wrote."""
+    return f"results/{tenant}/{job_id}"
+
+
+def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int) -> str:
+    """The folder of one attempt; the fence keeps apart an attempt that was handed back uncharged."""
+    return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}"
+
+
+def split_s3_uri(uri: str) -> tuple[str, str]:
+    """Split ``s3://bucket/key`` into the two."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _client(settings: SharedSettings, endpoint: str) -> S3Client:
+    credentials: dict[str, Any] = {}  # Any: boto3 types each keyword of client() on its own
+    if settings.s3_access_key.get_secret_value():
+        credentials = {
+            "aws_access_key_id": settings.s3_access_key.get_secret_value(),
+            "aws_secret_access_key": settings.s3_secret_key.get_secret_value(),
+        }
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        connect_timeout=3,
+        read_timeout=20,
+        retries={"max_attempts": 2, "mode": "standard"},
+        max_pool_connections=32,
+        # S3-compatible servers do not all know the newer default checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client(
+        "s3", endpoint_url=endpoint or None, region_name=settings.s3_region, config=config, **credentials
+    )
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _s3_errors() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if _code(error) in _ABSENT:
+            raise NotFound("object_not_found", "There is no such object in the store.") from error
+        if status == 403:
+            raise ObjectDenied("object_denied", "The store does not let this service read the object.") from error
+        if status >= 500 or _code(error) in ("SlowDown", "RequestTimeout"):
+            raise StoreUnavailable from error
+        raise
+    except (BotoCoreError, OSError) as error:
+        raise StoreUnavailable from error
