@@ -1,0 +1,46 @@
+"""The command line.  A subcommand's module is imported when it is called, so ``submit`` never waits for torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import click
+
+#: Each subcommand: where its click command is, and its line in the list of commands.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("maskfleet.up_command:up_command", "Run the whole service on this machine."),
+    "demo": ("maskfleet.demo:demo_command", "See one job of each mode go through a local stack."),
+    "segment": ("maskfleet.segment_command:segment_command", "Segment a photo in this process, without services."),
+    "submit": ("maskfleet.remote_commands:submit_command", "Send a job to a server."),
+    "status": ("maskfleet.remote_commands:status_command", "Show a job."),
+    "wait": ("maskfleet.remote_commands:wait_command", "Wait until a job has ended."),
+    "cancel": ("maskfleet.remote_commands:cancel_command", "Cancel a job."),
+    "fetch": ("maskfleet.remote_commands:fetch_command", "Download a job's result."),
+    "api": ("maskfleet.run_commands:api_command", "Run the API."),
+    "worker": ("maskfleet.run_commands:worker_command", "Run the workers of this machine."),
+    "courier": ("maskfleet.run_commands:courier_command", "Run the courier: webhooks, leases, deadlines."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return cast("click.Command", getattr(importlib.import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="maskfleet", prog_name="maskfleet")
+def main() -> None:
+    """Images in, masks out: Segment Anything as a durable job service."""
