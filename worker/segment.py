@@ -1,0 +1,161 @@
+"""The story of a job: a photo and a spec in, masks out.
+
+Read it from ``segment`` down.  Everything that is arithmetic stands in the modules named here, in the order
+in which they are used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from jobs.spec import BoxJob, EverythingJob, PointJob, check_prompts_on_image
+from jobs.status import Stage
+from worker import masks
+from worker.crops import Crop, lay_out, whole
+from worker.decoder import decode
+from worker.embedding import Embedding, embed
+from worker.images import Photo
+from worker.masks import Chosen, Cut, Mask
+from worker.model import SegmentationModel
+from worker.prompts import PromptBatch, count_grid_batches, count_prompt_batches, grid_batches, prompt_batches
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentMetrics:
+    """What the work was and how long it took.  points: prompts decoded; candidates: masks upscaled."""
+
+    embed_s: float
+    decode_s: float
+    points: int
+    batches: int
+    points_per_batch: int
+    candidates: int
+    crops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """The masks of a photo: the best first in mode everything, else in the order of the prompts."""
+
+    size_wh: tuple[int, int]
+    masks: tuple[Mask, ...]
+    metrics: SegmentMetrics
+
+
+class Watch(Protocol):
+    """Looks on, and may raise to stop the job: cancellation, a time limit, another attempt."""
+
+    def stage(self, stage: Stage) -> None: ...
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        """Called before the first batch and after each; masks: found so far, before suppression."""
+
+
+class _Silent:
+    def stage(self, stage: Stage) -> None:
+        pass
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        pass
+
+
+SILENT: Watch = _Silent()
+
+
+def segment(
+    photo: Photo, spec: EverythingJob | PointJob | BoxJob, model: SegmentationModel, watch: Watch = SILENT
+) -> Segmentation:
+    """Segment a photo as the spec says.
+
+    Raises InvalidPrompt for a prompt outside the photo, and whatever the watch raises.
+    """
+    check_prompts_on_image(spec.prompts, photo.size_wh)
+    if isinstance(spec, EverythingJob):
+        return _segment_everything(photo, spec, model, watch)
+    return _segment_prompts(photo, spec, model, watch)
+
+
+def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationModel, watch: Watch) -> Segmentation:
+    """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
+    params = spec.params
+    cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
+    crops = lay_out(photo.size_wh, params)
+    work = _Work(watch, count_grid_batches(crops, params.points_per_batch))
+    found: list[Mask] = []
+    for crop in crops:
+        embedding = work.embed(model, photo, crop)
+        for batch in work.through(grid_batches(crop, embedding.frame, params.points_per_batch), found):
+            candidates = decode(model, embedding, batch)
+            chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
+            made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
+            found += (mask for _, _, mask in made if not masks.is_cut_off(mask, photo.size_wh))
+    kept = masks.suppress(found, params.crops_nms_thresh)
+    return Segmentation(photo.size_wh, kept, work.metrics(params.points_per_batch))
+
+
+def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, model: SegmentationModel, watch: Watch) -> Segmentation:
+    """One object for each prompt: its best candidate, or with multimask all three."""
+    params = spec.params
+    choose = masks.choose_all if params.multimask else masks.choose_best
+    cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
+    work = _Work(watch, count_prompt_batches(spec.prompts, params.points_per_batch))
+    found: list[Mask] = []
+    embedding = work.embed(model, photo, crop)
+    for batch in work.through(prompt_batches(spec.prompts, embedding.frame, params.points_per_batch), found):
+        candidates = decode(model, embedding, batch)
+        chosen = work.chosen(choose(candidates))
+        for row, column, mask in masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut):
+            found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
+    found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
+    return Segmentation(photo.size_wh, tuple(found), work.metrics(params.points_per_batch))
+
+
+class _Work:
+    """Counts and times what is done, and tells the watch."""
+
+    def __init__(self, watch: Watch, batches: int) -> None:
+        self._watch = watch
+        self._batches = batches
+        self._done = self._points = self._candidates = self._crops = 0
+        self._embed_s = self._decode_s = 0.0
+
+    def embed(self, model: SegmentationModel, photo: Photo, crop: Crop) -> Embedding:
+        """Embed a part of the photo."""
+        self._watch.stage(Stage.EMBEDDING)
+        started = time.perf_counter()
+        left, top, right, bottom = crop.box_xyxy
+        embedding = embed(model, photo.pixels[top:bottom, left:right])
+        self._embed_s += time.perf_counter() - started
+        self._crops += 1
+        return embedding
+
+    def through(self, batches: Iterable[PromptBatch], found: Sequence[Mask]) -> Iterator[PromptBatch]:
+        """Give one batch after the other; the watch hears of each that is done, and of the masks found."""
+        self._watch.stage(Stage.DECODING)
+        self._watch.batch(self._done, self._batches, len(found))
+        for batch in batches:
+            started = time.perf_counter()
+            yield batch
+            self._decode_s += time.perf_counter() - started
+            self._done += 1
+            self._points += len(batch.indices)
+            self._watch.batch(self._done, self._batches, len(found))
+
+    def chosen(self, chosen: Chosen) -> Chosen:
+        """Count the candidates that are looked at in full."""
+        self._candidates += len(chosen.rows)
+        return chosen
+
+    def metrics(self, points_per_batch: int) -> SegmentMetrics:
+        return SegmentMetrics(
+            embed_s=round(self._embed_s, 4),
+            decode_s=round(self._decode_s, 4),
+            points=self._points,
+            batches=self._done,
+            points_per_batch=points_per_batch,
+            candidates=self._candidates,
+            crops=self._crops,
+        )
