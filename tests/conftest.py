@@ -1,0 +1,96 @@
+"""What tests share: a real Redis and a real S3, started once, and the ledger and the store on them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from jobs.ledger import Ledger, connect
+from jobs.settings import SharedSettings
+from jobs.storage import Store
+from maskfleet.servers import start_redis, start_s3
+
+BUCKET = "maskfleet"
+#: A second bucket, that jobs may name in an ``s3_uri``.
+PHOTOS_BUCKET = "photos"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the shell's own MASKFLEET_* settings out of the tests."""
+    for name in [name for name in os.environ if name.startswith("MASKFLEET_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of this test run's own."""
+    folder = tmp_path_factory.mktemp("redis")
+    server = start_redis(folder / "data", log=folder / "redis.log")
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def store_fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The settings' fields of an S3 of this test run's own, with the buckets BUCKET and PHOTOS_BUCKET."""
+    folder = tmp_path_factory.mktemp("s3")
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    server = start_s3(
+        folder / "data",
+        access_key=access_key,
+        secret_key=secret_key,
+        buckets=(BUCKET, PHOTOS_BUCKET),
+        log=folder / "s3.log",
+    )
+    yield {
+        "s3_endpoint": server.url,
+        "s3_access_key": access_key,
+        "s3_secret_key": secret_key,
+        "bucket": BUCKET,
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_fields(redis_url: str, store_fields: dict[str, str]) -> dict[str, str]:
+    """The settings' fields of both servers, for any settings class."""
+    return {"redis_url": redis_url, **store_fields}
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the test run's Redis, which is empty when the test begins."""
+    client = connect(SharedSettings(redis_url=redis_url))
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def ledger(redis_client: redis.Redis) -> Ledger:
+    """An empty ledger."""
+    return Ledger(redis_client, retention_s=3600)
+
+
+@pytest.fixture
+def store(store_fields: dict[str, str]) -> Store:
+    """The test run's store; earlier tests' objects may lie in it."""
+    return Store(SharedSettings(**store_fields))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that this project lies in."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def demo_model(repository: Path) -> str:
+    """The bundled checkpoint, as MASKFLEET_MODEL takes it."""
+    return str(repository / "models" / "sam-demo")
