@@ -1,0 +1,303 @@
+"""The ledger on a real Redis: every transition, and who may not make it."""
+
+import pytest
+import redis
+
+from jobs.errors import QueueUnavailable
+from jobs.ledger import Cancel, Created, Delivery, Ledger, NewJob, Reply, WorkerSeen
+from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
+from jobs.spec import EventName, Webhook
+from jobs.status import Stage, Status
+from tests.waiting import wait_until
+
+SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
+RESULT = ResultSummary(prefix="p/", manifest_key="p/manifest.json", masks=3, best_score=0.9, metrics=Metrics())
+PROGRESS = ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2)
+
+
+def create(ledger: Ledger, tenant: str = "ant", *, quota: int = 100, **fields: object) -> str:
+    creation = ledger.create(new_job(tenant, **fields), max_in_flight=quota, idempotency_ttl_s=60)
+    assert creation.outcome is Created.CREATED
+    return creation.job_id
+
+
+def new_job(tenant: str = "ant", **fields: object) -> NewJob:
+    return NewJob(**{"tenant": tenant, "queue": "sam.m.normal", "spec_json": SPEC, "start_deadline_s": 60, **fields})
+
+
+def claim(ledger: Ledger, job_id: str, *, lease_s: float = 30, max_attempts: int = 3) -> JobRecord:
+    record = ledger.claim(job_id, "node-1", lease_s=lease_s, max_attempts=max_attempts)
+    assert record is not None
+    return record
+
+
+def read(ledger: Ledger, job_id: str) -> JobRecord:
+    record = ledger.read(job_id)
+    assert record is not None
+    return record
+
+
+def test_a_created_job_is_queued_with_its_spec_and_its_place(ledger: Ledger) -> None:
+    first = create(ledger)
+    second = create(ledger)
+
+    record = read(ledger, second)
+    assert (record.status, record.tenant, record.spec.metadata) == (Status.QUEUED, "ant", {"order": "42"})
+    assert [ledger.queue_position(read(ledger, job)) for job in (first, second)] == [0, 1]
+
+
+def test_an_idempotency_key_stands_for_one_job(ledger: Ledger) -> None:
+    job = new_job(idempotency_key="k", body_digest="d")
+    first = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60)
+
+    again = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60)
+    other = ledger.create(new_job(idempotency_key="k", body_digest="e"), max_in_flight=9, idempotency_ttl_s=60)
+    stranger = ledger.create(
+        new_job("bee", idempotency_key="k", body_digest="d"), max_in_flight=9, idempotency_ttl_s=60
+    )
+
+    assert (again.outcome, again.job_id) == (Created.KNOWN, first.job_id)
+    assert other.outcome is Created.KEY_REUSED
+    assert stranger.outcome is Created.CREATED
+    assert len(ledger.jobs_of("ant", before=None, limit=10)) == 1
+
+
+def test_a_tenant_over_its_quota_is_refused_until_a_job_ends(ledger: Ledger) -> None:
+    job_id = create(ledger, quota=1)
+    refused = ledger.create(new_job(), max_in_flight=1, idempotency_ttl_s=60)
+
+    ledger.cancel(job_id, "ant")
+
+    assert refused.outcome is Created.OVER_QUOTA
+    create(ledger, quota=1)
+
+
+def test_a_claimed_job_is_held_by_one_worker(ledger: Ledger) -> None:
+    job_id = create(ledger)
+
+    record = claim(ledger, job_id)
+
+    assert (record.status, record.attempt, record.worker) == (Status.PROCESSING, 1, "node-1")
+    assert ledger.claim(job_id, "node-2", lease_s=30, max_attempts=3) is None
+    assert ledger.queue_position(record) is None
+
+
+def test_a_beat_shows_progress(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger))
+
+    reply = ledger.beat(record, PROGRESS, lease_s=30)
+
+    assert reply is Reply.OK
+    assert read(ledger, record.id).progress == PROGRESS
+
+
+def test_a_finished_job_never_changes(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger))
+    assert ledger.succeed(record, RESULT) is Reply.OK
+
+    late = [ledger.beat(record, PROGRESS, lease_s=30), ledger.fail(record, "x", "y"), ledger.finish_canceled(record)]
+    canceled = ledger.cancel(record.id, "ant")
+
+    ended = read(ledger, record.id)
+    assert late == [Reply.FENCED] * 3
+    assert canceled is Cancel.ENDED
+    assert (ended.status, ended.result, ended.error, ended.progress) == (Status.SUCCEEDED, RESULT, None, None)
+    assert ledger.claim(record.id, "node-2", lease_s=30, max_attempts=3) is None
+
+
+def test_a_worker_whose_lease_ran_out_is_fenced(ledger: Ledger) -> None:
+    frozen = claim(ledger, create(ledger), lease_s=0.01)
+    wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1)
+
+    successor = claim(ledger, frozen.id)
+
+    assert ledger.succeed(frozen, RESULT) is Reply.FENCED
+    assert ledger.release(frozen, delay_s=0, charged=True) is Reply.FENCED
+    assert (successor.attempt, successor.fence > frozen.fence) == (2, True)
+    assert ledger.succeed(successor, RESULT) is Reply.OK
+
+
+def test_a_lease_that_is_beaten_is_not_reaped(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger), lease_s=0.01)
+    ledger.beat(record, PROGRESS, lease_s=30)
+
+    assert ledger.reap(max_attempts=3).requeued == 0
+    assert ledger.succeed(record, RESULT) is Reply.OK
+
+
+def test_a_job_that_kills_its_workers_fails_at_its_cap(ledger: Ledger) -> None:
+    job_id = create(ledger)
+    for _ in range(2):
+        claim(ledger, job_id, lease_s=0.01, max_attempts=2)
+        wait_until(lambda: sum((r := ledger.reap(max_attempts=2), r.requeued + r.failed)[1:]) == 1)
+
+    record = read(ledger, job_id)
+
+    assert record.status is Status.FAILED
+    assert record.error is not None
+    assert record.error.code == "attempts_exhausted"
+
+
+def test_a_queued_job_is_canceled_at_once(ledger: Ledger) -> None:
+    job_id = create(ledger)
+
+    assert ledger.cancel(job_id, "ant") is Cancel.CANCELED
+    assert ledger.status(job_id) is Status.CANCELED
+    assert ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3) is None
+
+
+def test_a_running_job_learns_of_its_cancellation_by_the_beat(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger))
+
+    assert ledger.cancel(record.id, "ant") is Cancel.REQUESTED
+    assert ledger.beat(record, PROGRESS, lease_s=30) is Reply.CANCELED
+    assert ledger.finish_canceled(record) is Reply.OK
+    assert ledger.status(record.id) is Status.CANCELED
+
+
+def test_a_canceled_job_whose_worker_died_is_canceled_by_the_reaper(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger), lease_s=0.01)
+    ledger.cancel(record.id, "ant")
+
+    wait_until(lambda: ledger.reap(max_attempts=3).canceled == 1)
+
+    assert ledger.status(record.id) is Status.CANCELED
+
+
+def test_another_tenants_job_cannot_be_canceled(ledger: Ledger) -> None:
+    job_id = create(ledger)
+
+    assert ledger.cancel(job_id, "bee") is Cancel.UNKNOWN
+    assert ledger.status(job_id) is Status.QUEUED
+
+
+def test_a_job_that_waits_past_its_deadline_expires(ledger: Ledger) -> None:
+    reaped, claimed = create(ledger, start_deadline_s=0), create(ledger, start_deadline_s=0)
+
+    refused = ledger.claim(claimed, "node-1", lease_s=30, max_attempts=3)
+    wait_until(lambda: ledger.reap(max_attempts=3).expired == 1)
+
+    assert refused is None
+    assert [ledger.status(job) for job in (reaped, claimed)] == [Status.EXPIRED] * 2
+
+
+def test_a_job_that_was_handed_back_waits_and_keeps_its_place(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger))
+    other = create(ledger)
+
+    assert ledger.release(record, delay_s=60, charged=False) is Reply.OK
+
+    assert ledger.queue_position(read(ledger, record.id)) == 0
+    assert ledger.queue_position(read(ledger, other)) == 1
+    assert record.id not in [job for job, _ in ledger.due_publishes()]
+    assert claim(ledger, record.id).attempt == 1
+
+
+def test_a_job_that_was_not_published_is_due_in_the_outbox(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    job_id = create(ledger)
+    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the grace for the API had passed
+
+    due = ledger.due_publishes()
+
+    assert due == [(job_id, "sam.m.normal")]
+    assert ledger.due_publishes() == []
+
+
+def test_a_claimed_job_is_not_published_again(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    job_id = create(ledger)
+    claim(ledger, job_id)
+    ledger.published(job_id)
+
+    assert redis_client.zcard("mf:outbox") == 0
+
+
+@pytest.mark.parametrize("events", [(EventName.SUCCEEDED,), tuple(EventName)])
+def test_the_end_of_a_job_queues_its_webhook(ledger: Ledger, events: tuple[EventName, ...]) -> None:
+    webhook = Webhook(url="https://example.com/hook", events=events)
+    record = claim(ledger, create(ledger, webhook=webhook))
+
+    ledger.succeed(record, RESULT)
+
+    assert ledger.due_deliveries() == [
+        Delivery(f"msg_{record.id}_succeeded", record.id, EventName.SUCCEEDED, "https://example.com/hook", 1)
+    ]
+    assert ledger.due_deliveries() == []  # it is taken
+
+
+def test_an_end_that_was_not_asked_for_queues_no_webhook(ledger: Ledger) -> None:
+    job_id = create(ledger, webhook=Webhook(url="https://example.com/hook", events=(EventName.SUCCEEDED,)))
+
+    ledger.cancel(job_id, "ant")
+
+    assert ledger.deliveries_waiting() == 0
+
+
+def test_a_postponed_webhook_comes_again_and_a_delivered_one_does_not(ledger: Ledger) -> None:
+    ledger.cancel(create(ledger, webhook=Webhook(url="https://example.com/hook")), "ant")
+    [delivery] = ledger.due_deliveries()
+
+    ledger.delivery_postponed(delivery, 0)
+    again = wait_until(lambda: ledger.due_deliveries())
+    ledger.delivery_ended(again[0], "delivered")
+
+    assert [found.tries for found in again] == [2]
+    assert ledger.deliveries_waiting() == 0
+
+
+def test_jobs_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
+    created = [create(ledger) for _ in range(7)]
+    create(ledger, "bee")
+
+    pages, before = [], None
+    while page := ledger.jobs_of("ant", before=before, limit=3):
+        pages.append([record.id for record in page])
+        before = (page[-1].created_ms, page[-1].id)
+
+    assert sorted(job for page in pages for job in page) == sorted(created)
+    assert [len(page) for page in pages] == [3, 3, 1]
+
+
+def test_forgotten_jobs_leave_the_tenants_list(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    forgotten = create(ledger)
+    redis_client.delete(f"mf:job:{forgotten}")
+
+    create(ledger)
+    create(ledger)
+
+    assert redis_client.zscore("mf:jobs:ant", forgotten) is None
+
+
+def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    job_id = create(ledger)
+    ledger.cancel(job_id, "ant")
+
+    assert redis_client.ttl(f"mf:job:{job_id}") > 0
+    assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:totals"])
+
+
+def test_workers_that_announce_themselves_are_seen(ledger: Ledger) -> None:
+    seen = WorkerSeen("sam-gpu0@host", "sam-demo", "cpu", 12, 3)
+
+    ledger.announce(seen)
+    assert ledger.workers() == [seen]
+
+    ledger.withdraw("sam-gpu0@host")
+    assert ledger.workers() == []
+
+
+def test_a_redis_that_is_gone_is_told_as_such() -> None:
+    gone = Ledger(redis.Redis(port=1, decode_responses=True), retention_s=60)
+
+    with pytest.raises(QueueUnavailable):
+        gone.read("job_x")
+
+
+def test_a_redis_that_is_full_refuses_and_writes_nothing(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    redis_client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(QueueUnavailable, match="full"):
+            create(ledger)
+    finally:
+        redis_client.config_set("maxmemory", "0")
+
+    assert redis_client.keys("mf:*") == []

@@ -1,0 +1,137 @@
+"""What a request may say, and what it is told when it says something else."""
+
+import json
+
+import pytest
+
+from jobs.errors import InvalidPrompt, InvalidRequest
+from jobs.spec import BoxJob, EverythingJob, PointJob, Prompt, check_prompts_on_image, dump_spec, parse_spec
+
+IMAGE = {"s3_uri": "s3://photos/bee.jpg"}
+
+
+def fault_of(body: object) -> tuple[str, str]:
+    """The first fault's pointer and code."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_spec(json.dumps(body))
+    assert caught.value.code == "invalid_spec"
+    return caught.value.faults[0].pointer, caught.value.faults[0].code
+
+
+def test_a_spec_of_each_mode_is_read_and_survives_writing() -> None:
+    for body, kind in [
+        ({"mode": "everything", "image": IMAGE}, EverythingJob),
+        ({"mode": "point", "image": IMAGE, "prompts": [{"points": [[1, 2], [3, 4]], "labels": [1, 0]}]}, PointJob),
+        ({"mode": "box", "image": IMAGE, "prompts": [{"box": [1, 2, 3, 4], "points": [[2, 3]]}]}, BoxJob),
+    ]:
+        spec = parse_spec(json.dumps(body))
+
+        assert isinstance(spec, kind)
+        assert parse_spec(dump_spec(spec)) == spec
+
+
+def test_everything_has_the_defaults_of_the_guides_pipeline() -> None:
+    spec = parse_spec(json.dumps({"mode": "everything", "image": IMAGE}))
+
+    assert spec.params.model_dump() == {
+        "points_per_batch": 64,
+        "pred_iou_thresh": 0.88,
+        "stability_score_thresh": 0.95,
+        "stability_score_offset": 1.0,
+        "mask_threshold": 0.0,
+        "points_per_crop": 32,
+        "crops_n_layers": 0,
+        "crops_nms_thresh": 0.7,
+        "crop_overlap_ratio": 512 / 1500,
+        "crop_n_points_downscale_factor": 1,
+    }
+
+
+def test_labels_default_to_points_on_the_object() -> None:
+    assert Prompt(points=((1, 2), (3, 4))).point_labels == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        ({"image": IMAGE}, "", "union_tag_not_found"),
+        ({"mode": "polygon", "image": IMAGE}, "", "union_tag_invalid"),
+        ([], "", "dict_type"),
+        ({"mode": "everything"}, "/image", "missing"),
+        ({"mode": "everything", "image": IMAGE, "colour": 1}, "/colour", "extra_forbidden"),
+        ({"mode": "everything", "image": IMAGE, "params": {"multimask": True}}, "/params/multimask", "extra_forbidden"),
+        ({"mode": "everything", "image": IMAGE, "prompts": []}, "/prompts", "extra_forbidden"),
+        (
+            {"mode": "everything", "image": IMAGE, "params": {"points_per_batch": 0}},
+            "/params/points_per_batch",
+            "greater_than_equal",
+        ),
+        ({"mode": "everything", "image": {}}, "/image", "image_source"),
+        ({"mode": "everything", "image": {**IMAGE, "base64": "aaaa"}}, "/image", "image_source"),
+        ({"mode": "everything", "image": {"s3_uri": "https://x/y"}}, "/image/s3_uri", "invalid_s3_uri"),
+        ({"mode": "everything", "image": {"s3_uri": "s3://only-a-bucket"}}, "/image/s3_uri", "invalid_s3_uri"),
+        ({"mode": "everything", "image": {"url": "file:///etc/passwd"}}, "/image/url", "invalid_url"),
+        ({"mode": "everything", "image": {"url": "https://me:secret@example.com/"}}, "/image/url", "invalid_url"),
+        ({"mode": "everything", "image": {"base64": "not base64!"}}, "/image/base64", "invalid_base64"),
+        ({"mode": "point", "image": IMAGE}, "/prompts", "missing"),
+        ({"mode": "point", "image": IMAGE, "prompts": []}, "/prompts", "too_short"),
+        ({"mode": "point", "image": IMAGE, "prompts": [{"box": [1, 2, 3, 4]}]}, "", "prompt_mode"),
+        (
+            {"mode": "point", "image": IMAGE, "prompts": [{"points": [[1, 2]], "labels": [1, 0]}]},
+            "/prompts/0",
+            "labels_length",
+        ),
+        (
+            {"mode": "point", "image": IMAGE, "prompts": [{"points": [[1, 2]], "labels": [2]}]},
+            "/prompts/0/labels/0",
+            "literal_error",
+        ),
+        ({"mode": "box", "image": IMAGE, "prompts": [{"points": [[1, 2]]}]}, "", "prompt_mode"),
+        ({"mode": "box", "image": IMAGE, "prompts": [{"box": [3, 2, 1, 4]}]}, "/prompts/0", "invalid_box"),
+        ({"mode": "box", "image": IMAGE, "prompts": [{"box": [1, 2, 1, 4]}]}, "/prompts/0", "invalid_box"),
+    ],
+)
+def test_each_mistake_is_named_by_its_place_and_a_code(body: object, pointer: str, code: str) -> None:
+    assert fault_of(body) == (pointer, code)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_spec('{"mode": "box", "image": {}, "prompts": [{"box": [1, 1, 0, 0]}, {}], "x": 1}')
+
+    assert [fault.pointer for fault in caught.value.faults] == ["/image", "/prompts/0", "/x"]
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff\xfe", "nul\x00"])
+def test_what_is_not_json_is_malformed(text: str | bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_spec(text)
+
+    assert (caught.value.code, caught.value.http_status) == ("malformed_json", 400)
+
+
+def test_not_a_number_is_no_coordinate() -> None:
+    with pytest.raises(InvalidRequest):
+        parse_spec(
+            '{"mode": "point", "image": {"upload_id": "upl_' + "0" * 32 + '"}, "prompts": [{"points": [[1e999, 1]]}]}'
+        )
+
+
+def test_a_prompt_on_the_images_edge_is_inside() -> None:
+    check_prompts_on_image((Prompt(points=((0, 0), (99, 49))), Prompt(box=(0, 0, 100, 50))), (100, 50))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        (Prompt(points=((100, 10),)), "point_outside_image"),
+        (Prompt(points=((5, -1),)), "point_outside_image"),
+        (Prompt(box=(0, 0, 101, 50)), "box_outside_image"),
+        (Prompt(box=(-1, 0, 10, 10)), "box_outside_image"),
+    ],
+)
+def test_a_prompt_outside_the_image_is_refused(prompt: Prompt, code: str) -> None:
+    with pytest.raises(InvalidPrompt) as caught:
+        check_prompts_on_image((prompt,), (100, 50))
+
+    assert caught.value.code == code

@@ -1,0 +1,88 @@
+"""The store on a real S3."""
+
+import pytest
+import requests
+
+from jobs.errors import NotFound, StoreUnavailable
+from jobs.settings import SharedSettings
+from jobs.storage import Store, attempt_prefix, split_s3_uri, upload_key
+
+
+def test_what_was_put_is_read_back(store: Store) -> None:
+    store.put("t/a", b"bytes", "text/plain")
+
+    head = store.head("t/a")
+
+    assert store.read("t/a") == b"bytes"
+    assert head is not None
+    assert (head.size, head.content_type) == (5, "text/plain")
+
+
+def test_a_read_stops_one_byte_after_the_limit(store: Store) -> None:
+    store.put("t/long", b"0123456789", "text/plain")
+
+    assert store.read("t/long", max_bytes=4) == b"01234"
+
+
+def test_an_empty_object_is_read_as_no_bytes(store: Store) -> None:
+    store.put("t/empty", b"", "text/plain")
+
+    assert store.read("t/empty", max_bytes=4) == b""
+
+
+def test_what_is_put_once_stays(store: Store) -> None:
+    store.put_once("t/once", b"first", "text/plain")
+
+    assert store.put_once("t/once", b"second", "text/plain") is False
+    assert store.read("t/once") == b"first"
+
+
+def test_a_missing_object_is_told_as_such(store: Store) -> None:
+    assert store.head("t/none") is None
+    with pytest.raises(NotFound):
+        store.read("t/none")
+    with pytest.raises(NotFound):
+        store.read("t/none", bucket="no-such-bucket")
+
+
+def test_a_link_reads_the_object_without_a_key(store: Store) -> None:
+    store.put("t/linked", b"bytes", "text/plain")
+
+    assert requests.get(store.link("t/linked"), timeout=5).content == b"bytes"
+
+
+def test_links_are_made_for_the_address_that_clients_reach(store_fields: dict[str, str]) -> None:
+    store = Store(SharedSettings(**store_fields, s3_public_endpoint="https://photos.example.com"))
+
+    assert store.link("t/linked").startswith("https://photos.example.com/maskfleet/t/linked?")
+    assert store.presign_upload("ant", "image/png", 3, 60).url.startswith("https://photos.example.com/")
+
+
+def test_a_presigned_upload_takes_the_one_object_that_it_was_made_for(store: Store) -> None:
+    upload = store.presign_upload("ant", "image/png", 5, ttl_s=60)
+
+    wrong_type = requests.put(upload.url, data=b"bytes", headers={"Content-Type": "text/html"}, timeout=5)
+    wrong_size = requests.put(upload.url, data=b"more bytes", headers={"Content-Type": "image/png"}, timeout=5)
+    right = requests.put(upload.url, data=b"bytes", headers=upload.headers, timeout=5)
+
+    assert (wrong_type.status_code, wrong_size.status_code, right.status_code) == (403, 403, 200)
+    assert store.read(upload_key("ant", upload.upload_id)) == b"bytes"
+
+
+def test_a_store_that_is_gone_is_told_as_such() -> None:
+    gone = Store(SharedSettings(s3_endpoint="http://127.0.0.1:1", s3_access_key="a", s3_secret_key="b"))
+
+    with pytest.raises(StoreUnavailable):
+        gone.put("t/a", b"", "text/plain")
+    with pytest.raises(StoreUnavailable):
+        gone.ping()
+
+
+def test_an_s3_uri_is_split_at_its_bucket() -> None:
+    assert split_s3_uri("s3://photos/a/b.jpg") == ("photos", "a/b.jpg")
+
+
+def test_attempts_write_to_folders_of_their_own() -> None:
+    folders = {attempt_prefix("t", "j", attempt, fence) for attempt, fence in [(1, 1), (1, 3), (2, 5)]}
+
+    assert len(folders) == 3

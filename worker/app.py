@@ -1,0 +1,140 @@
+"""The worker's entry: one Celery node for one device, one child process that holds the model.
+
+Celery queues, routes, supervises the child and enforces limits; what is true of a job is in the ledger.
+The parent never imports torch.  The child is spawned, not forked, so that CUDA is safe in it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from celery import shared_task
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+
+from jobs.errors import JobError, QueueUnavailable
+from jobs.ledger import WORKER_TTL_S, Ledger, WorkerSeen, connect
+from jobs.logs import configure_logs, get_logger
+from jobs.queue import TASK_NAME, celery_app, model_queues
+from jobs.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.attempt import Workbench
+
+log = get_logger()
+
+#: The hard end of a task, above the longest run_timeout_s that a spec may ask for.
+HARD_LIMIT_S = 3600 + 120
+#: A child that cannot load its model waits this long before it ends and another one tries.
+LOAD_RETRY_S = 10.0
+
+
+class WorkerChild:
+    """What the child process owns: the workbench, and the thread that says it is there."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._jobs = 0
+        self._over = threading.Event()
+        threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
+
+    def work(self, job_id: str) -> None:
+        from worker.attempt import attempt_job
+
+        attempt_job(job_id, self._bench)
+        self._jobs += 1
+
+    def leave(self) -> None:
+        self._over.set()
+        self._bench.ledger.withdraw(self._bench.settings.node)
+
+    def _announce_until_over(self) -> None:
+        settings = self._bench.settings
+        while not self._over.is_set():
+            seen = WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs)
+            try:
+                self._bench.ledger.announce(seen)
+            except QueueUnavailable:
+                log.warning("worker_not_announced")
+            self._over.wait(WORKER_TTL_S / 6)
+
+
+#: The child of this process; Celery gives a task no other way to what its process holds.
+_child: WorkerChild | None = None
+
+
+@shared_task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
+def segment_job(job_id: str) -> None:
+    """Celery's one task: look at this job."""
+    if _child is None:
+        raise RuntimeError("the task runs outside a worker's child process")
+    _child.work(job_id)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
+def load(**_: object) -> None:
+    """Load the model in a child process that has just started; end the child when that fails."""
+    global _child
+    settings = WorkerSettings()
+    try:
+        _child = WorkerChild(make_workbench(settings))
+    except JobError as error:
+        # Celery would swallow the error and hand jobs to a child without a model.
+        log.error("model_not_loaded", model=settings.model, code=error.code, detail=error.detail)
+        time.sleep(LOAD_RETRY_S)
+        os._exit(1)
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # celery ships no types
+def leave(**_: object) -> None:
+    if _child is not None:
+        _child.leave()
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]  # celery ships no types
+def set_up_logs(**_: object) -> None:
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, program=f"worker {settings.node}")
+
+
+def make_workbench(settings: WorkerSettings) -> Workbench:
+    """Connect to the services and load the model."""
+    from jobs.storage import Store
+    from worker.attempt import Workbench
+    from worker.egress import egress_session
+    from worker.model import load_model
+
+    started = time.monotonic()
+    bench = Workbench(
+        ledger=Ledger(connect(settings), settings.retention_s),
+        store=Store(settings),
+        egress=egress_session(allow_private=settings.egress_allow_private),
+        model=load_model(settings.model, settings.device),
+        settings=settings,
+    )
+    log.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
+    return bench
+
+
+def main() -> None:
+    """Run a node until it is told to stop."""
+    settings = WorkerSettings()
+    app = celery_app(settings)
+    app.conf.update(
+        include=["worker.app"],
+        worker_pool="prefork",
+        worker_pool_start_method="spawn",
+        worker_concurrency=1,
+        worker_proc_alive_timeout=settings.load_timeout_s,
+        task_time_limit=HARD_LIMIT_S,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+    )
+    queues = ",".join(model_queues(settings.model_name))
+    app.worker_main(["worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"])
+
+
+if __name__ == "__main__":
+    main()

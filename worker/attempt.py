@@ -1,0 +1,110 @@
+"""One attempt at a job, from the claim to its end: the worker's whole story."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import requests
+import structlog
+
+from jobs.errors import AttemptFailed, CallerError, JobError, QueueUnavailable
+from jobs.ledger import Ledger, Reply
+from jobs.logs import get_logger
+from jobs.record import JobRecord, ResultSummary
+from jobs.settings import WorkerSettings
+from jobs.status import Stage
+from jobs.storage import Store
+from worker.images import decode_photo
+from worker.lease import Canceled, Fenced, Lease
+from worker.model import SegmentationModel
+from worker.results import earlier_result, write_result
+from worker.segment import segment
+from worker.sources import fetch_image
+
+log = get_logger()
+
+#: A broken attempt waits about this long before the next, doubling each time.
+BACKOFF_S = 2.0
+#: A finished job whose end Redis does not take is offered again for this long.
+FINISH_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What a worker process holds between jobs."""
+
+    ledger: Ledger
+    store: Store
+    egress: requests.Session
+    model: SegmentationModel
+    settings: WorkerSettings
+
+
+def attempt_job(job_id: str, bench: Workbench) -> None:
+    """Claim the job that a message names, do it, and end it; or drop the message."""
+    settings = bench.settings
+    record = bench.ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+    if record is None:
+        log.info("message_dropped", job=job_id)
+        return
+    with structlog.contextvars.bound_contextvars(job=record.id, attempt=record.attempt):
+        log.info("job_claimed", mode=record.spec.mode)
+        try:
+            with Lease(bench.ledger, record, settings) as lease:
+                result = _do(record, bench, lease)
+            _end(lambda: bench.ledger.succeed(record, result), "job_succeeded", masks=result.masks)
+        except Canceled:
+            _end(lambda: bench.ledger.finish_canceled(record), "job_canceled")
+        except Fenced:
+            log.warning("job_fenced")
+        except JobError as error:
+            _give_back_or_fail(error, record, bench)
+        except Exception as error:  # the task's border: whatever breaks, the job must not hang
+            log.exception("attempt_broke")
+            fault = AttemptFailed("internal_error", f"The attempt broke: {type(error).__name__}.")
+            _give_back_or_fail(fault, record, bench)
+
+
+def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
+    if done := earlier_result(record, bench.store):
+        return done
+    started = time.monotonic()
+    data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
+    photo = decode_photo(data, bench.settings.max_image_pixels)
+    fetch_s = time.monotonic() - started
+    segmentation = segment(photo, record.spec, bench.model, lease)
+    lease.stage(Stage.WRITING)
+    model = bench.settings.model_name
+    return write_result(record, photo, segmentation, bench.store, lease, model=model, fetch_s=fetch_s)
+
+
+def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:
+    """End a job that its caller must change, or that has no attempts left; else queue it again after a while."""
+    ledger = bench.ledger
+    final = isinstance(error, CallerError) or error.code == "timeout"
+    if final or record.attempt >= bench.settings.max_attempts:
+        _end(lambda: ledger.fail(record, error.code, error.detail), "job_failed", code=error.code)
+    else:
+        delay_s = BACKOFF_S * 2 ** (record.attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 (jitter)
+        _end(lambda: ledger.release(record, delay_s=delay_s, charged=True), "job_released", code=error.code)
+
+
+def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
+    """Tell the ledger, with patience: while Redis restarts the work need not be lost."""
+    deadline = time.monotonic() + FINISH_PATIENCE_S
+    while True:
+        try:
+            reply = transition()
+            break
+        except QueueUnavailable:
+            if time.monotonic() > deadline:
+                log.error("end_not_recorded", event_lost=event)
+                return
+            time.sleep(0.5)
+    if reply is Reply.OK:
+        log.info(event, **fields)
+    else:
+        log.warning("job_fenced", event_lost=event)

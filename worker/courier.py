@@ -1,0 +1,110 @@
+"""The courier: tells callers that jobs have ended, and puts right what processes that died left behind.
+
+CPU only.  Several may run: whatever one takes, it takes by a script of the ledger, for a limited time.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from jobs.errors import QueueUnavailable
+from jobs.events import job_ended
+from jobs.ledger import Delivery, Ledger, connect
+from jobs.logs import configure_logs, get_logger
+from jobs.queue import Publisher
+from jobs.settings import CourierSettings
+from worker.egress import egress_session
+from worker.webhook import Outcome, Try, send
+
+log = get_logger()
+
+#: Webhooks that are sent at once; a slow receiver holds one of these.
+SENDERS = 16
+#: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
+JITTER = 0.2
+
+
+class Courier:
+    """The loop over what is due."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        self._ledger = Ledger(connect(settings), settings.retention_s)
+        self._publisher = Publisher(settings)
+        self._session = egress_session(allow_private=settings.egress_allow_private)
+        self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
+
+    def run(self, over: threading.Event) -> None:
+        """Work until ``over`` is set; then end the tries under way."""
+        with ThreadPoolExecutor(SENDERS, thread_name_prefix="sender") as senders:
+            while not over.is_set():
+                try:
+                    self._reap()
+                    self._publish()
+                    for delivery in self._ledger.due_deliveries(SENDERS):
+                        senders.submit(self._deliver, delivery)
+                except QueueUnavailable:
+                    log.warning("queue_unavailable")
+                over.wait(self._settings.tick_s)
+
+    def _reap(self) -> None:
+        reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
+        if reaped.requeued or reaped.failed or reaped.canceled:
+            log.warning("leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled)
+        if reaped.expired:
+            log.info("jobs_expired", jobs=reaped.expired)
+
+    def _publish(self) -> None:
+        for job_id, queue in self._ledger.due_publishes():
+            self._publisher.publish(job_id, queue)
+            log.info("job_published", job=job_id)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            record = self._ledger.read(delivery.job_id)
+            if record is None:
+                self._ledger.delivery_ended(delivery, "the job is forgotten")
+                return
+            event = job_ended(record, self._settings.model_name, self._settings.public_url.rstrip("/"))
+            result = send(
+                delivery, event.model_dump_json(), self._secrets, self._session, self._settings.webhook_timeout_s
+            )
+            self._note(delivery, result)
+        except QueueUnavailable:
+            log.warning("delivery_not_noted", delivery=delivery.id)  # it is due again when its lease ends
+        except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
+            log.exception("delivery_broke", delivery=delivery.id)
+
+    def _note(self, delivery: Delivery, result: Try) -> None:
+        fields = {"delivery": delivery.id, "tries": delivery.tries, "detail": result.detail}
+        schedule = self._settings.webhook_schedule_s
+        if result.outcome is not Outcome.FAILED:
+            self._ledger.delivery_ended(delivery, result.outcome)
+            log.info(f"webhook_{result.outcome}", **fields)
+        elif delivery.tries >= len(schedule):
+            self._ledger.delivery_ended(delivery, "given up")
+            log.warning("webhook_given_up", **fields)
+        else:
+            delay_s = max(schedule[delivery.tries], result.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
+            self._ledger.delivery_postponed(delivery, delay_s)
+            log.info("webhook_postponed", delay_s=delay_s, **fields)
+
+
+def main() -> None:
+    """Run a courier until it is told to stop."""
+    settings = CourierSettings()
+    configure_logs(settings.log_level, program="courier")
+    if not settings.webhook_secrets:
+        raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    log.info("courier_started")
+    Courier(settings).run(over)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""From masks to objects in the store, and the manifest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from datetime import UTC, datetime
+
+from jobs.errors import NotFound
+from jobs.manifest import Manifest, ManifestFile, MaskSummary
+from jobs.record import JobRecord, Metrics, ResultSummary
+from jobs.storage import Store, attempt_prefix, result_prefix
+from worker.formats import artifacts
+from worker.images import Photo
+from worker.lease import Lease
+from worker.segment import Segmentation
+
+
+def write_result(
+    record: JobRecord,
+    photo: Photo,
+    segmentation: Segmentation,
+    store: Store,
+    lease: Lease,
+    *,
+    model: str,
+    fetch_s: float,
+) -> ResultSummary:
+    """Write what the job asked for under the attempt's own folder, then the manifest.
+
+    The manifest is written once for each job.  When an earlier attempt has written it, that attempt's
+    result stands and this one's objects are left unnamed.
+    """
+    started = time.monotonic()
+    prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence)
+    files = []
+    for artifact in artifacts(photo, record.spec, segmentation):
+        key = f"{prefix}/{artifact.name}"
+        store.put(key, artifact.data, artifact.content_type)
+        files.append(
+            ManifestFile(
+                name=artifact.name,
+                key=key,
+                size=len(artifact.data),
+                sha256=hashlib.sha256(artifact.data).hexdigest(),
+                content_type=artifact.content_type,
+            )
+        )
+        lease.check()
+    width, height = photo.size_wh
+    manifest = Manifest(
+        job_id=record.id,
+        attempt=record.attempt,
+        mode=record.spec.mode,
+        model=model,
+        created_at=datetime.now(UTC),
+        image_width=width,
+        image_height=height,
+        masks=tuple(
+            MaskSummary(
+                area=mask.area,
+                bbox=mask.bbox_xywh,
+                predicted_iou=mask.predicted_iou,
+                stability_score=mask.stability_score,
+                prompt=mask.prompt,
+                candidate=mask.candidate,
+            )
+            for mask in segmentation.masks
+        ),
+        files=tuple(files),
+        metrics=Metrics(
+            fetch_s=fetch_s,
+            embed_s=segmentation.metrics.embed_s,
+            decode_s=segmentation.metrics.decode_s,
+            write_s=time.monotonic() - started,
+            points=segmentation.metrics.points,
+            points_per_batch=segmentation.metrics.points_per_batch,
+        ),
+    )
+    body = manifest.model_dump_json(indent=2, exclude_none=True).encode()
+    if not store.put_once(_manifest_key(record), body, "application/json"):
+        return earlier_result(record, store) or _summary(record, manifest)
+    return _summary(record, manifest)
+
+
+def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
+    """Find the result of an earlier attempt that wrote its manifest and died before it could say so."""
+    if record.fence == 1:
+        return None
+    try:
+        body = store.read(_manifest_key(record))
+    except NotFound:
+        return None
+    return _summary(record, Manifest.model_validate_json(body))
+
+
+def _manifest_key(record: JobRecord) -> str:
+    return f"{result_prefix(record.tenant, record.id)}/manifest.json"
+
+
+def _summary(record: JobRecord, manifest: Manifest) -> ResultSummary:
+    return ResultSummary(
+        prefix=f"{result_prefix(record.tenant, record.id)}/",
+        manifest_key=_manifest_key(record),
+        masks=len(manifest.masks),
+        best_score=max((mask.predicted_iou for mask in manifest.masks), default=None),
+        metrics=manifest.metrics,
+    )

@@ -1,0 +1,91 @@
+"""From where a job says its image is, to the image's bytes."""
+
+from __future__ import annotations
+
+import time
+
+import requests
+
+from jobs.errors import InvalidImage, InvalidRequest, NotFound, SourceUnavailable
+from jobs.settings import WorkerSettings
+from jobs.spec import ImageSource
+from jobs.storage import ObjectDenied, Store, split_s3_uri, upload_key
+from worker.egress import AddressRefused
+
+_CHUNK = 1 << 20
+
+
+def fetch_image(
+    source: ImageSource, tenant: str, store: Store, egress: requests.Session, settings: WorkerSettings
+) -> bytes:
+    """Fetch the image's bytes, of which there may be ``settings.max_image_bytes``.
+
+    Raises InvalidImage when it cannot be had, SourceUnavailable or StoreUnavailable when it may be later.
+    """
+    if source.url is not None:
+        data = _fetch_url(source.url, egress, settings)
+    elif source.s3_uri is not None:
+        bucket, key = split_s3_uri(source.s3_uri)
+        if bucket not in settings.allowed_buckets:
+            raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
+        data = _read_object(store, bucket, key, settings)
+    elif source.upload_id is not None:
+        data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
+    else:
+        raise InvalidImage("image_not_stored", "The job's record names no place that its image can be read from.")
+    if len(data) > settings.max_image_bytes:
+        raise _too_many_bytes(settings)
+    return data
+
+
+def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> bytes:
+    try:
+        return store.read(key, bucket=bucket, max_bytes=settings.max_image_bytes)
+    except ObjectDenied as error:
+        raise InvalidImage("image_forbidden", "The store does not let this service read the image.") from error
+    except NotFound as error:
+        raise InvalidImage("image_not_found", "There is no such object in the store.") from error
+
+
+def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> bytes:
+    deadline = time.monotonic() + settings.fetch_timeout_s
+    data = bytearray()
+    try:
+        with egress.get(url, stream=True, timeout=(5, min(20, settings.fetch_timeout_s))) as answer:
+            _check_status(answer)
+            for chunk in answer.iter_content(_CHUNK):
+                data += chunk
+                if len(data) > settings.max_image_bytes:
+                    raise _too_many_bytes(settings)
+                if time.monotonic() > deadline:
+                    raise SourceUnavailable("The image's host took too long to send it.")
+            expected = answer.headers.get("Content-Length", "")
+            if expected.isdigit() and "Content-Encoding" not in answer.headers and len(data) < int(expected):
+                raise SourceUnavailable("The image's host broke off before the end.")
+    except AddressRefused as error:
+        raise InvalidImage("url_not_allowed", "This service does not fetch from that address.") from error
+    except requests.TooManyRedirects as error:
+        raise InvalidImage("url_redirects", "The image's address redirects too often.") from error
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        raise InvalidImage("invalid_url", "The image's address cannot be fetched from.") from error
+    except requests.RequestException as error:
+        raise SourceUnavailable("The image's host did not answer as it should.") from error
+    return bytes(data)
+
+
+def _check_status(answer: requests.Response) -> None:
+    status = answer.status_code
+    if status in (404, 410):
+        raise InvalidImage("image_not_found", f"The image's host answers {status}.")
+    if status in (401, 403):
+        raise InvalidImage("image_forbidden", f"The image's host answers {status}; give a link that needs no log-in.")
+    if status == 429 or status >= 500:
+        raise SourceUnavailable(f"The image's host answers {status}.")
+    if status != 200:
+        raise InvalidImage("image_not_found", f"The image's host answers {status} and sends no image.")
+
+
+def _too_many_bytes(settings: WorkerSettings) -> InvalidImage:
+    return InvalidImage(
+        "image_file_too_large", f"The image's file is larger than {settings.max_image_bytes / 2**20:.0f} MiB."
+    )
