@@ -6,6 +6,7 @@
     │   ├── Unauthorized         no_api_key, unknown_api_key
     │   ├── NotFound             job_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
+    │   ├── OverQuota            too_many_jobs_in_flight; the one to send again later
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
@@ -84,6 +85,14 @@ class NotFound(CallerError):
 class Conflict(CallerError):
     status = 409
     title = "The job is not in the state for this"
+
+
+class OverQuota(CallerError):
+    """The tenant has as many jobs as it may; it must wait until some have ended."""
+
+    status = 429
+    title = "Too many jobs at once"
+    retry_after_s = 10
 
 
 class InvalidPrompt(CallerError):

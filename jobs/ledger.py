@@ -390,6 +390,12 @@ class Ledger:
         with _redis_errors():
             return self._redis.zcard("mf:leases")
 
+    def publishes_due(self) -> int:
+        """Count the jobs whose message is missing; the courier is to publish them."""
+        with _redis_errors():
+            seconds, _ = self._redis.time()
+            return self._redis.zcount("mf:outbox", "-inf", seconds * 1000)
+
     def deliveries_waiting(self) -> int:
         """Count the webhooks that have still to be sent."""
         with _redis_errors():

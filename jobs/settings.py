@@ -74,6 +74,13 @@ class ApiSettings(SharedSettings):
     #: The longest ``Prefer: wait`` that is honoured.
     max_wait_s: int = Field(60, ge=0)
     idempotency_ttl_s: int = Field(24 * 3600, ge=60)
+    #: The address that clients reach the API under; links in answers start with it.  Empty: the request's own.
+    public_url: str = ""
+    #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
+    bind: str = "127.0.0.1:8000"
+    processes: int = Field(2, ge=1)
+    #: Threads of each process; each serves one request, half of them may wait for a job's end.
+    threads: int = Field(32, ge=2)
 
     _split_names = field_validator("api_keys", "models", "allowed_buckets", mode="before")(_split)
 

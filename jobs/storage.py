@@ -9,6 +9,7 @@ Objects of the bucket:
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,8 +123,8 @@ class Store:
         return PresignedUpload(upload_id, url, {"Content-Type": content_type, "Content-Length": str(size)})
 
     def put_upload(self, tenant: str, data: bytes, content_type: str) -> str:
-        """Store an image that came with the request; give its upload id."""
-        upload_id = f"upl_{uuid.uuid4().hex}"
+        """Store an image that came with the request; give its upload id, the same one for the same bytes."""
+        upload_id = f"upl_{hashlib.sha256(data).hexdigest()[:32]}"
         self.put(upload_key(tenant, upload_id), data, content_type)
         return upload_id
 
