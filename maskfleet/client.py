@@ -1,0 +1,210 @@
+"""A server's jobs, from Python.
+
+with Client("https://masks.example.com", api_key) as client:
+    job = client.submit(photo="bee.jpg", mode="box", prompts=[Prompt(box=(2350, 1600, 2850, 2100))])
+    client.wait(job.id)
+    client.fetch(job.id, "masks")
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self, Unpack
+
+import requests
+from pydantic import BaseModel, ConfigDict
+
+from jobs.manifest import Manifest
+from jobs.record import JobView, Spec
+from jobs.spec import ImageSource
+from maskfleet.download import download
+from maskfleet.problems import WaitedTooLong, WrongState
+from maskfleet.submission import JobFields, Photo, complete, document_of, image_type, source_of
+from maskfleet.transport import MAX_TRIES, Transport
+from maskfleet.webhooks import verify_webhook
+
+__all__ = ["Client", "JobFields", "Photo", "Upload", "verify_webhook"]
+
+#: A photo above this goes straight to the store, not through the API.
+MULTIPART_BYTES = 8 * 2**20
+#: How long the API is asked to hold an answer: long when only the end matters, short to see progress.
+HELD_S, HELD_FOR_PROGRESS_S = 20, 1
+
+
+class Upload(BaseModel):
+    """Where to put a photo's bytes, and the id that a job then names."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    upload_id: str
+    url: str
+    headers: dict[str, str] = {}
+
+
+class _JobPage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    jobs: tuple[JobView, ...]
+    next_cursor: str | None = None
+
+
+class _Models(BaseModel):
+    class Model(BaseModel):
+        model_config = ConfigDict(frozen=True, extra="ignore")
+
+        name: str
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    models: tuple[Model, ...]
+
+
+class Client:
+    """A connection to one server; close it, or use it in a ``with``.
+
+    A call that fails raises one of ``maskfleet.problems.ApiError``'s children.  While the server is away it
+    is asked again for about half a minute: every call is safe to repeat.
+    """
+
+    def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
+        self._transport = Transport(api_url, api_key, max_tries=max_tries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._transport.close()
+
+    def submit(
+        self,
+        spec: Spec | None = None,
+        *,
+        photo: Photo | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[JobFields],
+    ) -> JobView:
+        """Send a job: a ready ``spec``, or its fields as keywords; ``photo`` in place of the image's source.
+
+        idempotency_key: made up when none is given; give your own to make a later call find this job again.
+        Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
+        """
+        source, data = source_of(photo)
+        spec = complete(spec, fields, source)
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if data is not None and len(data) > MULTIPART_BYTES:
+            spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
+            data = None
+        if data is None:
+            headers["Content-Type"] = "application/json"
+            answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec), headers=headers)
+        else:
+            parts = {
+                "spec": ("spec.json", document_of(spec, without="image"), "application/json"),
+                "image": ("image", data, image_type(data)),
+            }
+            answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
+        return JobView.model_validate_json(answer.content)
+
+    def get(self, job_id: str) -> JobView:
+        """Give a job as it stands."""
+        return JobView.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}").content)
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[JobView], object] | None = None,
+    ) -> JobView:
+        """Give the job once it has ended, however it did.
+
+        on_progress: called with the job at least every few seconds.  Raises WaitedTooLong after ``timeout_s``.
+        """
+        for job in self.watch(job_id, timeout_s=timeout_s, held_s=HELD_FOR_PROGRESS_S if on_progress else HELD_S):
+            if on_progress is not None:
+                on_progress(job)
+        return job
+
+    def watch(
+        self, job_id: str, *, timeout_s: float | None = None, held_s: int = HELD_FOR_PROGRESS_S
+    ) -> Iterator[JobView]:
+        """Give the job again and again, the last time when it has ended.
+
+        held_s: the API is asked to hold each answer for so long unless the job ends.
+        """
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            asked = time.monotonic()
+            hold_s = int(max(0, min(held_s, deadline - asked)))
+            headers = {"Prefer": f"wait={hold_s}"} if hold_s else {}
+            answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=hold_s)
+            job = JobView.model_validate_json(answer.content)
+            yield job
+            if job.status.ended:
+                return
+            if time.monotonic() >= deadline:
+                raise WaitedTooLong("waited_too_long", f"{job_id} is {job.status} after {timeout_s:g} s. It goes on.")
+            # A server that does not hold its answers is not to be asked without a pause.
+            time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
+
+    def jobs(self, *, status: str | None = None) -> Iterator[JobView]:
+        """Give your jobs, newest first, page by page as they are asked for."""
+        params = {"status": status} if status else {}
+        while True:
+            page = _JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask for a job's end: a queued one ends at once, a running one within seconds.
+
+        Raises WrongState when it has ended otherwise.
+        """
+        try:
+            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
+        except WrongState:
+            # Canceled already, perhaps by a try of ours whose answer was lost.
+            job = self.get(job_id)
+            if job.status == "canceled":
+                return job
+            raise
+        return JobView.model_validate_json(answer.content)
+
+    def result(self, job_id: str) -> Manifest:
+        """Give a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
+        return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result").content)
+
+    def fetch(
+        self, job_id: str, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None
+    ) -> Manifest:
+        """Download a result's files into a folder, each checked against the manifest, which is written last.
+
+        on_file: called with a file's name, how many files are done, and of how many.
+        Raises WrongState (no result yet), DamagedFile.
+        """
+        manifest = self.result(job_id)
+        download(self._transport, manifest, Path(folder), on_file=on_file)
+        return manifest
+
+    def upload(self, photo: Path | str | bytes) -> str:
+        """Put an image into the store; give the upload id that a job may name."""
+        data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+        body = {"content_type": image_type(data), "size": len(data)}
+        upload = Upload.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
+        self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
+        return upload.upload_id
+
+    def models(self) -> tuple[str, ...]:
+        """Name the models that a job may ask for, the default first."""
+        answer = self._transport.call("GET", "/v1/models")
+        return tuple(model.name for model in _Models.model_validate_json(answer.content).models)

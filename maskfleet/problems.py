@@ -1,0 +1,115 @@
+"""What can go wrong when talking to a server, as one tree.
+
+ApiError                    code, detail, status, errors: the server's problem document
+├── Refused                 4xx: the request must change
+│   ├── KeyRefused          401: no API key, or an unknown one
+│   ├── NotThere            404: no such job, upload or file (or another tenant's)
+│   └── WrongState          409: the job has not ended, has ended, or the idempotency key was used otherwise
+├── Unavailable             5xx, or no answer at all: the same call may succeed later
+├── WaitedTooLong           the deadline of a wait passed; the job goes on
+└── DamagedFile             a downloaded file is not the one in the manifest
+WebhookRejected             a webhook that is not from the server, or is too old
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import requests
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobs.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One field of a request that is wrong: where (JSON pointer), which fault, and what to do."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ApiError(Exception):
+    """A call that failed: the stable ``code``, the ``detail`` for people, the HTTP ``status`` (0: no answer)."""
+
+    def __init__(self, code: str, detail: str, *, status: int = 0, errors: tuple[FieldError, ...] = ()) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.status = status
+        self.errors = errors
+
+
+class Refused(ApiError):
+    """The request must change; sending it again as it is cannot help."""
+
+
+class KeyRefused(Refused):
+    """No API key was given, or the server does not know it."""
+
+
+class NotThere(Refused):
+    """There is no such thing, or it is another tenant's."""
+
+
+class WrongState(Refused):
+    """The job is not in the state for this, or the idempotency key stands for another request."""
+
+
+class Unavailable(ApiError):
+    """The server did not answer, or cannot now; it was asked several times."""
+
+
+class WaitedTooLong(ApiError):
+    """The job did not end before the deadline.  It goes on."""
+
+
+class DamagedFile(ApiError):
+    """A downloaded file's size or sha256 is not the manifest's."""
+
+
+class WebhookRejected(ValueError):
+    """The webhook's signature does not fit its body, or its timestamp is more than five minutes off."""
+
+
+class _FieldProblem(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    pointer: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class _Problem(BaseModel):
+    # RFC 9457.  A proxy's own error page has none of this, so that every member may be missing.
+    model_config = ConfigDict(extra="ignore")
+
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    errors: tuple[_FieldProblem, ...] = ()
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: WrongState}
+
+
+def problem_of(answer: requests.Response) -> ApiError:
+    """Read the server's problem document; make one up when the answer holds none."""
+    try:
+        problem = _Problem.model_validate_json(answer.content)
+    except ValidationError:
+        problem = _Problem()
+    kind = _BY_STATUS.get(answer.status_code, Unavailable if answer.status_code >= 500 else Refused)
+    return kind(
+        problem.code or f"http_{answer.status_code}",
+        problem.detail or problem.title or f"The server answered {answer.status_code} {answer.reason}.",
+        status=answer.status_code,
+        errors=tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in problem.errors),
+    )
+
+
+def refused_here(error: InvalidRequest) -> Refused:
+    """Show a request that was found invalid before it was sent as the server would."""
+    faults = tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in error.faults)
+    return Refused(error.code, error.detail, status=error.http_status, errors=faults)

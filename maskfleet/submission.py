@@ -1,0 +1,81 @@
+"""From what a caller of the client says of a job to the spec and the bytes that are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.record import Spec
+from jobs.spec import EverythingParams, ImageSource, JobSpec, Prompt, PromptParams, Webhook, invalid_request
+from maskfleet.problems import refused_here
+
+#: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
+Photo = str | Path | bytes
+
+_SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
+#: Stands in a spec for a photo that goes along with it; the API puts the real source there.
+_PHOTO_GOES_ALONG = ImageSource(upload_id="upl_" + "0" * 32)
+
+
+class JobFields(TypedDict, total=False):
+    """A job's fields as keywords; what each means is in ``jobs.spec``."""
+
+    mode: Literal["everything", "point", "box"]
+    image: ImageSource | Mapping[str, str]
+    prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
+    params: EverythingParams | PromptParams | Mapping[str, float | bool]
+    outputs: Sequence[str]
+    model: str
+    priority: Literal["interactive", "normal", "bulk"]
+    start_deadline_s: int
+    run_timeout_s: int
+    webhook: Webhook | Mapping[str, Any]  # Any: a URL and a list of names
+    metadata: Mapping[str, str]
+
+
+def image_type(data: bytes) -> str:
+    """Tell an image's media type from its first bytes; ``application/octet-stream`` when it is none we know."""
+    for magic, name in (
+        (b"\xff\xd8\xff", "jpeg"),
+        (b"\x89PNG", "png"),
+        (b"GIF8", "gif"),
+        (b"BM", "bmp"),
+        (b"II*\0", "tiff"),
+        (b"MM\0*", "tiff"),
+    ):
+        if data.startswith(magic):
+            return f"image/{name}"
+    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "application/octet-stream"
+
+
+def document_of(spec: Spec, *, without: str = "") -> bytes:
+    # What was left to the defaults stays so: they are the server's.
+    return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude={without}).encode()
+
+
+def source_of(photo: Photo | None) -> tuple[ImageSource | None, bytes | None]:
+    if photo is None:
+        return None, None
+    if isinstance(photo, bytes):
+        return _PHOTO_GOES_ALONG, photo
+    if isinstance(photo, str) and photo.startswith(("s3://", "http://", "https://")):
+        try:
+            return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
+        except ValidationError as error:
+            raise refused_here(invalid_request(error)) from error
+    return _PHOTO_GOES_ALONG, Path(photo).read_bytes()
+
+
+def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:
+    if spec is not None:
+        if fields:
+            raise TypeError("Give a ready spec or its fields as keywords, not both.")
+        return spec.model_copy(update={"image": source}) if source else spec
+    document = {**fields, "image": source} if source else dict(fields)
+    try:
+        return _SPEC.validate_python(document)
+    except ValidationError as error:
+        raise refused_here(invalid_request(error)) from error
