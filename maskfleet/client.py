@@ -18,11 +18,12 @@ from typing import Self, Unpack
 import requests
 from pydantic import BaseModel, ConfigDict
 
+from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
 from jobs.record import JobView, Spec
 from jobs.spec import ImageSource
 from maskfleet.download import download
-from maskfleet.problems import WaitedTooLong, WrongState
+from maskfleet.problems import WaitedTooLong, WrongState, refused_here
 from maskfleet.submission import JobFields, Photo, complete, document_of, image_type, source_of
 from maskfleet.transport import MAX_TRIES, Transport
 from maskfleet.webhooks import verify_webhook
@@ -96,18 +97,21 @@ class Client:
         idempotency_key: made up when none is given; give your own to make a later call find this job again.
         Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
         """
-        source, data = source_of(photo)
-        spec = complete(spec, fields, source)
+        try:
+            source, data = (None, None) if photo is None else source_of(photo)
+            spec = complete(spec, fields, source)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         if data is not None and len(data) > MULTIPART_BYTES:
             spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
             data = None
         if data is None:
             headers["Content-Type"] = "application/json"
-            answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec), headers=headers)
+            answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers)
         else:
             parts = {
-                "spec": ("spec.json", document_of(spec, without="image"), "application/json"),
+                "spec": ("spec.json", document_of(spec, with_image=False), "application/json"),
                 "image": ("image", data, image_type(data)),
             }
             answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)

@@ -10,14 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.record import Spec
 from jobs.spec import EverythingParams, ImageSource, JobSpec, Prompt, PromptParams, Webhook, invalid_request
-from maskfleet.problems import refused_here
 
 #: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
 Photo = str | Path | bytes
 
 _SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 #: Stands in a spec for a photo that goes along with it; the API puts the real source there.
-_PHOTO_GOES_ALONG = ImageSource(upload_id="upl_" + "0" * 32)
+PHOTO_GOES_ALONG = ImageSource(upload_id="upl_" + "0" * 32)
 
 
 class JobFields(TypedDict, total=False):
@@ -51,25 +50,26 @@ def image_type(data: bytes) -> str:
     return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "application/octet-stream"
 
 
-def document_of(spec: Spec, *, without: str = "") -> bytes:
-    # What was left to the defaults stays so: they are the server's.
-    return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude={without}).encode()
+def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
+    """Give the image's source for the spec, and the bytes that go along with it when they must be sent.
 
-
-def source_of(photo: Photo | None) -> tuple[ImageSource | None, bytes | None]:
-    if photo is None:
-        return None, None
+    Raises InvalidRequest for an address that is none, OSError when a file cannot be read.
+    """
     if isinstance(photo, bytes):
-        return _PHOTO_GOES_ALONG, photo
+        return PHOTO_GOES_ALONG, photo
     if isinstance(photo, str) and photo.startswith(("s3://", "http://", "https://")):
         try:
             return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
         except ValidationError as error:
-            raise refused_here(invalid_request(error)) from error
-    return _PHOTO_GOES_ALONG, Path(photo).read_bytes()
+            raise invalid_request(error) from error
+    return PHOTO_GOES_ALONG, Path(photo).read_bytes()
 
 
 def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:
+    """Make one spec of a ready one or of keywords, with the photo's source in the image's place.
+
+    Raises InvalidRequest (``invalid_spec``).
+    """
     if spec is not None:
         if fields:
             raise TypeError("Give a ready spec or its fields as keywords, not both.")
@@ -78,4 +78,10 @@ def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -
     try:
         return _SPEC.validate_python(document)
     except ValidationError as error:
-        raise refused_here(invalid_request(error)) from error
+        raise invalid_request(error) from error
+
+
+def document_of(spec: Spec, *, with_image: bool) -> bytes:
+    """Write a spec as the API reads it.  What was left to the defaults stays so: they are the server's."""
+    exclude = set() if with_image else {"image"}
+    return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude=exclude).encode()

@@ -8,25 +8,30 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from jobs.errors import CallerError, JobError
+from jobs.record import JobView
+from maskfleet.problems import ApiError, Refused
 
-#: Exit statuses: the caller must change something, or the service failed.
-EXIT_CALLER = 2
+#: Exit statuses: the service failed (or the job did), or the caller must change something.
 EXIT_SERVICE = 1
+EXIT_CALLER = 2
 
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a JobError as ``code: detail``, its further faults below, and exit 2 (the caller's) or 1."""
+    """Print a JobError or an ApiError as ``code: detail``, its further faults below, and exit 2 (the caller's) or 1."""
     try:
         yield
-    except JobError as error:
+    except (JobError, ApiError) as error:
         click.echo(str(error), err=True)
-        for fault in getattr(error, "faults", ())[1:]:
+        for fault in (getattr(error, "faults", ()) or getattr(error, "errors", ()))[1:]:
             click.echo(f"  {fault.pointer}: {fault.detail}", err=True)
-        sys.exit(EXIT_CALLER if isinstance(error, CallerError) else EXIT_SERVICE)
+        sys.exit(EXIT_CALLER if isinstance(error, CallerError | Refused) else EXIT_SERVICE)
+    except OSError as error:
+        click.echo(f"file_error: {error}", err=True)
+        sys.exit(EXIT_CALLER)
 
 
 def progress_bars() -> Progress:
@@ -41,3 +46,32 @@ def progress_bars() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -> None:
+    """Bring a job's bar up to date: its place in the queue, the stage it is in, the batches that are done."""
+    words = str(job.status)
+    if job.queue_position:
+        words += f", {job.queue_position} before it"
+    done, total = (1, 1) if job.status == "succeeded" else (0, None)
+    if job.progress is not None:
+        words = f"{job.progress.stage}, {job.progress.masks} masks" if job.progress.masks else str(job.progress.stage)
+        done, total = job.progress.done, job.progress.total or None
+    bars.update(task, description=f"{label or job.mode}: {words}", completed=done, total=total)
+
+
+def summary(job: JobView) -> str:
+    """Tell a job in a few lines."""
+    lines = [f"{job.id}  {job.status}", f"  mode {job.mode}, model {job.model}, attempt {job.attempt}"]
+    if job.queue_position is not None:
+        lines.append(f"  {job.queue_position} jobs before it")
+    if job.progress is not None:
+        lines.append(f"  {job.progress.stage}: {job.progress.done} of {job.progress.total or '?'} batches")
+    if job.queue_s is not None:
+        lines.append(f"  queued {job.queue_s:.2f} s" + (f", ran {job.run_s:.2f} s" if job.run_s is not None else ""))
+    if job.result is not None:
+        best = "" if job.result.best_score is None else f", best score {job.result.best_score:.3f}"
+        lines.append(f"  {job.result.masks} masks{best}, under {job.result.prefix}")
+    if job.error is not None:
+        lines.append(f"  {job.error.code}: {job.error.detail}")
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""Find the stack that ``maskfleet up`` runs on this machine, by what it wrote down in its data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+#: Where the stack keeps what its ``--json`` line says.
+STATE_FILE = "stack.json"
+
+
+class _Pids(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    api: int
+
+
+class LocalServer(BaseModel):
+    """A running local stack's API and key."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    api_url: str
+    api_key: str
+    pids: _Pids
+
+
+def local_server(data: Path) -> LocalServer | None:
+    """Give the stack that runs from this data folder; None when none does."""
+    try:
+        server = LocalServer.model_validate_json((data / STATE_FILE).read_bytes())
+        os.kill(server.pids.api, 0)  # the file of a stack that was killed may lie there still
+    except (OSError, ValidationError):
+        return None
+    return server
