@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
@@ -65,9 +66,7 @@ class _Silent:
 SILENT: Watch = _Silent()
 
 
-def segment(
-    photo: Photo, spec: EverythingJob | PointJob | BoxJob, model: SegmentationModel, watch: Watch = SILENT
-) -> Segmentation:
+def segment(photo: Photo, spec: Spec, model: SegmentationModel, watch: Watch = SILENT) -> Segmentation:
     """Segment a photo as the spec says.
 
     Raises InvalidPrompt for a prompt outside the photo, and whatever the watch raises.

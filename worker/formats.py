@@ -1,0 +1,114 @@
+"""Masks, written in the forms that users ask for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from jobs.errors import InvalidRequest
+from jobs.record import Spec
+from jobs.spec import Output
+from worker.images import Photo
+from worker.masks import Mask, decode_rle
+from worker.overlay import draw_overlay
+from worker.segment import Segmentation
+
+#: Ids that a 16-bit label map has beside 0, the background.
+MAX_LABELS = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One file of a result.  name: its path below the result's own place."""
+
+    name: str
+    content_type: str
+    data: bytes
+
+
+def make_artifacts(
+    photo: Photo, spec: Spec, segmentation: Segmentation, file_name: str | None = None
+) -> Iterator[Artifact]:
+    """Make the outputs that the spec names, one file at a time.
+
+    file_name: the image's own, for its record.
+    Raises InvalidRequest: ``too_many_masks`` when a label map has too few ids.
+    """
+    if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
+        raise InvalidRequest(
+            "too_many_masks",
+            f"There are {len(segmentation.masks):,} masks and a label map holds {MAX_LABELS:,}. "
+            "Ask for coco or png, or raise the thresholds.",
+        )
+    for output in dict.fromkeys(spec.outputs):
+        if output is Output.COCO:
+            yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name))
+        elif output is Output.PNG:
+            yield from mask_pngs(segmentation)
+        elif output is Output.LABEL_MAP:
+            yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
+        else:
+            yield Artifact("overlay.png", "image/png", _png(draw_overlay(photo, spec, segmentation.masks)))
+
+
+def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes:
+    """Write records with SA-1B's fields, one line for each mask.
+
+    Beside them: ``prompt``, the index of the prompt that a mask answers, and ``candidate`` with multimask.
+    """
+    width, height = segmentation.size_wh
+    image = {"width": width, "height": height} | ({"file_name": file_name} if file_name else {})
+    records = ",\n".join(json.dumps(_record(number, mask)) for number, mask in enumerate(segmentation.masks, 1))
+    return (
+        f'{{"image": {json.dumps(image)},\n"annotations": [\n{records}\n],\n'
+        f'"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
+    ).encode()
+
+
+def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
+    """One picture of 1 bit a pixel for each mask, white inside, numbered from 0 in the order of the records."""
+    digits = max(4, len(str(len(segmentation.masks) - 1)))
+    for number, mask in enumerate(segmentation.masks):
+        yield Artifact(f"masks/{number:0{digits}}.png", "image/png", _png(Image.fromarray(decode_rle(mask))))
+
+
+def label_map_png(segmentation: Segmentation) -> bytes:
+    """One picture of 16 bits a pixel: 0 is background, else the id of a mask's record.
+
+    Where masks overlap the smaller one is on top, so that parts are not hidden by what they belong to.
+    """
+    width, height = segmentation.size_wh
+    labels = np.zeros((height, width), dtype=np.uint16)
+    numbered = sorted(enumerate(segmentation.masks, 1), key=lambda pair: -pair[1].area)
+    for number, mask in numbered:
+        labels[decode_rle(mask)] = number
+    return _png(Image.fromarray(labels))
+
+
+def _record(number: int, mask: Mask) -> dict[str, object]:
+    record: dict[str, object] = {
+        "id": number,
+        "segmentation": {"size": list(mask.size_hw), "counts": mask.counts},
+        "area": mask.area,
+        "bbox": list(mask.bbox_xywh),
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "point_coords": [list(point) for point in mask.point_coords],
+        "crop_box": list(mask.crop_box_xywh),
+    }
+    if mask.prompt is not None:
+        record["prompt"] = mask.prompt
+    if mask.candidate is not None:
+        record["candidate"] = mask.candidate
+    return record
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
