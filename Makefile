@@ -1,0 +1,36 @@
+# `make demo` and `make test` each work as the only command after a clone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-gpu lint bench clean
+
+setup: .venv/.installed
+
+# The stamp is newer than what it was installed from, so a second call does nothing.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "maskfleet needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@
+
+demo: setup
+	$(BIN)/maskfleet demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+# On a machine with a CUDA device.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	set -e; for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
