@@ -1,0 +1,77 @@
+"""The demo checkpoint, loaded once by us and once by transformers, and the example photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.ledger import Ledger
+from jobs.settings import WorkerSettings
+from jobs.spec import BoxJob, EverythingJob, ImageSource, PointJob
+from jobs.storage import Store
+from tests.conftest import PHOTOS_BUCKET
+from worker.attempt import Workbench
+from worker.egress import egress_session
+from worker.images import Photo, decode_photo
+from worker.model import SegmentationModel, load_model
+
+SOMEWHERE = ImageSource(s3_uri="s3://photos/any.jpg")
+MAX_PIXELS = 100_000_000
+
+
+def everything(**params: Any) -> EverythingJob:
+    return EverythingJob(mode="everything", image=SOMEWHERE, params=params)
+
+
+def points(*prompts: dict[str, Any], outputs: tuple[str, ...] = ("coco",), **params: Any) -> PointJob:
+    return PointJob(mode="point", image=SOMEWHERE, prompts=prompts, params=params, outputs=outputs)
+
+
+def boxes(*prompts: dict[str, Any], outputs: tuple[str, ...] = ("coco",), **params: Any) -> BoxJob:
+    return BoxJob(mode="box", image=SOMEWHERE, prompts=prompts, params=params, outputs=outputs)
+
+
+@pytest.fixture(scope="session")
+def model(demo_model: str) -> SegmentationModel:
+    return load_model(demo_model, "cpu")
+
+
+@pytest.fixture(scope="session")
+def library_pipeline(demo_model: str) -> Any:
+    from transformers import pipeline
+
+    return pipeline("mask-generation", model=demo_model)
+
+
+@pytest.fixture(scope="session")
+def example(repository: Path) -> Callable[[str], Photo]:
+    """A photograph of examples/, by its file name."""
+
+    def decoded(name: str) -> Photo:
+        return decode_photo((repository / "examples" / name).read_bytes(), MAX_PIXELS)
+
+    return decoded
+
+
+@pytest.fixture
+def worker_settings(shared_fields: dict[str, str], demo_model: str) -> WorkerSettings:
+    """Settings of a worker that beats fast and may use this machine's own addresses."""
+    return WorkerSettings(
+        **shared_fields,
+        model=demo_model,
+        node="node-1",
+        beat_s=0.05,
+        allowed_buckets=(PHOTOS_BUCKET,),
+        egress_allow_private=True,
+        max_image_bytes=2 * 2**20,
+        max_image_pixels=1_000_000,
+    )
+
+
+@pytest.fixture
+def bench(ledger: Ledger, store: Store, model: SegmentationModel, worker_settings: WorkerSettings) -> Workbench:
+    """What a worker process holds."""
+    return Workbench(ledger, store, egress_session(allow_private=True), model, worker_settings)
