@@ -51,8 +51,8 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
         log.info("message_dropped", job=job_id)
         return
     with structlog.contextvars.bound_contextvars(job=record.id, attempt=record.attempt):
-        log.info("job_claimed", mode=record.spec.mode)
         try:
+            log.info("job_claimed", mode=record.spec.mode)
             with Lease(bench.ledger, record, settings) as lease:
                 result = _do(record, bench, lease)
             _end(lambda: bench.ledger.succeed(record, result), "job_succeeded", masks=result.masks)

@@ -10,7 +10,7 @@ from jobs.errors import NotFound
 from jobs.manifest import Manifest, ManifestFile, MaskSummary
 from jobs.record import JobRecord, Metrics, ResultSummary
 from jobs.storage import Store, attempt_prefix, result_prefix
-from worker.formats import artifacts
+from worker.formats import make_artifacts
 from worker.images import Photo
 from worker.lease import Lease
 from worker.segment import Segmentation
@@ -34,7 +34,7 @@ def write_result(
     started = time.monotonic()
     prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence)
     files = []
-    for artifact in artifacts(photo, record.spec, segmentation):
+    for artifact in make_artifacts(photo, record.spec, segmentation):
         key = f"{prefix}/{artifact.name}"
         store.put(key, artifact.data, artifact.content_type)
         files.append(

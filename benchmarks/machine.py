@@ -1,0 +1,55 @@
+"""What a figure was measured on, and how it is kept beside its command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe() -> dict[str, object]:
+    """Name the processor, the cores that this process may use, the versions, the commit and the time."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("celery", "redis", "flask", "gunicorn", "torch", "transformers")},
+        "commit": commit.stdout.strip(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def keep(name: str, command: str, figures: object) -> None:
+    """Write the figures to results/{name}.json and show them."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"command": command, "machine": describe(), "figures": figures}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """Give the smallest value that ``percent`` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, min(len(ordered) - 1, -(-len(ordered) * percent // 100).__int__() - 1))]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Sum up repeated measurements: median, smallest and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,0 +1,329 @@
+"""One attempt at a job, in this process: the real ledger, store and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from PIL import Image
+
+from jobs.errors import CallerError
+from jobs.ledger import Cancel, NewJob, Reply
+from jobs.manifest import Manifest
+from jobs.record import JobRecord, ProgressView, ResultSummary
+from jobs.settings import SharedSettings
+from jobs.status import Stage, Status
+from jobs.storage import Store
+from tests.conftest import PHOTOS_BUCKET
+from tests.waiting import wait_until
+from worker.attempt import Workbench, attempt_job
+from worker.egress import egress_session
+from worker.lease import Fenced, Lease
+
+BOX = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
+SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}
+
+
+@pytest.fixture(scope="session")
+def coins(repository: Path) -> bytes:
+    return (repository / "examples" / "coins.png").read_bytes()
+
+
+def create(bench: Workbench, image: dict[str, str], **fields: object) -> str:
+    spec = json.dumps({**({} if "mode" in fields else BOX), **fields, "image": image})
+    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=spec, start_deadline_s=60)
+    return bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).job_id
+
+
+def upload(bench: Workbench, data: bytes, **fields: object) -> str:
+    return create(bench, {"upload_id": bench.store.put_upload("ant", data, "image/png")}, **fields)
+
+
+def read(bench: Workbench, job_id: str) -> JobRecord:
+    record = bench.ledger.read(job_id)
+    assert record is not None
+    return record
+
+
+def failure_of(bench: Workbench, job_id: str) -> str:
+    attempt_job(job_id, bench)
+    record = read(bench, job_id)
+    assert (record.status, record.attempt) == (Status.FAILED, 1)
+    assert record.error is not None
+    return record.error.code
+
+
+def test_a_job_ends_with_a_manifest_that_names_each_object_with_its_digest(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins, outputs=["coco", "png", "label_map", "overlay"])
+
+    attempt_job(job_id, bench)
+
+    record = read(bench, job_id)
+    assert record.status is Status.SUCCEEDED
+    assert record.result is not None
+    manifest = Manifest.model_validate_json(bench.store.read(record.result.manifest_key))
+    assert [file.name for file in manifest.files] == ["coco.json", "masks/0000.png", "label_map.png", "overlay.png"]
+    for file in manifest.files:
+        data = bench.store.read(file.key)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
+    assert (record.result.masks, record.result.best_score) == (1, manifest.masks[0].predicted_iou)
+    assert (manifest.image_width, manifest.image_height) == (384, 303)
+
+
+def test_an_image_is_read_from_a_bucket_that_is_allowed(
+    bench: Workbench, coins: bytes, store_fields: dict[str, str]
+) -> None:
+    Store(SharedSettings(**{**store_fields, "bucket": PHOTOS_BUCKET})).put("a/coins.png", coins, "image/png")
+    job_id = create(bench, {"s3_uri": f"s3://{PHOTOS_BUCKET}/a/coins.png"})
+
+    attempt_job(job_id, bench)
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+
+
+def test_a_bucket_that_is_not_allowed_is_not_read(bench: Workbench) -> None:
+    assert failure_of(bench, create(bench, {"s3_uri": "s3://maskfleet/uploads/bee/secret"})) == "bucket_not_allowed"
+
+
+def test_a_missing_object_fails_the_job(bench: Workbench) -> None:
+    assert failure_of(bench, create(bench, {"s3_uri": f"s3://{PHOTOS_BUCKET}/none"})) == "image_not_found"
+
+
+def png(size: tuple[int, int]) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 90)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "image_empty"),
+        (b"plain text", "not_an_image"),
+        (b"<!doctype html><html><body>log in</body></html>", "not_an_image"),
+        (b"truncated", "image_truncated"),
+        (b"bomb", "image_too_large"),
+        (b"long", "image_file_too_large"),
+        (b"outside", "box_outside_image"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_image_fails_the_job_at_its_first_attempt(bench: Workbench, coins: bytes, data: bytes, code: str) -> None:
+    data = {
+        b"truncated": coins[: len(coins) // 2],
+        b"bomb": png((2000, 1000)),
+        b"long": bytes(3 * 2**20),
+        b"outside": png((40, 40)),
+    }.get(data, data)
+
+    assert failure_of(bench, upload(bench, data)) == code
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_shapes_are_segmented(bench: Workbench, size: tuple[int, int]) -> None:
+    job_id = upload(bench, png(size), mode="box", prompts=[{"box": [0, 0, *size]}])
+
+    attempt_job(job_id, bench)
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+
+
+class ImageHost(BaseHTTPRequestHandler):
+    """A web host with an image and with every way of not giving one."""
+
+    photo: ClassVar[bytes] = b""
+
+    def do_GET(self) -> None:
+        answers = {
+            "/photo": (200, self.photo),
+            "/html.jpg": (200, b"<html>please log in</html>"),
+            "/long": (200, bytes(3 * 2**20)),
+            "/gone": (410, b""),
+            "/secret": (403, b""),
+            "/busy": (503, b""),
+            "/loop": (302, b""),
+            "/there": (302, b""),
+            "/cut": (200, self.photo[:1000]),
+        }
+        status, body = answers.get(self.path, (404, b""))
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/photo" if self.path == "/there" else self.path)
+        self.send_header("Content-Length", str(len(self.photo if self.path == "/cut" else body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def host(coins: bytes) -> Iterator[str]:
+    ImageHost.photo = coins
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ImageHost)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["/photo", "/there"])
+def test_an_image_is_fetched_from_its_address(bench: Workbench, host: str, path: str) -> None:
+    job_id = create(bench, {"url": host + path})
+
+    attempt_job(job_id, bench)
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/none", "image_not_found"),
+        ("/gone", "image_not_found"),
+        ("/secret", "image_forbidden"),
+        ("/html.jpg", "not_an_image"),
+        ("/long", "image_file_too_large"),
+        ("/loop", "url_redirects"),
+    ],
+)
+def test_an_address_that_gives_no_image_fails_the_job(bench: Workbench, host: str, path: str, code: str) -> None:
+    assert failure_of(bench, create(bench, {"url": host + path})) == code
+
+
+def test_a_private_address_is_refused_unless_the_network_is_declared_closed(bench: Workbench, host: str) -> None:
+    guarded = dataclasses.replace(bench, egress=egress_session(allow_private=False))
+
+    assert failure_of(guarded, create(bench, {"url": host + "/photo"})) == "url_not_allowed"
+    assert failure_of(guarded, create(bench, {"url": "https://127.0.0.1/photo"})) == "url_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/busy", "/cut"])
+def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(bench: Workbench, host: str, path: str) -> None:
+    job_id = create(bench, {"url": host + path})
+
+    seen = []
+    for _ in range(bench.settings.max_attempts):
+        attempt_job(job_id, bench)
+        record = read(bench, job_id)
+        seen.append((record.status, record.attempt, record.error.code if record.error else None))
+
+    assert seen == [
+        (Status.QUEUED, 1, None),
+        (Status.QUEUED, 2, None),
+        (Status.FAILED, 3, "source_unavailable"),
+    ]
+
+
+def test_a_store_that_is_down_is_tried_again_and_then_the_job_fails(bench: Workbench) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound and not listening: refuses
+        down = SharedSettings(s3_endpoint=address, s3_access_key="a", s3_secret_key="b")
+        cut_off = dataclasses.replace(bench, store=Store(down))
+        job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+
+        statuses = []
+        for _ in range(bench.settings.max_attempts):
+            attempt_job(job_id, cut_off)
+            statuses.append(read(bench, job_id).status)
+
+    assert statuses == [Status.QUEUED, Status.QUEUED, Status.FAILED]
+    assert read(bench, job_id).error.code == "store_unavailable"  # type: ignore[union-attr]
+
+
+def test_a_running_job_is_canceled_between_two_batches(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins, **SLOW)
+
+    with ThreadPoolExecutor(1) as worker:
+        running = worker.submit(attempt_job, job_id, bench)
+        wait_until(lambda: (progress := read(bench, job_id).progress) and progress.stage is Stage.DECODING)
+        assert bench.ledger.cancel(job_id, "ant") is Cancel.REQUESTED
+        running.result(timeout=20)
+
+    record = read(bench, job_id)
+    assert (record.status, record.result) == (Status.CANCELED, None)
+
+
+def test_a_job_that_runs_too_long_fails_as_such(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins, **SLOW, run_timeout_s=1)
+
+    assert failure_of(bench, job_id) == "timeout"
+
+
+def test_a_message_that_comes_twice_is_dropped(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins)
+    attempt_job(job_id, bench)
+    before = read(bench, job_id)
+
+    attempt_job(job_id, bench)
+    attempt_job("job_unknown", bench)
+
+    assert read(bench, job_id) == before
+
+
+def test_a_worker_that_lost_its_lease_stops_and_changes_nothing(bench: Workbench) -> None:
+    job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+    record = bench.ledger.claim(job_id, "node-1", lease_s=0.01, max_attempts=3)
+    assert record is not None
+
+    with Lease(bench.ledger, record, bench.settings) as lease:
+        bench.ledger.finish_canceled(record)
+        with pytest.raises(Fenced):
+            wait_until(lambda: lease.check())
+
+    assert read(bench, job_id).status is Status.CANCELED
+
+
+def test_a_record_that_no_longer_reads_as_a_spec_fails_the_job(bench: Workbench) -> None:
+    job_id = create(bench, {"upload_id": "upl_" + "0" * 32}, of_a_later_version=True)
+
+    with pytest.raises(CallerError):
+        read(bench, job_id).spec  # noqa: B018
+    attempt_job(job_id, bench)
+
+    assert read(bench, job_id).status is Status.FAILED
+
+
+def test_an_attempt_finds_the_result_of_one_that_died_before_it_could_say_so(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins)
+    unsaid = dataclasses.replace(bench, ledger=ForgetfulLedger(bench))
+    attempt_job(job_id, unsaid)
+    [manifest_key] = [key for key in keys_below(bench, f"results/ant/{job_id}/") if key.endswith("manifest.json")]
+    written = bench.store.read(manifest_key)
+    record = read(bench, job_id)
+    bench.ledger.release(record, delay_s=0, charged=True)
+
+    attempt_job(job_id, bench)
+
+    record = read(bench, job_id)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
+    assert bench.store.read(manifest_key) == written
+
+
+class ForgetfulLedger:
+    """A ledger whose worker dies just before it says that the job is done."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._ledger = bench.ledger
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._ledger, name)
+
+    def succeed(self, record: JobRecord, _: ResultSummary) -> Reply:
+        return self._ledger.beat(record, ProgressView(stage=Stage.WRITING), lease_s=30)
+
+
+def keys_below(bench: Workbench, prefix: str) -> list[str]:
+    listing = bench.store._s3.list_objects_v2(Bucket=bench.store.bucket, Prefix=prefix)
+    return [entry["Key"] for entry in listing["Contents"]]
