@@ -1,0 +1,157 @@
+"""A job at the door: checked, its image stored, recorded, put into the queue."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+from api.image_header import read_header
+from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
+from api.services import Services
+from jobs.errors import (
+    FieldFault,
+    InvalidImage,
+    InvalidRequest,
+    NotFound,
+    OverQuota,
+    QueueUnavailable,
+)
+from jobs.ledger import Created, NewJob
+from jobs.logs import get_logger
+from jobs.queue import queue_name
+from jobs.record import JobRecord, Spec
+from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
+from jobs.status import Status
+from jobs.storage import split_s3_uri, upload_key
+
+logger = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A job that is recorded.  known: it already was, under the same idempotency key."""
+
+    record: JobRecord
+    queue_position: int | None
+    known: bool
+
+
+def admit(submission: Submission, tenant: str, idempotency_key: str, door: Services) -> Admitted:
+    """Check a job, store the image that came with it, record it and put it into the queue.
+
+    Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, the job is never
+    lost: a message that cannot be sent now is sent later by the courier.
+    """
+    spec = _with_model(submission.spec, door)
+    _check_size(spec, submission)
+    if submission.image is not None:
+        spec = _from_upload(spec, _store_image(spec, submission.image, tenant, door))
+    else:
+        _check_source(spec.image, tenant, door)
+    job = NewJob(
+        tenant=tenant,
+        queue=queue_name(str(spec.model), spec.priority),
+        spec_json=dump_spec(spec),
+        start_deadline_s=spec.start_deadline_s,
+        webhook=spec.webhook,
+        idempotency_key=idempotency_key,
+        # An inline image is in the spec by its upload id, which is derived from its bytes.
+        body_digest=hashlib.sha256(dump_spec(spec).encode()).hexdigest() if idempotency_key else "",
+    )
+    job_id, known = _record(job, door)
+    if not known:
+        _publish(job_id, job.queue, door)
+    return _look_up(job_id, job, door, known=known)
+
+
+def _with_model(spec: Spec, door: Services) -> Spec:
+    """Write the model's name into the spec, so that a later change of the default does not change the job."""
+    names = door.settings.model_names
+    if spec.model is not None and spec.model not in names:
+        detail = f"This service has {', '.join(names)}."
+        raise InvalidRequest(
+            "unknown_model", f"/model: {detail}", faults=(FieldFault("/model", "unknown_model", detail),)
+        )
+    return spec.model_copy(update={"model": spec.model or door.settings.model_name})
+
+
+def _from_upload(spec: Spec, upload_id: str) -> Spec:
+    return spec.model_copy(update={"image": ImageSource(upload_id=upload_id)})
+
+
+def _check_size(spec: Spec, submission: Submission) -> None:
+    recorded = _from_upload(spec, UNSTORED) if submission.image is not None else spec
+    if len(dump_spec(recorded).encode()) > MAX_SPEC_BYTES:
+        raise spec_too_large()
+
+
+def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
+    header = read_header(image, door.settings.max_image_pixels)
+    if header.size_wh is not None:
+        check_prompts_on_image(spec.prompts, header.size_wh)
+    return door.store.put_upload(tenant, image, header.content_type)
+
+
+def _check_source(source: ImageSource, tenant: str, door: Services) -> None:
+    if source.s3_uri is not None:
+        bucket, _ = split_s3_uri(source.s3_uri)
+        if bucket not in door.settings.allowed_buckets:
+            raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
+    if source.upload_id is not None:
+        stored = door.store.head(upload_key(tenant, source.upload_id))
+        if stored is None:
+            raise NotFound(
+                "upload_not_found", "Nothing was uploaded under this id, or it is gone. PUT the image first."
+            )
+        if stored.size == 0:
+            raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+
+
+def _record(job: NewJob, door: Services) -> tuple[str, bool]:
+    settings = door.settings
+    creation = door.ledger.create(
+        job, max_in_flight=settings.max_jobs_in_flight, idempotency_ttl_s=settings.idempotency_ttl_s
+    )
+    match creation.outcome:
+        case Created.KEY_REUSED:
+            raise InvalidRequest(
+                "idempotency_key_reused",
+                "This Idempotency-Key already stands for a job with another body. Use a new key for a new job.",
+            )
+        case Created.OVER_QUOTA:
+            raise OverQuota(
+                "too_many_jobs_in_flight",
+                f"{settings.max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
+            )
+        case Created.CREATED:
+            logger.info("job_created", job_id=creation.job_id, queue=job.queue, tenant=job.tenant)
+    return creation.job_id, creation.outcome is Created.KNOWN
+
+
+def _publish(job_id: str, queue: str, door: Services) -> None:
+    try:
+        door.publisher.publish(job_id, queue)
+        door.ledger.published(job_id)
+    except QueueUnavailable:
+        logger.warning("publish_left_to_courier", job_id=job_id)
+
+
+def _look_up(job_id: str, job: NewJob, door: Services, *, known: bool) -> Admitted:
+    try:
+        record = door.ledger.read(job_id)
+        if record is not None:
+            return Admitted(record, door.ledger.queue_position(record), known)
+    except QueueUnavailable:
+        if known:
+            raise
+        logger.warning("record_not_read_back", job_id=job_id)
+    if known:
+        raise NotFound("job_not_found", "The job of this Idempotency-Key is forgotten by now. Use a new key.")
+    # The job is recorded; that Redis went away since does not undo it.
+    return Admitted(_as_created(job_id, job), None, known)
+
+
+def _as_created(job_id: str, job: NewJob) -> JobRecord:
+    fields = {"id": job_id, "tenant": job.tenant, "queue": job.queue, "spec": job.spec_json, "status": Status.QUEUED}
+    return JobRecord.from_fields({**fields, "created_ms": str(int(time.time() * 1000)), "attempt": "0", "fence": "0"})

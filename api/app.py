@@ -1,0 +1,47 @@
+"""The door's entry: the Flask app, put together from its parts."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, g, request
+
+from api import health
+from api.exchange import register_exchange
+from api.intake import MAX_SPEC_BYTES
+from api.problems import register_problems
+from api.routes import docs, jobs, models, results, uploads
+from api.services import EXTENSION, make_services, services
+from jobs.logs import get_logger
+from jobs.settings import ApiSettings
+
+
+def create_app(settings: ApiSettings | None = None) -> Flask:
+    """Make the app.  Without settings they are read from the environment, once, here."""
+    settings = settings if settings is not None else ApiSettings()
+    app = Flask("maskfleet.api", static_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        # A multipart request is two parts: the job, which is small, and the image, which goes to a file.
+        MAX_FORM_MEMORY_SIZE=2 * MAX_SPEC_BYTES,
+        MAX_FORM_PARTS=8,
+    )
+    app.extensions[EXTENSION] = make_services(settings)
+    register_exchange(app)
+    register_problems(app)
+    app.register_blueprint(health.blueprint)
+    app.register_blueprint(docs.blueprint)
+    app.register_blueprint(_v1())
+    if not settings.api_keys:
+        get_logger().warning("no_api_keys", effect="every request for jobs is refused; set MASKFLEET_API_KEYS")
+    return app
+
+
+def _v1() -> Blueprint:
+    v1 = Blueprint("v1", __name__, url_prefix="/v1")
+    v1.before_request(_authenticate)
+    for part in (jobs, results, uploads, models):
+        v1.register_blueprint(part.blueprint)
+    return v1
+
+
+def _authenticate() -> None:
+    g.tenant = services().keys.tenant_of(request.headers.get("Authorization"))

@@ -1,0 +1,52 @@
+"""What happens around every request: its id, its log lines, its figures, and the headers that keep browsers safe."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from flask import Flask, Response, g, request
+
+from api.services import services
+from jobs.logs import get_logger
+
+#: Answers are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+logger = get_logger()
+
+
+def register_exchange(app: Flask) -> None:
+    app.before_request(_begin)
+    app.after_request(_end)
+
+
+def note_wait(seconds: float) -> None:
+    """Keep the time that a request was held on purpose out of its figures."""
+    g.waited_s = seconds
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", given) else uuid.uuid4().hex
+    g.began, g.waited_s = time.monotonic(), 0.0
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(program="api", request_id=g.request_id)
+
+
+def _end(answer: Response) -> Response:
+    answer.headers["X-Request-Id"] = g.request_id
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    answer.headers.setdefault("Content-Security-Policy", DATA_POLICY)
+    # Answers hold presigned links and states that change; no cache may keep them.
+    answer.headers.setdefault("Cache-Control", "no-store")
+    seconds = time.monotonic() - g.began - g.waited_s
+    route = request.url_rule.rule if request.url_rule is not None else "unmatched"
+    services().metrics.count(request.method, route, answer.status_code, seconds)
+    logger.debug(
+        "request_served", method=request.method, route=route, status=answer.status_code, ms=round(seconds * 1000, 1)
+    )
+    return answer

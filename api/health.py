@@ -1,0 +1,44 @@
+"""For those who watch over the service: alive, ready, and in figures."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from api.operation import Operation, operation
+from api.services import services
+from jobs.answers import Health
+from jobs.errors import NotFound, StoreUnavailable
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/live")
+@operation(Operation(summary="This process answers.", answers={200: Health}, needs_key=False))
+def live() -> Response:
+    return Response(Health(status="live").model_dump_json(), mimetype="application/json")
+
+
+@blueprint.get("/ready")
+@operation(
+    Operation(
+        summary="The queue and the object store answer as well.",
+        answers={200: Health},
+        problems={503: ("queue_unavailable", "store_unavailable")},
+        needs_key=False,
+    )
+)
+def ready() -> Response:
+    services().ledger.ping()
+    try:
+        services().store.ping()
+    except NotFound as error:  # the bucket is missing, or not ours
+        raise StoreUnavailable("The object store answers, but does not give this service its bucket.") from error
+    return Response(Health(status="ready").model_dump_json(), mimetype="application/json")
+
+
+@blueprint.get("/metrics")
+@operation(Operation(summary="Figures for Prometheus.", answers={200: "text/plain"}, needs_key=False))
+def metrics() -> Response:
+    door = services()
+    return Response(door.metrics.exposition(door.ledger, door.settings.model_names), content_type=CONTENT_TYPE_LATEST)

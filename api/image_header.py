@@ -1,0 +1,250 @@
+"""What an image's header says, read without decoding anything.
+
+Only what is certain is refused here.  Where a header is unusual, the size stays unknown and the worker,
+which decodes the picture, has the last word; it uses the same codes.
+
+Sources: PNG (W3C) 5.3 and 11.3; JPEG, ITU T.81 annex B; TIFF 6.0 section 2 and the BigTIFF design; GIF89a;
+WebP, RFC 9649; Exif 2.32 section 4.6.4; `tiff:Orientation` of XMP.  Bitmaps: BITMAPCOREHEADER, BITMAPINFOHEADER.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.errors import InvalidImage
+from jobs.spec import IMAGE_FORMATS
+
+#: The first bytes of each accepted format, and its media type.
+_SIGNATURES = {
+    "image/jpeg": (b"\xff\xd8\xff",),
+    "image/png": (b"\x89PNG\r\n\x1a\n",),
+    "image/webp": (b"RIFF",),
+    # Pillow also reads the two with the 42 in the wrong byte order.
+    "image/tiff": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"II\x00*", b"MM*\x00"),
+    "image/bmp": (b"BM",),
+    "image/gif": (b"GIF87a", b"GIF89a"),
+}
+_ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
+#: Orientations that turn the picture by a quarter.
+_TURNED = (5, 6, 7, 8)
+#: The shapes of tags' values, by their kind: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
+_SHAPES = {3: "H", 4: "I", 8: "h", 9: "i", 13: "I", 16: "Q"}
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+#: A directory with more entries than this is not an image's; each of ours has three at most.
+_MAX_TAGS = 4096
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """size_wh: the picture as a viewer shows it, EXIF orientation applied; None when the header leaves it open."""
+
+    content_type: str
+    size_wh: Size | None
+
+
+def read_header(data: bytes, max_pixels: int) -> ImageHeader:
+    """Read an image's header.
+
+    Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``.
+    """
+    if not data:
+        raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+    content_type = _content_type(data)
+    if content_type is None:
+        raise InvalidImage("not_an_image", _what_it_is(data))
+    try:
+        stored, orientation = _READERS[content_type](data)
+    except (IndexError, struct.error) as error:
+        raise InvalidImage("image_truncated", "The file ends inside its header. Was it uploaded completely?") from error
+    if stored is None:
+        return ImageHeader(content_type, None)
+    width, height = stored
+    if width * height > max_pixels:
+        raise InvalidImage(
+            "image_too_large",
+            f"The image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are accepted. "
+            "Scale it down.",
+        )
+    if orientation is None or width == 0 or height == 0:
+        return ImageHeader(content_type, None)
+    return ImageHeader(content_type, (height, width) if orientation in _TURNED else (width, height))
+
+
+def _content_type(data: bytes) -> str | None:
+    for content_type, signatures in _SIGNATURES.items():
+        if data.startswith(signatures) and (content_type != "image/webp" or data[8:12] in (b"WEBP", b"")):
+            return content_type
+    return None
+
+
+def _what_it_is(data: bytes) -> str:
+    accepted = f"Send one of {', '.join(IMAGE_FORMATS)}."
+    if b"<html" in data[:1024].lower() or b"<!doctype html" in data[:1024].lower():
+        return f"The bytes are HTML, perhaps a log-in or error page in the image's place. {accepted}"
+    return f"The bytes are not an image of a format that is accepted. {accepted}"
+
+
+# Each reader gives the size as stored and the orientation, 1 to 8.  A size of None is one that the header leaves
+# open; an orientation of None is one that may stand behind the pixels.
+
+_Reading = tuple[Size | None, int | None]
+
+
+def _png(data: bytes) -> _Reading:
+    size: Size = struct.unpack_from(">II", data, 16)
+    orientation, at = 0, 8
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            break
+        if kind == b"eXIf":
+            orientation = _exif_orientation(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    if data.find(b"eXIf", at) >= 0:
+        return size, None
+    if orientation:
+        return size, orientation
+    # XMP, or EXIF as text, perhaps compressed: the worker's to read.
+    as_text = data.find(b"XML:com.adobe.xmp") >= 0 or data.find(b"Raw profile type") >= 0
+    return size, None if as_text else 1
+
+
+def _jpeg(data: bytes) -> _Reading:
+    size, exif, xmp, marker = None, 0, 0, 0
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and data.startswith(b"Exif\x00\x00", start):
+            exif = exif or _exif_orientation(data[start:end])
+        elif marker == 0xE1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\x00", start):
+            xmp = xmp or _xmp_orientation(data[start:end])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, start + 1)
+            size = width, height
+    return size, (exif or xmp or 1) if marker == _START_OF_SCAN else None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give each segment's marker and extent, the last being the first scan's header."""
+    at = 2
+    while data[at] == 0xFF:  # else it is not where a marker belongs; decoders differ on what to do
+        while data[at] == 0xFF:
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7:  # these stand alone, without a length
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        yield marker, at + 2, at + length
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        at += length
+
+
+def _webp(data: bytes) -> _Reading:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        size = _uint24(data, 24) + 1, _uint24(data, 27) + 1
+        return size, _webp_orientation(data)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return (width & 0x3FFF, height & 0x3FFF), 1
+    return (None, None) if len(data) >= 16 else _cut_short()
+
+
+def _webp_orientation(data: bytes) -> int:
+    exif, xmp, at = 0, 0, 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"EXIF":
+            exif = exif or _exif_orientation(data[at + 8 : at + 8 + length])
+        elif kind == b"XMP ":
+            xmp = xmp or _xmp_orientation(data[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+    return exif or xmp or 1
+
+
+def _tiff(data: bytes) -> _Reading:
+    tags = _tiff_tags(data)
+    if tags.get(_WIDTH) is None or tags.get(_HEIGHT) is None:
+        return None, None
+    return (tags[_WIDTH], tags[_HEIGHT]), tags.get(_ORIENTATION, None if _XMP in tags else 1)
+
+
+def _bmp(data: bytes) -> _Reading:
+    (header_size,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
+    return (abs(width), abs(height)), 1
+
+
+def _gif(data: bytes) -> _Reading:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while data[at] == 0x21:  # extensions before the first frame
+        at += 2
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+    if data[at] != 0x2C:
+        return (width, height), None
+    # A first frame that reaches over the screen's edge makes the picture larger.
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+    return (max(width, left + frame_width), max(height, top + frame_height)), 1
+
+
+_READERS = {
+    "image/jpeg": _jpeg,
+    "image/png": _png,
+    "image/webp": _webp,
+    "image/tiff": _tiff,
+    "image/bmp": _bmp,
+    "image/gif": _gif,
+}
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """Read the first directory's width, height and orientation, of TIFF or BigTIFF, and whether it has XMP."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in data[2:4]
+    (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+    at += 8 if big else 2
+    entry, value_at = (20, 12) if big else (12, 8)
+    tags: dict[int, int] = {}
+    for start in range(at, at + entry * min(count, _MAX_TAGS), entry):
+        tag, kind = struct.unpack_from(order + "HH", data, start)
+        if tag == _XMP:
+            tags[tag] = 1
+        elif tag in (_WIDTH, _HEIGHT, _ORIENTATION) and kind in _SHAPES:
+            (tags[tag],) = struct.unpack_from(order + _SHAPES[kind], data, start + value_at)
+    return tags
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """The orientation that an EXIF block names; 0 for none, or one that cannot be read."""
+    tiff = re.sub(rb"^(?:Exif\x00\x00){1,2}", b"", exif)
+    if not tiff.startswith(_SIGNATURES["image/tiff"]):
+        return 0
+    try:
+        return _tiff_tags(tiff).get(_ORIENTATION, 0)
+    except (IndexError, struct.error):
+        return 0
+
+
+def _xmp_orientation(xmp: bytes) -> int:
+    found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+    return int(found[1]) if found else 0
+
+
+def _uint24(data: bytes, at: int) -> int:
+    return data[at] | data[at + 1] << 8 | data[at + 2] << 16
+
+
+def _cut_short() -> _Reading:
+    raise IndexError

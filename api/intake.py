@@ -1,0 +1,133 @@
+"""The body of a request, read into what it asks for.  Bytes come in here and nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flask import request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from jobs.errors import FieldFault, InvalidRequest
+from jobs.record import Spec
+from jobs.spec import invalid_request, parse_spec
+
+#: A spec is kept in Redis, which holds small things only.
+MAX_SPEC_BYTES = 256 * 1024
+#: Stands in a spec for the image that came beside it, until that is stored.
+UNSTORED = "upl_" + "0" * 32
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job as it was sent.  image: the bytes that came with the request, None when the spec only names them."""
+
+    spec: Spec
+    image: bytes | None
+
+
+def read_submission(max_image_bytes: int) -> Submission:
+    """Read a job from JSON, or from multipart/form-data with parts ``job`` and ``image``."""
+    if request.mimetype == "application/json":
+        spec = parse_spec(request.get_data(cache=False))
+        image = base64.b64decode(spec.image.base64) if spec.image.base64 is not None else None
+        submission = Submission(spec, image)
+    elif request.mimetype == "multipart/form-data":
+        submission = _read_multipart(max_image_bytes)
+    else:
+        raise UnsupportedMediaType
+    if submission.image is not None and len(submission.image) > max_image_bytes:
+        raise InvalidRequest(
+            "image_file_too_large", f"The image's file is larger than {max_image_bytes:,} bytes.", status=413
+        )
+    return submission
+
+
+def read_json(model: type[Model], code: str) -> Model:
+    """Read a small JSON body; raises InvalidRequest (``malformed_json``, or ``code``)."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    try:
+        return model.model_validate_json(request.get_data(cache=False))
+    except ValidationError as error:
+        raise _recoded(invalid_request(error), code) from error
+
+
+def read_query(model: type[Model]) -> Model:
+    """Read the query's parameters; raises InvalidRequest (``invalid_query``)."""
+    try:
+        return model.model_validate_strings(request.args.to_dict())
+    except ValidationError as error:
+        raise _recoded(invalid_request(error), "invalid_query") from error
+
+
+def read_idempotency_key() -> str:
+    """Give the header ``Idempotency-Key``, empty without one."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return ""
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+        raise InvalidRequest(
+            "invalid_idempotency_key", "An Idempotency-Key is 1 to 255 visible ASCII characters.", status=400
+        )
+    return key
+
+
+def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
+    return error if error.code == "malformed_json" else InvalidRequest(code, error.detail, faults=error.faults)
+
+
+def _read_multipart(max_image_bytes: int) -> Submission:
+    try:
+        parts: list[tuple[str, str | FileStorage]] = [
+            *request.form.items(multi=True),
+            *request.files.items(multi=True),
+        ]
+    except RequestEntityTooLarge as error:
+        if request.max_content_length and (request.content_length or 0) > request.max_content_length:
+            raise
+        raise InvalidRequest(
+            "malformed_multipart", "A part without a file name is too large, or there are too many parts.", status=413
+        ) from error
+    found: dict[str, bytes] = {}
+    for name, part in parts:
+        if name not in ("job", "image") or name in found:
+            why = "is there twice" if name in found else "is not known"
+            raise InvalidRequest("malformed_multipart", f"The part {name[:80]!r} {why}; send one job and one image.")
+        limit = MAX_SPEC_BYTES if name == "job" else max_image_bytes
+        found[name] = part.stream.read(limit + 1) if isinstance(part, FileStorage) else part.encode()
+    for name in ("job", "image"):
+        if name not in found:
+            raise InvalidRequest("malformed_multipart", f"The part {name!r} is missing.")
+    if len(found["job"]) > MAX_SPEC_BYTES:
+        raise spec_too_large()
+    return Submission(parse_spec(_with_image(found["job"])), found["image"])
+
+
+def _with_image(job: bytes) -> bytes:
+    """Put the stand-in for the image part into a job's JSON."""
+    try:
+        document = from_json(job)
+    except ValueError as error:
+        raise InvalidRequest("malformed_json", f"The part 'job' is not JSON: {error}", status=400) from error
+    if not isinstance(document, dict):
+        return job  # parse_spec says what is wrong with it
+    if "image" in document:
+        fault = FieldFault("/image", "image_twice", "The image is its own part; leave this out.")
+        raise InvalidRequest("invalid_spec", f"{fault.pointer}: {fault.detail}", faults=(fault,))
+    return to_json({**document, "image": {"upload_id": UNSTORED}}, inf_nan_mode="constants")
+
+
+def spec_too_large() -> InvalidRequest:
+    return InvalidRequest(
+        "spec_too_large",
+        f"A job without its image is at most {MAX_SPEC_BYTES // 1024} kB. Split the prompts over several jobs.",
+        status=413,
+    )

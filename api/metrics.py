@@ -1,0 +1,98 @@
+"""Figures for Prometheus: the requests that were served, and what the ledger says at the moment of the scrape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from jobs.errors import QueueUnavailable
+from jobs.ledger import Ledger
+from jobs.queue import model_queues
+from jobs.status import ENDED
+
+#: prometheus_client's own variable; api/server.py sets it.
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+#: From a look at the ledger to an image of tens of megabytes that is taken in.
+_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+
+
+class RequestMetrics:
+    """Counts and times requests, over all processes of this server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "maskfleet_http_requests", "Requests served.", ("method", "route", "status"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "maskfleet_http_request_seconds",
+            "Time to serve a request, without what it waited for a job's end.",
+            ("method", "route"),
+            registry=self._registry,
+            buckets=_BUCKETS_S,
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        # A caller may send any word as its method; the label must not grow with it.
+        known = method if method in _METHODS else "other"
+        self._requests.labels(known, route, str(status)).inc()
+        self._seconds.labels(known, route).observe(seconds)
+
+    def exposition(self, ledger: Ledger, models: tuple[str, ...]) -> bytes:
+        """Write all figures in Prometheus' text format."""
+        registry = self._registry
+        if MULTIPROCESS_DIR in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its arguments untyped
+        jobs = CollectorRegistry()
+        jobs.register(_LedgerCollector(ledger, models))
+        return bytes(generate_latest(registry)) + bytes(generate_latest(jobs))
+
+
+class _LedgerCollector(Collector):
+    def __init__(self, ledger: Ledger, models: tuple[str, ...]) -> None:
+        self._ledger = ledger
+        self._models = models
+
+    def describe(self) -> list[Metric]:
+        return []  # else registering would already ask the ledger
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            figures = list(self._figures())
+        except QueueUnavailable:
+            figures = []
+        yield GaugeMetricFamily("maskfleet_ledger_up", "Whether Redis answered this scrape.", float(bool(figures)))
+        yield from figures
+
+    def _figures(self) -> Iterator[Metric]:
+        totals = self._ledger.totals()
+        jobs = CounterMetricFamily("maskfleet_jobs", "Jobs since the beginning, by how they ended.", labels=("status",))
+        for status in sorted(ENDED):
+            jobs.add_metric((status,), totals.get(status, 0))
+        yield jobs
+        yield CounterMetricFamily(
+            "maskfleet_jobs_created", "Jobs taken in since the beginning.", totals.get("created", 0)
+        )
+        queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that wait.", labels=("queue",))
+        queues = tuple(queue for model in self._models for queue in model_queues(model))
+        for queue, count in self._ledger.queued(queues).items():
+            queued.add_metric((queue,), count)
+        yield queued
+        workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
+        seen = [worker.model for worker in self._ledger.workers()]
+        for model in dict.fromkeys((*self._models, *seen)):
+            workers.add_metric((model,), seen.count(model))
+        yield workers
+        for name, text, value in (
+            ("jobs_processing", "Jobs that are running.", self._ledger.processing()),
+            ("deliveries_waiting", "Webhooks that have still to be sent.", self._ledger.deliveries_waiting()),
+            ("publishes_due", "Jobs whose message has still to be put into the queue.", self._ledger.publishes_due()),
+        ):
+            yield GaugeMetricFamily(f"maskfleet_{name}", text, value)

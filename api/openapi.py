@@ -1,0 +1,208 @@
+"""The OpenAPI 3.1 document, made from the routes and from the very models that check and write their bodies."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Literal
+
+from flask import Flask
+from pydantic import BaseModel, TypeAdapter
+
+from api.operation import Operation, operation_of
+from api.problems import PROBLEM_TYPE
+from jobs.answers import Problem
+from jobs.spec import JobSpec
+
+Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
+
+_REF = "#/components/schemas/"
+_KEY_PROBLEMS = {401: ("no_api_key", "unknown_api_key"), 503: ("queue_unavailable",)}
+_COMMON_PROBLEMS = {500: ("internal_error",)}
+_WITH_RETRY_AFTER = (429, 503)
+
+_EXAMPLE_JOB: Json = {
+    "mode": "box",
+    "image": {"s3_uri": "s3://photos/bee.jpg"},
+    "prompts": [{"box": [2350, 1600, 2850, 2100]}, {"box": [10, 10, 90, 90], "points": [[40, 40]], "labels": [0]}],
+    "params": {"multimask": True},
+    "outputs": ["coco", "png", "label_map", "overlay"],
+    "webhook": {"url": "https://example.com/hook", "events": ["succeeded", "failed"]},
+    "metadata": {"order": "42"},
+}
+
+
+def document(app: Flask) -> Json:
+    """Describe every route of the app; raises LookupError when one lacks its description."""
+    routes = list(_routes(app))
+    paths: dict[str, Json] = {}
+    for path, method, name, described in routes:
+        paths.setdefault(path, {})[method] = _operation(path, name, described)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "maskfleet",
+            "version": version("maskfleet"),
+            "description": "Images in, masks out: Segment Anything as a durable job service.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": dict(sorted(paths.items())),
+        "components": {
+            "schemas": _schemas([described for *_, described in routes]),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Your API key."}},
+        },
+    }
+
+
+def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
+    """Give path, method, name and description of each route; HEAD and OPTIONS follow from the others."""
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<(?:[a-z]+:)?([a-z_]+)>", r"{\1}", rule.rule)
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            view = app.view_functions[rule.endpoint]
+            yield path, method.lower(), view.__name__, operation_of(view)
+
+
+def _operation(path: str, name: str, described: Operation) -> Json:
+    problems = [_COMMON_PROBLEMS, described.problems, *([_KEY_PROBLEMS] if described.needs_key else [])]
+    codes: dict[int, tuple[str, ...]] = {}
+    for some in problems:
+        for status, names in some.items():
+            codes[status] = (*codes.get(status, ()), *names)
+    piece: Json = {
+        "operationId": name,
+        "summary": described.summary,
+        "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
+        "security": [{"key": []}] if described.needs_key else [],
+        "responses": {
+            **{str(status): _answer(status, body) for status, body in described.answers.items()},
+            **{str(status): _problem(status, names) for status, names in sorted(codes.items())},
+        },
+    }
+    parameters = _parameters(path, described)
+    if parameters:
+        piece["parameters"] = parameters
+    if described.takes_job:
+        piece["requestBody"] = _job_body()
+    elif described.body is not None:
+        piece["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(described.body)}}}
+    return piece
+
+
+def _parameters(path: str, described: Operation) -> list[Json]:
+    text: Json = {"type": "string"}
+    parameters: list[Json] = [
+        {"name": name, "in": "path", "required": True, "schema": text} for name in re.findall(r"{([a-z_]+)}", path)
+    ]
+    parameters += [
+        {
+            "name": header.name,
+            "in": "header",
+            "description": header.description,
+            "schema": text,
+            "example": header.example,
+        }
+        for header in described.headers
+    ]
+    if described.query is not None:
+        fields = described.query.model_json_schema(ref_template=_REF + "{model}")["properties"]
+        parameters += [
+            {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema}
+            for name, schema in fields.items()
+        ]
+    return parameters
+
+
+def _answer(status: int, body: type[BaseModel] | str | None) -> Json:
+    piece: Json = {"description": HTTPStatus(status).phrase}
+    if isinstance(body, str):
+        piece["content"] = {body: {"schema": {}}}
+    elif body is not None:
+        piece["content"] = {"application/json": {"schema": _ref(body)}}
+    if status in (HTTPStatus.ACCEPTED, HTTPStatus.TEMPORARY_REDIRECT):
+        piece["headers"] = {"Location": {"schema": {"type": "string"}}}
+    return piece
+
+
+def _problem(status: int, codes: tuple[str, ...]) -> Json:
+    def example(code: str) -> Json:
+        return {
+            "value": {
+                "type": f"urn:maskfleet:problem:{code}",
+                "title": HTTPStatus(status).phrase,
+                "status": status,
+                "detail": "…",
+                "code": code,
+                "instance": "urn:maskfleet:request:4f0c…",
+            }
+        }
+
+    piece: Json = {
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in codes)}",
+        "content": {PROBLEM_TYPE: {"schema": _ref(Problem), "examples": {code: example(code) for code in codes}}},
+    }
+    if status in _WITH_RETRY_AFTER:
+        piece["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return piece
+
+
+def _job_body() -> Json:
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": f"{_REF}JobSpec"}, "example": _EXAMPLE_JOB},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "job"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "The image's file."},
+                        "job": {"$ref": f"{_REF}JobSpecBesideImage"},
+                    },
+                },
+                "encoding": {"image": {"contentType": "image/*"}, "job": {"contentType": "application/json"}},
+            },
+        },
+    }
+
+
+def _ref(model: type[BaseModel]) -> Json:
+    return {"$ref": f"{_REF}{model.__name__}"}
+
+
+def _schemas(described: list[Operation]) -> dict[str, Json]:
+    job: TypeAdapter[Any] = TypeAdapter(JobSpec)  # Any: the adapter of a union of models
+    wanted: dict[type[BaseModel], Literal["validation", "serialization"]] = {Problem: "serialization"}
+    for operation in described:
+        wanted |= {body: "serialization" for body in operation.answers.values() if isinstance(body, type)}
+        wanted |= {body: "validation" for body in (operation.body, operation.query) if body is not None}
+    _, found = TypeAdapter.json_schemas(
+        [
+            ("JobSpec", "validation", job),
+            *((model.__name__, mode, TypeAdapter(model)) for model, mode in wanted.items()),
+        ],
+        ref_template=_REF + "{model}",
+    )
+    schemas: dict[str, Json] = found["$defs"]
+    variants = {"JobSpec": _job_union(schemas, ""), "JobSpecBesideImage": _job_union(schemas, "BesideImage")}
+    return dict(sorted({**schemas, **variants}.items()))
+
+
+def _job_union(schemas: dict[str, Json], suffix: str) -> Json:
+    """Add the jobs of a multipart request, which leave the image out; give the union over their modes."""
+    mapping: dict[str, str] = {}
+    for mode, name in (("everything", "EverythingJob"), ("point", "PointJob"), ("box", "BoxJob")):
+        mapping[mode] = f"{_REF}{name}{suffix}"
+        if suffix:
+            schema = copy.deepcopy(schemas[name])
+            del schema["properties"]["image"]
+            schema["required"].remove("image")
+            schemas[f"{name}{suffix}"] = schema
+    return {
+        "oneOf": [{"$ref": ref} for ref in mapping.values()],
+        "discriminator": {"propertyName": "mode", "mapping": mapping},
+    }

@@ -1,0 +1,88 @@
+"""Errors as problem documents (RFC 9457), and the one place where anything unforeseen is caught."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Flask, Response, g
+from werkzeug.exceptions import HTTPException
+
+from jobs.answers import FieldProblem, Problem
+from jobs.errors import InvalidRequest, JobError
+from jobs.logs import get_logger
+
+PROBLEM_TYPE = "application/problem+json"
+#: An answer names at most so many fields, each with so much text: what is wrong may itself be megabytes.
+MAX_FAULTS, MAX_TEXT = 50, 500
+
+#: The framework's own refusals: a code and what to do.
+_HTTP_PROBLEMS = {
+    400: ("bad_request", "The request cannot be read as HTTP with the body that its headers declare."),
+    404: ("route_not_found", "There is no such address here; /openapi.json lists them."),
+    405: ("method_not_allowed", "This address knows other methods; the header Allow names them."),
+    413: ("body_too_large", "The body is larger than this service takes in. Upload the image with POST /v1/uploads."),
+    415: ("unsupported_media_type", "Send application/json, or multipart/form-data with parts job and image."),
+}
+
+logger = get_logger()
+
+
+def register_problems(app: Flask) -> None:
+    """Make every error of the app a problem document."""
+    app.register_error_handler(JobError, answer_problem)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_unforeseen)
+
+
+def answer_problem(error: JobError) -> Response:
+    """Show an error to the caller."""
+    faults = error.faults[:MAX_FAULTS] if isinstance(error, InvalidRequest) else ()
+    fields = tuple(FieldProblem(pointer=_cut(f.pointer), code=f.code, detail=_cut(f.detail)) for f in faults)
+    answer = _answer(error.http_status, error.code, error.title, error.detail, fields)
+    if error.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(error.retry_after_s)
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
+    if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request_not_served", code=error.code, detail=error.detail)
+    return answer
+
+
+def _answer_http_error(error: HTTPException) -> Response:
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if status < HTTPStatus.BAD_REQUEST:  # a redirect, which Werkzeug raises as well
+        return Response(status=status, headers=[header for header in error.get_headers() if header[0] == "Location"])
+    title = HTTPStatus(status).phrase
+    code, detail = _HTTP_PROBLEMS.get(status, (title.lower().replace(" ", "_"), title))
+    answer = _answer(status, code, title, detail)
+    for name, value in error.get_headers():
+        if name in ("Allow", "Retry-After"):
+            answer.headers[name] = value
+    return answer
+
+
+def _answer_unforeseen(error: Exception) -> Response:
+    logger.error("request_broke", exc_info=error)
+    return _answer(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "Something went wrong",
+        "This is our fault. Send the request again; if it happens twice, tell the operator the instance.",
+    )
+
+
+def _answer(status: int, code: str, title: str, detail: str, errors: tuple[FieldProblem, ...] = ()) -> Response:
+    problem = Problem(
+        type=f"urn:maskfleet:problem:{code}",
+        title=title,
+        status=int(status),
+        detail=_cut(detail),
+        code=code,
+        instance=f"urn:maskfleet:request:{g.request_id}",
+        errors=errors or None,
+    )
+    return Response(problem.model_dump_json(exclude_none=True), status=int(status), mimetype=PROBLEM_TYPE)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

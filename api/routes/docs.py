@@ -1,0 +1,73 @@
+"""The API's description: the OpenAPI document, and a page to read and try it on.
+
+The page is Swagger UI, whose files come in a wheel: nothing is loaded from anywhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+from flask import Blueprint, Response, current_app, json, send_from_directory
+
+from api.openapi import document
+from api.operation import Operation, operation
+
+blueprint = Blueprint("docs", __name__)
+
+#: The page runs its own scripts and talks to its own host.  Swagger UI sets a few styles on its elements and
+#: carries its pictures in its style sheet.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>maskfleet API</title>
+  <link rel="icon" href="data:,">
+  <link rel="stylesheet" href="docs/css/swagger-ui.css">
+</head>
+<body>
+  <div id="page"></div>
+  <script src="docs/js/swagger-ui-bundle.js"></script>
+  <script src="docs/start.js"></script>
+</body>
+</html>
+"""
+
+_START = """window.ui = SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null, persistAuthorization: false
+});
+"""
+
+
+@blueprint.get("/openapi.json")
+@operation(Operation(summary="This document.", answers={200: "application/json"}, needs_key=False))
+def openapi() -> Response:
+    return Response(json.dumps(document(current_app)), mimetype="application/json")
+
+
+@blueprint.get("/docs")
+@operation(Operation(summary="This document as a page.", answers={200: "text/html"}, needs_key=False))
+def page() -> Response:
+    return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@blueprint.get("/docs/<path:name>")
+@operation(
+    Operation(
+        summary="The page's scripts and styles.",
+        answers={200: "*/*"},
+        problems={404: ("route_not_found",)},
+        needs_key=False,
+    )
+)
+def asset(name: str) -> Response:
+    if name == "start.js":
+        return Response(_START, mimetype="text/javascript")
+    folder = importlib.resources.files("flask_openapi3_swagger") / "templates" / "swagger"
+    return send_from_directory(Path(str(folder)), name, max_age=3600)

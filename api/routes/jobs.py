@@ -1,0 +1,202 @@
+"""Jobs: sent, looked at, listed, canceled."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import time
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, request
+
+from api.admission import admit
+from api.exchange import note_wait
+from api.intake import read_idempotency_key, read_query, read_submission
+from api.operation import Header, Operation, operation
+from api.services import base_url, services, tenant, view
+from api.waiting import preferred_wait_s
+from jobs.answers import JobPage, JobQuery
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.ledger import Cancel
+from jobs.logs import get_logger
+from jobs.record import JobRecord, JobView
+from jobs.status import Status
+
+#: A list that is filtered by state looks at so many records at most before it answers with what it has.
+MAX_LOOKED_AT = 1000
+
+blueprint = Blueprint("jobs", __name__)
+logger = get_logger()
+
+
+@blueprint.post("/jobs")
+@operation(
+    Operation(
+        summary="Send a job: one image, one mode.",
+        takes_job=True,
+        answers={202: JobView},
+        problems={
+            400: ("malformed_json", "invalid_idempotency_key"),
+            403: ("bucket_not_allowed",),
+            404: ("upload_not_found", "job_not_found"),
+            413: ("body_too_large", "spec_too_large", "image_file_too_large", "malformed_multipart"),
+            415: ("unsupported_media_type",),
+            422: (
+                "invalid_spec",
+                "malformed_multipart",
+                "unknown_model",
+                "image_empty",
+                "not_an_image",
+                "image_truncated",
+                "image_too_large",
+                "point_outside_image",
+                "box_outside_image",
+                "idempotency_key_reused",
+            ),
+            429: ("too_many_jobs_in_flight",),
+            503: ("store_unavailable",),
+        },
+        headers=(Header("Idempotency-Key", "The same key and body give the same job, for a day.", "order-42"),),
+    )
+)
+def send_job() -> Response:
+    door = services()
+    key = read_idempotency_key()
+    admitted = admit(read_submission(door.settings.max_image_bytes), tenant(), key, door)
+    answer = _show(admitted.record, admitted.queue_position, status=202)
+    answer.headers["Location"] = f"{base_url()}/v1/jobs/{admitted.record.id}"
+    if admitted.known:
+        answer.headers["Idempotency-Replayed"] = "true"
+    return answer
+
+
+@blueprint.get("/jobs/<job_id>")
+@operation(
+    Operation(
+        summary="Look at a job.",
+        answers={200: JobView},
+        problems={404: ("job_not_found",)},
+        headers=(Header("Prefer", "`wait=N` holds the answer until the job ends, N seconds at most.", "wait=30"),),
+    )
+)
+def show_job(job_id: str) -> Response:
+    record = find_job(job_id)
+    waited_s = None
+    if not record.status.ended:
+        waited_s = _wait_as_preferred(record)
+        record = find_job(job_id) if waited_s is not None else record
+    answer = _show(record, services().ledger.queue_position(record) if record.status is Status.QUEUED else None)
+    if waited_s is not None:
+        answer.headers["Preference-Applied"] = f"wait={waited_s}"
+    return answer
+
+
+@blueprint.get("/jobs")
+@operation(
+    Operation(
+        summary="List your jobs, newest first.",
+        answers={200: JobPage},
+        problems={422: ("invalid_query", "invalid_cursor")},
+        query=JobQuery,
+    )
+)
+def list_jobs() -> Response:
+    query = read_query(JobQuery)
+    place = _read_cursor(query.cursor) if query.cursor else None
+    found, place = _page(query, place)
+    cursor = _write_cursor(place) if place else None
+    following = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
+    page = JobPage(
+        jobs=tuple(view(record, services().ledger.queue_position(record)) for record in found),
+        next=f"{base_url()}/v1/jobs?{urlencode(following)}" if cursor else None,
+        next_cursor=cursor,
+    )
+    return Response(page.model_dump_json(), mimetype="application/json")
+
+
+@blueprint.post("/jobs/<job_id>/cancel")
+@operation(
+    Operation(
+        summary="Cancel a job: at once while it waits (200), else its worker is told to stop (202).",
+        answers={200: JobView, 202: JobView},
+        problems={404: ("job_not_found",), 409: ("job_already_ended",)},
+    )
+)
+def cancel_job(job_id: str) -> Response:
+    record = find_job(job_id)
+    outcome = services().ledger.cancel(record.id, tenant())
+    if outcome is Cancel.ENDED:
+        raise Conflict(
+            "job_already_ended", f"The job has ended: {find_job(job_id).status}. There is nothing to cancel."
+        )
+    if outcome is Cancel.UNKNOWN:  # its record expired since it was read
+        raise job_not_found()
+    logger.info("job_cancel", job_id=record.id, outcome=outcome)
+    return _show(find_job(job_id), None, status=200 if outcome is Cancel.CANCELED else 202)
+
+
+def find_job(job_id: str) -> JobRecord:
+    """Give the tenant's job.  Another tenant's is exactly as unknown as one that never was."""
+    record = services().ledger.read(job_id) if re.fullmatch(r"job_[0-9a-f]{32}", job_id) else None
+    if record is None or record.tenant != tenant():
+        raise job_not_found()
+    return record
+
+
+def job_not_found() -> NotFound:
+    return NotFound("job_not_found", "You have no job with this id, or it ended long ago and is forgotten.")
+
+
+def _show(record: JobRecord, queue_position: int | None, *, status: int = 200) -> Response:
+    return Response(view(record, queue_position).model_dump_json(), status=status, mimetype="application/json")
+
+
+def _wait_as_preferred(record: JobRecord) -> int | None:
+    """Hold the answer as ``Prefer`` asks; give the seconds that were granted, None when there was no waiting."""
+    wanted_s = preferred_wait_s(request.headers.get("Prefer"))
+    granted_s = min(wanted_s or 0, services().settings.max_wait_s)
+    if granted_s == 0:
+        return None
+    began = time.monotonic()
+    waited = services().waits.until_ended(record.id, granted_s)
+    note_wait(time.monotonic() - began)
+    return granted_s if waited else None
+
+
+Place = tuple[int, str]
+
+
+def _page(query: JobQuery, place: Place | None) -> tuple[list[JobRecord], Place | None]:
+    """Give a page of jobs, and the place after which the next one begins: None at the end of the list."""
+    found: list[JobRecord] = []
+    looked_at = 0
+    while looked_at < MAX_LOOKED_AT:
+        records = services().ledger.jobs_of(tenant(), before=place, limit=query.limit + 1)
+        for record in records[: query.limit]:
+            if len(found) == query.limit:
+                return found, place
+            if query.status in (None, record.status):
+                found.append(record)
+            place = record.created_ms, record.id
+        if len(records) <= query.limit:
+            return found, None
+        looked_at += query.limit
+        if len(found) == query.limit:
+            break
+    return found, place
+
+
+def _write_cursor(place: Place) -> str:
+    return base64.urlsafe_b64encode(f"{place[0]}:{place[1]}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> Place:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        text = ""
+    found = re.fullmatch(r"([0-9]{1,15}):(job_[0-9a-f]{32})", text)
+    if found is None:
+        raise InvalidRequest("invalid_cursor", "The cursor is not one that this service gave. Begin without one.")
+    return int(found[1]), found[2]

@@ -1,0 +1,25 @@
+"""The models that jobs may name."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from api.operation import Operation, operation
+from api.services import services
+from jobs.answers import ModelList, ModelView
+
+blueprint = Blueprint("models", __name__)
+
+
+@blueprint.get("/models")
+@operation(Operation(summary="The models, the default first.", answers={200: ModelList}))
+def list_models() -> Response:
+    settings = services().settings
+    served = [worker.model for worker in services().ledger.workers()]
+    models = ModelList(
+        models=tuple(
+            ModelView(name=name, default=name == settings.model_name, ready_workers=served.count(name))
+            for name in settings.model_names
+        )
+    )
+    return Response(models.model_dump_json(), mimetype="application/json")

@@ -1,0 +1,63 @@
+"""What a job came to: its manifest, and its files by way of presigned links made at that moment."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from api.operation import Operation, operation
+from api.routes.jobs import find_job
+from api.services import services
+from jobs.errors import Conflict, NotFound
+from jobs.manifest import Manifest
+from jobs.status import Status
+
+blueprint = Blueprint("results", __name__)
+
+_NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended", "job_without_result")}
+
+
+@blueprint.get("/jobs/<job_id>/result")
+@operation(
+    Operation(
+        summary="The manifest: every mask in short, every file with a link that works for a while.",
+        answers={200: Manifest},
+        problems={**_NO_RESULT, 503: ("store_unavailable",)},
+    )
+)
+def show_result(job_id: str) -> Response:
+    manifest = _manifest(job_id)
+    store = services().store
+    linked = tuple(file.model_copy(update={"url": store.link(file.key)}) for file in manifest.files)
+    return Response(manifest.model_copy(update={"files": linked}).model_dump_json(), mimetype="application/json")
+
+
+@blueprint.get("/jobs/<job_id>/files/<path:name>")
+@operation(
+    Operation(
+        summary="One file of the result, by a redirect into the object store.",
+        answers={307: None},
+        problems={
+            **_NO_RESULT,
+            404: ("job_not_found", "result_not_found", "file_not_found"),
+            503: ("store_unavailable",),
+        },
+    )
+)
+def fetch_file(job_id: str, name: str) -> Response:
+    for file in _manifest(job_id).files:
+        if file.name == name:
+            return Response(status=307, headers={"Location": services().store.link(file.key)})
+    raise NotFound("file_not_found", "The result has no file of this name; GET …/result lists them.")
+
+
+def _manifest(job_id: str) -> Manifest:
+    record = find_job(job_id)
+    if not record.status.ended:
+        raise Conflict("job_not_ended", f"The job is {record.status}. Ask again when it has ended.")
+    if record.status is not Status.SUCCEEDED or record.result is None:
+        why = f" ({record.error.code}: {record.error.detail})" if record.error else ""
+        raise Conflict("job_without_result", f"The job has ended without a result: {record.status}{why}.")
+    try:
+        return Manifest.model_validate_json(services().store.read(record.result.manifest_key))
+    except NotFound as error:
+        raise NotFound("result_not_found", "The result is gone from the store; results are kept for a time.") from error

@@ -1,0 +1,42 @@
+"""Uploads: an image goes straight into the object store, past this service."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from flask import Blueprint, Response
+
+from api.intake import read_json
+from api.operation import Operation, operation
+from api.services import services, tenant
+from jobs.answers import UploadRequest, UploadView
+from jobs.errors import InvalidRequest
+
+blueprint = Blueprint("uploads", __name__)
+
+
+@blueprint.post("/uploads")
+@operation(
+    Operation(
+        summary="Get a link to upload an image to; then name its upload_id in a job.",
+        body=UploadRequest,
+        answers={201: UploadView},
+        problems={
+            400: ("malformed_json",),
+            413: ("image_file_too_large", "body_too_large"),
+            415: ("unsupported_media_type",),
+            422: ("invalid_upload",),
+        },
+    )
+)
+def make_upload() -> Response:
+    settings = services().settings
+    wanted = read_json(UploadRequest, "invalid_upload")
+    if wanted.size > settings.max_image_bytes:
+        raise InvalidRequest(
+            "image_file_too_large", f"An image's file is at most {settings.max_image_bytes:,} bytes.", status=413
+        )
+    expires_at = datetime.now(UTC) + timedelta(seconds=settings.upload_ttl_s)
+    upload = services().store.presign_upload(tenant(), wanted.content_type, wanted.size, settings.upload_ttl_s)
+    shown = UploadView(upload_id=upload.upload_id, url=upload.url, headers=upload.headers, expires_at=expires_at)
+    return Response(shown.model_dump_json(), status=201, mimetype="application/json")

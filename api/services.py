@@ -1,0 +1,63 @@
+"""What a request works with: made once for the app, asked for by the routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from flask import current_app, g, request
+
+from api.auth import ApiKeys
+from api.metrics import RequestMetrics
+from api.waiting import Waits
+from jobs.ledger import Ledger, connect
+from jobs.queue import Publisher
+from jobs.record import JobRecord, JobView
+from jobs.settings import ApiSettings
+from jobs.storage import Store
+
+EXTENSION = "maskfleet"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The settings, and the clients that were made from them.  They connect on first use."""
+
+    settings: ApiSettings
+    keys: ApiKeys
+    ledger: Ledger
+    store: Store
+    publisher: Publisher
+    waits: Waits
+    metrics: RequestMetrics
+
+
+def make_services(settings: ApiSettings) -> Services:
+    ledger = Ledger(connect(settings), settings.retention_s)
+    return Services(
+        settings=settings,
+        keys=ApiKeys(settings.api_keys),
+        ledger=ledger,
+        store=Store(settings),
+        publisher=Publisher(settings),
+        waits=Waits(ledger, settings.threads // 2),
+        metrics=RequestMetrics(),
+    )
+
+
+def services() -> Services:
+    return cast(Services, current_app.extensions[EXTENSION])
+
+
+def tenant() -> str:
+    """Who asks; known once ``authenticate`` has passed the request."""
+    return cast(str, g.tenant)
+
+
+def base_url() -> str:
+    """The address that links in the answer begin with, without a slash at its end."""
+    return (services().settings.public_url or request.host_url).rstrip("/")
+
+
+def view(record: JobRecord, queue_position: int | None = None) -> JobView:
+    return record.view(services().settings.model_name, base_url(), queue_position)

@@ -1,0 +1,50 @@
+"""`Prefer: wait=N` (RFC 7240): an answer that is held until the job ends."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+
+from jobs.ledger import Ledger
+
+#: The ledger is asked soon at first, then less and less often: a short job is noticed at once, a long one costs little.
+FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3
+
+
+class Waits:
+    """Holds answers back, a limited number of them at a time."""
+
+    def __init__(self, ledger: Ledger, slots: int) -> None:
+        """slots: how many may wait at once; each one holds a thread, and some must stay free for the others."""
+        self._ledger = ledger
+        self._slots = threading.BoundedSemaphore(slots)
+        self._stopping: Callable[[], bool] = lambda: False
+
+    def stop_when(self, stopping: Callable[[], bool]) -> None:
+        """Let go of everyone as soon as ``stopping`` is true, so that the process can end."""
+        self._stopping = stopping
+
+    def until_ended(self, job_id: str, seconds: float) -> bool:
+        """Wait for a job's end, for so long at most; False when there was no place to wait."""
+        if not self._slots.acquire(blocking=False):
+            return False
+        try:
+            deadline, pause = time.monotonic() + seconds, FIRST_LOOK_S
+            while not self._stopping():
+                status = self._ledger.status(job_id)
+                left = deadline - time.monotonic()
+                if status is None or status.ended or left <= 0:
+                    break
+                time.sleep(min(pause, left))
+                pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
+        finally:
+            self._slots.release()
+        return True
+
+
+def preferred_wait_s(prefer: str | None) -> int | None:
+    """Read the seconds of ``wait=N``; None when it is not asked for, or not understood, as the RFC wants it."""
+    found = re.search(r'(?:^|[,;])\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=$|[,;])', prefer or "", re.IGNORECASE)
+    return int(found[1]) if found else None
