@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Self, Unpack
 
 import requests
-from pydantic import BaseModel, ConfigDict
 
+from jobs.answers import JobPage, ModelList, UploadView
 from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
 from jobs.record import JobView, Spec
@@ -28,7 +28,7 @@ from maskfleet.submission import JobFields, Photo, complete, document_of, image_
 from maskfleet.transport import MAX_TRIES, Transport
 from maskfleet.webhooks import verify_webhook
 
-__all__ = ["Client", "JobFields", "Photo", "Upload", "verify_webhook"]
+__all__ = ["Client", "JobFields", "Photo", "verify_webhook"]
 
 #: A photo above this goes straight to the store, not through the API.
 MULTIPART_BYTES = 8 * 2**20
@@ -36,39 +36,11 @@ MULTIPART_BYTES = 8 * 2**20
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
 
 
-class Upload(BaseModel):
-    """Where to put a photo's bytes, and the id that a job then names."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    upload_id: str
-    url: str
-    headers: dict[str, str] = {}
-
-
-class _JobPage(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    jobs: tuple[JobView, ...]
-    next_cursor: str | None = None
-
-
-class _Models(BaseModel):
-    class Model(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="ignore")
-
-        name: str
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    models: tuple[Model, ...]
-
-
 class Client:
     """A connection to one server; close it, or use it in a ``with``.
 
     A call that fails raises one of ``maskfleet.problems.ApiError``'s children.  While the server is away it
-    is asked again for about half a minute: every call is safe to repeat.
+    is asked again for about ten seconds: every call is safe to repeat.
     """
 
     def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
@@ -111,7 +83,7 @@ class Client:
             answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers)
         else:
             parts = {
-                "spec": ("spec.json", document_of(spec, with_image=False), "application/json"),
+                "job": ("job.json", document_of(spec, with_image=False), "application/json"),
                 "image": ("image", data, image_type(data)),
             }
             answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
@@ -163,7 +135,7 @@ class Client:
         """Give your jobs, newest first, page by page as they are asked for."""
         params = {"status": status} if status else {}
         while True:
-            page = _JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
+            page = JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
             yield from page.jobs
             if page.next_cursor is None:
                 return
@@ -204,11 +176,11 @@ class Client:
         """Put an image into the store; give the upload id that a job may name."""
         data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
         body = {"content_type": image_type(data), "size": len(data)}
-        upload = Upload.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
+        upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
         self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
         return upload.upload_id
 
     def models(self) -> tuple[str, ...]:
         """Name the models that a job may ask for, the default first."""
         answer = self._transport.call("GET", "/v1/models")
-        return tuple(model.name for model in _Models.model_validate_json(answer.content).models)
+        return tuple(model.name for model in ModelList.model_validate_json(answer.content).models)

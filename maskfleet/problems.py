@@ -16,8 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import requests
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from jobs.answers import Problem
 from jobs.errors import InvalidRequest
 
 
@@ -73,40 +74,20 @@ class WebhookRejected(ValueError):
     """The webhook's signature does not fit its body, or its timestamp is more than five minutes off."""
 
 
-class _FieldProblem(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    pointer: str = ""
-    code: str = ""
-    detail: str = ""
-
-
-class _Problem(BaseModel):
-    # RFC 9457.  A proxy's own error page has none of this, so that every member may be missing.
-    model_config = ConfigDict(extra="ignore")
-
-    code: str = ""
-    title: str = ""
-    detail: str = ""
-    errors: tuple[_FieldProblem, ...] = ()
-
-
 _BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: WrongState}
 
 
 def problem_of(answer: requests.Response) -> ApiError:
     """Read the server's problem document; make one up when the answer holds none."""
-    try:
-        problem = _Problem.model_validate_json(answer.content)
-    except ValidationError:
-        problem = _Problem()
     kind = _BY_STATUS.get(answer.status_code, Unavailable if answer.status_code >= 500 else Refused)
-    return kind(
-        problem.code or f"http_{answer.status_code}",
-        problem.detail or problem.title or f"The server answered {answer.status_code} {answer.reason}.",
-        status=answer.status_code,
-        errors=tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in problem.errors),
-    )
+    try:
+        problem = Problem.model_validate_json(answer.content)
+    except ValidationError:
+        # The store's, or a proxy's own page.
+        detail = f"The server answered {answer.status_code} {answer.reason}."
+        return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
+    errors = tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in problem.errors or ())
+    return kind(problem.code, problem.detail, status=answer.status_code, errors=errors)
 
 
 def refused_here(error: InvalidRequest) -> Refused:
