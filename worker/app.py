@@ -1,4 +1,4 @@
-"""The worker's entry: one Celery node for one device, one child process that holds the model.
+"""The worker, as ``python -m worker`` runs it: one Celery node for one device, one child that holds the model.
 
 Celery queues, routes, supervises the child and enforces limits; what is true of a job is in the ledger.
 The parent never imports torch.  The child is spawned, not forked, so that CUDA is safe in it.
@@ -133,8 +133,4 @@ def main() -> None:
         worker_enable_remote_control=False,
     )
     queues = ",".join(model_queues(settings.model_name))
-    app.worker_main(["worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"])
-
-
-if __name__ == "__main__":
-    main()
+    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"])

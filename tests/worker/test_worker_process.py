@@ -1,0 +1,94 @@
+"""A real Celery node, from its start to its end: the queue, the child that holds the model, and its death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from jobs.ledger import Ledger, NewJob, WorkerSeen
+from jobs.queue import Publisher, queue_name
+from jobs.settings import SharedSettings
+from jobs.spec import Priority
+from jobs.status import Status
+from jobs.storage import Store
+from tests.waiting import wait_until
+
+SPEC = '{"mode":"box","image":{"upload_id":"%s"},"prompts":[{"box":[20,20,80,80]}]}'
+SLOW_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_batch":1}}'
+
+
+@pytest.fixture
+def node(
+    redis_client: redis.Redis, shared_fields: dict[str, str], demo_model: str, tmp_path: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A node with the bundled model, on an empty queue."""
+    settings = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
+    own = {
+        "MASKFLEET_MODEL": demo_model,
+        "MASKFLEET_NODE": "node-1",
+        "MASKFLEET_LEASE_S": "2",
+        "MASKFLEET_BEAT_S": "0.2",
+    }
+    with (tmp_path / "node.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker"],
+            env=os.environ | settings | own | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        yield process
+        process.kill()
+        process.wait()
+
+
+def the_worker(ledger: Ledger, deadline_s: float = 60) -> WorkerSeen:
+    return wait_until(ledger.workers, deadline_s)[0]
+
+
+def publish(ledger: Ledger, store: Store, redis_url: str, photo: bytes, spec: str = SPEC) -> str:
+    queue = queue_name("sam-demo", Priority.NORMAL)
+    upload_id = store.put_upload("ant", photo, "image/png")
+    job = NewJob(tenant="ant", queue=queue, spec_json=spec % upload_id, start_deadline_s=60)
+    job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+    Publisher(SharedSettings(redis_url=redis_url)).publish(job_id, queue)
+    return job_id
+
+
+def test_a_node_works_outlives_its_child_and_ends_when_told(
+    node: subprocess.Popen[bytes], ledger: Ledger, store: Store, redis_url: str, repository: Path
+) -> None:
+    photo = (repository / "examples" / "coins.png").read_bytes()
+    first_child = the_worker(ledger)
+
+    # It works.
+    job_id = publish(ledger, store, redis_url, photo)
+    wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 30)
+    assert first_child.model == "sam-demo"
+
+    # Its child is killed in the middle of a job: another one takes over, and the reaper hands the job back.
+    job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
+    wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
+    os.kill(first_child.pid, signal.SIGKILL)
+    wait_until(lambda: [worker for worker in ledger.workers() if worker.pid != first_child.pid], 60)
+    wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1, 30)
+    [(due, queue)] = wait_until(ledger.due_publishes, 30)
+    Publisher(SharedSettings(redis_url=redis_url)).publish(due, queue)
+    wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 90)
+    record = ledger.read(job_id)
+    assert record is not None
+    assert record.attempt == 2
+
+    # It is told to end.
+    family = psutil.Process(node.pid).children(recursive=True)
+    node.send_signal(signal.SIGTERM)
+    assert node.wait(20) == 0
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    assert ledger.workers() == []
