@@ -36,8 +36,8 @@ WEBHOOK_S = 60.0
 
 #: Coins of the photo, which is 384×303: the middle of each, and beside it a point on the ground.
 _POINTS = (
-    Prompt(points=((211, 191),)),
-    Prompt(points=((172, 260), (135, 250)), labels=(1, 0)),
+    Prompt(points=((153, 126),)),
+    Prompt(points=((270, 118), (306, 120)), labels=(1, 0)),
     Prompt(points=((45, 124), (50, 117), (75, 125)), labels=(1, 1, 0)),
 )
 _BOXES = (

@@ -1,0 +1,70 @@
+"""A whole local stack, started once by ``maskfleet up`` itself, and what tests talk to it with."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from maskfleet.client import Client
+from maskfleet.receiver import Receiver
+from maskfleet.stack_process import StackLine, StackProcess
+
+#: The secret that the stack's courier signs with.
+WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
+    """A local stack that this test run shares; jobs of other tests may be in it."""
+    settings = {
+        "MASKFLEET_MODEL": demo_model,
+        "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
+        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+        "MASKFLEET_ALLOWED_BUCKETS": "maskfleet",
+    }
+    with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
+        yield stack.line
+
+
+@pytest.fixture
+def client(running_stack: StackLine) -> Iterator[Client]:
+    with Client(running_stack.api_url, running_stack.api_key) as client:
+        yield client
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver(WEBHOOK_SECRET) as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def coins(repository: Path) -> Path:
+    return repository / "examples" / "coins.png"
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run a maskfleet command as a user does, in an empty folder; settings as keywords."""
+
+    def run(*arguments: str | Path, timeout_s: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "maskfleet", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run

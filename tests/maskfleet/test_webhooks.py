@@ -1,0 +1,119 @@
+"""Webhooks on the receiving side: which are believed, and which are not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+from standardwebhooks import Webhook
+
+from jobs.events import Event, EventData
+from jobs.record import JobUrls
+from jobs.spec import EventName
+from maskfleet.client import verify_webhook
+from maskfleet.problems import WebhookRejected
+from maskfleet.receiver import Receiver
+from tests.maskfleet.conftest import WEBHOOK_SECRET
+
+OTHER_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgZW50aXJlbHk="
+EVENT = Event(
+    type="job.succeeded",
+    timestamp=datetime(2026, 1, 2, tzinfo=UTC),
+    data=EventData(
+        id=f"job_{'a' * 32}",
+        status=EventName.SUCCEEDED,
+        mode="box",
+        model="sam-demo",
+        attempt=1,
+        queue_s=0.5,
+        run_s=1.5,
+        masks=3,
+        best_score=0.9,
+        metrics=None,
+        error=None,
+        metadata={"größe": "ü"},
+        urls=JobUrls(self="http://a/1", cancel="http://a/2", result="http://a/3"),
+    ),
+)
+BODY = EVENT.model_dump_json().encode()
+
+
+def signed(body: bytes = BODY, *, secret: str = WEBHOOK_SECRET, age: timedelta = timedelta(0)) -> dict[str, str]:
+    sent = datetime.now(UTC) - age
+    return {
+        "Webhook-Id": "dlv_1",
+        "Webhook-Timestamp": str(int(sent.timestamp())),
+        "Webhook-Signature": Webhook(secret).sign("dlv_1", sent, body.decode()),
+    }
+
+
+def test_a_signed_webhook_gives_its_event() -> None:
+    assert verify_webhook(BODY, signed(), WEBHOOK_SECRET) == EVENT
+
+
+def test_any_one_of_several_signatures_will_do_while_secrets_are_rotated() -> None:
+    headers = signed()
+    headers["Webhook-Signature"] = f"{signed(secret=OTHER_SECRET)['Webhook-Signature']} {headers['Webhook-Signature']}"
+
+    assert verify_webhook(BODY, headers, WEBHOOK_SECRET) == EVENT
+
+
+def test_a_changed_body_is_refused() -> None:
+    with pytest.raises(WebhookRejected):
+        verify_webhook(BODY.replace(b'"masks":3', b'"masks":4'), signed(), WEBHOOK_SECRET)
+
+
+def test_another_secret_is_refused() -> None:
+    with pytest.raises(WebhookRejected):
+        verify_webhook(BODY, signed(secret=OTHER_SECRET), WEBHOOK_SECRET)
+
+
+@pytest.mark.parametrize("age", [timedelta(minutes=6), -timedelta(minutes=6)])
+def test_a_timestamp_more_than_five_minutes_off_is_refused(age: timedelta) -> None:
+    with pytest.raises(WebhookRejected):
+        verify_webhook(BODY, signed(age=age), WEBHOOK_SECRET)
+
+
+@pytest.mark.parametrize("signature", ["", "v1", "v1,???", "v2,AAAA", "v1,AAAA,BBBB", "nonsense v1"])
+def test_a_malformed_signature_is_refused_like_any_other(signature: str) -> None:
+    with pytest.raises(WebhookRejected):
+        verify_webhook(BODY, {**signed(), "Webhook-Signature": signature}, WEBHOOK_SECRET)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"not json"])
+def test_a_signed_body_that_is_no_event_is_refused(body: bytes) -> None:
+    with pytest.raises(WebhookRejected, match="no event"):
+        verify_webhook(body, signed(body), WEBHOOK_SECRET)
+
+
+def test_a_body_that_is_no_text_is_refused() -> None:
+    with pytest.raises(WebhookRejected):
+        verify_webhook(b"\xff\xfe", signed(), WEBHOOK_SECRET)
+
+
+def test_the_receiver_keeps_a_verified_event_once_however_often_it_comes(receiver: Receiver) -> None:
+    answers = [requests.post(receiver.url, data=BODY, headers=signed(), timeout=5).status_code for _ in range(2)]
+
+    assert answers == [204, 204]
+    assert receiver.wait_for(EVENT.data.id, timeout_s=5) == EVENT
+    assert receiver.events == (EVENT,)
+
+
+def test_the_receiver_answers_401_to_what_it_does_not_believe(receiver: Receiver) -> None:
+    answer = requests.post(receiver.url, data=BODY + b" ", headers=signed(), timeout=5)
+
+    assert answer.status_code == 401
+    assert receiver.events == ()
+    assert len(receiver.refused) == 1
+
+
+def test_the_receiver_takes_no_endless_body(receiver: Receiver) -> None:
+    answer = requests.post(receiver.url, data=b" " * (65 * 1024), headers=signed(), timeout=5)
+
+    assert answer.status_code == 413
+
+
+def test_waiting_for_an_event_that_does_not_come_ends_at_the_deadline(receiver: Receiver) -> None:
+    with pytest.raises(TimeoutError, match="job_never"):
+        receiver.wait_for("job_never", timeout_s=0.1)
