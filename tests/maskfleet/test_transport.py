@@ -1,0 +1,185 @@
+"""What the client does when a server is away, says no, or sends something else than it promised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from jobs.manifest import Manifest, ManifestFile
+from jobs.record import JobUrls, JobView, Metrics
+from jobs.status import Status
+from maskfleet.client import Client
+from maskfleet.download import download
+from maskfleet.problems import DamagedFile, KeyRefused, NotThere, Refused, Unavailable, WrongState
+from maskfleet.servers import free_port
+from maskfleet.transport import Transport
+from tests.maskfleet.scripted_server import Answer, ScriptedServer
+
+JOB = JobView(
+    id=f"job_{'a' * 32}",
+    status=Status.QUEUED,
+    mode="everything",
+    model="sam-demo",
+    priority="normal",
+    created_at=datetime(2026, 1, 2, tzinfo=UTC),
+    urls=JobUrls(self="http://a/1", cancel="http://a/2", result="http://a/3"),
+)
+ACCEPTED = Answer(202, JOB.model_dump_json().encode())
+
+
+def problem(status: int, code: str, **members: object) -> Answer:
+    document = {"type": f"urn:maskfleet:problem:{code}", "title": "No", "status": status, "instance": "1"}
+    body = json.dumps({**document, "code": code, "detail": "Do otherwise.", **members}).encode()
+    return Answer(status, body, {"Content-Type": "application/problem+json"})
+
+
+AWAY = problem(503, "queue_unavailable")
+
+
+@pytest.mark.parametrize("first", [AWAY, Answer(hang_up=0)], ids=["503", "connection closed"])
+def test_a_submit_that_is_repeated_sends_the_same_bytes_under_the_same_key(first: Answer, coins: Path) -> None:
+    with ScriptedServer(first, ACCEPTED) as server, Client(server.url, "key") as client:
+        job = client.submit(photo=coins, mode="everything")
+
+    assert job == JOB
+    before, after = server.asked
+    assert before.body == after.body
+    assert before.headers["idempotency-key"] == after.headers["idempotency-key"]
+    assert after.headers["authorization"] == "Bearer key"
+
+
+def test_two_submits_are_two_jobs(coins: Path) -> None:
+    with ScriptedServer(ACCEPTED) as server, Client(server.url, "key") as client:
+        client.submit(photo=coins, mode="everything")
+        client.submit(photo=coins, mode="everything")
+
+    first, second = server.asked
+    assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
+def test_what_was_left_to_the_defaults_is_left_to_the_server() -> None:
+    with ScriptedServer(ACCEPTED) as server, Client(server.url, "key") as client:
+        client.submit(photo="s3://photos/bee.jpg", mode="box", prompts=[{"box": [1, 2, 3, 4]}])
+
+    assert json.loads(server.asked[0].body) == {
+        "mode": "box",
+        "image": {"s3_uri": "s3://photos/bee.jpg"},
+        "prompts": [{"box": [1, 2, 3, 4]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, KeyRefused), (404, NotThere), (409, WrongState), (422, Refused), (429, Refused)]
+)
+def test_a_refusal_is_raised_at_once_with_the_documents_own_words(status: int, kind: type[Refused]) -> None:
+    fault = {"pointer": "/mode", "code": "missing", "detail": "Say which."}
+    with ScriptedServer(problem(status, "some_code", errors=[fault])) as server, Client(server.url, "key") as client:
+        with pytest.raises(Refused) as raised:
+            client.get("job_1")
+
+    assert type(raised.value) is kind
+    assert (raised.value.code, raised.value.detail, raised.value.status) == ("some_code", "Do otherwise.", status)
+    assert [(error.pointer, error.code, error.detail) for error in raised.value.errors] == [
+        ("/mode", "missing", "Say which.")
+    ]
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_stays_away_is_given_up_after_the_last_try() -> None:
+    with ScriptedServer(AWAY) as server, Client(server.url, "key", max_tries=2) as client:
+        with pytest.raises(Unavailable) as raised:
+            client.get("job_1")
+
+    assert (raised.value.code, raised.value.status) == ("queue_unavailable", 503)
+    assert len(server.asked) == 2
+
+
+def test_a_longer_retry_after_than_a_caller_would_sit_through_is_not_waited_for() -> None:
+    later = Answer(503, AWAY.body, {"Retry-After": "3600"})
+    with ScriptedServer(later) as server, Client(server.url, "key") as client, pytest.raises(Unavailable):
+        client.get("job_1")
+
+    assert len(server.asked) == 1
+
+
+def test_nobody_at_the_address_is_unavailable() -> None:
+    with Client(f"http://127.0.0.1:{free_port()}", "key", max_tries=1) as client:
+        with pytest.raises(Unavailable, match="no_answer"):
+            client.get("job_1")
+
+
+def test_a_page_of_a_proxy_is_an_error_too() -> None:
+    with ScriptedServer(Answer(403, b"<html>no</html>")) as server, Client(server.url, "key") as client:
+        with pytest.raises(Refused, match="http_403"):
+            client.get("job_1")
+
+
+def test_an_invalid_job_is_refused_before_anything_is_sent() -> None:
+    with ScriptedServer(ACCEPTED) as server, Client(server.url, "key") as client, pytest.raises(Refused) as raised:
+        client.submit(photo=b"image", mode="box", prompts=[{"box": [9, 2, 3, 4]}])
+
+    assert (raised.value.code, raised.value.errors[0].pointer) == ("invalid_spec", "/prompts/0")
+    assert server.asked == []
+
+
+def manifest_of(url: str, data: bytes, name: str = "masks/0000.png") -> Manifest:
+    file = ManifestFile(
+        name=name,
+        key=f"results/{name}",
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        content_type="image/png",
+        url=f"{url}/bucket/{name}?signature=1",
+    )
+    return Manifest(
+        job_id=JOB.id,
+        attempt=1,
+        mode="box",
+        model="sam-demo",
+        created_at=JOB.created_at,
+        image_width=4,
+        image_height=3,
+        masks=(),
+        files=(file,),
+        metrics=Metrics(),
+    )
+
+
+def test_a_download_gets_its_name_when_it_is_whole_and_the_store_never_sees_the_api_key(tmp_path: Path) -> None:
+    with ScriptedServer(Answer(body=b"mask")) as server, Transport(server.url, "key") as transport:
+        download(transport, manifest_of(server.url, b"mask"), tmp_path)
+
+    assert (tmp_path / "masks" / "0000.png").read_bytes() == b"mask"
+    assert "authorization" not in server.asked[0].headers
+    assert "signature" not in (tmp_path / "manifest.json").read_text()
+    assert Manifest.model_validate_json((tmp_path / "manifest.json").read_text()).job_id == JOB.id
+
+
+@pytest.mark.parametrize("sent", [b"mosk", b"mas", b"masks"])
+def test_a_download_that_is_not_the_manifests_file_is_not_kept(tmp_path: Path, sent: bytes) -> None:
+    with ScriptedServer(Answer(body=sent)) as server, Transport(server.url, "key") as transport:
+        with pytest.raises(DamagedFile):
+            download(transport, manifest_of(server.url, b"mask"), tmp_path)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_download_that_breaks_off_is_unavailable_and_not_kept(tmp_path: Path) -> None:
+    with ScriptedServer(Answer(body=b"mask", hang_up=2)) as server, Transport(server.url, "key") as transport:
+        with pytest.raises(Unavailable, match="download_broken_off"):
+            download(transport, manifest_of(server.url, b"mask"), tmp_path)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "masks/../../outside.png", "."])
+def test_no_name_in_a_manifest_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    with ScriptedServer(Answer(body=b"mask")) as server, Transport(server.url, "key") as transport:
+        with pytest.raises(DamagedFile, match="outside"):
+            download(transport, manifest_of(server.url, b"mask", name), tmp_path / "result")
+
+    assert server.asked == []
