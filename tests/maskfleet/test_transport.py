@@ -77,9 +77,12 @@ def test_what_was_left_to_the_defaults_is_left_to_the_server() -> None:
 )
 def test_a_refusal_is_raised_at_once_with_the_documents_own_words(status: int, kind: type[Refused]) -> None:
     fault = {"pointer": "/mode", "code": "missing", "detail": "Say which."}
-    with ScriptedServer(problem(status, "some_code", errors=[fault])) as server, Client(server.url, "key") as client:
-        with pytest.raises(Refused) as raised:
-            client.get("job_1")
+    with (
+        ScriptedServer(problem(status, "some_code", errors=[fault])) as server,
+        Client(server.url, "key") as client,
+        pytest.raises(Refused) as raised,
+    ):
+        client.get("job_1")
 
     assert type(raised.value) is kind
     assert (raised.value.code, raised.value.detail, raised.value.status) == ("some_code", "Do otherwise.", status)
@@ -90,9 +93,12 @@ def test_a_refusal_is_raised_at_once_with_the_documents_own_words(status: int, k
 
 
 def test_a_server_that_stays_away_is_given_up_after_the_last_try() -> None:
-    with ScriptedServer(AWAY) as server, Client(server.url, "key", max_tries=2) as client:
-        with pytest.raises(Unavailable) as raised:
-            client.get("job_1")
+    with (
+        ScriptedServer(AWAY) as server,
+        Client(server.url, "key", max_tries=2) as client,
+        pytest.raises(Unavailable) as raised,
+    ):
+        client.get("job_1")
 
     assert (raised.value.code, raised.value.status) == ("queue_unavailable", 503)
     assert len(server.asked) == 2
@@ -107,15 +113,20 @@ def test_a_longer_retry_after_than_a_caller_would_sit_through_is_not_waited_for(
 
 
 def test_nobody_at_the_address_is_unavailable() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}", "key", max_tries=1) as client:
-        with pytest.raises(Unavailable, match="no_answer"):
-            client.get("job_1")
+    with (
+        Client(f"http://127.0.0.1:{free_port()}", "key", max_tries=1) as client,
+        pytest.raises(Unavailable, match="no_answer"),
+    ):
+        client.get("job_1")
 
 
 def test_a_page_of_a_proxy_is_an_error_too() -> None:
-    with ScriptedServer(Answer(403, b"<html>no</html>")) as server, Client(server.url, "key") as client:
-        with pytest.raises(Refused, match="http_403"):
-            client.get("job_1")
+    with (
+        ScriptedServer(Answer(403, b"<html>no</html>")) as server,
+        Client(server.url, "key") as client,
+        pytest.raises(Refused, match="http_403"),
+    ):
+        client.get("job_1")
 
 
 def test_an_invalid_job_is_refused_before_anything_is_sent() -> None:
@@ -161,25 +172,34 @@ def test_a_download_gets_its_name_when_it_is_whole_and_the_store_never_sees_the_
 
 @pytest.mark.parametrize("sent", [b"mosk", b"mas", b"masks"])
 def test_a_download_that_is_not_the_manifests_file_is_not_kept(tmp_path: Path, sent: bytes) -> None:
-    with ScriptedServer(Answer(body=sent)) as server, Transport(server.url, "key") as transport:
-        with pytest.raises(DamagedFile):
-            download(transport, manifest_of(server.url, b"mask"), tmp_path)
+    with (
+        ScriptedServer(Answer(body=sent)) as server,
+        Transport(server.url, "key") as transport,
+        pytest.raises(DamagedFile),
+    ):
+        download(transport, manifest_of(server.url, b"mask"), tmp_path)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_download_that_breaks_off_is_unavailable_and_not_kept(tmp_path: Path) -> None:
-    with ScriptedServer(Answer(body=b"mask", hang_up=2)) as server, Transport(server.url, "key") as transport:
-        with pytest.raises(Unavailable, match="download_broken_off"):
-            download(transport, manifest_of(server.url, b"mask"), tmp_path)
+    with (
+        ScriptedServer(Answer(body=b"mask", hang_up=2)) as server,
+        Transport(server.url, "key") as transport,
+        pytest.raises(Unavailable, match="download_broken_off"),
+    ):
+        download(transport, manifest_of(server.url, b"mask"), tmp_path)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "masks/../../outside.png", "."])
 def test_no_name_in_a_manifest_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    with ScriptedServer(Answer(body=b"mask")) as server, Transport(server.url, "key") as transport:
-        with pytest.raises(DamagedFile, match="outside"):
-            download(transport, manifest_of(server.url, b"mask", name), tmp_path / "result")
+    with (
+        ScriptedServer(Answer(body=b"mask")) as server,
+        Transport(server.url, "key") as transport,
+        pytest.raises(DamagedFile, match="outside"),
+    ):
+        download(transport, manifest_of(server.url, b"mask", name), tmp_path / "result")
 
     assert server.asked == []
