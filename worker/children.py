@@ -1,4 +1,4 @@
-"""Child processes that die with the process that started them."""
+"""Child processes: they die with the process that started them, and come back when they die by themselves."""
 
 from __future__ import annotations
 
@@ -7,14 +7,73 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import FrameType
+
+from jobs.logs import get_logger
+
+log = get_logger()
 
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+#: A child that ended is started again after the first wait, then twice as long, up to the longest.
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 30.0
+#: A child that lived this long is taken to be sound; its next wait is the first one again.
+SOUND_AFTER_S = 60.0
+
+
+class KeptChild:
+    """A child that is started again, after a growing wait, when it ends by itself."""
+
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.name = name
+        self._start = start
+        self._wait_s = FIRST_WAIT_S
+        self._due = 0.0
+        self._begin()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The one that runs now, or ran last."""
+        return self._process
+
+    def look(self) -> None:
+        """Notice that it has ended, and start it again when that is due; to be called often."""
+        if self._process.poll() is None:
+            return
+        now = time.monotonic()
+        if not self._due:
+            self._wait_s = FIRST_WAIT_S if now - self._began > SOUND_AFTER_S else self._wait_s
+            self._due = now + self._wait_s
+            log.error("child_ended", child=self.name, status=self._process.returncode, restart_in_s=self._wait_s)
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            kill_child(self._process)
+        elif now >= self._due:
+            self._begin()
+            log.warning("child_restarted", child=self.name, pid=self._process.pid)
+
+    def _begin(self) -> None:
+        self._process = self._start()
+        self._began = time.monotonic()
+        self._due = 0.0
+
+
+class StopSignals:
+    """Counts SIGTERM and SIGINT from when it is made; the handler itself does nothing that could deadlock."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  the signature is signal's
+        self.count += 1
 
 
 def start_child(

@@ -1,0 +1,59 @@
+"""``maskfleet api``, ``worker`` and ``courier``: the service's programs, each to run on its own machines."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import click
+
+#: The API's usual port; the compose file and the local stack use it, too.
+API_PORT = 8000
+
+
+@click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[api]`.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=API_PORT, show_default=True, type=click.IntRange(1, 65535))
+def api_command(host: str, port: int) -> None:
+    _require("gunicorn", "api")
+    command = ["--config", "python:api.server", "--bind", f"{host}:{port}", "api.app:create_app()"]
+    sys.stdout.flush()
+    # This process becomes gunicorn, so that signals reach it.
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *command])  # noqa: S606
+
+
+@click.command("worker", help="Run a worker on each of this machine's devices.")
+@click.option(
+    "--devices",
+    default="all",
+    show_default=True,
+    metavar="all|0,2|cpu",
+    help="Every GPU, those with these numbers, or the processor.",
+)
+def worker_command(devices: str) -> None:
+    _require("torch", "worker")
+    from jobs.logs import configure_logs
+    from jobs.settings import WorkerSettings
+    from worker.device import NoSuchDevice
+    from worker.fleet import run_fleet
+
+    configure_logs(WorkerSettings().log_level, program="fleet")
+    try:
+        run_fleet(devices, os.environ)
+    except NoSuchDevice as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command("courier", help="Run the courier: it sends webhooks and looks after leases and deadlines.")
+def courier_command() -> None:
+    _require("AntiSSRF", "courier")
+    from worker.courier import main
+
+    main()
+
+
+def _require(package: str, extra: str) -> None:
+    """Say which extra is missing before an import fails; finding a package does not import it."""
+    if importlib.util.find_spec(package) is None:
+        raise click.ClickException(f"This needs more packages: pip install 'maskfleet[{extra}]'")

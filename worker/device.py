@@ -1,0 +1,105 @@
+"""Which devices a machine's workers use.  Asks NVML, the driver's own library; never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pynvml
+
+
+class NoSuchDevice(ValueError):
+    """A device was asked for that is not there; the message says what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device for one worker node.
+
+    label: ``cpu``, or as in ``gpu0``.  kind: ``cpu`` or ``cuda``.  visible: its CUDA_VISIBLE_DEVICES.
+    """
+
+    label: str
+    kind: str
+    visible: str
+    model: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Give the variables that show a process this device alone; they count before torch is imported."""
+        # NVML numbers by PCI bus; CUDA does so only when told.
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.visible}
+
+
+CPU = Device("cpu", "cpu", "", "CPU")
+
+
+def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Device, ...]:
+    """Find the devices for ``cpu``, ``all`` or numbers as in ``0,2``.
+
+    Where CUDA_VISIBLE_DEVICES is set already, ``all`` and the numbers count its entries, as CUDA itself does.
+    Raises NoSuchDevice.
+    """
+    if selection == "cpu":
+        return (CPU,)
+    devices = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+    if not devices:
+        raise NoSuchDevice("No GPU is to be seen here. Use `--devices cpu` to work on the processor.")
+    if selection == "all":
+        return devices
+    numbers = [part.strip() for part in selection.split(",")]
+    known = {str(number): device for number, device in enumerate(devices)}
+    for number in numbers:
+        if number not in known:
+            listed = ", ".join(f"{number} ({device.model})" for number, device in known.items())
+            raise NoSuchDevice(f"There is no device {number!r}. There are: {listed}; or say `all` or `cpu`.")
+    if len(set(numbers)) < len(numbers):
+        raise NoSuchDevice(f"A device is named twice in {selection!r}; each runs one worker.")
+    return tuple(known[number] for number in numbers)
+
+
+def list_gpus(visible: str | None) -> tuple[Device, ...]:
+    """List the machine's GPUs, or those that ``visible``, a CUDA_VISIBLE_DEVICES, leaves.
+
+    Raises NoSuchDevice when the driver does not answer, or an entry names nothing.
+    """
+    if visible is not None and visible.strip() in ("", "-1"):
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NoSuchDevice(
+            f"NVIDIA's driver does not answer ({error}). Use `--devices cpu` to work on the processor."
+        ) from error
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        entries = range(count) if visible is None else [entry.strip() for entry in visible.split(",")]
+        return tuple(_gpu(str(entry), count) for entry in entries)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(entry: str, count: int) -> Device:
+    """Describe an entry of CUDA_VISIBLE_DEVICES: a number, or the (beginning of the) UUID of a GPU or a MIG slice."""
+    if not entry.isdigit():
+        known = [_model(number) for number in range(count) if _uuid(number).startswith(entry)]
+        if not entry.startswith("MIG-") and len(known) != 1:
+            raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry!r}, which is none of this machine's GPUs.")
+        slice_or_gpu, _, number = entry.lower().partition("-")
+        return Device(f"{slice_or_gpu}-{number[:8]}", "cuda", entry, known[0] if known else "MIG slice")
+    if int(entry) >= count:
+        raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry}; this machine has {count} GPUs, from 0 on.")
+    return Device(f"gpu{entry}", "cuda", entry, _model(int(entry)))
+
+
+def _model(number: int) -> str:
+    return _text(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(number)))
+
+
+def _uuid(number: int) -> str:
+    return _text(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(number)))
+
+
+def _text(answer: bytes | str) -> str:
+    """NVML's Python package answered in bytes before its version 12."""
+    return answer.decode() if isinstance(answer, bytes) else answer
