@@ -11,7 +11,7 @@ import click
 from rich.progress import TaskID
 
 from jobs.settings import SharedSettings
-from jobs.spec import ImageSource, Output
+from jobs.spec import ImageSource, Output, check_prompts_on_image
 from jobs.status import Stage
 from maskfleet.spec_options import build_spec, spec_options
 from maskfleet.terminal import progress_bars, reporting_errors
@@ -38,14 +38,18 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         # The file itself is read below; a spec has no place for a path.
         spec = build_spec(image=ImageSource(base64=""), **options)  # type: ignore[arg-type]  # click's options, by name
         spec = spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})
-        # torch takes seconds to import: not before the options are known to be right.
-        from worker.formats import make_artifacts
+        started = time.perf_counter()
+        # The worker's parts are not needed to print the help; and torch takes seconds to import: not before the
+        # photo and the prompts are known to be right.
         from worker.images import decode_photo
+
+        picture = decode_photo(photo.read_bytes(), SharedSettings().max_image_pixels)
+        check_prompts_on_image(spec.prompts, picture.size_wh)
+
+        from worker.formats import make_artifacts
         from worker.model import load_model
         from worker.segment import segment
 
-        started = time.perf_counter()
-        picture = decode_photo(photo.read_bytes(), SharedSettings().max_image_pixels)
         network = load_model(model or default_model(), device)
         with _BarAfterASecond() as watch:
             result = segment(picture, spec, network, watch)

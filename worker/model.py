@@ -57,8 +57,8 @@ def load_model(ref: str, device: str) -> SegmentationModel:
     except OSError as error:
         raise AttemptFailed(
             "model_not_found",
-            f"The model {ref} was not found. Give a hub id such as facebook/sam-vit-base, or a folder with "
-            "config.json, preprocessor_config.json and model.safetensors.",
+            f"The model {ref} was not found, here or on the hub. Give a hub id such as facebook/sam-vit-base, or a "
+            "folder with config.json, preprocessor_config.json and model.safetensors.",
         ) from error
     try:
         place = torch.device(device)

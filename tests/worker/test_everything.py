@@ -1,0 +1,178 @@
+"""Mode everything gives what transformers' own pipeline gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from jobs.spec import EverythingParams
+from jobs.status import Stage
+from tests.worker.conftest import everything
+from worker.images import Photo
+from worker.masks import Mask
+from worker.model import SegmentationModel
+from worker.segment import segment
+
+Example = Callable[[str], Photo]
+
+#: Chosen so that masks are found on each: the demo checkpoint is not sure of much in photographs.
+LOOSE = {"pred_iou_thresh": 0.75, "stability_score_thresh": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        pytest.param("coins.png", {}, id="the defaults"),
+        pytest.param("chelsea.jpg", {"points_per_crop": 16, **LOOSE}, id="looser thresholds"),
+        pytest.param("rocket.jpg", {"points_per_crop": 11, "points_per_batch": 50, **LOOSE}, id="an odd batch"),
+        pytest.param(
+            "coffee.jpg",
+            {"points_per_crop": 8, "pred_iou_thresh": 0.6, "mask_threshold": 0.7, "stability_score_offset": 2.5},
+            id="another cut",
+        ),
+        pytest.param("coins.png", {"points_per_crop": 8, "crops_n_layers": 1}, id="one layer of crops"),
+        pytest.param(
+            "coins.png",
+            {"points_per_crop": 4, "crops_n_layers": 2, "crop_overlap_ratio": 0.2, "crops_nms_thresh": 0.5, **LOOSE},
+            id="two layers of crops",
+        ),
+        pytest.param(
+            "rocket.jpg",
+            {"points_per_crop": 6, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0},
+            id="no thresholds",
+        ),
+    ],
+)
+def test_the_masks_are_those_of_the_pipeline(
+    model: SegmentationModel,
+    library_pipeline: Any,
+    repository: Path,
+    example: Example,
+    name: str,
+    params: dict[str, Any],
+) -> None:
+    spec = everything(**params)
+    theirs = library_pipeline(
+        Image.open(repository / "examples" / name),
+        output_rle_mask=True,
+        output_bboxes_mask=True,
+        **spec.params.model_dump(),
+    )
+
+    ours = segment(example(name), spec, model).masks
+
+    assert len(theirs["rle_mask"]) > 0
+    assert [mask.counts for mask in ours] == [_compressed(rle) for rle in theirs["rle_mask"]]
+    assert [mask.predicted_iou for mask in ours] == theirs["scores"].tolist()
+    assert [_first_and_last_pixel(mask) for mask in ours] == theirs["bounding_boxes"].tolist()
+
+
+def test_each_mask_names_the_grid_point_it_grew_from(model: SegmentationModel, example: Example) -> None:
+    photo = example("coins.png")
+
+    found = segment(photo, everything(points_per_crop=4, **LOOSE), model).masks
+
+    width, height = photo.size_wh
+    grid = {(width * (column + 0.5) / 4, height * (row + 0.5) / 4) for row in range(4) for column in range(4)}
+    for mask in found:
+        assert len(mask.point_coords) == 1
+        assert min(abs(x - mask.point_coords[0][0]) + abs(y - mask.point_coords[0][1]) for x, y in grid) < 1e-3
+        assert mask.crop_box_xywh == (0, 0, width, height)
+        assert (mask.prompt, mask.candidate) == (None, None)
+
+
+def test_a_finer_grid_for_the_whole_than_for_its_crops_works(model: SegmentationModel, example: Example) -> None:
+    # transformers stacks the crops' grids into one tensor and fails: huggingface/transformers#35530
+    photo = example("coins.png")
+    spec = everything(points_per_crop=8, crops_n_layers=2, crop_n_points_downscale_factor=2, **LOOSE)
+
+    done = segment(photo, spec, model)
+
+    assert done.metrics.points == 8**2 + 4 * 4**2 + 16 * 2**2
+    assert done.metrics.crops == 1 + 4 + 16
+    inside = [mask for mask in done.masks if mask.crop_box_xywh != (0, 0, *photo.size_wh)]
+    for mask in inside:
+        (x, y), (left, top, across, down) = mask.point_coords[0], mask.crop_box_xywh
+        assert left <= x <= left + across
+        assert top <= y <= top + down
+
+
+def test_no_batch_is_larger_than_asked(model: SegmentationModel, example: Example) -> None:
+    watch = Recorder()
+
+    done = segment(example("coins.png"), everything(points_per_crop=5, points_per_batch=10), model, watch)
+
+    assert (done.metrics.points, done.metrics.batches, done.metrics.points_per_batch) == (25, 3, 10)
+    assert watch.stages == [Stage.EMBEDDING, Stage.DECODING]
+    assert [(done, total) for done, total, _ in watch.batches] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_the_watch_stops_the_job_between_batches(model: SegmentationModel, example: Example) -> None:
+    watch = Recorder(stop_at=2)
+
+    with pytest.raises(StoppedError):
+        segment(example("coins.png"), everything(points_per_crop=8, points_per_batch=16), model, watch)
+
+    assert [done for done, _, _ in watch.batches] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+def test_an_image_of_any_shape_is_segmented(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
+    import numpy as np
+
+    photo = Photo(np.full((size_wh[1], size_wh[0], 3), 120, dtype=np.uint8), size_wh, "PNG")
+    spec = everything(points_per_crop=2, crops_n_layers=1, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+
+    done = segment(photo, spec, model)
+
+    assert done.masks
+    assert all(mask.size_hw == (size_wh[1], size_wh[0]) for mask in done.masks)
+
+
+def test_the_parameters_are_the_pipelines_own() -> None:
+    import inspect
+
+    from transformers.pipelines.mask_generation import MaskGenerationPipeline
+
+    theirs: dict[str, Any] = {"crops_nms_thresh": 0.7}
+    for step in (MaskGenerationPipeline.preprocess, MaskGenerationPipeline._forward):
+        for name, parameter in inspect.signature(step).parameters.items():
+            if parameter.default is not inspect.Parameter.empty and parameter.default is not None:
+                theirs[name] = parameter.default
+
+    assert EverythingParams().model_dump() == pytest.approx(theirs)
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Recorder:
+    """A watch that remembers what it is told, and stops the job at a batch."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stages: list[Stage] = []
+        self.batches: list[tuple[int, int, int]] = []
+        self._stop_at = stop_at
+
+    def stage(self, stage: Stage) -> None:
+        self.stages.append(stage)
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        self.batches.append((done, total, masks))
+        if done == self._stop_at:
+            raise StoppedError
+
+
+def _compressed(rle: dict[str, Any]) -> str:
+    return coco_mask.frPyObjects(rle, *rle["size"])["counts"].decode()
+
+
+def _first_and_last_pixel(mask: Mask) -> list[float]:
+    x, y, width, height = mask.bbox_xywh
+    return [x, y, x + max(width - 1, 0), y + max(height - 1, 0)]

@@ -1,0 +1,197 @@
+"""Each output holds the masks that were found, in a form that its readers understand."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from jobs.errors import InvalidRequest
+from jobs.record import Spec
+from tests import references
+from tests.scenes import Scene, plain_scene
+from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
+from worker import formats
+from worker.formats import Artifact, make_artifacts
+from worker.images import Photo, decode_photo
+from worker.masks import decode_rle
+from worker.model import SegmentationModel
+from worker.overlay import colour_of
+from worker.segment import Segmentation, segment
+
+
+@dataclasses.dataclass
+class Done:
+    photo: Photo
+    scene: Scene
+    spec: Spec
+    segmentation: Segmentation
+
+    def artifacts(self) -> list[Artifact]:
+        return list(make_artifacts(self.photo, self.spec, self.segmentation, "shapes.png"))
+
+    def file(self, name: str) -> bytes:
+        return {artifact.name: artifact.data for artifact in self.artifacts()}[name]
+
+    def picture(self, name: str) -> Image.Image:
+        return Image.open(io.BytesIO(self.file(name)))
+
+
+@pytest.fixture(scope="module")
+def job_of(model: SegmentationModel) -> Callable[..., Done]:
+    """Segment the boxes, or middles, of a scene's shapes, with these outputs."""
+
+    def done(*outputs: str, mode: str = "box", objects: int = 3, **params: Any) -> Done:
+        scene = plain_scene(2, (320, 256))
+        photo = decode_photo(scene.png, MAX_PIXELS)
+        shapes = scene.shapes[:objects]
+        spec: Spec
+        if mode == "box":
+            spec = boxes(*({"box": shape.box_xyxy} for shape in shapes), outputs=outputs, **params)
+        else:
+            spec = points(*({"points": [shape.middle_xy]} for shape in shapes), outputs=outputs, **params)
+        return Done(photo, scene, spec, segment(photo, spec, model))
+
+    return done
+
+
+def test_coco_records_decode_to_the_same_masks(job_of: Callable[..., Done]) -> None:
+    done = job_of("coco", multimask=True)
+
+    document = json.loads(done.file("coco.json"))
+
+    assert document["image"] == {"width": 320, "height": 256, "file_name": "shapes.png"}
+    assert document["metrics"]["points"] == 3
+    assert len(document["annotations"]) == 9
+    for number, (record, mask) in enumerate(zip(document["annotations"], done.segmentation.masks, strict=True)):
+        assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), decode_rle(mask))
+        assert record["id"] == number + 1
+        assert record["area"] == coco_mask.area(record["segmentation"])
+        assert record["bbox"] == coco_mask.toBbox(record["segmentation"]).tolist()
+        assert (record["prompt"], record["candidate"]) == divmod(number, 3)
+        assert record["crop_box"] == [0, 0, 320, 256]
+        assert {"predicted_iou", "stability_score", "point_coords"} <= record.keys()
+
+
+def test_records_of_mode_everything_have_the_fields_of_sa_1b(model: SegmentationModel) -> None:
+    scene = plain_scene(2, (320, 256))
+    photo = decode_photo(scene.png, MAX_PIXELS)
+    spec = everything(points_per_crop=4, pred_iou_thresh=0.5, stability_score_thresh=0.5)
+
+    (artifact,) = make_artifacts(photo, spec, segment(photo, spec, model))
+
+    fields = {"id", "segmentation", "area", "bbox", "predicted_iou", "stability_score", "point_coords", "crop_box"}
+    records = json.loads(artifact.data)["annotations"]
+    assert records
+    assert all(set(record) == fields for record in records)
+
+
+def test_there_is_one_png_of_one_bit_for_each_mask(job_of: Callable[..., Done]) -> None:
+    done = job_of("png")
+
+    pictures = [(artifact.name, Image.open(io.BytesIO(artifact.data))) for artifact in done.artifacts()]
+
+    assert [name for name, _ in pictures] == ["masks/0000.png", "masks/0001.png", "masks/0002.png"]
+    for (_, picture), mask in zip(pictures, done.segmentation.masks, strict=True):
+        assert picture.mode == "1"
+        assert np.array_equal(np.asarray(picture), decode_rle(mask))
+
+
+def test_the_label_map_shows_the_smaller_mask_where_two_overlap(job_of: Callable[..., Done]) -> None:
+    done = job_of("label_map", multimask=True)
+
+    picture = done.picture("label_map.png")
+
+    assert picture.mode == "I;16"
+    assert np.array_equal(np.asarray(picture), references.labels([decode_rle(m) for m in done.segmentation.masks]))
+
+
+def test_a_label_map_of_too_many_masks_is_refused(job_of: Callable[..., Done]) -> None:
+    done = job_of("label_map")
+    mask = done.segmentation.masks[0]
+    done.segmentation = dataclasses.replace(done.segmentation, masks=(mask,) * (formats.MAX_LABELS + 1))
+
+    with pytest.raises(InvalidRequest) as refused:
+        done.artifacts()
+
+    assert refused.value.code == "too_many_masks"
+
+
+def test_the_overlay_tints_the_masks_and_leaves_the_rest(job_of: Callable[..., Done]) -> None:
+    done = job_of("overlay", mode="point")
+
+    picture = np.asarray(done.picture("overlay.png")).astype(int)
+
+    assert picture.shape == done.photo.pixels.shape
+    change = np.abs(picture - done.photo.pixels).max(axis=2)
+    outside = ~np.any([decode_rle(mask) for mask in done.segmentation.masks], axis=0)
+    shape = done.scene.shapes[0]
+    x, y = shape.middle_xy
+    assert change[:12].max() == 0  # above all shapes
+    assert change[outside].mean() < 2
+    assert min(picture[y, x]) > 180  # the plus on the point
+
+
+def test_boxes_are_drawn_on_the_overlay(job_of: Callable[..., Done]) -> None:
+    done = job_of("overlay")
+
+    picture = np.asarray(done.picture("overlay.png"))
+
+    for shape in done.scene.shapes[:3]:
+        x0, y0, *_ = shape.box_xyxy
+        assert picture[y0, x0].tolist() == [255, 255, 255]
+        assert picture[y0 + 1, x0 + 1].tolist() != [255, 255, 255]
+
+
+def test_the_candidates_of_one_object_are_shown_side_by_side(job_of: Callable[..., Done]) -> None:
+    done = job_of("overlay", mode="point", objects=1, multimask=True)
+
+    picture = done.picture("overlay.png")
+
+    assert picture.width > 3 * done.photo.size_wh[0]
+    assert done.photo.size_wh[1] < picture.height < 2 * done.photo.size_wh[1]
+
+
+def test_the_overlay_of_a_large_photo_is_no_larger_than_a_screen(model: SegmentationModel) -> None:
+    photo = Photo(np.full((900, 3000, 3), 90, dtype=np.uint8), (3000, 900), "PNG")
+    spec = points({"points": [[1500, 450]]}, outputs=("overlay",))
+
+    (artifact,) = make_artifacts(photo, spec, segment(photo, spec, model))
+
+    assert Image.open(io.BytesIO(artifact.data)).size == (2048, 614)
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (1, 3000), (40, 3)])
+def test_every_output_works_on_images_of_odd_shapes(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
+    photo = Photo(np.full((size_wh[1], size_wh[0], 3), 90, dtype=np.uint8), size_wh, "PNG")
+    outputs = ("coco", "png", "label_map", "overlay")
+
+    for multimask in (False, True):
+        spec = boxes({"box": [0, 0, *size_wh], "points": [[0, 0]]}, outputs=outputs, multimask=multimask)
+        made = list(make_artifacts(photo, spec, segment(photo, spec, model)))
+        assert len(made) == (6 if multimask else 4)
+
+
+def test_no_masks_make_valid_files(model: SegmentationModel, job_of: Callable[..., Done]) -> None:
+    done = job_of("coco", "png", "label_map", "overlay")
+    done.segmentation = dataclasses.replace(done.segmentation, masks=())
+
+    assert [artifact.name for artifact in done.artifacts()] == ["coco.json", "label_map.png", "overlay.png"]
+    assert json.loads(done.file("coco.json"))["annotations"] == []
+    assert np.asarray(done.picture("label_map.png")).max() == 0
+
+
+def test_colours_that_are_near_in_number_are_far_in_hue() -> None:
+    colours = [colour_of(index) for index in range(12)]
+
+    assert len(set(colours)) == 12
+    for one, other in itertools.pairwise(colours):
+        assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 120

@@ -1,0 +1,69 @@
+"""A checkpoint is loaded from a folder or a hub id, and refused clearly when it cannot be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.errors import AttemptFailed
+from worker.model import SegmentationModel, load_model
+
+
+def fault_of(ref: str, device: str = "cpu") -> AttemptFailed:
+    with pytest.raises(AttemptFailed) as refused:
+        load_model(ref, device)
+    return refused.value
+
+
+@pytest.fixture
+def copy(demo_model: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_model, tmp_path / "checkpoint"))
+
+
+def test_the_bundled_checkpoint_loads_in_float32_without_gradients(model: SegmentationModel) -> None:
+    weights = list(model.network.parameters())
+
+    assert model.name == "sam-demo"
+    assert all(weight.dtype == torch.float32 and not weight.requires_grad for weight in weights)
+    assert not model.network.training
+    assert model.preprocessing.longest_edge == 384
+
+
+@pytest.mark.parametrize("ref", ["/nowhere/at-all", "./not-here", "not a hub id"])
+def test_a_model_that_is_not_there_is_not_found(ref: str) -> None:
+    fault = fault_of(ref)
+
+    assert fault.code == "model_not_found"
+    assert ref in fault.detail
+
+
+def test_a_checkpoint_that_is_not_sam_is_refused_by_name(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "sam2"}))
+
+    fault = fault_of(str(copy))
+
+    assert fault.code == "model_not_supported"
+    assert "sam2" in fault.detail
+
+
+def test_weights_that_break_off_are_unreadable(copy: Path) -> None:
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+    assert fault_of(str(copy)).code == "model_unreadable"
+
+
+def test_a_config_that_is_not_json_is_not_a_model(copy: Path) -> None:
+    (copy / "config.json").write_text("{")
+
+    assert fault_of(str(copy)).code in ("model_not_found", "model_unreadable")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_unavailable(demo_model: str) -> None:
+    assert fault_of(demo_model, "cuda").code == "device_unavailable"

@@ -1,0 +1,197 @@
+"""Points and boxes give what SamModel and its processor give, object by object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SamModel, SamProcessor
+
+from jobs.errors import InvalidPrompt
+from jobs.spec import Prompt
+from tests import references
+from tests.scenes import iou, plain_scene
+from tests.worker.conftest import MAX_PIXELS, boxes, points
+from worker.crops import Crop
+from worker.embedding import Frame
+from worker.images import Photo, decode_photo
+from worker.masks import Mask, decode_rle
+from worker.model import SegmentationModel
+from worker.prompts import grid_batches
+from worker.segment import segment
+
+Example = Callable[[str], Photo]
+
+#: Objects on coins.png of every shape that a prompt can have.
+ONE_POINT: dict[str, Any] = {"points": [[58, 53]]}
+TWO_SIDES: dict[str, Any] = {"points": [[118, 55.5], [140, 60], [150, 120]], "labels": [1, 1, 0]}
+BOX: dict[str, Any] = {"box": [90, 30, 141.5, 76]}
+BOX_AND_POINTS: dict[str, Any] = {"box": [20, 30, 70, 78], "points": [[45, 50], [75, 75]], "labels": [1, 0]}
+ANOTHER_POINT: dict[str, Any] = {"points": [[263, 125]]}
+
+
+@pytest.fixture(scope="module")
+def library(demo_model: str, repository: Path) -> Callable[[dict[str, Any]], tuple[np.ndarray, list[float]]]:
+    """The three candidates and their scores for one object on coins.png, by the library alone."""
+    network, processor = SamModel.from_pretrained(demo_model), SamProcessor.from_pretrained(demo_model)
+    photo = Image.open(repository / "examples" / "coins.png").convert("RGB")
+
+    def candidates(prompt: dict[str, Any]) -> tuple[np.ndarray, list[float]]:
+        given: dict[str, Any] = {}
+        if "points" in prompt:
+            given["input_points"] = [[prompt["points"]]]
+            given["input_labels"] = [[prompt.get("labels", [1] * len(prompt["points"]))]]
+        if "box" in prompt:
+            given["input_boxes"] = [[prompt["box"]]]
+        inputs = processor(images=photo, return_tensors="pt", **given)
+        with torch.no_grad():
+            outputs = network(**inputs)
+        masks = processor.post_process_masks(
+            outputs.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
+        )
+        return masks[0][0].numpy(), outputs.iou_scores[0, 0].tolist()
+
+    return candidates
+
+
+@pytest.mark.parametrize("prompt", [ONE_POINT, TWO_SIDES], ids=["one point", "points on and off"])
+def test_points_give_the_librarys_three_candidates(
+    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
+) -> None:
+    theirs, scores = library(prompt)
+
+    ours = segment(example("coins.png"), points(prompt, multimask=True), model).masks
+
+    assert [(mask.prompt, mask.candidate) for mask in ours] == [(0, 0), (0, 1), (0, 2)]
+    assert [mask.predicted_iou for mask in ours] == scores
+    assert all(np.array_equal(decode_rle(mask), their) for mask, their in zip(ours, theirs, strict=True))
+    assert ours[0].point_coords == tuple(tuple(map(float, point)) for point in prompt["points"])
+
+
+@pytest.mark.parametrize("prompt", [BOX, BOX_AND_POINTS], ids=["a box", "a box with points"])
+def test_a_box_gives_the_librarys_three_candidates(
+    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
+) -> None:
+    theirs, scores = library(prompt)
+
+    ours = segment(example("coins.png"), boxes(prompt, multimask=True), model).masks
+
+    assert [mask.predicted_iou for mask in ours] == scores
+    assert all(np.array_equal(decode_rle(mask), their) for mask, their in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("prompt", [ONE_POINT, TWO_SIDES])
+def test_without_multimask_the_candidate_of_the_highest_score_is_given(
+    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
+) -> None:
+    theirs, scores = library(prompt)
+
+    (ours,) = segment(example("coins.png"), points(prompt), model).masks
+
+    assert np.array_equal(decode_rle(ours), theirs[int(np.argmax(scores))])
+    assert (ours.predicted_iou, ours.candidate) == (max(scores), None)
+
+
+def test_objects_of_different_shapes_in_one_job_are_each_as_alone(model: SegmentationModel, example: Example) -> None:
+    # transformers fails on these (huggingface/transformers#32488), or pads points, which changes the masks.
+    photo = example("coins.png")
+    objects = [BOX_AND_POINTS, BOX, BOX_AND_POINTS, BOX]
+
+    together = segment(photo, boxes(*objects), model).masks
+
+    alone = [segment(photo, boxes(prompt), model).masks[0] for prompt in objects]
+    assert [mask.prompt for mask in together] == [0, 1, 2, 3]
+    _assert_same(together, alone)
+
+
+def test_any_number_of_points_for_each_object_are_each_as_alone(model: SegmentationModel, example: Example) -> None:
+    photo = example("coins.png")
+    objects = [ONE_POINT, TWO_SIDES, ANOTHER_POINT, {"points": [[60, 60], [50, 50]]}, TWO_SIDES]
+
+    together = segment(photo, points(*objects, multimask=True, points_per_batch=2), model)
+
+    alone = [mask for prompt in objects for mask in segment(photo, points(prompt, multimask=True), model).masks]
+    assert [(mask.prompt, mask.candidate) for mask in together.masks] == [(n, c) for n in range(5) for c in range(3)]
+    assert together.metrics.batches == 3
+    _assert_same(together.masks, alone)
+
+
+def test_boxes_around_a_few_plain_shapes_find_them(model: SegmentationModel) -> None:
+    overlaps = []
+
+    for seed in range(6):
+        scene = plain_scene(seed)
+        photo = decode_photo(scene.png, MAX_PIXELS)
+        found = segment(photo, boxes(*({"box": shape.box_xyxy} for shape in scene.shapes)), model).masks
+        overlaps += [iou(decode_rle(mask), shape.mask) for mask, shape in zip(found, scene.shapes, strict=True)]
+
+    assert np.mean(overlaps) >= 0.75
+    assert min(overlaps) > 0.6
+
+
+def test_a_click_in_the_middle_of_a_plain_shape_hits_it(model: SegmentationModel) -> None:
+    scene = plain_scene(1)
+    photo = decode_photo(scene.png, MAX_PIXELS)
+
+    found = segment(photo, points(*({"points": [shape.middle_xy]} for shape in scene.shapes)), model).masks
+
+    for mask, shape in zip(found, scene.shapes, strict=True):
+        assert decode_rle(mask)[shape.middle_xy[1], shape.middle_xy[0]]
+        assert iou(decode_rle(mask), shape.mask) > 0.5
+
+
+def test_a_prompt_outside_the_photo_is_refused_before_anything_is_computed(
+    model: SegmentationModel, example: Example
+) -> None:
+    with pytest.raises(InvalidPrompt) as refused:
+        segment(example("coins.png"), points(ONE_POINT, {"points": [[384, 10]]}), model)
+
+    assert refused.value.code == "point_outside_image"
+    assert "Prompt 1" in refused.value.detail
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (1, 5000), (5000, 1)])
+def test_a_box_around_all_of_an_odd_image_works(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
+    photo = Photo(np.zeros((size_wh[1], size_wh[0], 3), dtype=np.uint8), size_wh, "PNG")
+
+    done = segment(photo, boxes({"box": [0, 0, *size_wh], "points": [[0, 0]]}), model)
+
+    assert len(done.masks) == 1
+    assert 0 <= done.masks[0].stability_score <= 1
+
+
+def test_the_grid_is_in_the_middles_of_equal_cells() -> None:
+    crop = Crop((10, 20, 110, 80), points_per_side=5)
+    frame = Frame(original_hw=(60, 100), scaled_hw=(120, 200), padded_hw=(200, 200))
+
+    batches = list(grid_batches(crop, frame, points_per_batch=7))
+
+    middles = references.cell_middles(5, crop.size_wh)
+    asked = [xy for batch in batches for (xy,) in batch.asked_xy]
+    in_frame = [xy for batch in batches for xy in batch.points_xy[:, 0].tolist()]
+    assert [len(batch.indices) for batch in batches] == [7, 7, 7, 4]
+    assert np.allclose(asked, [(x + 10, y + 20) for x, y in middles], atol=1e-4)
+    assert np.allclose(in_frame, [(2 * x, 2 * y) for x, y in middles], atol=1e-4)
+
+
+def test_labels_that_are_left_out_are_all_on_the_object(model: SegmentationModel, example: Example) -> None:
+    photo, spelt_out = example("coins.png"), {"points": [[58, 53], [60, 60]], "labels": [1, 1]}
+    left_out = Prompt(points=((58, 53), (60, 60)))
+
+    one = segment(photo, points(spelt_out), model).masks
+    other = segment(photo, points(left_out.model_dump(exclude_none=True)), model).masks
+
+    assert one == other
+
+
+def _assert_same(together: tuple[Mask, ...], alone: list[Mask]) -> None:
+    """Equal but for rounding: matrix products of another size add up in another order, about 1e-6 of a logit."""
+    for one, other in zip(together, alone, strict=True):
+        assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
+        assert (decode_rle(one) ^ decode_rle(other)).sum() <= 2
+        assert one.point_coords == other.point_coords
