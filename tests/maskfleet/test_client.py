@@ -1,0 +1,183 @@
+"""The Python client against a whole local stack."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.record import JobView
+from jobs.settings import SharedSettings
+from jobs.spec import BoxJob, ImageSource, Prompt
+from jobs.storage import Store
+from maskfleet.client import Client
+from maskfleet.problems import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
+from maskfleet.receiver import Receiver
+from maskfleet.stack_process import StackLine
+from maskfleet.submission import JobFields
+
+BOXES: JobFields = {"mode": "box", "prompts": [Prompt(box=(304, 14, 366, 73)), Prompt(box=(244, 94, 298, 146))]}
+#: Long enough to be seen running, on any machine: 16,384 points.
+LONG: JobFields = {"mode": "everything", "params": {"points_per_crop": 128}}
+
+
+@pytest.fixture
+def busy_worker(client: Client, coins: Path) -> Iterator[JobView]:
+    """A job that keeps the stack's one worker busy while the test lasts."""
+    job = client.submit(photo=coins, priority="interactive", **LONG)
+    yield job
+    client.cancel(job.id)
+    client.wait(job.id, timeout_s=60)
+
+
+def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(
+    client: Client, receiver: Receiver, coins: Path, tmp_path: Path
+) -> None:
+    seen: list[JobView] = []
+
+    sent = client.submit(
+        photo=coins,
+        outputs=["coco", "png", "label_map", "overlay"],
+        webhook={"url": receiver.url},
+        metadata={"order": "42"},
+        **BOXES,
+    )
+    job = client.wait(sent.id, timeout_s=120, on_progress=seen.append)
+    event = receiver.wait_for(sent.id, timeout_s=30)
+    manifest = client.fetch(sent.id, tmp_path)
+
+    assert (job.status, job.error) == ("succeeded", None)
+    assert seen[-1] == job
+    assert job.result is not None
+    assert job.result.masks == len(manifest.masks) == 2
+    assert (event.type, event.data.masks, event.data.metadata) == ("job.succeeded", 2, {"order": "42"})
+    assert {file.name for file in manifest.files} >= {"coco.json", "label_map.png", "overlay.png"}
+    assert sum(file.name.startswith("masks/") for file in manifest.files) == 2
+    for file in manifest.files:
+        assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_the_same_idempotency_key_finds_the_same_job(client: Client, coins: Path) -> None:
+    first = client.submit(photo=coins, idempotency_key="order-42", **BOXES)
+    second = client.submit(photo=coins, idempotency_key="order-42", **BOXES)
+
+    assert second.id == first.id
+
+
+def test_an_idempotency_key_does_not_stand_for_another_job(client: Client, coins: Path) -> None:
+    client.submit(photo=coins, idempotency_key="order-43", **BOXES)
+
+    with pytest.raises(Refused, match="idempotency_key_reused"):
+        client.submit(photo=coins, idempotency_key="order-43", mode="point", prompts=[{"points": [[45, 124]]}])
+
+
+def test_a_ready_spec_on_an_object_of_the_store_is_carried_out(
+    client: Client, running_stack: StackLine, coins: Path
+) -> None:
+    store = Store(
+        SharedSettings(
+            s3_endpoint=running_stack.s3_endpoint,
+            s3_access_key=running_stack.s3_access_key,  # type: ignore[arg-type]  # pydantic makes it a secret
+            s3_secret_key=running_stack.s3_secret_key,  # type: ignore[arg-type]  # as above
+            bucket=running_stack.bucket,
+        )
+    )
+    store.put("photos/coins.png", coins.read_bytes(), "image/png")
+    spec = BoxJob(
+        mode="box",
+        image=ImageSource(s3_uri=f"s3://{running_stack.bucket}/photos/coins.png"),
+        prompts=(Prompt(box=(304, 14, 366, 73)),),
+    )
+
+    job = client.wait(client.submit(spec).id, timeout_s=120)
+
+    assert (job.status, job.error) == ("succeeded", None)
+
+
+def test_a_large_photo_goes_straight_to_the_store(client: Client) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (1800, 1700, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    assert len(file.getvalue()) > 8 * 2**20
+
+    job = client.wait(
+        client.submit(photo=file.getvalue(), mode="box", prompts=[{"box": [100, 100, 900, 900]}]).id, timeout_s=120
+    )
+
+    assert (job.status, job.error) == ("succeeded", None)
+
+
+def test_what_only_the_server_can_see_is_refused_in_its_words(client: Client, coins: Path) -> None:
+    with pytest.raises(Refused) as raised:
+        client.submit(photo=coins, mode="point", prompts=[{"points": [[5000, 10]]}])
+
+    assert (raised.value.code, raised.value.status) == ("point_outside_image", 422)
+
+
+def test_a_queued_job_is_canceled_at_once_and_a_second_time_without_a_fault(
+    client: Client, busy_worker: JobView, coins: Path
+) -> None:
+    job = client.submit(photo=coins, priority="bulk", **BOXES)
+
+    first = client.cancel(job.id)
+    again = client.cancel(job.id)
+
+    assert (first.status, again.status) == ("canceled", "canceled")
+
+
+def test_a_running_job_ends_soon_after_it_is_canceled(client: Client, coins: Path) -> None:
+    job = client.submit(photo=coins, priority="interactive", **LONG)
+    next(seen for seen in client.watch(job.id, timeout_s=120) if seen.status == "processing")
+
+    client.cancel(job.id)
+
+    assert client.wait(job.id, timeout_s=30).status == "canceled"
+
+
+def test_a_wait_ends_at_its_deadline_and_the_job_goes_on(client: Client, busy_worker: JobView) -> None:
+    with pytest.raises(WaitedTooLong):
+        client.wait(busy_worker.id, timeout_s=0.3)
+
+    assert not client.get(busy_worker.id).status.ended
+
+
+def test_there_is_no_result_before_the_end(client: Client, busy_worker: JobView) -> None:
+    with pytest.raises(WrongState, match="job_not_ended"):
+        client.result(busy_worker.id)
+
+
+def test_an_ended_job_cannot_be_canceled(client: Client, coins: Path) -> None:
+    job = client.wait(client.submit(photo=coins, **BOXES).id, timeout_s=120)
+
+    with pytest.raises(WrongState, match="job_already_ended"):
+        client.cancel(job.id)
+
+
+def test_the_list_gives_every_job_once_over_its_pages_newest_first(client: Client, coins: Path) -> None:
+    sent = [client.submit(photo=coins, priority="bulk", **BOXES).id for _ in range(25)]
+    for job_id in sent:
+        client.wait(job_id, timeout_s=120)
+
+    listed = [job.id for job in client.jobs(status="succeeded")]
+
+    assert listed[:25] == sent[::-1]
+    assert len(set(listed)) == len(listed)
+
+
+def test_an_unknown_job_is_not_there(client: Client) -> None:
+    with pytest.raises(NotThere, match="job_not_found"):
+        client.get(f"job_{'0' * 32}")
+
+
+def test_another_key_is_refused(running_stack: StackLine) -> None:
+    with Client(running_stack.api_url, "not the key") as client, pytest.raises(KeyRefused, match="unknown_api_key"):
+        client.models()
+
+
+def test_the_models_are_named(client: Client) -> None:
+    assert client.models() == ("sam-demo",)

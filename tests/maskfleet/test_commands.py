@@ -1,0 +1,132 @@
+"""The commands that speak to a server, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskfleet.cli import COMMANDS
+from maskfleet.client import Client
+from maskfleet.servers import free_port
+from maskfleet.stack_process import StackLine
+from tests.maskfleet.conftest import Cli
+
+BOX = ("--box", "304,14,366,73", "--box", "244,94,298,146")
+
+
+@pytest.fixture
+def server(running_stack: StackLine) -> dict[str, str]:
+    return {"MASKFLEET_API_URL": running_stack.api_url, "MASKFLEET_API_KEY": running_stack.api_key}
+
+
+def test_a_photo_is_submitted_awaited_and_fetched(
+    cli: Cli, server: dict[str, str], coins: Path, tmp_path: Path
+) -> None:
+    submitted = cli("submit", coins, *BOX, "--outputs", "coco,png", "--metadata", "order=42", **server)
+    job_id = submitted.stdout.strip()
+    waited = cli("wait", job_id, **server)
+    status = cli("status", job_id, "--json", **server)
+    fetched = cli("fetch", job_id, "--out", "result", **server)
+
+    assert (submitted.returncode, waited.returncode, fetched.returncode) == (0, 0, 0)
+    assert waited.stdout.startswith(f"{job_id}  succeeded\n")
+    job = json.loads(status.stdout)
+    assert (job["status"], job["result"]["masks"], job["metadata"]) == ("succeeded", 2, {"order": "42"})
+    assert fetched.stdout.splitlines()[-1] == "result/manifest.json"
+    assert all((tmp_path / line).is_file() for line in fetched.stdout.splitlines())
+    assert len(json.loads((tmp_path / "result" / "coco.json").read_text())["annotations"]) == 2
+
+
+def test_submit_can_wait_and_print_json(cli: Cli, server: dict[str, str], coins: Path) -> None:
+    answer = cli("submit", coins, "--mode", "point", "--point", "45,124", "--wait", "--json", **server)
+
+    assert answer.returncode == 0
+    assert json.loads(answer.stdout)["status"] == "succeeded"
+
+
+def test_cancel_ends_a_job(cli: Cli, server: dict[str, str], coins: Path, client: Client) -> None:
+    job = client.submit(photo=coins, mode="everything", params={"points_per_crop": 128})
+
+    answer = cli("cancel", job.id, **server)
+
+    assert answer.returncode == 0
+    assert client.wait(job.id, timeout_s=60).status == "canceled"
+
+
+def test_a_job_that_fails_says_why_and_ends_with_status_1(
+    cli: Cli, server: dict[str, str], running_stack: StackLine
+) -> None:
+    answer = cli("submit", f"s3://{running_stack.bucket}/photos/nothing.png", *BOX, "--wait", **server)
+
+    assert answer.returncode == 1
+    assert "object_not_found: " in answer.stderr or "image_not_found: " in answer.stderr
+
+
+def test_a_fault_of_the_caller_is_told_with_its_code_and_ends_with_status_2(
+    cli: Cli, server: dict[str, str], coins: Path
+) -> None:
+    for arguments, code in (
+        ((coins, "--point", "5000,1"), "point_outside_image"),
+        ((coins, "--box", "9,1,2,3"), "invalid_spec"),
+        ((coins, "--metadata", "order"), "invalid_spec"),
+        (("ftp://example.com/bee.jpg",), "file_error"),
+        (("http://user@example.com/bee.jpg",), "invalid_spec"),
+        ((coins, "--model", "facebook/sam-vit-enormous"), "unknown_model"),
+    ):
+        answer = cli("submit", *arguments, **server)
+
+        assert answer.returncode == 2, arguments
+        assert answer.stderr.startswith(f"{code}: "), answer.stderr
+        assert answer.stdout == ""
+
+
+def test_a_wrong_key_ends_with_status_2(cli: Cli, server: dict[str, str]) -> None:
+    answer = cli("status", f"job_{'0' * 32}", **{**server, "MASKFLEET_API_KEY": "wrong"})
+
+    assert (answer.returncode, answer.stderr.partition(":")[0]) == (2, "unknown_api_key")
+
+
+def test_a_server_that_does_not_answer_ends_with_status_1(cli: Cli) -> None:
+    answer = cli("status", "job_1", "--api-url", f"http://127.0.0.1:{free_port()}")
+
+    assert (answer.returncode, answer.stderr.partition(":")[0]) == (1, "no_answer")
+
+
+def test_without_a_server_the_commands_say_how_to_get_one(cli: Cli) -> None:
+    answer = cli("status", "job_1")
+
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("no_server: ")
+    assert "maskfleet up" in answer.stderr
+
+
+def test_a_stack_that_runs_from_this_folder_is_found_by_itself(
+    cli: Cli, running_stack: StackLine, tmp_path: Path
+) -> None:
+    (tmp_path / ".maskfleet").symlink_to(running_stack.data)
+
+    answer = cli("status", f"job_{'0' * 32}")
+
+    assert (answer.returncode, answer.stderr.partition(":")[0]) == (2, "job_not_found")
+
+
+def test_every_command_tells_its_options(cli: Cli) -> None:
+    listed = cli("--help").stdout
+
+    for name, (_, summary) in COMMANDS.items():
+        assert name in listed
+        assert summary in listed
+        assert cli(name, "--help").stdout.startswith(f"Usage: maskfleet {name} ")
+
+
+@pytest.mark.parametrize("module", ["cli", "remote_commands", "client", "run_commands", "up_command", "demo"])
+def test_no_command_imports_torch_before_it_needs_it(module: str) -> None:
+    code = f"import sys, maskfleet.{module}; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"torch", "transformers", "flask"} & set(loaded)
