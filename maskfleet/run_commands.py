@@ -8,16 +8,17 @@ import sys
 
 import click
 
-#: The API's usual port; the compose file and the local stack use it, too.
-API_PORT = 8000
-
 
 @click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[api]`.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=API_PORT, show_default=True, type=click.IntRange(1, 65535))
-def api_command(host: str, port: int) -> None:
+@click.option("--host", help="The address to listen on; 0.0.0.0 for all.  [default: that of MASKFLEET_BIND]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: that of MASKFLEET_BIND]")
+def api_command(host: str | None, port: int | None) -> None:
     _require("gunicorn", "api")
-    command = ["--config", "python:api.server", "--bind", f"{host}:{port}", "api.app:create_app()"]
+    from jobs.settings import ApiSettings
+
+    usual_host, _, usual_port = ApiSettings().bind.rpartition(":")
+    bind = f"{host or usual_host}:{port or usual_port}"
+    command = ["--config", "python:api.server", "--bind", bind, "api.app:create_app()"]
     sys.stdout.flush()
     # This process becomes gunicorn, so that signals reach it.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *command])  # noqa: S606

@@ -41,9 +41,10 @@ class ServerFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that runs as our child."""
+    """A server that runs as our child.  ``start`` starts it over, with the same data and port."""
 
     name: str
+    start: Callable[[], subprocess.Popen[bytes]]
     process: subprocess.Popen[bytes]
     port: int
     url: str
@@ -75,8 +76,12 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
         "save": "",
     }
     command = [str(redis_binary()), *(str(part) for name, value in config.items() for part in (f"--{name}", value))]
-    process = start_child(command, env=os.environ, log=log)
-    server = Server("redis", process, port, f"redis://{LOOPBACK}:{port}/0")
+
+    def start() -> subprocess.Popen[bytes]:
+        return start_child(command, env=os.environ, log=log)
+
+    process = start()
+    server = Server("redis", start, process, port, f"redis://{LOOPBACK}:{port}/0")
     # One connection without retries: each try tells how it is now.
     with redis.Redis.from_url(server.url, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
 
@@ -119,8 +124,11 @@ def start_s3(
         options |= {f"{part}.port": http_port, f"{part}.port.grpc": http_port + _GRPC_OFFSET}
     command = [str(weed_binary()), "mini", *(f"-{name}={value}" for name, value in options.items())]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-    process = start_child(command, env=env, log=log, cwd=data)
-    server = Server("s3", process, port, f"http://{LOOPBACK}:{port}")
+
+    def start() -> subprocess.Popen[bytes]:
+        return start_child(command, env=env, log=log, cwd=data)
+
+    server = Server("s3", start, start(), port, f"http://{LOOPBACK}:{port}")
     settings = SharedSettings(
         s3_endpoint=server.url, s3_access_key=SecretStr(access_key), s3_secret_key=SecretStr(secret_key)
     )
@@ -195,13 +203,14 @@ def _await(server: Server, answers: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + READY_DEADLINE_S
     while not answers():
         if server.process.poll() is not None:
-            raise ServerFailed(f"{server.name} ended with status {server.process.returncode}. {_last_lines(log)}")
+            raise ServerFailed(f"{server.name} ended with status {server.process.returncode}. {last_lines(log)}")
         if time.monotonic() > deadline:
             server.stop()
-            raise ServerFailed(f"{server.name} did not answer within {READY_DEADLINE_S:.0f} s. {_last_lines(log)}")
+            raise ServerFailed(f"{server.name} did not answer within {READY_DEADLINE_S:.0f} s. {last_lines(log)}")
         time.sleep(0.05)
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """Quote the end of a log for a message."""
     lines = log.read_text(errors="replace").splitlines()[-10:] if log.is_file() else []
     return "\n".join([f"The end of {log}:", *lines])

@@ -31,22 +31,29 @@ SOUND_AFTER_S = 60.0
 class KeptChild:
     """A child that is started again, after a growing wait, when it ends by itself."""
 
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], subprocess.Popen[bytes]],
+        running: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        """Start it; or keep ``running``, which was started before."""
         self.name = name
         self._start = start
         self._wait_s = FIRST_WAIT_S
         self._due = 0.0
-        self._begin()
+        self._process = running or start()
+        self._began = time.monotonic()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
         """The one that runs now, or ran last."""
         return self._process
 
-    def look(self) -> None:
-        """Notice that it has ended, and start it again when that is due; to be called often."""
+    def look(self) -> bool:
+        """Notice that it has ended, and start it again when that is due; say if so.  To be called often."""
         if self._process.poll() is None:
-            return
+            return False
         now = time.monotonic()
         if not self._due:
             self._wait_s = FIRST_WAIT_S if now - self._began > SOUND_AFTER_S else self._wait_s
@@ -54,14 +61,14 @@ class KeptChild:
             log.error("child_ended", child=self.name, status=self._process.returncode, restart_in_s=self._wait_s)
             self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
             kill_child(self._process)
-        elif now >= self._due:
-            self._begin()
-            log.warning("child_restarted", child=self.name, pid=self._process.pid)
-
-    def _begin(self) -> None:
+            return False
+        if now < self._due:
+            return False
         self._process = self._start()
-        self._began = time.monotonic()
+        self._began = now
         self._due = 0.0
+        log.warning("child_restarted", child=self.name, pid=self._process.pid)
+        return True
 
 
 class StopSignals:
