@@ -11,7 +11,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import NoReturn
 
@@ -48,7 +48,8 @@ _BOXES = (
     Prompt(box=(143, 235, 202, 288)),
 )
 JOBS: dict[str, JobFields] = {
-    "everything": {"mode": "everything"},
+    # A little below and well below the defaults: so the demo checkpoint finds each of the coins, and each once.
+    "everything": {"mode": "everything", "params": {"pred_iou_thresh": 0.85, "crops_nms_thresh": 0.3}},
     "point": {"mode": "point", "prompts": _POINTS},
     "box": {"mode": "box", "prompts": _BOXES},
 }
@@ -160,16 +161,25 @@ def _table(ended: dict[str, Checked]) -> Table:
     for mode, checked in ended.items():
         job = checked.job
         best = job.result.best_score if job.result else None
-        keys = f"{job.result.manifest_key}\n{job.result.prefix}/ …" if job.result else "–"
         table.add_row(
             mode,
             str(job.result.masks) if job.result else str(job.status),
             "–" if best is None else f"{best:.3f}",
             _seconds(job.queue_s),
             _seconds(job.run_s),
-            f"{keys} ({len(checked.manifest.files)} files)" if checked.manifest else keys,
+            "\n".join(_keys(checked)),
         )
     return table
+
+
+def _keys(checked: Checked) -> list[str]:
+    if checked.job.result is None or checked.manifest is None:
+        return ["–"]
+    masks = [file.key for file in checked.manifest.files if file.name.startswith("masks/")]
+    others = [file.key for file in checked.manifest.files if not file.name.startswith("masks/")]
+    pictures = [f"{masks[0]} … {PurePosixPath(masks[-1]).name}"] if masks else []
+    prefix = checked.job.result.prefix
+    return [prefix, *(f"  {key.removeprefix(prefix)}" for key in (checked.job.result.manifest_key, *others, *pictures))]
 
 
 def _seconds(seconds: float | None) -> str:

@@ -14,8 +14,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-#: Loading the demo model and warming up take seconds; a cold disk or a busy machine many more.
-READY_S = 180.0
+#: The stack itself gives up after a quarter of an hour, in which a large model can be fetched from the hub.
+READY_S = 930.0
 #: The stack promises to end within 15 s of SIGTERM.
 STOP_S = 20.0
 

@@ -26,7 +26,7 @@ def test_the_demo_shows_all_three_modes_and_stops_what_it_started(
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
         assert manifest.mode == mode
         assert len(manifest.masks) == (masks or len(manifest.masks)) > 0
-        assert f"results/demo/{manifest.job_id}" in answer.stdout.replace("\n", "") or manifest.job_id in answer.stdout
+        assert f"results/local/{manifest.job_id}" in answer.stdout
         assert len(json.loads((folder / "coco.json").read_text())["annotations"]) == len(manifest.masks)
         pictures = sorted((folder / "masks").iterdir())
         assert len(pictures) == len(manifest.masks)
