@@ -96,7 +96,7 @@ def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: fl
     bottom = min(height, math.ceil((y + box_height) * scale_y) + margin)
     if not mask.area:
         return
-    part = _soft(mask, (width, height), line).crop((left, top, right, bottom))
+    part = _soft(mask, (width, height), (left, top, right, bottom), line)
     soft = np.asarray(part).astype(np.float32)[..., None] / 255
     # Near the edge the blurred mask falls from 1 to 0: 0.5 is the edge, and the distance from 0.5 that from it.
     off_edge = np.abs(soft - 0.5)
@@ -109,15 +109,13 @@ def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: fl
     _blend(region, tint + (255 - tint) * 0.25, np.clip((0.36 - off_edge) / 0.14, 0, 1))
 
 
-def _soft(mask: Mask, size_wh: tuple[int, int], line: float) -> Image.Image:
+def _soft(mask: Mask, size_wh: tuple[int, int], bounds: tuple[int, int, int, int], line: float) -> Image.Image:
+    """The part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
     pixels = Image.fromarray(decode_rle(mask).astype(np.uint8) * np.uint8(255))
     if pixels.size != size_wh:
         pixels = pixels.resize(size_wh, Image.Resampling.BOX)
-    # Edge pixels are repeated outwards, so that a mask does not get a contour along the picture's own edge.
-    border = math.ceil(4 * line)
-    wide = Image.fromarray(np.pad(np.asarray(pixels), border, mode="edge"))
-    blurred = wide.filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
-    return blurred.crop((border, border, border + size_wh[0], border + size_wh[1]))
+    # The blur repeats edge pixels outwards, so a mask gets no contour along the picture's own edge.
+    return pixels.crop(bounds).filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
 
 
 def _blend(region: npt.NDArray[np.float32], colour: npt.NDArray[np.float32], alpha: npt.NDArray[np.floating]) -> None:

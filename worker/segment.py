@@ -16,7 +16,7 @@ from jobs.spec import BoxJob, EverythingJob, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
 from worker.crops import Crop, lay_out, whole
-from worker.decoder import decode
+from worker.decoder import batch_that_fits, decode
 from worker.embedding import Embedding, embed
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask
@@ -26,7 +26,8 @@ from worker.prompts import PromptBatch, count_grid_batches, count_prompt_batches
 
 @dataclass(frozen=True, slots=True)
 class SegmentMetrics:
-    """What the work was and how long it took.  points: prompts decoded; candidates: masks upscaled."""
+    """What the work was and how long it took.  points: prompts decoded; points_per_batch: as it
+    was used; candidates: masks upscaled."""
 
     embed_s: float
     decode_s: float
@@ -81,18 +82,18 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
     params = spec.params
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
-    crops = lay_out(photo.size_wh, params)
-    work = _Work(watch, count_grid_batches(crops, params.points_per_batch))
+    crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
+    work = _Work(watch, count_grid_batches(crops, points_per_batch))
     found: list[Mask] = []
     for crop in crops:
         embedding = work.embed(model, photo, crop)
-        for batch in work.through(grid_batches(crop, embedding.frame, params.points_per_batch), found):
+        for batch in work.through(grid_batches(crop, embedding.frame, points_per_batch), found):
             candidates = decode(model, embedding, batch)
             chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
             made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
             found += (mask for _, _, mask in made if not masks.is_cut_off(mask, photo.size_wh))
     kept = masks.suppress(found, params.crops_nms_thresh)
-    return Segmentation(photo.size_wh, kept, work.metrics(params.points_per_batch))
+    return Segmentation(photo.size_wh, kept, work.metrics(points_per_batch))
 
 
 def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, model: SegmentationModel, watch: Watch) -> Segmentation:
@@ -100,16 +101,17 @@ def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, model: SegmentationM
     params = spec.params
     choose = masks.choose_all if params.multimask else masks.choose_best
     cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
-    work = _Work(watch, count_prompt_batches(spec.prompts, params.points_per_batch))
+    points_per_batch = batch_that_fits(model, params.points_per_batch)
+    work = _Work(watch, count_prompt_batches(spec.prompts, points_per_batch))
     found: list[Mask] = []
     embedding = work.embed(model, photo, crop)
-    for batch in work.through(prompt_batches(spec.prompts, embedding.frame, params.points_per_batch), found):
+    for batch in work.through(prompt_batches(spec.prompts, embedding.frame, points_per_batch), found):
         candidates = decode(model, embedding, batch)
         chosen = work.chosen(choose(candidates))
         for row, column, mask in masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut):
             found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
     found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
-    return Segmentation(photo.size_wh, tuple(found), work.metrics(params.points_per_batch))
+    return Segmentation(photo.size_wh, tuple(found), work.metrics(points_per_batch))
 
 
 class _Work:

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from jobs.spec import EverythingParams
 from jobs.status import Stage
 from tests.worker.conftest import everything
+from worker.decoder import batch_that_fits
 from worker.images import Photo
 from worker.masks import Mask
 from worker.model import SegmentationModel
@@ -110,6 +111,13 @@ def test_no_batch_is_larger_than_asked(model: SegmentationModel, example: Exampl
     assert (done.metrics.points, done.metrics.batches, done.metrics.points_per_batch) == (25, 3, 10)
     assert watch.stages == [Stage.EMBEDDING, Stage.DECODING]
     assert [(done, total) for done, total, _ in watch.batches] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_batch_is_lowered_to_what_memory_holds(model: SegmentationModel) -> None:
+    a_point_takes = 10 * 24 * 24 * 128 * 4  # ten embeddings of 24 × 24 positions, 128 wide, float32
+
+    assert batch_that_fits(model, 128) == 128
+    assert batch_that_fits(model, 4096) == 4 * 2**30 // a_point_takes
 
 
 def test_the_watch_stops_the_job_between_batches(model: SegmentationModel, example: Example) -> None:
