@@ -11,9 +11,9 @@ import pytest
 
 from maskfleet.cli import COMMANDS
 from maskfleet.client import Client
-from maskfleet.servers import free_port
 from maskfleet.stack_process import StackLine
 from tests.maskfleet.conftest import Cli
+from tests.maskfleet.scripted_server import Answer, ScriptedServer
 
 BOX = ("--box", "304,14,366,73", "--box", "244,94,298,146")
 
@@ -90,10 +90,12 @@ def test_a_wrong_key_ends_with_status_2(cli: Cli, server: dict[str, str]) -> Non
     assert (answer.returncode, answer.stderr.partition(":")[0]) == (2, "unknown_api_key")
 
 
-def test_a_server_that_does_not_answer_ends_with_status_1(cli: Cli) -> None:
-    answer = cli("status", "job_1", "--api-url", f"http://127.0.0.1:{free_port()}")
+def test_a_server_that_cannot_answer_now_ends_with_status_1(cli: Cli) -> None:
+    away = Answer(503, b"<html>Back in an hour</html>", {"Retry-After": "3600"})
+    with ScriptedServer(away) as server:
+        answer = cli("status", "job_1", "--api-url", server.url)
 
-    assert (answer.returncode, answer.stderr.partition(":")[0]) == (1, "no_answer")
+    assert (answer.returncode, answer.stderr.partition(":")[0]) == (1, "http_503")
 
 
 def test_without_a_server_the_commands_say_how_to_get_one(cli: Cli) -> None:

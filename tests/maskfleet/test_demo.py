@@ -12,10 +12,15 @@ from jobs.manifest import Manifest
 from tests.maskfleet.conftest import Cli
 
 
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 def test_the_demo_shows_all_three_modes_and_stops_what_it_started(
     cli: Cli, demo_model: str, tmp_path: Path, coins: Path
 ) -> None:
-    photo = Image.open(coins)
+    size_hw = pixels(coins).shape[:2]
 
     answer = cli("demo", timeout_s=280, MASKFLEET_MODEL=demo_model, TERM="dumb")
 
@@ -30,9 +35,9 @@ def test_the_demo_shows_all_three_modes_and_stops_what_it_started(
         assert len(json.loads((folder / "coco.json").read_text())["annotations"]) == len(manifest.masks)
         pictures = sorted((folder / "masks").iterdir())
         assert len(pictures) == len(manifest.masks)
-        assert all(Image.open(picture).size == photo.size for picture in pictures)
-        assert np.asarray(Image.open(folder / "label_map.png")).max() == len(manifest.masks)
-        assert Image.open(folder / "overlay.png").size == photo.size
+        assert all(pixels(picture).shape == size_hw for picture in pictures)
+        assert pixels(folder / "label_map.png").max() == len(manifest.masks)
+        assert pixels(folder / "overlay.png").shape[:2] == size_hw
 
 
 def test_the_demo_does_not_clear_a_folder_that_is_not_its_own(cli: Cli, tmp_path: Path) -> None:
