@@ -20,7 +20,7 @@ from jobs.logs import get_logger
 from jobs.settings import SharedSettings
 from maskfleet.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
 from maskfleet.stack_folder import StackFolder, lock_file
-from maskfleet.stack_readiness import LogSince, StackFailed, answers, check_services
+from maskfleet.stack_readiness import LogSince, StackFailed, answers, check_redis, check_store
 from maskfleet.stack_settings import StackSettings
 from worker.children import KeptChild, StopSignals, kill_child, start_child
 from worker.device import CPU
@@ -91,15 +91,20 @@ class Stack:
 
     def start(self, port: int | None) -> None:
         """Start what the settings do not give, and wait until a job could run."""
+        if self._settings.redis_url is not None:
+            check_redis(self._shared())
+        if self._settings.s3_endpoint is not None:
+            check_store(self._shared())
         # Stacks choose and take their ports one after the other, so that no two choose the same.
         turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
         try:
+            if port and free_port(preferred=port) != port:
+                raise StackFailed(f"Port {port} is taken. Give another --port, or none for one that is free.")
             self._start_servers()
-            self._start_api(port)
+            self._start_api(port or free_port(preferred=self._folder.ports.api))
         finally:
             os.close(turn)
         shared = self._shared()
-        check_services(shared)
         ledger = Ledger(connect(shared), shared.retention_s)
         # What a stack that was killed left announced must not be taken for the new worker.
         ledger.withdraw(node_name(CPU))
@@ -187,14 +192,10 @@ class Stack:
             self._s3_endpoint, ports = s3.url, ports.model_copy(update={"s3": port})
         self._folder.remember_ports(ports)
 
-    def _start_api(self, wanted: int | None) -> None:
-        ports = self._folder.ports
-        port = free_port(preferred=wanted or ports.api)
-        if wanted and port != wanted:
-            raise StackFailed(f"Port {wanted} is taken. Give another --port, or none for one that is free.")
+    def _start_api(self, port: int) -> None:
         self._api_url = f"http://{LOOPBACK}:{port}"
         self._run("api", "--host", LOOPBACK, "--port", str(port))
-        self._folder.remember_ports(ports.model_copy(update={"api": port}))
+        self._folder.remember_ports(self._folder.ports.model_copy(update={"api": port}))
         self._await("api", lambda: answers(f"{self._api_url}/live"))
 
     def _run(self, program: str, *arguments: str, **environment: str) -> Path:

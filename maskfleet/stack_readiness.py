@@ -19,17 +19,21 @@ class StackFailed(RuntimeError):
     """The stack did not come up; the message says why."""
 
 
-def check_services(settings: SharedSettings) -> None:
-    """Raise StackFailed unless Redis and the bucket answer; those that were given may not."""
+def check_redis(settings: SharedSettings) -> None:
+    """Raise StackFailed unless the Redis that was given answers."""
     try:
         Ledger(connect(settings), settings.retention_s).ping()
     except JobError as error:
-        raise StackFailed(f"Redis does not answer under the URL that MASKFLEET_REDIS_URL gives: {error}") from error
+        raise StackFailed(f"Redis does not answer under the URL that MASKFLEET_REDIS_URL gives. {error}") from error
+
+
+def check_store(settings: SharedSettings) -> None:
+    """Raise StackFailed unless the store that was given answers and has the bucket."""
     try:
         Store(settings).ping()
     except JobError as error:
         raise StackFailed(
-            f"The store under MASKFLEET_S3_ENDPOINT does not give us the bucket {settings.bucket!r}: {error}"
+            f"The store that MASKFLEET_S3_ENDPOINT gives does not show us the bucket {settings.bucket!r}. {error}"
         ) from error
 
 

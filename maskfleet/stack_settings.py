@@ -84,8 +84,12 @@ def _choose_model(wanted: str) -> str:
             "hub id, as in facebook/sam-vit-base, or to a folder with a SAM checkpoint."
         )
     model = wanted or str(DEMO_MODEL)
+    if not Path(model).is_dir():
+        if model.startswith(("/", ".")):
+            raise NoModel(f"There is no folder {model}; a model is a hub id or a folder with a SAM checkpoint.")
+        return model
     # The programs run in the data folder, where a relative path would mean another place.
-    return str(Path(model).resolve()) if model.startswith(".") or Path(model).is_dir() else model
+    return str(Path(model).resolve())
 
 
 def usable_cores() -> int:

@@ -1,0 +1,302 @@
+"""``maskfleet up``, run as a user runs it: it comes up, keeps itself going, ends whole, and finds its data again.
+
+A stack takes seconds to start, so the tests of this file share one; the last of them end it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from jobs.ledger import Ledger, connect
+from jobs.settings import SharedSettings
+from jobs.storage import Store
+from maskfleet.stack_folder import StackPorts
+from maskfleet.stack_readiness import LogSince, StackFailed
+from tests.waiting import wait_until
+
+READY_S = 120.0
+USUAL = StackPorts()
+
+
+@dataclass
+class Up:
+    """A ``maskfleet up --json`` under test."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+    line: dict[str, Any]  # Any: it is JSON
+
+    def pids(self) -> set[int]:
+        return {pid for pid in self.line["pids"].values() if pid is not None}
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes but itself, the children's children with them."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def get(self, path: str) -> requests.Response:
+        headers = {"Authorization": f"Bearer {self.line['api_key']}"}
+        return requests.get(f"{self.line['api_url']}{path}", headers=headers, timeout=10)
+
+    def settings(self) -> SharedSettings:
+        names = ("redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "bucket")
+        return SharedSettings(**{name: self.line[name] for name in names})
+
+
+class Starter:
+    """Starts stacks, and ends whatever of them is left when the tests are over."""
+
+    def __init__(self, folder: Path) -> None:
+        self._errors = folder / "errors"
+        self._started: list[subprocess.Popen[str]] = []
+
+    def run(self, *arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+        with self._errors.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "maskfleet", "up", *map(str, arguments)],
+                env={**os.environ, **settings},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._started.append(process)
+        return process
+
+    def up(self, data: Path, *arguments: str, **settings: str) -> Up:
+        process = self.run("--json", "--data", data, *arguments, **settings)
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line, self._errors.read_text()
+        return Up(process, self._errors, json.loads(line))
+
+    def refused(self, *arguments: str | Path, **settings: str) -> str:
+        """What it says when it does not come up."""
+        process = self.run(*arguments, **settings)
+        assert process.wait(READY_S) == 1
+        return self._errors.read_text()
+
+    def end(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    starter = Starter(tmp_path_factory.mktemp("starter"))
+    yield starter
+    starter.end()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("up") / "data"
+
+
+@pytest.fixture(scope="module")
+def stack(start: Starter, data: Path) -> Up:
+    """A stack that came up while the usual ports were taken."""
+    with ExitStack() as taken:
+        for port in (USUAL.api, USUAL.redis, USUAL.s3):
+            with suppress(OSError):  # then another program has it, which serves as well
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+        return start.up(data)
+
+
+def test_a_ready_stack_says_where_all_of_it_is_and_all_of_it_answers(stack: Up, data: Path) -> None:
+    assert set(stack.line) == {
+        *("api_url", "api_key", "redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "bucket", "data", "pids")
+    }
+    assert set(stack.line["pids"]) == {"api", "worker", "courier", "redis", "s3"}
+    assert all(psutil.Process(pid).is_running() for pid in stack.pids())
+    assert stack.line["data"] == str(data)
+    assert stack.get("/ready").status_code == 200
+    assert stack.get("/v1/jobs").status_code == 200
+    Store(stack.settings()).ping()
+    Store(stack.settings().model_copy(update={"bucket": "photos"})).ping()
+    assert [worker.model for worker in ledger_of(stack).workers()] == ["sam-demo"]
+
+
+def test_taken_ports_are_left_alone(stack: Up) -> None:
+    urls = (stack.line["api_url"], stack.line["redis_url"], stack.line["s3_endpoint"])
+
+    assert not {str(USUAL.api), str(USUAL.redis), str(USUAL.s3)} & {
+        url.removesuffix("/0").rpartition(":")[2] for url in urls
+    }
+
+
+def test_keys_can_be_read_by_their_owner_alone(stack: Up, data: Path) -> None:
+    for name in ("keys.json", "stack.json"):
+        assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
+
+
+def test_a_second_stack_on_the_same_folder_is_refused(stack: Up, data: Path, start: Starter) -> None:
+    assert "runs on" in start.refused("--data", data)
+    assert stack.get("/ready").status_code == 200
+
+
+def test_a_program_that_dies_is_started_again_and_said_so(stack: Up, data: Path) -> None:
+    os.kill(stack.line["pids"]["courier"], signal.SIGKILL)
+
+    again = wait_until(lambda: other_courier(data, stack.line["pids"]["courier"]))
+
+    assert psutil.Process(again).is_running()
+    events = [json.loads(line) for line in stack.errors.read_text().splitlines()]
+    assert ("child_ended", "courier") in [(event["event"], event.get("child")) for event in events]
+
+
+def test_redis_that_dies_comes_back_with_its_data_on_its_port(stack: Up) -> None:
+    client = connect(stack.settings())
+    client.set("kept", "yes")
+    os.kill(stack.line["pids"]["redis"], signal.SIGKILL)
+
+    wait_until(lambda: stack.get("/ready").status_code == 200)
+
+    assert client.get("kept") == "yes"
+
+
+def test_sigterm_ends_all_within_15_s_and_the_next_up_finds_jobs_results_and_keys(
+    stack: Up, data: Path, start: Starter
+) -> None:
+    job = submit(stack)
+    wait_until(lambda: stack.get(f"/v1/jobs/{job}").json()["status"] == "succeeded", 60)
+    family = stack.family()
+    assert {child.pid for child in family} >= stack.pids() - {
+        stack.line["pids"][name]
+        for name in ("courier", "redis")  # killed by the tests above
+    }
+
+    begin = time.monotonic()
+    stack.process.terminate()
+
+    assert stack.process.wait(15) == 0
+    assert time.monotonic() - begin < 15
+    assert not [child for child in family if child.is_running()]
+    assert not (data / "stack.json").exists()
+    again = start.up(data)
+    assert again.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"
+    assert again.get(f"/v1/jobs/{job}/result").status_code == 200
+    kept = ("api_url", "api_key", "redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "data")
+    assert [again.line[name] for name in kept] == [stack.line[name] for name in kept]
+    check_that_a_kill_leaves_no_orphans(again)
+
+
+def check_that_a_kill_leaves_no_orphans(stack: Up) -> None:
+    """Part of the test above, to which it saves the start of one more stack."""
+    family = stack.family()
+    assert len(family) > len(stack.pids())
+
+    stack.process.kill()
+    stack.process.wait()
+
+    wait_until(lambda: not [child for child in family if child.is_running()])
+
+
+def test_what_the_settings_give_is_used_and_not_started(
+    start: Starter, tmp_path: Path, shared_fields: dict[str, str], ledger: Ledger
+) -> None:
+    given = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
+
+    stack = start.up(tmp_path, MASKFLEET_API_KEYS="someone:their-own-key", **given)
+
+    assert stack.line["pids"]["redis"] is None
+    assert stack.line["pids"]["s3"] is None
+    assert {name: stack.line[name] for name in shared_fields} == shared_fields
+    assert stack.line["api_key"] == "their-own-key"
+    assert stack.get("/v1/jobs").status_code == 200
+    assert len(ledger.workers()) == 1
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.process.wait(15) == 0
+    assert connect(stack.settings()).ping()
+
+
+def test_a_taken_port_that_was_asked_for_is_refused(start: Starter, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        assert f"Port {port} is taken" in start.refused("--data", tmp_path, "--port", str(port))
+
+
+def test_a_model_folder_that_is_not_there_is_refused(start: Starter, tmp_path: Path) -> None:
+    answer = start.refused("--data", tmp_path, "--model", "/nowhere/sam-huge")
+
+    assert "There is no folder /nowhere/sam-huge" in answer
+
+
+def test_a_model_that_the_worker_cannot_load_fails_the_start(tmp_path: Path) -> None:
+    log_path = tmp_path / "worker.log"
+    before = b'{"event": "model_not_loaded", "model": "older", "detail": "in an earlier run"}\n'
+    log_path.write_bytes(before)
+    log = LogSince(log_path)
+    log.raise_load_failure()
+
+    log_path.write_bytes(
+        before + b'warning\n{"event": "model_not_loaded", "model": "a/sam", "detail": "No weights."}\n'
+    )
+
+    with pytest.raises(StackFailed, match=r"The model a/sam cannot be loaded: No weights\."):
+        log.raise_load_failure()
+
+
+def test_a_store_that_was_given_but_lacks_the_bucket_is_named(
+    start: Starter, tmp_path: Path, store_fields: dict[str, str]
+) -> None:
+    given = {f"MASKFLEET_{name.upper()}": value for name, value in store_fields.items()}
+
+    answer = start.refused("--data", tmp_path, **{**given, "MASKFLEET_BUCKET": "missing"})
+
+    assert "does not show us the bucket 'missing'" in answer
+
+
+def test_a_redis_that_was_given_but_does_not_answer_is_named(start: Starter, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+
+        assert "MASKFLEET_REDIS_URL" in start.refused("--data", tmp_path, MASKFLEET_REDIS_URL=url)
+
+
+def ledger_of(stack: Up) -> Ledger:
+    return Ledger(connect(stack.settings()), retention_s=3600)
+
+
+def other_courier(data: Path, before: int) -> int | None:
+    now = json.loads((data / "stack.json").read_text())["pids"]["courier"]
+    return int(now) if now != before else None
+
+
+def submit(stack: Up) -> str:
+    """Send a small job; give its id."""
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 48), "white").save(photo, "PNG")
+    job = {
+        "mode": "box",
+        "image": {"base64": base64.b64encode(photo.getvalue()).decode()},
+        "prompts": [{"box": [8, 8, 40, 40]}],
+    }
+    headers = {"Authorization": f"Bearer {stack.line['api_key']}"}
+    answer = requests.post(f"{stack.line['api_url']}/v1/jobs", json=job, headers=headers, timeout=10)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
