@@ -26,7 +26,6 @@ _DECODER_ERRORS = (
     AttributeError,
     ArithmeticError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
