@@ -89,9 +89,11 @@ class Client:
             answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
         return JobView.model_validate_json(answer.content)
 
-    def get(self, job_id: str) -> JobView:
-        """Give a job as it stands."""
-        return JobView.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}").content)
+    def get(self, job_id: str, *, held_s: int = 0) -> JobView:
+        """Give a job as it stands, at once or when it has ended within ``held_s``."""
+        headers = {"Prefer": f"wait={held_s}"} if held_s else {}
+        answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
+        return JobView.model_validate_json(answer.content)
 
     def wait(
         self,
@@ -120,9 +122,7 @@ class Client:
         while True:
             asked = time.monotonic()
             hold_s = int(max(0, min(held_s, deadline - asked)))
-            headers = {"Prefer": f"wait={hold_s}"} if hold_s else {}
-            answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=hold_s)
-            job = JobView.model_validate_json(answer.content)
+            job = self.get(job_id, held_s=hold_s)
             yield job
             if job.status.ended:
                 return

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType
@@ -24,7 +24,7 @@ from jobs.record import JobView
 from jobs.spec import Output, Prompt
 from maskfleet.client import Client
 from maskfleet.demo_progress import DemoProgress
-from maskfleet.problems import ApiError
+from maskfleet.problems import ApiError, WaitedTooLong
 from maskfleet.receiver import Receiver
 from maskfleet.stack_process import StackNotReady, StackProcess
 from maskfleet.submission import JobFields
@@ -97,12 +97,7 @@ def demo_command(out: Path) -> None:
 
 
 def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console: Console) -> dict[str, Checked]:
-    def follow(mode: str, job_id: str) -> Checked:
-        with Client(api_url, api_key) as client:
-            job = client.wait(job_id, timeout_s=JOB_S, on_progress=lambda job: progress.show(mode, job))
-            return _check(client, job, receiver, out / mode)
-
-    with Client(api_url, api_key) as client, DemoProgress(console) as progress:
+    with Client(api_url, api_key) as client:
         ids: dict[str, str] = {}
         for mode, fields in JOBS.items():
             job: JobFields = {
@@ -112,9 +107,26 @@ def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console
                 "metadata": {"demo": mode},
             }
             ids[mode] = client.submit(photo=PHOTO, **job).id
-        with ThreadPoolExecutor(len(ids)) as threads:
-            followed = {mode: threads.submit(follow, mode, job_id) for mode, job_id in ids.items()}
-            return {mode: future.result() for mode, future in followed.items()}
+        with DemoProgress(console) as progress:
+            ended = _watch(client, ids, progress)
+        return {mode: _check(client, job, receiver, out / mode) for mode, job in ended.items()}
+
+
+def _watch(client: Client, ids: dict[str, str], progress: DemoProgress) -> dict[str, JobView]:
+    """Show all jobs until the last one has ended."""
+    ended: dict[str, JobView] = {}
+    deadline = time.monotonic() + JOB_S
+    while len(ended) < len(ids):
+        # The server holds the answer on the first of those that go on; the others are asked in passing.
+        going_on = [mode for mode in ids if mode not in ended]
+        for mode in going_on:
+            job = client.get(ids[mode], held_s=1 if mode == going_on[0] else 0)
+            progress.show(mode, job)
+            if job.status.ended:
+                ended[mode] = job
+        if time.monotonic() > deadline:
+            raise WaitedTooLong("waited_too_long", f"The jobs did not end within {JOB_S:g} s.")
+    return {mode: ended[mode] for mode in ids}
 
 
 def _check(client: Client, job: JobView, receiver: Receiver, folder: Path) -> Checked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 from typing import Self
 
@@ -14,12 +13,11 @@ from maskfleet.terminal import progress_bars, show_progress
 
 
 class DemoProgress:
-    """Shows several jobs at once; may be called from several threads."""
+    """Shows several jobs at once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = progress_bars()
-        self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, str] = {}
 
@@ -34,13 +32,12 @@ class DemoProgress:
 
     def show(self, label: str, job: JobView) -> None:
         """Bring the job's bar up to date, or say that its state has changed."""
-        with self._lock:
-            if not self._bars.disable:
-                if label not in self._tasks:
-                    self._tasks[label] = self._bars.add_task(label, total=None)
-                show_progress(self._bars, self._tasks[label], job, label)
-                return
-            words = f"{job.status}, {job.progress.stage}" if job.progress else str(job.status)
-            if self._said.get(label) != words:
-                self._said[label] = words
-                self._console.print(f"  {label}: {words}")
+        if not self._bars.disable:
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=None)
+            show_progress(self._bars, self._tasks[label], job, label)
+            return
+        words = f"{job.status}, {job.progress.stage}" if job.progress else str(job.status)
+        if self._said.get(label) != words:
+            self._said[label] = words
+            self._console.print(f"  {label}: {words}")

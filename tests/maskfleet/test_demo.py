@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import requests
 from PIL import Image
 
 from jobs.manifest import Manifest
@@ -48,3 +53,24 @@ def test_the_demo_does_not_clear_a_folder_that_is_not_its_own(cli: Cli, tmp_path
 
     assert answer.returncode == 1
     assert (tmp_path / "mine" / "box" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_demo_that_is_told_to_stop_takes_its_stack_with_it(demo_model: str, tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "-m", "maskfleet", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, "MASKFLEET_MODEL": demo_model, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with demo:
+        assert demo.stdout is not None
+        ready = next(line for line in demo.stdout if line.startswith("Ready at "))
+        api_url = ready.split()[2].rstrip(".")
+        assert requests.get(f"{api_url}/live", timeout=5).ok
+
+        demo.terminate()
+
+        assert demo.wait(30) != 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{api_url}/live", timeout=5)
