@@ -20,8 +20,9 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app = Flask("maskfleet.api", static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        # A multipart request is two parts: the job, which is small, and the image, which goes to a file.
-        MAX_FORM_MEMORY_SIZE=2 * MAX_SPEC_BYTES,
+        # A multipart request is two parts: the job, whose own limit is told better by intake, and the image,
+        # which goes to a file.
+        MAX_FORM_MEMORY_SIZE=16 * MAX_SPEC_BYTES,
         MAX_FORM_PARTS=8,
     )
     app.extensions[EXTENSION] = make_services(settings)

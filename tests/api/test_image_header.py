@@ -25,6 +25,13 @@ def the_size_a_viewer_shows(data: bytes) -> tuple[int, int]:
         return ImageOps.exif_transpose(image).size
 
 
+def size_or_refusal(data: bytes) -> tuple[int, int] | str | None:
+    try:
+        return read_header(data, MAX_PIXELS).size_wh
+    except InvalidImage as refusal:
+        return refusal.code
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("size_wh", [(1, 1), (1, 5000), (37, 23), (300, 200)])
 def test_the_size_is_the_one_that_pillow_reads(file_format: str, size_wh: tuple[int, int]) -> None:
@@ -115,13 +122,9 @@ def test_no_beginning_of_a_file_gets_another_size(file_format: str) -> None:
     whole = read_header(data, MAX_PIXELS).size_wh
 
     for length in range(1, len(data)):
-        try:
-            size_wh = read_header(data[:length], MAX_PIXELS).size_wh
-        except InvalidImage as refusal:
-            assert refusal.code in ("image_truncated", "not_an_image")
-        else:
-            # A PNG or WebP may be cut before its EXIF block; the worker will not decode it anyhow.
-            assert size_wh in (whole, None) or file_format in ("PNG", "WEBP")
+        read = size_or_refusal(data[:length])
+        # A PNG or WebP may be cut before its EXIF block; the worker will not decode it anyhow.
+        assert read in (whole, None, "image_truncated", "not_an_image") or file_format in ("PNG", "WEBP")
 
 
 @settings(max_examples=300, deadline=None)
@@ -134,10 +137,9 @@ def test_a_damaged_file_is_refused_with_a_code_or_passed_on(file_format: str, ed
     for at, value in edits:
         data[at % len(data)] = value
 
-    try:
-        read_header(bytes(data), MAX_PIXELS)
-    except InvalidImage as refusal:
-        assert refusal.code in ("image_truncated", "not_an_image", "image_too_large")
+    read = size_or_refusal(bytes(data))
+
+    assert not isinstance(read, str) or read in ("image_truncated", "not_an_image", "image_too_large")
 
 
 _UNDAMAGED = {

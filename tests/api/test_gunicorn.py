@@ -1,0 +1,131 @@
+"""The API under gunicorn, as it runs for users: several processes and threads."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+import requests
+
+from jobs.ledger import Ledger
+from tests.api.caller import a_closed_port, job
+from tests.api.conftest import KEYS, MODEL
+from tests.waiting import wait_until
+
+
+@dataclass(frozen=True)
+class Door:
+    """A running API."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    figures: Path
+
+    def ask(
+        self, method: str, path: str, *, body: object = None, timeout: float = 40, **headers: str
+    ) -> requests.Response:
+        """One request over a connection of its own, so that any process may answer it."""
+        headers = {"Authorization": f"Bearer {KEYS['apiary']}", "Connection": "close", **headers}
+        return requests.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
+
+
+@pytest.fixture
+def door(shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path) -> Iterator[Door]:
+    port = a_closed_port()
+    log = tmp_path / "api.log"
+    settings = {**shared_fields, "api_keys": f"apiary:{KEYS['apiary']}", "model": MODEL, "bind": f"127.0.0.1:{port}"}
+    environment = {**os.environ, **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()}}
+    command = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:api.server", "api.app:create_app()"]
+    with log.open("wb") as lines:
+        process = subprocess.Popen(command, env={**environment, "TMPDIR": str(tmp_path)}, stderr=lines)
+    running = Door(process, f"http://127.0.0.1:{port}", log, tmp_path)
+    try:
+        wait_until(lambda: _is_ready(running), 30)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _looks_at_a_status(client: redis.Redis) -> int:
+    """How often someone who waits has asked the ledger; nothing else uses HGET."""
+    return int(client.info("commandstats").get("cmdstat_hget", {}).get("calls", 0))
+
+
+def _is_ready(door: Door) -> bool:
+    try:
+        return door.ask("GET", "/ready").status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def test_the_figures_are_those_of_all_processes(door: Door) -> None:
+    sent, served_by = 0, set()
+
+    def both_have_served() -> bool:
+        nonlocal sent
+        door.ask("GET", "/live")
+        sent += 1
+        served_by.update(path.name for path in door.figures.glob("maskfleet-api-*/counter_*.db"))
+        return len(served_by) == 2
+
+    wait_until(both_have_served, 30, every_s=0)
+    for _ in range(5):
+        counted = re.search(
+            r'requests_total{method="GET",route="/live",status="200"} (\S+)', door.ask("GET", "/metrics").text
+        )
+        assert counted is not None
+        assert float(counted[1]) == sent
+
+
+def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger) -> None:
+    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
+    answers: list[requests.Response] = []
+
+    def wait_for_the_job() -> None:
+        answers.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30"))
+
+    # More than there are threads; those that find no place are answered at once.
+    waiting = [threading.Thread(target=wait_for_the_job) for _ in range(70)]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: len(answers) >= 70 - 32, 20)
+    assert door.ask("GET", "/live", timeout=10).status_code == 200
+    ledger.cancel(job_id, "apiary")
+    for thread in waiting:
+        thread.join()
+
+    held = [answer for answer in answers if "Preference-Applied" in answer.headers]
+    assert held
+    assert {answer.json()["status"] for answer in held} == {"canceled"}
+
+
+def test_sigterm_lets_go_of_those_who_wait_and_ends_the_server(door: Door, redis_client: redis.Redis) -> None:
+    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
+    answers: list[requests.Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30")))
+    looks = _looks_at_a_status(redis_client)
+    waiting.start()
+    wait_until(lambda: _looks_at_a_status(redis_client) > looks + 3)
+
+    began = time.monotonic()
+    door.process.send_signal(signal.SIGTERM)
+    assert door.process.wait(10) == 0
+    waiting.join()
+
+    assert time.monotonic() - began < 8
+    assert answers[0].json()["status"] == "queued"
+    assert list(door.figures.glob("maskfleet-api-*")) == []
+    lines = door.log.read_text().splitlines()
+    assert all(line.startswith("{") for line in lines), lines

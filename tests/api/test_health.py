@@ -1,0 +1,122 @@
+"""Health and figures, and what the door does when Redis or S3 is away or full."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from flask.testing import FlaskClient
+
+from api.app import create_app
+from jobs.ledger import Ledger, WorkerSeen
+from jobs.status import Status
+from tests.api.caller import Caller, check_problem, claim, job
+from tests.api.conftest import KEYS, MODEL, SettingsMaker
+
+UNKNOWN_JOB = "/v1/jobs/job_" + "0" * 32
+
+
+def test_a_service_whose_parts_answer_is_live_and_ready(client: FlaskClient) -> None:
+    assert client.get("/live").json == {"status": "live"}
+    assert client.get("/ready").json == {"status": "ready"}
+
+
+def test_without_redis_nothing_is_taken_in_and_the_caller_is_told_to_come_again(without_redis: Caller) -> None:
+    answers = [
+        without_redis.send(job()),
+        without_redis.get(UNKNOWN_JOB),
+        without_redis.get(UNKNOWN_JOB, Prefer="wait=30"),
+        without_redis.get("/v1/jobs"),
+        without_redis.post(f"{UNKNOWN_JOB}/cancel"),
+        without_redis.get(f"{UNKNOWN_JOB}/result"),
+        without_redis.get("/v1/models"),
+        without_redis.get("/ready"),
+    ]
+
+    for answer in answers:
+        check_problem(answer, 503, "queue_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+    assert without_redis.get("/live").status_code == 200
+
+
+def test_a_full_redis_takes_nothing_in(apiary: Caller, redis_client: redis.Redis) -> None:
+    redis_client.config_set("maxmemory", 1)
+    try:
+        answer = apiary.send(job())
+    finally:
+        redis_client.config_set("maxmemory", 0)
+
+    check_problem(answer, 503, "queue_unavailable")
+    assert redis_client.keys("mf:job:*") == []
+
+
+def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(
+    make_settings: SettingsMaker, redis_client: redis.Redis, redis_url: str, ledger: Ledger
+) -> None:
+    # A user who may write the ledger's keys and no queue.
+    redis_client.execute_command("ACL", "SETUSER", "door", "on", ">word", "~mf:*", "+@all")
+    settings = make_settings(redis_url=redis_url.replace("redis://", "redis://door:word@"))
+    caller = Caller(create_app(settings), KEYS["apiary"])
+    try:
+        answer = caller.send(job())
+    finally:
+        redis_client.execute_command("ACL", "DELUSER", "door")
+
+    assert answer.status_code == 202
+    record = ledger.read(answer.json["id"])
+    assert record is not None
+    assert record.status is Status.QUEUED
+    # It is owed; the courier publishes it when the API's time for that is over.
+    assert redis_client.zscore("mf:outbox", record.id) == pytest.approx(record.created_ms + 5000)
+
+
+def test_without_a_store_an_inline_image_is_not_taken_in(without_store: Caller, redis_client: redis.Redis) -> None:
+    for answer in (
+        without_store.send(job()),
+        without_store.send(job(image={"upload_id": "upl_" + "0" * 32})),
+        without_store.get("/ready"),
+    ):
+        check_problem(answer, 503, "store_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+    assert redis_client.keys("mf:*") == []
+    assert without_store.send(job(image={"url": "https://example.com/bee.jpg"})).status_code == 202
+
+
+def test_a_service_without_its_bucket_is_not_ready(make_settings: SettingsMaker) -> None:
+    client = create_app(make_settings(bucket="nowhere")).test_client()
+
+    check_problem(client.get("/ready"), 503, "store_unavailable")
+
+
+def test_the_figures_show_requests_and_jobs(apiary: Caller, client: FlaskClient, ledger: Ledger) -> None:
+    apiary.a_job(priority="bulk")
+    claim(apiary.a_job(), ledger)
+    apiary.post(f"/v1/jobs/{apiary.a_job()}/cancel")
+    ledger.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    client.open("/live", method="BREW")
+
+    figures = client.get("/metrics").text
+
+    for line in (
+        'maskfleet_jobs_queued{queue="sam.sam-demo.bulk"} 1.0',
+        'maskfleet_jobs_queued{queue="sam.sam-demo.normal"} 0.0',
+        'maskfleet_jobs_total{status="canceled"} 1.0',
+        "maskfleet_jobs_created_total 3.0",
+        "maskfleet_jobs_processing 1.0",
+        "maskfleet_deliveries_waiting 0.0",
+        "maskfleet_publishes_due 0.0",
+        'maskfleet_workers_ready{model="sam-demo"} 1.0',
+        "maskfleet_ledger_up 1.0",
+    ):
+        assert line in figures.splitlines()
+    assert 'maskfleet_http_requests_total{method="POST",route="/v1/jobs",status="202"}' in figures
+    assert 'maskfleet_http_request_seconds_count{method="POST",route="/v1/jobs"}' in figures
+    assert 'method="other",route="unmatched",status="405"' in figures
+    assert "BREW" not in figures
+    assert "job_" not in figures
+
+
+def test_the_figures_say_that_the_ledger_is_away(without_redis: Caller) -> None:
+    figures = without_redis.get("/metrics").text
+
+    assert "maskfleet_ledger_up 0.0" in figures
+    assert "maskfleet_jobs_queued{" not in figures

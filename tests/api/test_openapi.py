@@ -1,0 +1,107 @@
+"""The OpenAPI document: valid, complete, and made of the models that validate."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.api.caller import Caller, job
+
+Json = Any  # the document's own shape
+
+
+@pytest.fixture
+def document(client: FlaskClient) -> Json:
+    return client.get("/openapi.json").json
+
+
+def test_the_document_is_valid_openapi_3_1(document: Json) -> None:
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_the_document_and_the_app_have_the_same_routes(document: Json, app: Flask) -> None:
+    described = {(method, path) for path, operations in document["paths"].items() for method in operations}
+
+    routed = {
+        (method.lower(), re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert described == routed
+    assert ("post", "/v1/jobs") in described
+
+
+def test_every_route_describes_its_errors_as_problem_documents(document: Json) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            bad = {status: answer for status, answer in operation["responses"].items() if int(status) >= 400}
+            assert "500" in bad
+            assert ("401" in bad) == path.startswith("/v1/") == bool(operation["security"])
+            for answer in bad.values():
+                content = answer["content"]["application/problem+json"]
+                assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+                assert content["examples"]
+
+
+def _validator(document: Json, name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({**document, "$ref": f"#/components/schemas/{name}"})
+
+
+def test_its_schema_accepts_and_refuses_what_the_door_does(document: Json, apiary: Caller) -> None:
+    schema = _validator(document, "JobSpec")
+    bodies = [
+        job(),
+        job(mode="point", prompts=[{"points": [[1, 2]]}], outputs=["coco", "png"]),
+        job(mode="box", prompts=[{"box": [1, 1, 9, 9]}]),
+        job(colour="red"),
+        job(mode="polygon"),
+        job(params={"points_per_batch": 0}),
+        job(mode="point", prompts=[]),
+        job(priority="urgent"),
+    ]
+
+    for body in bodies:
+        assert schema.is_valid(body) == (apiary.send(body).status_code == 202), body
+
+
+def test_its_own_example_is_a_good_job(document: Json) -> None:
+    content = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+
+    _validator(document, "JobSpec").validate(content["application/json"]["example"])
+
+
+def test_a_multipart_job_is_described_without_its_image(document: Json) -> None:
+    beside = _validator(document, "JobSpecBesideImage")
+
+    assert beside.is_valid({"mode": "everything"})
+    assert not beside.is_valid(job())
+    parts = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert parts["required"] == ["image", "job"]
+
+
+def test_answers_are_as_the_document_says(document: Json, apiary: Caller) -> None:
+    job_id = apiary.a_job()
+
+    _validator(document, "JobView").validate(apiary.get(f"/v1/jobs/{job_id}").json)
+    _validator(document, "JobPage").validate(apiary.get("/v1/jobs?limit=1").json)
+    _validator(document, "ModelList").validate(apiary.get("/v1/models").json)
+    _validator(document, "Problem").validate(apiary.get("/v1/jobs/x").json)
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
+    page = client.get("/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert "<script>" not in page
+    for source in sources:
+        assert "//" not in source
+        if not source.startswith("data:"):
+            with client.get(f"/{source}") as answer:
+                assert answer.status_code == 200
