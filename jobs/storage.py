@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import boto3
 from botocore.config import Config
@@ -25,6 +25,7 @@ from jobs.settings import SharedSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
 
 #: The answers of S3 that mean "not there".
 _ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
@@ -132,6 +133,16 @@ class Store:
         """Raise StoreUnavailable or NotFound unless the bucket answers."""
         with _s3_errors():
             self._s3.head_bucket(Bucket=self.bucket)
+
+    def make_bucket(self) -> None:
+        """Make the bucket, which is missing."""
+        region = self._settings.s3_region
+        with _s3_errors():
+            if region == "us-east-1":  # the one region that S3 does not take by name
+                self._s3.create_bucket(Bucket=self.bucket)
+            else:
+                place = cast("BucketLocationConstraintType", region)
+                self._s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": place})
 
 
 def upload_key(tenant: str, upload_id: str) -> str:
