@@ -4,7 +4,7 @@ ApiError                    code, detail, status, errors: the server's problem d
 ├── Refused                 4xx: the request must change
 │   ├── KeyRefused          401: no API key, or an unknown one
 │   ├── NotThere            404: no such job, upload or file (or another tenant's)
-│   └── WrongState          409: the job has not ended, has ended, or the idempotency key was used otherwise
+│   └── WrongState          409: the job has not ended yet, or has ended already
 ├── Unavailable             5xx, or no answer at all: the same call may succeed later
 ├── WaitedTooLong           the deadline of a wait passed; the job goes on
 └── DamagedFile             a downloaded file is not the one in the manifest
@@ -55,7 +55,7 @@ class NotThere(Refused):
 
 
 class WrongState(Refused):
-    """The job is not in the state for this, or the idempotency key stands for another request."""
+    """The job is not in the state for this: it has not ended yet, or has ended already."""
 
 
 class Unavailable(ApiError):

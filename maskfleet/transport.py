@@ -13,7 +13,7 @@ from maskfleet.problems import Unavailable, problem_of
 
 #: Answers that say "not now" and that nothing was done.
 RETRIED = frozenset({502, 503, 504})
-#: An attempt and up to four more; with the waits below that is about half a minute of a server's restart.
+#: An attempt and up to four more; with the waits below about ten seconds in all, a server's restart.
 MAX_TRIES = 5
 #: The first wait between tries, doubled each time, with up to as much again of jitter.
 FIRST_WAIT_S = 0.5
