@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import requests
 import structlog
 
-from jobs.errors import AttemptFailed, CallerError, JobError, QueueUnavailable
+from jobs.errors import AttemptFailed, JobError, QueueUnavailable
 from jobs.ledger import Ledger, Reply
 from jobs.logs import get_logger
 from jobs.record import JobRecord, ResultSummary
@@ -21,13 +21,12 @@ from worker.images import decode_photo
 from worker.lease import Canceled, Fenced, Lease
 from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
+from worker.retry import GiveUp, TryAgain, decide
 from worker.segment import segment
 from worker.sources import fetch_image
 
 log = get_logger()
 
-#: A broken attempt waits about this long before the next, doubling each time.
-BACKOFF_S = 2.0
 #: A finished job whose end Redis does not take is offered again for this long.
 FINISH_PATIENCE_S = 60.0
 
@@ -82,14 +81,13 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
 
 
 def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:
-    """End a job that its caller must change, or that has no attempts left; else queue it again after a while."""
+    """Queue the job again after a while, or end it as failed."""
     ledger = bench.ledger
-    final = isinstance(error, CallerError) or error.code == "timeout"
-    if final or record.attempt >= bench.settings.max_attempts:
-        _end(lambda: ledger.fail(record, error.code, error.detail), "job_failed", code=error.code)
-    else:
-        delay_s = BACKOFF_S * 2 ** (record.attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 (jitter)
-        _end(lambda: ledger.release(record, delay_s=delay_s, charged=True), "job_released", code=error.code)
+    match decide(error, record.attempt, bench.settings.max_attempts, random.random()):  # noqa: S311 (jitter)
+        case TryAgain(delay_s):
+            _end(lambda: ledger.release(record, delay_s=delay_s, charged=True), "job_released", code=error.code)
+        case GiveUp(code, detail):
+            _end(lambda: ledger.fail(record, code, detail), "job_failed", code=code)
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
