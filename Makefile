@@ -30,7 +30,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	set -e; for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.overhead
 
 clean:
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""What tests share: a real Redis and a real S3, started once, and the ledger and the store on them."""
+"""What tests share: a real Redis and a real S3, started once, and the ledger and the store on them; a whole stack."""
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ from jobs.ledger import Ledger, connect
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from maskfleet.servers import start_redis, start_s3
+from maskfleet.stack_process import StackLine, StackProcess
 
 BUCKET = "maskfleet"
 #: A second bucket, that jobs may name in an ``s3_uri``.
 PHOTOS_BUCKET = "photos"
+#: The secret that the stack's courier signs with.
+WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +98,16 @@ def repository() -> Path:
 def demo_model(repository: Path) -> str:
     """The bundled checkpoint, as MASKFLEET_MODEL takes it."""
     return str(repository / "models" / "sam-demo")
+
+
+@pytest.fixture(scope="session")
+def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
+    """A local stack that this test run shares; jobs of other tests may be in it."""
+    settings = {
+        "MASKFLEET_MODEL": demo_model,
+        "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
+        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+        "MASKFLEET_ALLOWED_BUCKETS": "maskfleet",
+    }
+    with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
+        yield stack.line

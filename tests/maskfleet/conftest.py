@@ -1,8 +1,7 @@
-"""A whole local stack, started once by ``maskfleet up`` itself, and what tests talk to it with."""
+"""What tests talk to a whole local stack with."""
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 import sys
@@ -13,25 +12,10 @@ import pytest
 
 from maskfleet.client import Client
 from maskfleet.receiver import Receiver
-from maskfleet.stack_process import StackLine, StackProcess
-
-#: The secret that the stack's courier signs with.
-WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
+from maskfleet.stack_process import StackLine
+from tests.conftest import WEBHOOK_SECRET
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="session")
-def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
-    """A local stack that this test run shares; jobs of other tests may be in it."""
-    settings = {
-        "MASKFLEET_MODEL": demo_model,
-        "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
-        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
-        "MASKFLEET_ALLOWED_BUCKETS": "maskfleet",
-    }
-    with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
-        yield stack.line
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from jobs.spec import EventName
 from maskfleet.client import verify_webhook
 from maskfleet.problems import WebhookRejected
 from maskfleet.receiver import Receiver
-from tests.maskfleet.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_SECRET
 
 OTHER_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgZW50aXJlbHk="
 EVENT = Event(

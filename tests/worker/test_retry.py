@@ -19,9 +19,6 @@ CALLERS_ERRORS: list[CallerError] = [
     InvalidImage("image_empty", "No bytes."),
     InvalidPrompt("point_outside_image", "Off."),
 ]
-    InvalidImage("image_empty", "No bytes."),
-    InvalidPrompt("point_outside_image", "Off."),
-]
 attempts = st.integers(1, 10_000)
 jitters = st.floats(0, 1, exclude_max=True)
 
