@@ -47,6 +47,7 @@ class Output(StrEnum):
     PNG = "png"
     LABEL_MAP = "label_map"
     OVERLAY = "overlay"
+    LOGITS = "logits"
 
 
 class Priority(StrEnum):
@@ -86,19 +87,19 @@ def _is_base64(text: str) -> str:
     return text
 
 
+S3Uri = Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)]
+UploadId = Annotated[str, StringConstraints(pattern=r"^upl_[0-9a-f]{32}$")]
 HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_is_http_url)]
 
 
 class ImageSource(Wire):
     """Where the image is: exactly one of the four.  The image part of a multipart request becomes an upload."""
 
-    s3_uri: Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)] | None = Field(
+    s3_uri: S3Uri | None = Field(
         None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
     )
     url: HttpUrl | None = Field(None, description="An address that a worker can fetch the image from.")
-    upload_id: Annotated[str, StringConstraints(pattern=r"^upl_[0-9a-f]{32}$")] | None = Field(
-        None, description="An upload made with `POST /v1/uploads`."
-    )
+    upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
     base64: Annotated[str, AfterValidator(_is_base64)] | None = Field(
         None, description="The image's bytes in the request itself; for small images."
     )
@@ -115,8 +116,34 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
+class MaskInput(Wire):
+    """Where an earlier mask's logits are, to be refined: an .npy file of the size of the model's own masks.
+
+    Exactly one of the three; ``job_id`` names one of your own jobs that had ``logits`` among its outputs.
+    """
+
+    s3_uri: S3Uri | None = Field(None, description="An object in a bucket that the operator allows.")
+    upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
+    job_id: Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")] | None = Field(
+        None, description="A job that succeeded."
+    )
+    mask: int | None = Field(None, ge=0, description="With job_id: which of its masks, counted from 0.")
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> MaskInput:
+        given = [name for name in ("s3_uri", "upload_id", "job_id") if getattr(self, name) is not None]
+        if len(given) != 1 or (self.mask is None) != (self.job_id is None):
+            raise PydanticCustomError(
+                "mask_input_source", "Give exactly one of s3_uri, upload_id, or job_id together with mask."
+            )
+        return self
+
+
 class Prompt(Wire):
-    """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both."""
+    """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both.
+
+    A ``mask_input`` beside them starts from an earlier mask.
+    """
 
     points: tuple[Point, ...] = Field(
         (), max_length=MAX_POINTS_PER_PROMPT, description="[x, y] in pixels.", examples=[[[140, 60]]]
@@ -127,6 +154,7 @@ class Prompt(Wire):
         description="One for each point: 1 on the object, 0 off it. Default: all 1.",
     )
     box: Box | None = Field(None, description="[x_min, y_min, x_max, y_max] in pixels.", examples=[[100, 20, 180, 100]])
+    mask_input: MaskInput | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Prompt:

@@ -1,14 +1,13 @@
-"""Prompts and an embedding, decoded into candidate masks at the model's low resolution."""
+"""What a decoder proposes for a batch of prompts, and the library's own decoders, asked for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from worker.embedding import Embedding
-from worker.model import SegmentationModel
 from worker.prompts import PromptBatch
 
 
@@ -16,49 +15,56 @@ from worker.prompts import PromptBatch
 class Candidates:
     """What the decoder proposes for N prompts, C candidates each.
 
-    logits: (N, C, h, w), a mask is where they are above the threshold.  predicted_iou: (N, C), the model's own
-    guess of how good each is; not bounded to [0, 1].
+    predicted_iou: (N, C), the model's own guess of how good each is; not bounded to [0, 1].
+    logits(rows, columns): the low-resolution masks (K, h, w) of K candidates, made when they are asked for, since most
+    are not worth it; rows, columns: (K,), of the prompt in its batch and of the candidate.  A mask is where its logits
+    are above the threshold.
+    object_score: (N,), above 0 where the model sees an object at all; None for families that do not say.
     """
 
-    logits: Tensor
     predicted_iou: Tensor
+    logits: Callable[[Tensor, Tensor], Tensor]
+    object_score: Tensor | None = None
 
 
-#: What a batch may take on a CPU, beside the weights: an ordinary machine has 8 GB.
-_CPU_BATCH_BYTES = 4 * 2**30
-#: Tensors of the embedding's size that a decoded point holds at its peak.  From the peak of transformers' decoder on
-#: ViT-B: 2.6 GB over the weights with 64 points, that is 41 MB a point, of 4 MB embeddings.
-_EMBEDDINGS_PER_POINT = 10
+def at_hand(logits: Tensor, predicted_iou: Tensor, object_score: Tensor | None = None) -> Candidates:
+    """Give candidates whose masks are all made already.  logits: (N, C, h, w)."""
+    return Candidates(predicted_iou, lambda rows, columns: logits[rows, columns], object_score)
 
 
-def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
-    """Lower a batch to what memory holds: half of what is free on a GPU, 4 GB on a CPU.
+def decode_with_library(network: Any, batch: PromptBatch, *, multimask: bool, **image: Any) -> Candidates:
+    """Decode a batch with one of the library's models.
 
-    The masks do not depend on it but for rounding.
+    image: what the model calls its image's embeddings, in tensors of batch size 1 or lists of them.
     """
-    config = model.network.config
-    positions = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    per_point = _EMBEDDINGS_PER_POINT * positions * config.mask_decoder_config.hidden_size * 4
-    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else _CPU_BATCH_BYTES
-    return max(1, min(points_per_batch, int(budget // per_point)))
-
-
-def decode(model: SegmentationModel, embedding: Embedding, batch: PromptBatch) -> Candidates:
-    """Give the three candidates for each prompt of a batch, in the model's order: part, whole, or between.
-
-    The model's single-mask output is not used: the best of the three by predicted IoU stands for "the mask",
-    as in the guide, and it is always one of those that ``multimask`` gives.
-    """
+    device = network.device
     points, labels, boxes = (
-        None if values is None else values[None].to(model.device)
+        None if values is None else values[None].to(device)
         for values in (batch.points_xy, batch.labels, batch.boxes_xyxy)
     )
-    with torch.inference_mode():
-        output = model.network(
-            image_embeddings=embedding.values,
-            input_points=points,
-            input_labels=labels,
-            input_boxes=boxes,
-            multimask_output=True,
-        )
-    return Candidates(output.pred_masks[0], output.iou_scores[0])
+    masks = None
+    if batch.mask_input is not None:
+        # The library adds a dense prompt to a whole image, so each prompt here brings an image of its own.
+        points, labels, boxes = (None if given is None else given.transpose(0, 1) for given in (points, labels, boxes))
+        image = {name: _repeated(values, len(batch.indices)) for name, values in image.items()}
+        masks = batch.mask_input[:, None].to(device)
+    output = network(
+        **image,
+        input_points=points,
+        input_labels=labels,
+        input_boxes=boxes,
+        input_masks=masks,
+        multimask_output=multimask,
+    )
+    object_score = output.get("object_score_logits")
+    return at_hand(
+        output.pred_masks.flatten(0, 1),
+        output.iou_scores.flatten(0, 1),
+        None if object_score is None else object_score.flatten(),
+    )
+
+
+def _repeated(values: Any, times: int) -> Any:
+    if isinstance(values, Tensor):
+        return values.expand(times, *values.shape[1:])
+    return [_repeated(one, times) for one in values]

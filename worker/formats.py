@@ -14,6 +14,7 @@ from jobs.errors import InvalidRequest
 from jobs.record import Spec
 from jobs.spec import Output
 from worker.images import Photo
+from worker.logits import write_logits
 from worker.masks import Mask, decode_rle
 from worker.overlay import draw_overlay
 from worker.segment import Segmentation
@@ -50,6 +51,8 @@ def make_artifacts(
             yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name))
         elif output is Output.PNG:
             yield from mask_pngs(segmentation)
+        elif output is Output.LOGITS:
+            yield from mask_logits(segmentation)
         elif output is Output.LABEL_MAP:
             yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
         else:
@@ -72,9 +75,17 @@ def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes
 
 def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
     """One picture of 1 bit a pixel for each mask, white inside, numbered from 0 in the order of the records."""
-    digits = max(4, len(str(len(segmentation.masks) - 1)))
     for number, mask in enumerate(segmentation.masks):
-        yield Artifact(f"masks/{number:0{digits}}.png", "image/png", _png(Image.fromarray(decode_rle(mask))))
+        name = _numbered("masks", number, segmentation, "png")
+        yield Artifact(name, "image/png", _png(Image.fromarray(decode_rle(mask))))
+
+
+def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
+    """One .npy file for each mask: its logits at the model's own resolution, which a ``mask_input`` may name."""
+    for number, mask in enumerate(segmentation.masks):
+        if mask.logits is not None:
+            name = _numbered("logits", number, segmentation, "npy")
+            yield Artifact(name, "application/octet-stream", write_logits(mask.logits))
 
 
 def label_map_png(segmentation: Segmentation) -> bytes:
@@ -88,6 +99,11 @@ def label_map_png(segmentation: Segmentation) -> bytes:
     for number, mask in numbered:
         labels[decode_rle(mask)] = number
     return _png(Image.fromarray(labels))
+
+
+def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
+    digits = max(4, len(str(len(segmentation.masks) - 1)))
+    return f"{folder}/{number:0{digits}}.{suffix}"
 
 
 def _record(number: int, mask: Mask) -> dict[str, object]:

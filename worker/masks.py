@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ class Mask:
     stability_score: in [0, 1].  predicted_iou: the model's guess, not bounded.  point_coords: the points
     given, or the point of the grid.  crop_box_xywh: the part of the image that was looked at.
     prompt: index into the job's prompts, None in mode everything.  candidate: 0 to 2 with multimask, else None.
+    logits: (h, w) at the model's low resolution, of the crop; only where they were asked for.
     """
 
     counts: str
@@ -44,6 +45,7 @@ class Mask:
     crop_box_xywh: tuple[float, float, float, float]
     prompt: int | None
     candidate: int | None
+    logits: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def make_masks(
     left, top, right, bottom = crop.box_xyxy
     for start in range(0, len(chosen.rows), at_once):
         rows, columns = chosen.rows[start : start + at_once], chosen.columns[start : start + at_once]
-        logits = upscale(candidates.logits[rows, columns], frame)
+        logits = upscale(candidates.logits(rows, columns), frame)
         scores = stability(logits, cut.threshold, cut.stability_offset)
         stable = (
             scores > cut.stability_thresh if cut.stability_thresh > 0 else torch.ones_like(scores, dtype=torch.bool)
@@ -134,6 +136,8 @@ def upscale(logits: Tensor, frame: Frame) -> Tensor:
 
     logits: (K, h, w).  Returns (K, H, W).
     """
+    if not frame.keeps_aspect:
+        return interpolate(logits[None], frame.original_hw, mode="bilinear", align_corners=False)[0]
     height, width = frame.scaled_hw
     in_input = interpolate(logits[None], frame.padded_hw, mode="bilinear", align_corners=False)
     return interpolate(in_input[..., :height, :width], frame.original_hw, mode="bilinear", align_corners=False)[0]

@@ -1,4 +1,4 @@
-"""The network and what goes with it: loaded once, kept for the life of the process."""
+"""The checkpoint: loaded once by the family that its own config names, kept for the life of the process."""
 
 from __future__ import annotations
 
@@ -8,50 +8,41 @@ from typing import Any  # transformers' configuration is a plain dict
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, SamModel
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from jobs.errors import AttemptFailed
 from jobs.settings import model_name
+from worker.families import FAMILIES, Family
 
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How the checkpoint wants its images: the numbers of its ``preprocessor_config.json``."""
-
-    longest_edge: int
-    pad_hw: tuple[int, int]
-    rescale_factor: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+#: What a batch may take on a CPU, beside the weights: an ordinary machine has 8 GB.
+_CPU_BATCH_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentationModel:
-    """A SAM checkpoint, ready to run: float32, no gradients, on its device."""
+    """A checkpoint, ready to run."""
 
     name: str
-    network: Any  # SamModel, which ships no types
-    preprocessing: Preprocessing
+    family: Family
     device: torch.device
 
 
 def load_model(ref: str, device: str) -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.
 
-    Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (not SAM), ``model_unreadable``,
-    ``device_unavailable``.
+    Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (of no family we know, or a package is missing),
+    ``model_unreadable``, ``device_unavailable``.
     """
     if ref.startswith((".", "/", "~")) and not Path(ref).expanduser().is_dir():
         raise AttemptFailed("model_not_found", f"There is no folder {ref}.")
     source = str(Path(ref).expanduser()) if ref.startswith("~") else ref
     disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in the middle of a worker's log
     try:
-        _check_is_sam(source)
-        numbers = SamImageProcessorPil.from_pretrained(source)
-        # float32 whatever the file holds: half precision gives other masks.
-        network: Any = SamModel.from_pretrained(source, dtype=torch.float32)
+        family = _family_of(source)
+        network, preprocessing = family.read(source)
+    except ImportError as error:
+        raise AttemptFailed("model_not_supported", f"{ref} needs a package that is not installed: {error}") from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise AttemptFailed("model_unreadable", f"The checkpoint {ref} cannot be read: {error}") from error
     except OSError as error:
@@ -62,31 +53,31 @@ def load_model(ref: str, device: str) -> SegmentationModel:
         ) from error
     try:
         place = torch.device(device)
-        network = network.to(place).eval().requires_grad_(False)
+        network = network.to(place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
-    return SegmentationModel(model_name(ref), network, _preprocessing(numbers), place)
+    return SegmentationModel(model_name(ref), family(network, preprocessing), place)
 
 
-def _check_is_sam(source: str) -> None:
+def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
+    """Lower a batch to what memory holds: half of what is free on a GPU, 4 GB on a CPU.
+
+    The masks do not depend on it but for rounding.
+    """
+    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else _CPU_BATCH_BYTES
+    return max(1, min(points_per_batch, int(budget // model.family.point_bytes)))
+
+
+def _family_of(source: str) -> type[Family]:
     config: dict[str, Any]
     config, _ = PreTrainedConfig.get_config_dict(source)
-    kind = config.get("model_type")
     if not config:
         raise OSError(f"{source} has no config.json")
-    if kind != "sam":
+    kind = str(config.get("model_type", "nameless"))
+    if kind not in FAMILIES:
         raise AttemptFailed(
             "model_not_supported",
-            f"{source} is a {kind or 'nameless'} model. maskfleet runs SAM checkpoints (model_type sam), "
-            "such as facebook/sam-vit-base.",
+            f"{source} is a {kind} model. maskfleet runs checkpoints of SAM, SAM-HQ, SAM 2 and EdgeTAM "
+            f"(model_type {', '.join(FAMILIES)}), such as facebook/sam-vit-base.",
         )
-
-
-def _preprocessing(numbers: Any) -> Preprocessing:
-    return Preprocessing(
-        longest_edge=int(numbers.size["longest_edge"]),
-        pad_hw=(int(numbers.pad_size["height"]), int(numbers.pad_size["width"])),
-        rescale_factor=float(numbers.rescale_factor),
-        mean=tuple(numbers.image_mean),
-        std=tuple(numbers.image_std),
-    )
+    return FAMILIES[kind]

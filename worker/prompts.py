@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jobs.errors import InvalidPrompt
 from jobs.spec import Prompt
 from worker.crops import Crop
 from worker.embedding import Frame
 
+#: The label of what is no point: it fills up prompts that have fewer points than others of their batch.
+PADDING = -10
+
+#: Low-resolution logits of an earlier answer, (h, w), by the index of the prompt that they come with.
+MaskInputs = Mapping[int, npt.NDArray[np.floating]]
+
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """N prompts of one shape: the same number of points P each, and a box each or none.
+    """N prompts that are decoded at once.
 
-    points_xy: (N, P, 2) or None; labels: (N, P), 1 on the object, 0 off it; boxes_xyxy: (N, 4) or None;
-    all in pixels of the model's frame.  indices: of each prompt in the job's list, or of each point in the
-    grid.  asked_xy: the points in pixels of the original.
+    points_xy: (N, P, 2) or None; labels: (N, P), 1 on the object, 0 off it; boxes_xyxy: (N, 4) or None; all in pixels
+    of the model's frame.  Prompts are of one shape, or padded to one where the model's family takes that: points of
+    the label PADDING are none, and a row of NaN is no box.
+    mask_input: (N, h, w), an earlier mask's logits for each, or None.
+    indices: of each prompt in the job's list, or of each point in the grid.  asked_xy: the points in pixels of the
+    original.
     """
 
     points_xy: Tensor | None
@@ -27,6 +39,7 @@ class PromptBatch:
     boxes_xyxy: Tensor | None
     indices: tuple[int, ...]
     asked_xy: tuple[tuple[tuple[float, float], ...], ...]
+    mask_input: Tensor | None = None
 
 
 def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:
@@ -50,47 +63,79 @@ def grid_batches(crop: Crop, frame: Frame, points_per_batch: int) -> Iterator[Pr
         )
 
 
-def count_prompt_batches(prompts: Sequence[Prompt], prompts_per_batch: int) -> int:
-    """How many batches ``prompt_batches`` gives."""
-    return len(_groups(prompts, prompts_per_batch))
+def group_prompts(
+    prompts: Sequence[Prompt], prompts_per_batch: int, *, padded: bool, masked: MaskInputs
+) -> tuple[tuple[int, ...], ...]:
+    """Say which prompts are decoded at once, by their indices.
 
-
-def prompt_batches(prompts: Sequence[Prompt], frame: Frame, prompts_per_batch: int) -> Iterator[PromptBatch]:
-    """Batch prompts with those of their own shape.
-
-    Not padded to a common shape: the padding of transformers (label -10) leaves tokens that the decoder
-    attends to, so that a mask would depend on its neighbours in the batch.
+    Those of one shape; padded: those of any.  Only a family that leaves padding out of every attention may have them
+    padded: the padding of transformers (label -10) leaves tokens that its decoder attends to, so that a mask would
+    depend on its neighbours in the batch.  Prompts with a mask and without never mix.
     """
-    for indices in _groups(prompts, prompts_per_batch):
-        yield _batch(prompts, indices, frame)
-
-
-def _groups(prompts: Sequence[Prompt], prompts_per_batch: int) -> list[list[int]]:
-    shapes: dict[tuple[int, bool], list[int]] = {}
+    shapes: dict[tuple[object, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        shapes.setdefault((len(prompt.points), prompt.box is not None), []).append(index)
-    return [
-        indices[start : start + prompts_per_batch]
+        shape = () if padded else (len(prompt.points), prompt.box is not None)
+        shapes.setdefault((*shape, index in masked), []).append(index)
+    return tuple(
+        tuple(indices[start : start + prompts_per_batch])
         for indices in shapes.values()
         for start in range(0, len(indices), prompts_per_batch)
-    ]
-
-
-def _batch(prompts: Sequence[Prompt], indices: Sequence[int], frame: Frame) -> PromptBatch:
-    # In double precision up to the positional encoding, as SamProcessor hands them over.
-    scale_xy = torch.tensor(frame.scale_xy, dtype=torch.float64)
-    chosen = [prompts[index] for index in indices]
-    boxes = [prompt.box for prompt in chosen if prompt.box is not None]
-    points_xy = torch.tensor([prompt.points for prompt in chosen], dtype=torch.float64) if chosen[0].points else None
-    # SamProcessor takes boxes as float32 first.
-    boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).double() if boxes else None
-    return PromptBatch(
-        points_xy=None if points_xy is None else points_xy * scale_xy,
-        labels=None if points_xy is None else torch.tensor([prompt.point_labels for prompt in chosen]),
-        boxes_xyxy=None if boxes_xyxy is None else boxes_xyxy * scale_xy.repeat(2),
-        indices=tuple(indices),
-        asked_xy=tuple(prompt.points for prompt in chosen),
     )
+
+
+def prompt_batches(
+    prompts: Sequence[Prompt], groups: Sequence[Sequence[int]], frame: Frame, masked: MaskInputs
+) -> Iterator[PromptBatch]:
+    """Give the groups' prompts, in the model's frame."""
+    for indices in groups:
+        chosen = [prompts[index] for index in indices]
+        points_xy, labels = _points(chosen, frame)
+        masks = [torch.from_numpy(masked[index]) for index in indices if index in masked]
+        yield PromptBatch(
+            points_xy=points_xy,
+            labels=labels,
+            boxes_xyxy=_boxes(chosen, frame),
+            indices=tuple(indices),
+            asked_xy=tuple(prompt.points for prompt in chosen),
+            mask_input=torch.stack(masks).to(torch.float32) if masks else None,
+        )
+
+
+def check_mask_inputs(prompts: Sequence[Prompt], masked: MaskInputs, low_hw: tuple[int, int]) -> None:
+    """Refuse a mask_input that is not there, or not of the size of the model's own masks.
+
+    Raises InvalidPrompt: ``invalid_mask_input``.
+    """
+    for index, prompt in enumerate(prompts):
+        if prompt.mask_input is not None and index not in masked:
+            raise InvalidPrompt("invalid_mask_input", f"Prompt {index}: its mask_input was not handed over.")
+    for index, logits in masked.items():
+        if logits.shape != low_hw:
+            found = "×".join(map(str, logits.shape))
+            raise InvalidPrompt(
+                "invalid_mask_input",
+                f"Prompt {index}: the mask_input is {found}; this model takes {low_hw[0]}×{low_hw[1]}.",
+            )
+
+
+def _points(prompts: Sequence[Prompt], frame: Frame) -> tuple[Tensor | None, Tensor | None]:
+    most = max(len(prompt.points) for prompt in prompts)
+    if not most:
+        return None, None
+    missing = [most - len(prompt.points) for prompt in prompts]
+    points = [(*prompt.points, *((0.0, 0.0),) * short) for prompt, short in zip(prompts, missing, strict=True)]
+    labels = [(*prompt.point_labels, *(PADDING,) * short) for prompt, short in zip(prompts, missing, strict=True)]
+    points_xy = torch.tensor(points, dtype=frame.prompt_dtype) * torch.tensor(frame.scale_xy, dtype=frame.prompt_dtype)
+    return points_xy, torch.tensor(labels)
+
+
+def _boxes(prompts: Sequence[Prompt], frame: Frame) -> Tensor | None:
+    if all(prompt.box is None for prompt in prompts):
+        return None
+    boxes = [(torch.nan,) * 4 if prompt.box is None else prompt.box for prompt in prompts]
+    # Both processors take boxes as float32 first.
+    boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).to(frame.prompt_dtype)
+    return boxes_xyxy * torch.tensor(frame.scale_xy, dtype=frame.prompt_dtype).repeat(2)
 
 
 def _grid(points_per_side: int) -> Tensor:

@@ -9,19 +9,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
+import torch
+
 from jobs.record import Spec
-from jobs.spec import BoxJob, EverythingJob, PointJob, check_prompts_on_image
+from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
 from worker.crops import Crop, lay_out, whole
-from worker.decoder import batch_that_fits, decode
-from worker.embedding import Embedding, embed
+from worker.decoder import Candidates
+from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask
-from worker.model import SegmentationModel
-from worker.prompts import PromptBatch, count_grid_batches, count_prompt_batches, grid_batches, prompt_batches
+from worker.model import SegmentationModel, batch_that_fits
+from worker.prompts import (
+    MaskInputs,
+    PromptBatch,
+    check_mask_inputs,
+    count_grid_batches,
+    grid_batches,
+    group_prompts,
+    prompt_batches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +76,27 @@ class _Silent:
 
 
 SILENT: Watch = _Silent()
+NO_MASKS: MaskInputs = MappingProxyType({})
 
 
-def segment(photo: Photo, spec: Spec, model: SegmentationModel, watch: Watch = SILENT) -> Segmentation:
+def segment(
+    photo: Photo,
+    spec: Spec,
+    model: SegmentationModel,
+    watch: Watch = SILENT,
+    mask_inputs: MaskInputs = NO_MASKS,
+) -> Segmentation:
     """Segment a photo as the spec says.
 
-    Raises InvalidPrompt for a prompt outside the photo, and whatever the watch raises.
+    mask_inputs: what the prompts' own ``mask_input`` name.
+    Raises InvalidPrompt for a prompt outside the photo or with a mask of another size than the model's, and whatever
+    the watch raises.
     """
     check_prompts_on_image(spec.prompts, photo.size_wh)
+    check_mask_inputs(spec.prompts, mask_inputs, model.family.low_hw)
     if isinstance(spec, EverythingJob):
         return _segment_everything(photo, spec, model, watch)
-    return _segment_prompts(photo, spec, model, watch)
+    return _segment_prompts(photo, spec, model, watch, mask_inputs)
 
 
 def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationModel, watch: Watch) -> Segmentation:
@@ -88,30 +109,45 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     for crop in crops:
         embedding = work.embed(model, photo, crop)
         for batch in work.through(grid_batches(crop, embedding.frame, points_per_batch), found):
-            candidates = decode(model, embedding, batch)
+            candidates = model.family.decode(embedding, batch)
             chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
             made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
+            if Output.LOGITS in spec.outputs:
+                made = _with_logits(made, candidates)
             found += (mask for _, _, mask in made if not masks.is_cut_off(mask, photo.size_wh))
     kept = masks.suppress(found, params.crops_nms_thresh)
     return Segmentation(photo.size_wh, kept, work.metrics(points_per_batch))
 
 
-def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, model: SegmentationModel, watch: Watch) -> Segmentation:
+def _segment_prompts(
+    photo: Photo, spec: PointJob | BoxJob, model: SegmentationModel, watch: Watch, mask_inputs: MaskInputs
+) -> Segmentation:
     """One object for each prompt: its best candidate, or with multimask all three."""
     params = spec.params
     choose = masks.choose_all if params.multimask else masks.choose_best
     cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
     points_per_batch = batch_that_fits(model, params.points_per_batch)
-    work = _Work(watch, count_prompt_batches(spec.prompts, points_per_batch))
+    groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
+    work = _Work(watch, len(groups))
     found: list[Mask] = []
     embedding = work.embed(model, photo, crop)
-    for batch in work.through(prompt_batches(spec.prompts, embedding.frame, points_per_batch), found):
-        candidates = decode(model, embedding, batch)
+    for batch in work.through(prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs), found):
+        candidates = model.family.decode(embedding, batch, multimask=params.multimask)
         chosen = work.chosen(choose(candidates))
-        for row, column, mask in masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut):
+        made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
+        if Output.LOGITS in spec.outputs:
+            made = _with_logits(made, candidates)
+        for row, column, mask in made:
             found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
     found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
     return Segmentation(photo.size_wh, tuple(found), work.metrics(points_per_batch))
+
+
+def _with_logits(made: Iterable[tuple[int, int, Mask]], candidates: Candidates) -> Iterator[tuple[int, int, Mask]]:
+    """Give the masks their low-resolution logits, made once more: few are asked for, and these few have passed."""
+    for row, column, mask in made:
+        one = candidates.logits(torch.tensor([row]), torch.tensor([column]))[0]
+        yield row, column, replace(mask, logits=one.to("cpu", torch.float32, copy=True).numpy())
 
 
 class _Work:
@@ -128,7 +164,7 @@ class _Work:
         self._watch.stage(Stage.EMBEDDING)
         started = time.perf_counter()
         left, top, right, bottom = crop.box_xyxy
-        embedding = embed(model, photo.pixels[top:bottom, left:right])
+        embedding = model.family.embed(photo.pixels[top:bottom, left:right])
         self._embed_s += time.perf_counter() - started
         self._crops += 1
         return embedding

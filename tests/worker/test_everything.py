@@ -13,10 +13,9 @@ from pycocotools import mask as coco_mask
 from jobs.spec import EverythingParams
 from jobs.status import Stage
 from tests.worker.conftest import everything
-from worker.decoder import batch_that_fits
 from worker.images import Photo
 from worker.masks import Mask
-from worker.model import SegmentationModel
+from worker.model import SegmentationModel, batch_that_fits
 from worker.segment import segment
 
 Example = Callable[[str], Photo]

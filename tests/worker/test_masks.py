@@ -18,7 +18,7 @@ from tests import references
 from tests.worker.conftest import MAX_PIXELS
 from worker import masks
 from worker.crops import Crop, lay_out, whole
-from worker.decoder import Candidates
+from worker.decoder import at_hand
 from worker.embedding import Frame, frame_of, pixel_values
 from worker.images import decode_photo
 from worker.masks import Cut, Mask
@@ -141,7 +141,7 @@ def test_the_models_input_is_the_image_processors(demo_model: str, size_wh: tupl
 
     from worker.model import load_model
 
-    preprocessing = load_model(demo_model, "cpu").preprocessing
+    preprocessing = load_model(demo_model, "cpu").family.preprocessing
     pixels = np.random.default_rng(5).integers(0, 256, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
     theirs = SamImageProcessor.from_pretrained(demo_model)(Image.fromarray(pixels), return_tensors="pt")
 
@@ -166,7 +166,7 @@ def test_a_mask_at_an_inner_edge_of_its_crop_is_cut_off() -> None:
 
 def test_many_masks_of_a_large_image_are_upscaled_a_few_at_a_time() -> None:
     logits = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 4
-    candidates = Candidates(logits, torch.rand(6, 3, generator=torch.Generator().manual_seed(1)))
+    candidates = at_hand(logits, torch.rand(6, 3, generator=torch.Generator().manual_seed(1)))
     batch = PromptBatch(None, None, None, tuple(range(6)), ((),) * 6)
     size_wh = (2400, 1800)  # 17 MB a mask: three at a time
     frame = Frame((1800, 2400), (48, 64), (64, 64))
@@ -198,7 +198,7 @@ def test_measures_of_a_mask_agree_with_pycocotools(model: SegmentationModel, rep
 @given(scores=arrays.arrays(np.float32, (4, 3), elements=st.floats(-1, 1, width=32)))
 def test_the_best_candidate_is_the_first_of_the_highest_score(scores: np.ndarray) -> None:
     assume(all(len(set(row)) == 3 for row in scores.tolist()))
-    candidates = Candidates(torch.zeros(4, 3, 1, 1), torch.from_numpy(scores))
+    candidates = at_hand(torch.zeros(4, 3, 1, 1), torch.from_numpy(scores))
 
     best = masks.choose_best(candidates)
 

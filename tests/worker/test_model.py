@@ -25,12 +25,12 @@ def copy(demo_model: str, tmp_path: Path) -> Path:
 
 
 def test_the_bundled_checkpoint_loads_in_float32_without_gradients(model: SegmentationModel) -> None:
-    weights = list(model.network.parameters())
+    weights = list(model.family.network.parameters())
 
     assert model.name == "sam-demo"
     assert all(weight.dtype == torch.float32 and not weight.requires_grad for weight in weights)
-    assert not model.network.training
-    assert model.preprocessing.longest_edge == 384
+    assert not model.family.network.training
+    assert model.family.preprocessing.longest_edge == 384
 
 
 @pytest.mark.parametrize("ref", ["/nowhere/at-all", "./not-here", "not a hub id"])
@@ -41,14 +41,14 @@ def test_a_model_that_is_not_there_is_not_found(ref: str) -> None:
     assert ref in fault.detail
 
 
-def test_a_checkpoint_that_is_not_sam_is_refused_by_name(copy: Path) -> None:
+def test_a_checkpoint_of_another_kind_is_refused_by_name(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "sam2"}))
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "sam3"}))
 
     fault = fault_of(str(copy))
 
     assert fault.code == "model_not_supported"
-    assert "sam2" in fault.detail
+    assert "is a sam3 model" in fault.detail
 
 
 def test_weights_that_break_off_are_unreadable(copy: Path) -> None:

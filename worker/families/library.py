@@ -1,0 +1,90 @@
+"""One checkpoint's network and what is particular to its family, here through the library's own modules.
+
+``Family`` is what the rest of the worker sees.  A fast path for a family overrides ``encode`` and ``decode`` and leaves
+the rest as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar  # Any: the library's models ship no types
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from worker.decoder import Candidates, decode_with_library
+from worker.embedding import Embedding, Preprocessing, frame_of, pixel_values
+from worker.prompts import PromptBatch
+
+
+class Family:
+    """A checkpoint of one family.  network: float32, no gradients, on its device already."""
+
+    #: The library's class.
+    network_class: ClassVar[str]
+    #: Tensors of the embedding's size that a decoded prompt holds at its peak.
+    embeddings_per_point: ClassVar[int]
+    #: Whether the network itself chooses when one mask is wanted; else it is always asked for three.
+    chooses_one: ClassVar[bool] = False
+    #: Whether prompts of different shapes may share a batch: what pads the shorter ones must count for nothing.
+    pads_prompts: ClassVar[bool] = False
+
+    def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
+        self.network = network
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def read(cls, source: str) -> tuple[Any, Preprocessing]:
+        """Read a checkpoint from a hub id or a folder; raises what the library raises."""
+        numbers, _ = BaseImageProcessor.get_image_processor_dict(source)
+        preprocessing = cls.read_preprocessing(numbers)
+        # float32 whatever the file holds: half precision gives other masks.
+        network = getattr(transformers, cls.network_class).from_pretrained(source, dtype=torch.float32)
+        return network.eval().requires_grad_(False), preprocessing
+
+    @classmethod
+    def read_preprocessing(cls, numbers: dict[str, Any]) -> Preprocessing:
+        """Read the image processor's configuration."""
+        raise NotImplementedError
+
+    @property
+    def low_hw(self) -> tuple[int, int]:
+        """The size of the decoder's masks, and of a ``mask_input``."""
+        side = 4 * self._positions_per_side
+        return side, side
+
+    @property
+    def point_bytes(self) -> int:
+        """What the decoder holds for each prompt of a batch, about."""
+        embedding = self._positions_per_side**2 * int(self.network.config.mask_decoder_config.hidden_size) * 4
+        return self.embeddings_per_point * embedding
+
+    def embed(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
+        """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
+        height, width = pixels.shape[:2]
+        frame = frame_of((height, width), self.preprocessing)
+        values = pixel_values(pixels, frame, self.preprocessing).to(self.network.device)
+        with torch.inference_mode():
+            return Embedding(self.encode(values), frame)
+
+    def encode(self, values: Tensor) -> Any:
+        """Run the encoder.  values: (1, 3, h, w).  Returns what ``decode`` finds in the embedding."""
+        return self.network.get_image_embeddings(values)
+
+    def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
+        """Give the candidates for each prompt of a batch: three, or without multimask one where the network chooses."""
+        image = self.image_arguments(embedding.values)
+        with torch.inference_mode():
+            return decode_with_library(self.network, batch, multimask=multimask or not self.chooses_one, **image)
+
+    def image_arguments(self, values: Any) -> dict[str, Any]:
+        """Name an image's embeddings as the network's arguments."""
+        return {"image_embeddings": values}
+
+    @property
+    def _positions_per_side(self) -> int:
+        prompt_encoder = self.network.config.prompt_encoder_config
+        return int(prompt_encoder.image_size) // int(prompt_encoder.patch_size)

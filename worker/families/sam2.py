@@ -1,0 +1,41 @@
+"""SAM 2 and 2.1 on still images, hiera tiny to large.
+
+What differs from SAM: an image is stretched over the square input without its aspect; its embedding is a list of three
+maps, of which the two finer ones go into the upscaling of masks; masks return to the image in one bilinear step; and
+the decoder has a token that says whether there is an object at all.
+Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers.image_processing_utils import get_size_dict
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from worker.embedding import Preprocessing
+from worker.families.library import Family
+
+
+class Sam2(Family):
+    """SAM 2, without its memory of frames.
+
+    When one mask is wanted it is the network's own choice: the single-mask output if that is stable, else the best of
+    the three.
+    """
+
+    network_class: ClassVar[str] = "Sam2Model"
+    embeddings_per_point: ClassVar[int] = 10
+    chooses_one: ClassVar[bool] = True
+
+    @classmethod
+    def read_preprocessing(cls, numbers: dict[str, Any]) -> Preprocessing:
+        # Sam2ImageProcessor cannot be asked: it needs torchvision.  Its defaults stand here.
+        size = get_size_dict(numbers.get("size") or 1024)
+        return Preprocessing(
+            input_hw=(int(size["height"]), int(size["width"])),
+            longest_edge=None,
+            rescale_factor=float(numbers.get("rescale_factor") or 1 / 255),
+            mean=tuple(numbers.get("image_mean") or IMAGENET_DEFAULT_MEAN),
+            std=tuple(numbers.get("image_std") or IMAGENET_DEFAULT_STD),
+        )
