@@ -17,13 +17,13 @@ from jobs.errors import (
     OverQuota,
     QueueUnavailable,
 )
-from jobs.ledger import Created, NewJob
 from jobs.logs import get_logger
 from jobs.queue import queue_name
 from jobs.record import JobRecord, Spec
 from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
 from jobs.status import Status
 from jobs.storage import split_s3_uri, upload_key
+from jobs.transitions import Created, NewJob
 
 logger = get_logger()
 
@@ -132,7 +132,7 @@ def _record(job: NewJob, door: Services) -> tuple[str, bool]:
 def _publish(job_id: str, queue: str, door: Services) -> None:
     try:
         door.publisher.publish(job_id, queue)
-        door.ledger.published(job_id)
+        door.outbox.published(job_id)
     except QueueUnavailable:
         logger.warning("publish_left_to_courier", job_id=job_id)
 

@@ -41,4 +41,4 @@ def ready() -> Response:
 @operation(Operation(summary="Figures for Prometheus.", answers={200: "text/plain"}, needs_key=False))
 def metrics() -> Response:
     door = services()
-    return Response(door.metrics.exposition(door.ledger, door.settings.model_names), content_type=CONTENT_TYPE_LATEST)
+    return Response(door.metrics.exposition(door.settings.model_names), content_type=CONTENT_TYPE_LATEST)

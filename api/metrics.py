@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from jobs.census import Census
+from jobs.deliveries import Deliveries
 from jobs.errors import QueueUnavailable
-from jobs.ledger import Ledger
+from jobs.outbox import Outbox
 from jobs.queue import model_queues
+from jobs.roster import Roster
 from jobs.status import ENDED
 
 #: prometheus_client's own variable; api/server.py sets it.
@@ -22,10 +26,21 @@ _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
+@dataclass(frozen=True, slots=True)
+class JobFigures:
+    """Where the figures of jobs come from."""
+
+    census: Census
+    outbox: Outbox
+    deliveries: Deliveries
+    roster: Roster
+
+
 class RequestMetrics:
     """Counts and times requests, over all processes of this server."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: JobFigures) -> None:
+        self._jobs = jobs
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "maskfleet_http_requests", "Requests served.", ("method", "route", "status"), registry=self._registry
@@ -44,20 +59,20 @@ class RequestMetrics:
         self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(known, route).observe(seconds)
 
-    def exposition(self, ledger: Ledger, models: tuple[str, ...]) -> bytes:
+    def exposition(self, models: tuple[str, ...]) -> bytes:
         """Write all figures in Prometheus' text format."""
         registry = self._registry
         if MULTIPROCESS_DIR in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its arguments untyped
         jobs = CollectorRegistry()
-        jobs.register(_LedgerCollector(ledger, models))
+        jobs.register(_JobCollector(self._jobs, models))
         return bytes(generate_latest(registry)) + bytes(generate_latest(jobs))
 
 
-class _LedgerCollector(Collector):
-    def __init__(self, ledger: Ledger, models: tuple[str, ...]) -> None:
-        self._ledger = ledger
+class _JobCollector(Collector):
+    def __init__(self, jobs: JobFigures, models: tuple[str, ...]) -> None:
+        self._jobs = jobs
         self._models = models
 
     def describe(self) -> list[Metric]:
@@ -72,27 +87,31 @@ class _LedgerCollector(Collector):
         yield from figures
 
     def _figures(self) -> Iterator[Metric]:
-        totals = self._ledger.totals()
+        totals = self._jobs.census.totals()
         jobs = CounterMetricFamily("maskfleet_jobs", "Jobs since the beginning, by how they ended.", labels=("status",))
         for status in sorted(ENDED):
             jobs.add_metric((status,), totals.get(status, 0))
         yield jobs
-        yield CounterMetricFamily(
-            "maskfleet_jobs_created", "Jobs taken in since the beginning.", totals.get("created", 0)
-        )
+        for name, text in (
+            ("jobs_created", "Jobs taken in since the beginning."),
+            ("attempts_fenced", "Times that a worker was told that a job is no longer its own."),
+            ("jobs_requeued", "Jobs that were taken back from a worker that no longer beat."),
+            ("jobs_retried", "Failed jobs that their owners queued once more."),
+        ):
+            yield CounterMetricFamily(f"maskfleet_{name}", text, totals.get(name.rpartition("_")[2], 0))
         queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that wait.", labels=("queue",))
         queues = tuple(queue for model in self._models for queue in model_queues(model))
-        for queue, count in self._ledger.queued(queues).items():
+        for queue, count in self._jobs.census.queued(queues).items():
             queued.add_metric((queue,), count)
         yield queued
         workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
-        seen = [worker.model for worker in self._ledger.workers()]
+        seen = [worker.model for worker in self._jobs.roster.workers()]
         for model in dict.fromkeys((*self._models, *seen)):
             workers.add_metric((model,), seen.count(model))
         yield workers
         for name, text, value in (
-            ("jobs_processing", "Jobs that are running.", self._ledger.processing()),
-            ("deliveries_waiting", "Webhooks that have still to be sent.", self._ledger.deliveries_waiting()),
-            ("publishes_due", "Jobs whose message has still to be put into the queue.", self._ledger.publishes_due()),
+            ("jobs_processing", "Jobs that are running.", self._jobs.census.processing()),
+            ("deliveries_waiting", "Webhooks that have still to be sent.", self._jobs.deliveries.waiting()),
+            ("publishes_due", "Jobs whose message has still to be put into the queue.", self._jobs.outbox.waiting()),
         ):
             yield GaugeMetricFamily(f"maskfleet_{name}", text, value)

@@ -50,7 +50,8 @@ def document(app: Flask) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "paths": dict(sorted(paths.items())),
+        # What callers come for first, then what operators look at.
+        "paths": dict(sorted(paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0]))),
         "components": {
             "schemas": _schemas([described for *_, described in routes]),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Your API key."}},

@@ -8,11 +8,16 @@ from typing import cast
 from flask import current_app, g, request
 
 from api.auth import ApiKeys
-from api.metrics import RequestMetrics
+from api.metrics import JobFigures, RequestMetrics
 from api.waiting import Waits
-from jobs.ledger import Ledger, connect
+from jobs.census import Census
+from jobs.connection import connect
+from jobs.deliveries import Deliveries
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
 from jobs.queue import Publisher
 from jobs.record import JobRecord, JobView
+from jobs.roster import Roster
 from jobs.settings import ApiSettings
 from jobs.storage import Store
 
@@ -26,6 +31,8 @@ class Services:
     settings: ApiSettings
     keys: ApiKeys
     ledger: Ledger
+    outbox: Outbox
+    roster: Roster
     store: Store
     publisher: Publisher
     waits: Waits
@@ -33,15 +40,19 @@ class Services:
 
 
 def make_services(settings: ApiSettings) -> Services:
-    ledger = Ledger(connect(settings), settings.retention_s)
+    redis = connect(settings)
+    ledger = Ledger(redis, settings.retention_s)
+    outbox, roster = Outbox(redis), Roster(redis)
     return Services(
         settings=settings,
         keys=ApiKeys(settings.api_keys),
         ledger=ledger,
+        outbox=outbox,
+        roster=roster,
         store=Store(settings),
         publisher=Publisher(settings),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(),
+        metrics=RequestMetrics(JobFigures(Census(redis), outbox, Deliveries(redis), roster)),
     )
 
 

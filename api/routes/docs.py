@@ -6,19 +6,19 @@ The page is Swagger UI, whose files come in a wheel: nothing is loaded from anyw
 from __future__ import annotations
 
 import importlib.resources
+import json
 from pathlib import Path
 
-from flask import Blueprint, Response, current_app, json, send_from_directory
+from flask import Blueprint, Response, current_app, send_from_directory
 
 from api.openapi import document
 from api.operation import Operation, operation
 
 blueprint = Blueprint("docs", __name__)
 
-#: The page runs its own scripts and talks to its own host.  Swagger UI sets a few styles on its elements and
-#: carries its pictures in its style sheet.
+#: The page runs its own scripts and talks to its own host.  Swagger UI carries its pictures in its style sheet.
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

@@ -18,10 +18,10 @@ from api.services import base_url, services, tenant, view
 from api.waiting import preferred_wait_s
 from jobs.answers import JobPage, JobQuery
 from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.ledger import Cancel
 from jobs.logs import get_logger
 from jobs.record import JobRecord, JobView
 from jobs.status import Status
+from jobs.transitions import Cancel
 
 #: A list that is filtered by state looks at so many records at most before it answers with what it has.
 MAX_LOOKED_AT = 1000

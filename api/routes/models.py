@@ -15,7 +15,7 @@ blueprint = Blueprint("models", __name__)
 @operation(Operation(summary="The models, the default first.", answers={200: ModelList}))
 def list_models() -> Response:
     settings = services().settings
-    served = [worker.model for worker in services().ledger.workers()]
+    served = [worker.model for worker in services().roster.workers()]
     models = ModelList(
         models=tuple(
             ModelView(name=name, default=name == settings.model_name, ready_workers=served.count(name))

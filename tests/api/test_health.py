@@ -7,7 +7,8 @@ import redis
 from flask.testing import FlaskClient
 
 from api.app import create_app
-from jobs.ledger import Ledger, WorkerSeen
+from jobs.ledger import Ledger
+from jobs.roster import Roster, WorkerSeen
 from jobs.status import Status
 from tests.api.caller import Caller, check_problem, claim, job
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
@@ -87,12 +88,14 @@ def test_a_service_without_its_bucket_is_not_ready(make_settings: SettingsMaker)
     check_problem(client.get("/ready"), 503, "store_unavailable")
 
 
-def test_the_figures_show_requests_and_jobs(apiary: Caller, client: FlaskClient, ledger: Ledger) -> None:
+def test_the_figures_show_requests_and_jobs(
+    apiary: Caller, client: FlaskClient, ledger: Ledger, roster: Roster
+) -> None:
     apiary.a_job(priority="bulk")
     claim(apiary.a_job(), ledger)
     canceled = apiary.a_job()
     apiary.post(f"/v1/jobs/{canceled}/cancel")
-    ledger.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     client.open("/live", method="BREW")
 
     figures = client.get("/metrics").text

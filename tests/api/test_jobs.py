@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 import redis
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from jobs.ledger import Ledger, WorkerSeen
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
 from jobs.queue import queue_name
 from jobs.record import JobView
+from jobs.roster import Roster, WorkerSeen
 from jobs.spec import EverythingJob, Priority
 from jobs.status import Status
 from jobs.storage import Store, upload_key
@@ -22,7 +25,9 @@ from tests.api.pictures import a_picture
 from tests.waiting import wait_until
 
 
-def test_a_job_is_recorded_and_put_into_its_queue(apiary: Caller, ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_a_job_is_recorded_and_put_into_its_queue(
+    apiary: Caller, ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
+) -> None:
     answer = apiary.send(job(priority="interactive", metadata={"order": "42"}))
 
     assert answer.status_code == 202
@@ -37,7 +42,7 @@ def test_a_job_is_recorded_and_put_into_its_queue(apiary: Caller, ledger: Ledger
     queue = queue_name(MODEL, Priority.INTERACTIVE)
     (message,) = redis_client.lrange(queue, 0, -1)
     assert shown.id in message
-    assert ledger.publishes_due() == 0
+    assert outbox.waiting() == 0
 
 
 def test_the_record_holds_no_image_but_the_id_of_its_upload(apiary: Caller, ledger: Ledger, store: Store) -> None:
@@ -170,10 +175,12 @@ def test_waiting_ends_when_the_job_does(apiary: Caller, ledger: Ledger, store: S
     job_id = apiary.a_job()
     worker = threading.Thread(target=run_to_success, args=(job_id, ledger, store))
 
+    began = time.monotonic()
     worker.start()
     answer = apiary.get(f"/v1/jobs/{job_id}", Prefer="wait=30")
     worker.join()
 
+    assert time.monotonic() - began < 15
     assert answer.json["status"] == "succeeded"
     assert answer.headers["Preference-Applied"] == "wait=30"
 
@@ -299,8 +306,8 @@ def test_another_tenants_job_is_as_unknown_as_one_that_never_was(
     assert apiary.get(f"/v1/jobs/{job_id}").json["status"] == "succeeded"
 
 
-def test_the_models_are_listed_with_their_ready_workers(apiary: Caller, ledger: Ledger) -> None:
-    ledger.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+def test_the_models_are_listed_with_their_ready_workers(apiary: Caller, ledger: Ledger, roster: Roster) -> None:
+    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
 
     assert apiary.get("/v1/models").json == {
         "models": [
