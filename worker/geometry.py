@@ -1,0 +1,209 @@
+"""How a mask's low-resolution logits become the original's pixels: tables of torch's own bilinear weights.
+
+A step of bilinear scaling makes each output value from two inputs along each axis.  SAM takes two steps: low
+resolution → the model's padded input → (padding off) → the original.  SAM 2 takes one.  Both are the same value here:
+each output coordinate names two middle coordinates, each middle coordinate two low-resolution ones, so that an output
+pixel depends on a band of at most three rows and three columns of the logits (two after one step).
+
+The numbers are those of ``torch.nn.functional.interpolate`` on a CPU, bit for bit, in float32:
+
+- scale = in / out; source(d) = scale · (d + ½) - ½, not under 0; its whole part is the first input, the next one the
+  second, its fraction f the second's weight and 1 - f the first's;
+- a value is first · (1 - f) + second · f: the columns of both rows first, then the rows.  Where torch was compiled for
+  fused multiply-add, the product first · (1 - f) and scale · (d + ½) are not rounded;
+- outputs of H + W ≤ 128 come from another kernel, with another order of sums: torch itself makes those few pixels.
+  When torch has one thread, that kernel also takes tensors of exactly three channels, as the library has them: only
+  then the library's logits may differ from these in the last bit.
+
+See docs/decisions/0018-masks-without-full-size-pixels.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+#: Up to this H + W of its output, torch's CPU kernel is another one (aten/src/ATen/native/cpu/UpSampleKernel.cpp).
+_OTHER_KERNEL_SIDES = 128
+#: Masks that are scaled by torch at once: 4 MB each at SAM's input size.
+_MASKS_BY_TORCH = 8
+
+
+class Taps(NamedTuple):
+    """One bilinear step along one axis: output i is input[first[i]] · first_weight[i] + the same of the second.
+
+    The first is the one whose product is not rounded, if any.
+    """
+
+    first: Indices
+    first_weight: Floats
+    second: Indices
+    second_weight: Floats
+
+
+class Axis(NamedTuple):
+    """One axis, from low resolution over the middle to the original.
+
+    outer: original ← middle.  inner: middle ← low resolution.  band_start, band_end: the low-resolution coordinates,
+    both inclusive, that an output depends on.  group_starts: where outputs of one band begin, and the end of the last.
+    same_until: for each output, the next one that has other middle coordinates or another band.  reach: how far a band
+    goes beyond its first coordinate, at most.
+    """
+
+    outer: Taps
+    inner: Taps
+    band_start: Indices
+    band_end: Indices
+    group_starts: Indices
+    same_until: Indices
+    reach: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One bilinear step: scale to to_hw, of which the corner kept_hw at the top left stays."""
+
+    to_hw: tuple[int, int]
+    kept_hw: tuple[int, int]
+
+    def take(self, logits: Tensor) -> Tensor:
+        """Scale (K, h, w) as the library does."""
+        height, width = self.kept_hw
+        return interpolate(logits[:, None], self.to_hw, mode="bilinear", align_corners=False)[:, 0, :height, :width]
+
+
+class Grid(NamedTuple):
+    """Both axes.  fused: whether the first product of a sum is not rounded."""
+
+    rows: Axis
+    columns: Axis
+    fused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The grid of an image's pixels over logits, after the steps that torch takes itself because they are small."""
+
+    grid: Grid
+    by_torch: tuple[Step, ...] = ()
+
+    def prepare(self, logits: Tensor) -> Floats:
+        """Bring logits (K, h, w), of any device, to where the axes begin."""
+        values = logits.to("cpu", torch.float32)
+        if self.by_torch:  # a few masks at a time: the middle may be large though the output is small
+            values = torch.cat(
+                [functools.reduce(_take, self.by_torch, few) for few in torch.split(values, _MASKS_BY_TORCH)]
+            )
+        return np.ascontiguousarray(values.numpy())
+
+
+def _take(logits: Tensor, step: Step) -> Tensor:
+    return step.take(logits)
+
+
+def two_steps(
+    low_hw: tuple[int, int], padded_hw: tuple[int, int], scaled_hw: tuple[int, int], original_hw: tuple[int, int]
+) -> Geometry:
+    """SAM's way: to the model's padded input, the padding off, to the original."""
+    return _compose(low_hw, Step(padded_hw, scaled_hw), Step(original_hw, original_hw))
+
+
+def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> Geometry:
+    """SAM 2's way: the logits cover the whole image and are scaled once."""
+    return _compose(low_hw, Step(original_hw, original_hw))
+
+
+@functools.lru_cache(maxsize=8)
+def _compose(low_hw: tuple[int, int], *steps: Step) -> Geometry:
+    """Compose the steps after the last one that torch must take itself."""
+    small = [sum(step.to_hw) <= _OTHER_KERNEL_SIDES for step in steps]
+    own = steps[len(small) - small[::-1].index(True) :] if any(small) else steps
+    by_torch = steps[: len(steps) - len(own)]
+    start_hw = by_torch[-1].kept_hw if by_torch else low_hw
+    rounding = torch_rounding()
+    rows, columns = (
+        _axis(start_hw[side], [(step.to_hw[side], step.kept_hw[side]) for step in own], rounding) for side in (0, 1)
+    )
+    return Geometry(Grid(rows, columns, rounding is not Rounding.NEITHER), by_torch)
+
+
+def _axis(start: int, steps: list[tuple[int, int]], rounding: Rounding) -> Axis:
+    taps, size = [], start
+    for to, kept in steps:
+        taps.append(_taps(size, to, kept, rounding))
+        size = kept
+    while len(taps) < 2:
+        # A step from a size to the same is a copy: v · 1 + v · 0.
+        taps.insert(0, _taps(start, start, start, rounding))
+    inner, outer = taps
+    band_start = np.minimum(inner.first, inner.second)[np.minimum(outer.first, outer.second)]
+    band_end = np.maximum(inner.first, inner.second)[np.maximum(outer.first, outer.second)]
+    new_band = _changes(band_start, band_end)
+    new_taps = new_band | _changes(outer.first, outer.second)
+    changes = np.append(np.flatnonzero(new_taps), size)
+    same_until = changes[np.searchsorted(changes, np.arange(size), side="right")]
+    group_starts = np.append(np.flatnonzero(new_band), size)
+    return Axis(outer, inner, band_start, band_end, group_starts, same_until, int((band_end - band_start).max()))
+
+
+def _changes(*tables: Indices) -> npt.NDArray[np.bool_]:
+    changed = np.ones(len(tables[0]), dtype=np.bool_)
+    changed[1:] = np.any([np.diff(table) != 0 for table in tables], axis=0)
+    return changed
+
+
+def _taps(size: int, to: int, kept: int, rounding: Rounding) -> Taps:
+    """The first kept outputs of a step from size to another, as ATen's compute_source_index_and_lambda has them."""
+    ones, zeros = np.ones(kept, dtype=np.float32), np.zeros(kept, dtype=np.float32)
+    if size == to:
+        same = np.arange(kept)
+        return Taps(same, ones, same, zeros)
+    half = np.float32(0.5)
+    scale, middles = np.float32(size) / np.float32(to), np.arange(kept, dtype=np.float32) + half
+    # A product of two float32 is exact in float64, so that one rounding is left: that of the fused operation.
+    source = (scale.astype(np.float64) * middles - 0.5).astype(np.float32)
+    if rounding is Rounding.NEITHER:
+        source = scale * middles - half
+    source = np.maximum(source, 0)
+    first = np.minimum(source.astype(np.int64), size - 1)
+    fraction = np.clip(source - first.astype(np.float32), 0, 1).astype(np.float32)
+    second = np.minimum(first + 1, size - 1)
+    if rounding is Rounding.SECOND:
+        return Taps(second, fraction, first, ones - fraction)
+    return Taps(first, ones - fraction, second, fraction)
+
+
+class Rounding(Enum):
+    """Which of the two products in first · weight + second · weight is not rounded before the sum."""
+
+    NEITHER = "neither"
+    FIRST = "first"
+    SECOND = "second"
+
+
+@functools.cache
+def torch_rounding() -> Rounding:
+    """Ask torch how it rounds: it depends on the processor, on its compiler and on ATEN_CPU_CAPABILITY.
+
+    On x86-64 with AVX2 the first product is fused, without it neither.
+    """
+    size, to = 50, 333
+    row = np.sin(np.arange(size, dtype=np.float32) ** 2) * 9
+    theirs = Step((1, to), (1, to)).take(torch.from_numpy(row)[None, None])[0, 0].numpy()
+    for rounding in (Rounding.FIRST, Rounding.SECOND):
+        taps = _taps(size, to, to, rounding)
+        exact = row[taps.first].astype(np.float64) * taps.first_weight  # 24 + 24 bits: nothing is lost
+        if np.array_equal(theirs, (exact + row[taps.second] * taps.second_weight).astype(np.float32)):
+            return rounding
+    return Rounding.NEITHER
