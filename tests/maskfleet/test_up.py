@@ -35,6 +35,9 @@ from tests.waiting import wait_until
 
 READY_S = 120.0
 USUAL = StackPorts()
+SHORT = {"mode": "box", "prompts": [{"box": [8, 8, 40, 40]}]}
+#: Takes minutes, wherever it runs.
+LONG = {"mode": "everything", "params": {"points_per_crop": 128, "crops_n_layers": 2, "points_per_batch": 4}}
 
 
 @dataclass
@@ -177,11 +180,22 @@ def test_redis_that_dies_comes_back_with_its_data_on_its_port(stack: Up) -> None
     assert client.get("kept") == "yes"
 
 
+def test_the_workers_health_check_sees_the_worker_of_this_stack_alone(stack: Up, redis_url: str) -> None:
+    def healthy(url: str) -> bool:
+        environment = {**os.environ, "MASKFLEET_REDIS_URL": url}
+        return subprocess.run([sys.executable, "-m", "worker.health"], env=environment, check=False).returncode == 0
+
+    assert healthy(stack.line["redis_url"])
+    assert not healthy(redis_url)
+
+
 def test_sigterm_ends_all_within_15_s_and_the_next_up_finds_jobs_results_and_keys(
     stack: Up, data: Path, start: Starter
 ) -> None:
-    job = submit(stack)
+    job = submit(stack, SHORT)
     wait_until(lambda: stack.get(f"/v1/jobs/{job}").json()["status"] == "succeeded", 60)
+    busy = submit(stack, LONG)
+    wait_until(lambda: stack.get(f"/v1/jobs/{busy}").json()["status"] == "processing")
     family = stack.family()
     assert {child.pid for child in family} >= stack.pids() - {
         stack.line["pids"][name]
@@ -198,6 +212,7 @@ def test_sigterm_ends_all_within_15_s_and_the_next_up_finds_jobs_results_and_key
     again = start.up(data)
     assert again.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"
     assert again.get(f"/v1/jobs/{job}/result").status_code == 200
+    assert again.get(f"/v1/jobs/{busy}").json()["status"] in ("queued", "processing")
     kept = ("api_url", "api_key", "redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "data")
     assert [again.line[name] for name in kept] == [stack.line[name] for name in kept]
     check_that_a_kill_leaves_no_orphans(again)
@@ -287,15 +302,11 @@ def other_courier(data: Path, before: int) -> int | None:
     return int(now) if now != before else None
 
 
-def submit(stack: Up) -> str:
-    """Send a small job; give its id."""
+def submit(stack: Up, job: dict[str, Any]) -> str:
+    """Send a job on a small photo; give its id."""
     photo = io.BytesIO()
     Image.new("RGB", (64, 48), "white").save(photo, "PNG")
-    job = {
-        "mode": "box",
-        "image": {"base64": base64.b64encode(photo.getvalue()).decode()},
-        "prompts": [{"box": [8, 8, 40, 40]}],
-    }
+    job = {**job, "image": {"base64": base64.b64encode(photo.getvalue()).decode()}}
     headers = {"Authorization": f"Bearer {stack.line['api_key']}"}
     answer = requests.post(f"{stack.line['api_url']}/v1/jobs", json=job, headers=headers, timeout=10)
     assert answer.status_code == 202, answer.text
