@@ -13,139 +13,33 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     queued:{queue}        zset    job id → created; who waits, and at which place
     leases                zset    job id → when the lease runs out; who is running
     deadlines             zset    job id → when it must have started
-    outbox                zset    job id → when it is to be published (again); left by the claim
-    deliveries            zset    delivery id → when it is to be sent
-    delivery:{id}         hash    job, event, url, tries, outcome; expires as the record does
-    workers               zset    node → last seen
-    worker:{node}         hash    what the node serves; expires when it is not seen
-    totals                hash    counts since the beginning: created, succeeded, failed, canceled, expired
+    attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
+    draining:{node}       string  when the node hands its jobs back; expires a minute later
+    pace                  hash    queue → a moving average of the time that one job takes, in ms
+    totals                hash    counts since the beginning: created, each end, fenced, requeued, retried
+    outbox                zset    job id → when it is to be published (again); left by the claim  (jobs/outbox.py)
+    deliveries            zset    delivery id → when it is to be sent                         (jobs/deliveries.py)
+    delivery:{id}         hash    job, event, url, tries, outcome; expires as the record does (jobs/deliveries.py)
+    workers               zset    node → last seen, in seconds                                (jobs/roster.py)
+    worker:{node}         hash    what the node serves; expires when it is not seen           (jobs/roster.py)
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import cast
 
 import redis
-from redis.backoff import NoBackoff
-from redis.commands.core import Script
-from redis.retry import Retry
 
-from jobs.errors import QueueUnavailable
-from jobs.record import JobRecord, ProgressView, ResultSummary
-from jobs.settings import SharedSettings
-from jobs.spec import EventName, Webhook
+from jobs.connection import load_script, redis_errors
+from jobs.outbox import PUBLISH_GRACE_MS
+from jobs.record import AttemptView, JobRecord, ProgressView, ResultSummary
 from jobs.status import Status
-
-#: The API publishes at once; the courier looks after this long whether it came to that.
-PUBLISH_GRACE_MS = 5_000
-#: A published job that nobody claims is published again after this long, then twice as long, and so on.
-REPUBLISH_MS = 300_000
-#: A courier that takes a delivery has this long to report on it.
-DELIVERY_LEASE_MS = 60_000
-#: A worker that was not seen for this long is no longer counted.
-WORKER_TTL_S = 30
-
-
-class Created(StrEnum):
-    """What CREATE came to."""
-
-    CREATED = "created"
-    KNOWN = "known"
-    KEY_REUSED = "key_reused"
-    OVER_QUOTA = "over_quota"
-
-
-class Reply(StrEnum):
-    """What the ledger tells a worker."""
-
-    OK = "ok"
-    CANCELED = "canceled"
-    FENCED = "fenced"
-
-
-class Cancel(StrEnum):
-    """What CANCEL came to."""
-
-    CANCELED = "canceled"
-    REQUESTED = "requested"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job to be recorded.  ``idempotency_key`` and ``body_digest`` are empty without the header."""
-
-    tenant: str
-    queue: str
-    spec_json: str
-    start_deadline_s: int
-    webhook: Webhook | None = None
-    idempotency_key: str = ""
-    body_digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Creation:
-    """CREATE's answer.  ``job_id`` is the new job, or the one that the idempotency key stands for."""
-
-    outcome: Created
-    job_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """How many jobs a REAP moved."""
-
-    requeued: int
-    failed: int
-    canceled: int
-    expired: int
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A webhook that is due.  ``tries`` counts this one."""
-
-    id: str
-    job_id: str
-    event: EventName
-    url: str
-    tries: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSeen:
-    """A worker that announced itself lately."""
-
-    node: str
-    model: str
-    device: str
-    pid: int
-    jobs: int
+from jobs.transitions import Cancel, Created, Creation, Deleted, NewJob, QueuePlace, Reaped, Reply, Retried
 
 
 def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
-
-
-def connect(settings: SharedSettings) -> redis.Redis:
-    """Make a client that gives up within seconds instead of hanging; it connects on first use."""
-    return redis.Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        decode_responses=True,
-        socket_timeout=5,
-        socket_connect_timeout=2,
-        health_check_interval=30,
-        # One immediate retry repairs a pooled connection that the server has closed; CREATE is safe to run twice.
-        retry=Retry(NoBackoff(), 1),
-    )
 
 
 class Ledger:
@@ -154,21 +48,15 @@ class Ledger:
     def __init__(self, client: redis.Redis, retention_s: int) -> None:
         self._redis = client
         self._retention_ms = retention_s * 1000
-        scripts = importlib.resources.files("jobs") / "lua"
-        prelude = (scripts / "prelude.lua").read_text()
-
-        def script(name: str) -> Script:
-            return client.register_script(prelude + (scripts / f"{name}.lua").read_text())
-
-        self._create = script("create")
-        self._claim = script("claim")
-        self._beat = script("beat")
-        self._finish = script("finish")
-        self._release = script("release")
-        self._cancel = script("cancel")
-        self._reap = script("reap")
-        self._due_publishes = script("due_publishes")
-        self._due_deliveries = script("due_deliveries")
+        self._create = load_script(client, "create")
+        self._claim = load_script(client, "claim")
+        self._beat = load_script(client, "beat")
+        self._finish = load_script(client, "finish")
+        self._release = load_script(client, "release")
+        self._cancel = load_script(client, "cancel")
+        self._retry = load_script(client, "retry")
+        self._delete = load_script(client, "delete")
+        self._reap = load_script(client, "reap")
 
     # The caller's side.
 
@@ -179,7 +67,7 @@ class Ledger:
         same idempotency key finds what was.
         """
         events = ",".join(job.webhook.events) if job.webhook else ""
-        with _redis_errors():
+        with redis_errors():
             outcome, job_id = self._create(
                 args=[
                     new_job_id(),
@@ -200,20 +88,51 @@ class Ledger:
 
     def read(self, job_id: str) -> JobRecord | None:
         """Give the record, or None when there is none (any more)."""
-        with _redis_errors():
+        with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(f"mf:job:{job_id}"))
         return JobRecord.from_fields(fields) if fields else None
 
     def status(self, job_id: str) -> Status | None:
         """Give the state alone; for those who wait on it."""
-        with _redis_errors():
+        with redis_errors():
             status = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "status"))
         return Status(status) if status else None
 
+    def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
+        """Give the latest attempts at a job, oldest first."""
+        with redis_errors():
+            attempts = cast("list[str]", self._redis.lrange(f"mf:attempts:{job_id}", 0, -1))
+        return tuple(AttemptView.from_json(attempt) for attempt in attempts)
+
+    def version(self, job_id: str) -> int | None:
+        """Give the number that grows with every change of the record that a watcher wants to see."""
+        with redis_errors():
+            version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
+        return int(version) if version else None
+
     def queue_position(self, record: JobRecord) -> int | None:
         """Give how many jobs are before this one in its queue; None when it is not queued."""
-        with _redis_errors():
+        with redis_errors():
             return cast("int | None", self._redis.zrank(f"mf:queued:{record.queue}", record.id))
+
+    def queue_place(self, record: JobRecord, more_urgent: tuple[str, ...], workers: int) -> QueuePlace | None:
+        """Give a queued job's place, and when it will about start, from the pace of its queue.
+
+        more_urgent: the queues that the same workers drain first.  workers: how many there are.
+        None when it is not queued.
+        """
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.zrank(f"mf:queued:{record.queue}", record.id)
+            pipeline.hget("mf:pace", record.queue)
+            for queue in more_urgent:
+                pipeline.zcard(f"mf:queued:{queue}")
+            ahead, pace_ms, *urgent = pipeline.execute()
+        if ahead is None:
+            return None
+        if pace_ms is None or workers == 0:
+            return QueuePlace(ahead, None)
+        return QueuePlace(ahead, (ahead + sum(urgent)) * int(pace_ms) / 1000 / workers)
 
     def jobs_of(self, tenant: str, *, before: tuple[int, str] | None, limit: int) -> list[JobRecord]:
         """Give the tenant's records, newest first, that are older than the place ``before`` (created_ms, id)."""
@@ -221,7 +140,7 @@ class Ledger:
         newest = "+inf" if before is None else str(before[0])
         offset = 0
         records: list[JobRecord] = []
-        with _redis_errors():
+        with redis_errors():
             while len(records) < limit:
                 ids = cast(
                     "list[str]",
@@ -239,22 +158,34 @@ class Ledger:
 
     def cancel(self, job_id: str, tenant: str) -> Cancel:
         """End a queued job at once, or ask the worker of a running one to stop."""
-        with _redis_errors():
+        with redis_errors():
             return Cancel(self._cancel(args=[job_id, tenant, self._retention_ms]))
+
+    def retry(self, job_id: str, tenant: str, *, start_deadline_s: int, max_in_flight: int) -> Retried:
+        """Queue a failed job once more, with all its attempts before it."""
+        with redis_errors():
+            return Retried(self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight]))
+
+    def delete(self, job_id: str, tenant: str) -> Deleted:
+        """Forget an ended job; its objects are to be removed before."""
+        with redis_errors():
+            return Deleted(self._delete(args=[job_id, tenant]))
 
     # The worker's side.
 
     def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int) -> JobRecord | None:
         """Take a job for as long as its lease is beaten; None when it is to be dropped."""
-        with _redis_errors():
-            verdict, *fields = self._claim(args=[job_id, worker, int(lease_s * 1000), max_attempts, self._retention_ms])
+        with redis_errors():
+            verdict, *fields = self._claim(
+                args=[job_id, worker, int(lease_s * 1000), max_attempts, self._retention_ms, uuid.uuid4().hex]
+            )
         if verdict != "claimed":
             return None
         return JobRecord.from_fields(dict(zip(fields[::2], fields[1::2], strict=True)))
 
     def beat(self, record: JobRecord, progress: ProgressView, *, lease_s: float) -> Reply:
         """Keep the lease and show progress; learn whether to stop."""
-        with _redis_errors():
+        with redis_errors():
             return Reply(
                 self._beat(
                     args=[
@@ -265,6 +196,7 @@ class Ledger:
                         progress.done,
                         progress.total,
                         progress.masks,
+                        record.worker or "",
                     ]
                 )
             )
@@ -282,131 +214,41 @@ class Ledger:
         return self._end(record, Status.CANCELED)
 
     def _end(self, record: JobRecord, status: Status, *, code: str = "", detail: str = "", result: str = "") -> Reply:
-        with _redis_errors():
+        with redis_errors():
             return Reply(self._finish(args=[record.id, record.fence, status, code, detail, result, self._retention_ms]))
 
-    def release(self, record: JobRecord, *, delay_s: float, charged: bool) -> Reply:
+    def note_fenced(self) -> Reply:
+        """Count an attempt that found by itself that its job is no longer its own."""
+        with redis_errors():
+            self._redis.hincrby("mf:totals", "fenced", 1)
+        return Reply.FENCED
+
+    def release(self, record: JobRecord, *, delay_s: float, charged: bool, outcome: str = "released") -> Reply:
         """Hand a job back, to be tried again after ``delay_s``; ``charged`` counts the attempt."""
-        with _redis_errors():
-            return Reply(self._release(args=[record.id, record.fence, int(delay_s * 1000), int(charged)]))
+        with redis_errors():
+            return Reply(self._release(args=[record.id, record.fence, int(delay_s * 1000), int(charged), outcome]))
 
-    def announce(self, worker: WorkerSeen) -> None:
-        """Say that a worker is there and ready; to be repeated well within WORKER_TTL_S."""
-        with _redis_errors():
+    def drain(self, node: str, grace_s: float) -> None:
+        """Have a node's running jobs handed back once ``grace_s`` has passed."""
+        with redis_errors():
             seconds, _ = self._redis.time()
-            pipeline = self._redis.pipeline()
-            pipeline.zadd("mf:workers", {worker.node: seconds})
-            pipeline.hset(
-                f"mf:worker:{worker.node}",
-                mapping={"model": worker.model, "device": worker.device, "pid": worker.pid, "jobs": worker.jobs},
-            )
-            pipeline.expire(f"mf:worker:{worker.node}", WORKER_TTL_S)
-            pipeline.zremrangebyscore("mf:workers", "-inf", seconds - WORKER_TTL_S)
-            pipeline.execute()
+            self._redis.set(f"mf:draining:{node}", int((seconds + grace_s) * 1000), ex=int(grace_s) + 60)
 
-    def withdraw(self, node: str) -> None:
-        """Say that a worker is gone."""
-        with _redis_errors():
-            self._redis.zrem("mf:workers", node)
-            self._redis.delete(f"mf:worker:{node}")
-
-    def workers(self) -> list[WorkerSeen]:
-        """Give the workers that announced themselves lately, by name."""
-        with _redis_errors():
-            nodes = sorted(cast("list[str]", self._redis.zrange("mf:workers", 0, -1)))
-            pipeline = self._redis.pipeline(transaction=False)
-            for node in nodes:
-                pipeline.hgetall(f"mf:worker:{node}")
-            seen = zip(nodes, pipeline.execute(), strict=True)
-            return [
-                WorkerSeen(node, fields["model"], fields["device"], int(fields["pid"]), int(fields["jobs"]))
-                for node, fields in seen
-                if fields
-            ]
+    def undrain(self, node: str) -> None:
+        """Let a node that starts keep its jobs."""
+        with redis_errors():
+            self._redis.delete(f"mf:draining:{node}")
 
     # The courier's side.
 
-    def published(self, job_id: str) -> None:
-        """Note that a job's message is in the queue; it is due again only if nobody claims it."""
-        with _redis_errors():
-            seconds, _ = self._redis.time()
-            self._redis.zadd("mf:outbox", {job_id: seconds * 1000 + REPUBLISH_MS}, xx=True)
-
-    def due_publishes(self, limit: int = 100) -> list[tuple[str, str]]:
-        """Take the (job id, queue) pairs whose message is missing."""
-        with _redis_errors():
-            flat = self._due_publishes(args=[limit, REPUBLISH_MS])
-        return list(zip(flat[::2], flat[1::2], strict=True))
-
     def reap(self, *, max_attempts: int, limit: int = 100) -> Reaped:
         """Take back jobs whose lease ran out, and expire those that waited too long."""
-        with _redis_errors():
+        with redis_errors():
             return Reaped(*self._reap(args=[limit, max_attempts, self._retention_ms]))
-
-    def due_deliveries(self, limit: int = 20) -> list[Delivery]:
-        """Take the webhooks that are due; each must be reported on within DELIVERY_LEASE_MS."""
-        with _redis_errors():
-            flat = self._due_deliveries(args=[limit, DELIVERY_LEASE_MS])
-        return [
-            Delivery(delivery, job_id, EventName(event), url, int(tries))
-            for delivery, job_id, event, url, tries in zip(*[iter(flat)] * 5, strict=True)
-        ]
-
-    def delivery_ended(self, delivery: Delivery, outcome: str) -> None:
-        """Note that a webhook arrived, or was given up, and need not be sent again."""
-        with _redis_errors():
-            pipeline = self._redis.pipeline()
-            pipeline.zrem("mf:deliveries", delivery.id)
-            pipeline.hset(f"mf:delivery:{delivery.id}", "outcome", outcome)
-            pipeline.execute()
-
-    def delivery_postponed(self, delivery: Delivery, delay_s: float) -> None:
-        """Note that a webhook did not arrive and is to be sent again after a while."""
-        with _redis_errors():
-            seconds, _ = self._redis.time()
-            self._redis.zadd("mf:deliveries", {delivery.id: (seconds + delay_s) * 1000}, xx=True)
 
     # For those who watch.
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis answers."""
-        with _redis_errors():
+        with redis_errors():
             self._redis.ping()
-
-    def totals(self) -> dict[str, int]:
-        """Count jobs since the beginning, by how they ended."""
-        with _redis_errors():
-            return {
-                name: int(count) for name, count in cast("dict[str, str]", self._redis.hgetall("mf:totals")).items()
-            }
-
-    def queued(self, queues: tuple[str, ...]) -> dict[str, int]:
-        """Count the jobs that wait, by queue."""
-        with _redis_errors():
-            return {queue: self._redis.zcard(f"mf:queued:{queue}") for queue in queues}
-
-    def processing(self) -> int:
-        """Count the jobs that are running."""
-        with _redis_errors():
-            return self._redis.zcard("mf:leases")
-
-    def publishes_due(self) -> int:
-        """Count the jobs whose message is missing; the courier is to publish them."""
-        with _redis_errors():
-            seconds, _ = self._redis.time()
-            return self._redis.zcount("mf:outbox", "-inf", seconds * 1000)
-
-    def deliveries_waiting(self) -> int:
-        """Count the webhooks that have still to be sent."""
-        with _redis_errors():
-            return self._redis.zcard("mf:deliveries")
-
-
-@contextmanager
-def _redis_errors() -> Iterator[None]:
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
-        raise QueueUnavailable from error
-    except redis.exceptions.OutOfMemoryError as error:
-        raise QueueUnavailable("The queue is full. Nothing was recorded; send the request again later.") from error

@@ -9,6 +9,7 @@ import re
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.utils.scheduling import round_robin_cycle
 
 from jobs.errors import QueueUnavailable
 from jobs.settings import SharedSettings
@@ -29,6 +30,17 @@ def model_queues(model: str) -> tuple[str, ...]:
     return tuple(queue_name(model, priority) for priority in Priority)
 
 
+def more_urgent_queues(queue: str) -> tuple[str, ...]:
+    """Name the queues of the same model that workers drain before this one."""
+    model, _, priority = queue.rpartition(".")
+    return tuple(f"{model}.{other}" for other in list(Priority)[: list(Priority).index(Priority(priority))])
+
+
+def canary_queue(node: str) -> str:
+    """Name the queue of a node's own, for the message that proves that it consumes."""
+    return f"sam.canary.{node}"
+
+
 def celery_app(settings: SharedSettings) -> Celery:
     """Make the Celery app that API, courier and workers share.  It connects on first use.
 
@@ -45,13 +57,31 @@ def celery_app(settings: SharedSettings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
-            "queue_order_strategy": "priority",
+            "queue_order_strategy": "jobs.queue:UrgencyCycle",
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
         },
         task_create_missing_queues=True,
     )
     return app
+
+
+class UrgencyCycle(round_robin_cycle):
+    """The order in which a worker looks into its queues: always the most urgent first.
+
+    kombu's own strategy ``priority`` keeps the order in which queues were declared; here their names tell it.
+    """
+
+    def consume(self, n: int) -> list[str]:
+        return sorted(self.items, key=_urgency)[:n]
+
+    def rotate(self, last_used: str) -> str:
+        return last_used
+
+
+def _urgency(queue: str) -> int:
+    suffix = queue.rpartition(".")[2]
+    return list(Priority).index(Priority(suffix)) if suffix in list(Priority) else -1
 
 
 class Publisher:

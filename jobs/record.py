@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,28 @@ class ProgressView(Wire):
     done: int = Field(0, description="Point batches that are decoded.")
     total: int = Field(0, description="Point batches in all; 0 while unknown.")
     masks: int = Field(0, description="Masks found so far.")
+
+
+class AttemptView(Wire):
+    """One try of a worker at a job."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = Field(None, description="How it ended: a state, the code of what broke it, lease_ran_out, …")
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read the ledger's form, whose times are milliseconds."""
+        fields = json.loads(text)
+        return cls(
+            number=fields["number"],
+            worker=fields["worker"],
+            started_at=_time(int(fields["started_ms"])),
+            ended_at=_time(int(fields["ended_ms"])) if "ended_ms" in fields else None,
+            outcome=fields.get("outcome"),
+        )
 
 
 class JobUrls(Wire):

@@ -99,6 +99,15 @@ class WorkerSettings(SharedSettings):
     #: A job whose lease runs out is given to another worker.
     lease_s: float = Field(30.0, gt=0)
     beat_s: float = Field(3.0, gt=0)
+    #: An attempt that is told to stop and does not is ended with its process after this time.
+    stop_grace_s: float = Field(20.0, gt=0)
+    #: A worker that is told to end finishes its job within this time, or hands it back.
+    drain_grace_s: float = Field(25.0, ge=0)
+    #: Where ``/live`` and ``/ready`` answer; 0 for nowhere.
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, ge=0, le=65535)
+    #: A worker that no message reached for this long is not ready.
+    ready_within_s: float = Field(60.0, gt=0)
     #: Attempts before a job fails with ``attempts_exhausted``.
     max_attempts: int = Field(3, ge=1)
     #: Celery waits this long for a child to load its model before it starts another.

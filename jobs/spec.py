@@ -177,7 +177,10 @@ class Prompt(Wire):
 
 
 class EverythingParams(Wire):
-    """The knobs of mode ``everything``: names, meaning and defaults of transformers' mask-generation pipeline."""
+    """The knobs of mode ``everything``: names, meaning and defaults of transformers' mask-generation pipeline.
+
+    ``crops_suppression`` is our own.
+    """
 
     points_per_batch: int = Field(64, ge=1, le=4096, description="Points that are decoded at once.")
     pred_iou_thresh: float = Field(
@@ -194,6 +197,12 @@ class EverythingParams(Wire):
     )
     crops_nms_thresh: float = Field(
         0.7, ge=0, le=1, description="Box IoU above which the lower-scored mask is dropped."
+    )
+    crops_suppression: Literal["original", "library"] = Field(
+        "original",
+        description="How overlapping masks of several crops are dropped. original, as in SAM's own generator: in each "
+        "crop by predicted IoU, then over all crops in favour of smaller ones. library, as in transformers: once over "
+        "all by predicted IoU.",
     )
     crop_overlap_ratio: float = Field(
         512 / 1500, ge=0, lt=1, description="How far crops overlap, as a part of the image."

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from jobs.ledger import Ledger, connect
+from jobs.connection import connect
 from jobs.logs import get_logger
+from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from maskfleet.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
 from maskfleet.stack_folder import StackFolder, lock_file
@@ -105,16 +106,16 @@ class Stack:
         finally:
             os.close(turn)
         shared = self._shared()
-        ledger = Ledger(connect(shared), shared.retention_s)
+        roster = Roster(connect(shared))
         # What a stack that was killed left announced must not be taken for the new worker.
-        ledger.withdraw(node_name(CPU))
+        roster.withdraw(node_name(CPU))
         worker_log = LogSince(self._run("worker", "--devices", "cpu"))
         self._run("courier", MASKFLEET_PUBLIC_URL=self._settings.public_url or self._api_url)
         self._await("api", lambda: answers(f"{self._api_url}/ready"))
 
         def worker_announced() -> bool:
             worker_log.raise_load_failure()
-            return any(seen.node == node_name(CPU) for seen in ledger.workers())
+            return any(seen.node == node_name(CPU) for seen in roster.workers())
 
         self._await("worker", worker_announced)
 

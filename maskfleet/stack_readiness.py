@@ -9,8 +9,9 @@ from pathlib import Path
 
 import requests
 
+from jobs.connection import connect
 from jobs.errors import JobError
-from jobs.ledger import Ledger, connect
+from jobs.ledger import Ledger
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.ledger import Ledger, connect
+from jobs.connection import connect
+from jobs.deliveries import Deliveries
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from maskfleet.servers import start_redis, start_s3
@@ -80,6 +84,24 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 def ledger(redis_client: redis.Redis) -> Ledger:
     """An empty ledger."""
     return Ledger(redis_client, retention_s=3600)
+
+
+@pytest.fixture
+def outbox(redis_client: redis.Redis) -> Outbox:
+    """The outbox of the empty ledger."""
+    return Outbox(redis_client)
+
+
+@pytest.fixture
+def deliveries(redis_client: redis.Redis) -> Deliveries:
+    """The webhooks of the empty ledger."""
+    return Deliveries(redis_client)
+
+
+@pytest.fixture
+def roster(redis_client: redis.Redis) -> Roster:
+    """The workers' roster, empty."""
+    return Roster(redis_client)
 
 
 @pytest.fixture

@@ -7,59 +7,31 @@ The parent never imports torch.  The child is spawned, not forked, so that CUDA 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from celery import shared_task
-from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
+from jobs.connection import connect
 from jobs.errors import JobError, QueueUnavailable
-from jobs.ledger import WORKER_TTL_S, Ledger, WorkerSeen, connect
+from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
-from jobs.queue import TASK_NAME, celery_app, model_queues
+from jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, model_queues
+from jobs.roster import Roster
 from jobs.settings import WorkerSettings
+from worker.child import WorkerChild
+from worker.health import serve_health
 
 if TYPE_CHECKING:
     from worker.attempt import Workbench
 
 log = get_logger()
 
-#: The hard end of a task, above the longest run_timeout_s that a spec may ask for.
-HARD_LIMIT_S = 3600 + 120
+#: The hard end of a task, above the longest run_timeout_s that a spec may ask for; the lease ends it before.
+HARD_LIMIT_S = 3600 + 300
 #: A child that cannot load its model waits this long before it ends and another one tries.
 LOAD_RETRY_S = 10.0
-
-
-class WorkerChild:
-    """What the child process owns: the workbench, and the thread that says it is there."""
-
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
-        self._jobs = 0
-        self._over = threading.Event()
-        threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
-
-    def work(self, job_id: str) -> None:
-        from worker.attempt import attempt_job
-
-        attempt_job(job_id, self._bench)
-        self._jobs += 1
-
-    def leave(self) -> None:
-        self._over.set()
-        self._bench.ledger.withdraw(self._bench.settings.node)
-
-    def _announce_until_over(self) -> None:
-        settings = self._bench.settings
-        while not self._over.is_set():
-            seen = WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs)
-            try:
-                self._bench.ledger.announce(seen)
-            except QueueUnavailable:
-                log.warning("worker_not_announced")
-            self._over.wait(WORKER_TTL_S / 6)
-
 
 #: The child of this process; Celery gives a task no other way to what its process holds.
 _child: WorkerChild | None = None
@@ -79,7 +51,7 @@ def load(**_: object) -> None:
     global _child
     settings = WorkerSettings()
     try:
-        _child = WorkerChild(make_workbench(settings))
+        _child = WorkerChild(make_workbench(settings), Roster(connect(settings)), Publisher(settings))
     except JobError as error:
         # Celery would swallow the error and hand jobs to a child without a model.
         log.error("model_not_loaded", model=settings.model, code=error.code, detail=error.detail)
@@ -91,6 +63,16 @@ def load(**_: object) -> None:
 def leave(**_: object) -> None:
     if _child is not None:
         _child.leave()
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types
+def drain(**_: object) -> None:
+    """Have a job that does not end within the grace time handed back, without charging it an attempt."""
+    settings = WorkerSettings()
+    try:
+        Ledger(connect(settings), settings.retention_s).drain(settings.node, settings.drain_grace_s)
+    except QueueUnavailable:
+        log.warning("drain_not_recorded")  # the job's lease runs out instead
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]  # celery ships no types
@@ -121,6 +103,13 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
 def main() -> None:
     """Run a node until it is told to stop."""
     settings = WorkerSettings()
+    configure_logs(settings.log_level, program=f"worker {settings.node}")
+    try:
+        Ledger(connect(settings), settings.retention_s).undrain(settings.node)
+    except QueueUnavailable:
+        log.warning("queue_unavailable")  # Celery waits for it
+    if settings.health_port:
+        serve_health(settings)
     app = celery_app(settings)
     app.conf.update(
         include=["worker.app"],
@@ -132,5 +121,7 @@ def main() -> None:
         worker_send_task_events=False,
         worker_enable_remote_control=False,
     )
-    queues = ",".join(model_queues(settings.model_name))
-    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"])
+    queues = ",".join((*model_queues(settings.model_name), canary_queue(settings.node)))
+    app.worker_main(
+        ["--quiet", "worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"]
+    )

@@ -6,24 +6,27 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import requests
 import structlog
 
 from jobs.errors import AttemptFailed, JobError, QueueUnavailable
-from jobs.ledger import Ledger, Reply
+from jobs.ledger import Ledger
 from jobs.logs import get_logger
 from jobs.record import JobRecord, ResultSummary
 from jobs.settings import WorkerSettings
 from jobs.status import Stage
 from jobs.storage import Store
+from jobs.transitions import Reply
+from worker.device import is_lost_device
 from worker.images import decode_photo
-from worker.lease import Canceled, Fenced, Lease
+from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
 from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
 from worker.retry import GiveUp, TryAgain, decide
 from worker.segment import segment
-from worker.sources import fetch_image
+from worker.sources import fetch_image, fetch_mask_inputs
 
 log = get_logger()
 
@@ -44,27 +47,32 @@ class Workbench:
 
 def attempt_job(job_id: str, bench: Workbench) -> None:
     """Claim the job that a message names, do it, and end it; or drop the message."""
-    settings = bench.settings
-    record = bench.ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+    settings, ledger = bench.settings, bench.ledger
+    record = ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     if record is None:
         log.info("message_dropped", job=job_id)
         return
     with structlog.contextvars.bound_contextvars(job=record.id, attempt=record.attempt):
         try:
             log.info("job_claimed", mode=record.spec.mode)
-            with Lease(bench.ledger, record, settings) as lease:
+            with Lease(ledger, record, settings) as lease:
                 result = _do(record, bench, lease)
-            _end(lambda: bench.ledger.succeed(record, result), "job_succeeded", masks=result.masks)
+            _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks)
         except Canceled:
-            _end(lambda: bench.ledger.finish_canceled(record), "job_canceled")
+            _end(partial(ledger.finish_canceled, record), "job_canceled")
+        except Drained:
+            _end(partial(ledger.release, record, delay_s=0, charged=False, outcome="drained"), "job_drained")
         except Fenced:
-            log.warning("job_fenced")
+            _end(ledger.note_fenced, "job_fenced")
         except JobError as error:
             _give_back_or_fail(error, record, bench)
         except Exception as error:  # the task's border: whatever breaks, the job must not hang
             log.exception("attempt_broke")
             fault = AttemptFailed("internal_error", f"The attempt broke: {type(error).__name__}.")
             _give_back_or_fail(fault, record, bench)
+            if is_lost_device(error):
+                log.error("device_lost")
+                kill_this_process()  # every further call on the device would fail as well
 
 
 def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
@@ -72,9 +80,10 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
         return done
     started = time.monotonic()
     data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
+    mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
     photo = decode_photo(data, bench.settings.max_image_pixels)
     fetch_s = time.monotonic() - started
-    segmentation = segment(photo, record.spec, bench.model, lease)
+    segmentation = segment(photo, record.spec, bench.model, lease, mask_inputs)
     lease.stage(Stage.WRITING)
     model = bench.settings.model_name
     return write_result(record, photo, segmentation, bench.store, lease, model=model, fetch_s=fetch_s)
@@ -85,9 +94,10 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
     ledger = bench.ledger
     match decide(error, record.attempt, bench.settings.max_attempts, random.random()):  # noqa: S311 (jitter)
         case TryAgain(delay_s):
-            _end(lambda: ledger.release(record, delay_s=delay_s, charged=True), "job_released", code=error.code)
+            back = partial(ledger.release, record, delay_s=delay_s, charged=True, outcome=error.code)
+            _end(back, "job_released", code=error.code)
         case GiveUp(code, detail):
-            _end(lambda: ledger.fail(record, code, detail), "job_failed", code=code)
+            _end(partial(ledger.fail, record, code, detail), "job_failed", code=code)
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:

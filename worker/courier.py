@@ -10,10 +10,13 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from jobs.connection import connect
+from jobs.deliveries import Deliveries, Delivery
 from jobs.errors import QueueUnavailable
 from jobs.events import job_ended
-from jobs.ledger import Delivery, Ledger, connect
+from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
+from jobs.outbox import Outbox
 from jobs.queue import Publisher
 from jobs.settings import CourierSettings
 from worker.egress import egress_session
@@ -32,7 +35,10 @@ class Courier:
 
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
-        self._ledger = Ledger(connect(settings), settings.retention_s)
+        redis = connect(settings)
+        self._ledger = Ledger(redis, settings.retention_s)
+        self._outbox = Outbox(redis)
+        self._deliveries = Deliveries(redis)
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private)
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
@@ -44,7 +50,7 @@ class Courier:
                 try:
                     self._reap()
                     self._publish()
-                    for delivery in self._ledger.due_deliveries(SENDERS):
+                    for delivery in self._deliveries.due(SENDERS):
                         senders.submit(self._deliver, delivery)
                 except QueueUnavailable:
                     log.warning("queue_unavailable")
@@ -58,7 +64,7 @@ class Courier:
             log.info("jobs_expired", jobs=reaped.expired)
 
     def _publish(self) -> None:
-        for job_id, queue in self._ledger.due_publishes():
+        for job_id, queue in self._outbox.due():
             self._publisher.publish(job_id, queue)
             log.info("job_published", job=job_id)
 
@@ -66,7 +72,7 @@ class Courier:
         try:
             record = self._ledger.read(delivery.job_id)
             if record is None:
-                self._ledger.delivery_ended(delivery, "the job is forgotten")
+                self._deliveries.ended(delivery, "the job is forgotten")
                 return
             event = job_ended(record, self._settings.model_name, self._settings.public_url.rstrip("/"))
             result = send(
@@ -82,14 +88,14 @@ class Courier:
         fields = {"delivery": delivery.id, "tries": delivery.tries, "detail": result.detail}
         schedule = self._settings.webhook_schedule_s
         if result.outcome is not Outcome.FAILED:
-            self._ledger.delivery_ended(delivery, result.outcome)
+            self._deliveries.ended(delivery, result.outcome)
             log.info(f"webhook_{result.outcome}", **fields)
         elif delivery.tries >= len(schedule):
-            self._ledger.delivery_ended(delivery, "given up")
+            self._deliveries.ended(delivery, "given up")
             log.warning("webhook_given_up", **fields)
         else:
             delay_s = max(schedule[delivery.tries], result.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
-            self._ledger.delivery_postponed(delivery, delay_s)
+            self._deliveries.postponed(delivery, delay_s)
             log.info("webhook_postponed", delay_s=delay_s, **fields)
 
 

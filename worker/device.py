@@ -103,3 +103,12 @@ def _uuid(number: int) -> str:
 def _text(answer: bytes | str) -> str:
     """NVML's Python package answered in bytes before its version 12."""
     return answer.decode() if isinstance(answer, bytes) else answer
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether an error leaves the process's CUDA context unusable, as an illegal memory access does.
+
+    Told by its name and text, so that torch need not be imported here.
+    """
+    text = str(error)
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in text or "device-side assert" in text

@@ -2,49 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from jobs.errors import AttemptFailed, QueueUnavailable
-from jobs.ledger import Ledger, Reply
+from jobs.errors import AttemptFailed, JobError, QueueUnavailable
+from jobs.ledger import Ledger
 from jobs.logs import get_logger
 from jobs.record import JobRecord, ProgressView
 from jobs.settings import WorkerSettings
 from jobs.status import Stage
+from jobs.transitions import Reply
 
 log = get_logger()
 
 
 class Stopped(Exception):
-    """The attempt must end now, with nothing written; ``Canceled`` and ``Fenced`` say why."""
+    """The attempt must end now, with nothing more written."""
 
 
 class Canceled(Stopped):
     """The caller canceled the job."""
 
 
+class Drained(Stopped):
+    """The worker is told to end; the job is handed back."""
+
+
 class Fenced(Stopped):
     """The job is no longer this worker's: the lease ran out, or may have."""
+
+
+def kill_this_process() -> None:
+    """End the child at once; Celery starts another one, and a native call that hangs cannot prevent it."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Lease:
     """A context that keeps a claimed job.
 
     It is also what `segment` reports to: each report takes the progress along and raises when the attempt
-    must end, so a running job stops within one batch of points.
+    must end, so a running job stops within one batch of points.  An attempt that does not heed that within
+    ``stop_grace_s`` is ended with its process.
     """
 
-    def __init__(self, ledger: Ledger, record: JobRecord, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: JobRecord,
+        settings: WorkerSettings,
+        end_process: Callable[[], None] = kill_this_process,
+    ) -> None:
         self._ledger = ledger
         self._record = record
         self._settings = settings
+        self._end_process = end_process
+        self._run_timeout_s = record.spec.run_timeout_s
         self._progress = ProgressView(stage=Stage.FETCHING)
-        self._verdict = Reply.OK
+        self._reply = Reply.OK
         self._started = self._kept_at = time.monotonic()
+        self._told_at: float | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat_until_over, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -67,23 +90,58 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raise when the attempt must end: Canceled, Fenced, or AttemptFailed (``timeout``)."""
-        if self._verdict is Reply.CANCELED:
-            raise Canceled
-        if self._verdict is Reply.FENCED or time.monotonic() - self._kept_at > self._settings.lease_s:
-            raise Fenced
-        limit = self._record.spec.run_timeout_s
-        if time.monotonic() - self._started > limit:
-            raise AttemptFailed("timeout", f"The job ran for longer than its run_timeout_s of {limit}.")
+        """Raise when the attempt must end: Canceled, Drained, Fenced, or AttemptFailed (``timeout``)."""
+        reason = self._reason_to_stop()
+        if reason is not None:
+            raise reason
 
-    def _beat_until_over(self) -> None:
+    def _reason_to_stop(self) -> Stopped | JobError | None:
+        now = time.monotonic()
+        if self._reply is Reply.FENCED or now - self._kept_at > self._settings.lease_s:
+            return Fenced()
+        if self._reply is Reply.CANCELED:
+            return Canceled()
+        if now - self._started > self._run_timeout_s:
+            return AttemptFailed("timeout", f"The job ran for longer than its run_timeout_s of {self._run_timeout_s}.")
+        if self._reply is Reply.DRAINED:
+            return Drained()
+        return None
+
+    def _keep(self) -> None:
         while not self._over.wait(self._settings.beat_s):
-            sent_at = time.monotonic()
-            try:
-                self._verdict = self._ledger.beat(self._record, self._progress, lease_s=self._settings.lease_s)
-            except QueueUnavailable:
-                log.warning("lease_not_beaten", job=self._record.id)
-                continue
-            if self._verdict is not Reply.OK:
-                return
+            self._beat()
+            self._end_if_unheeded()
+
+    def _beat(self) -> None:
+        if self._reply is Reply.FENCED:
+            return
+        sent_at = time.monotonic()
+        try:
+            self._reply = self._ledger.beat(self._record, self._progress, lease_s=self._settings.lease_s)
+        except QueueUnavailable:
+            log.warning("lease_not_beaten", job=self._record.id)
+            return
+        if self._reply is not Reply.FENCED:
             self._kept_at = sent_at
+
+    def _end_if_unheeded(self) -> None:
+        """End a process that hangs in a call that cannot be told to stop, and say in the ledger how the job ended."""
+        reason = self._reason_to_stop()
+        if reason is None:
+            return
+        self._told_at = self._told_at or time.monotonic()
+        if time.monotonic() - self._told_at < self._settings.stop_grace_s:
+            return
+        log.error("attempt_hangs", job=self._record.id, reason=type(reason).__name__)
+        try:
+            match reason:
+                case Canceled():
+                    self._ledger.finish_canceled(self._record)
+                case Drained():
+                    self._ledger.release(self._record, delay_s=0, charged=False, outcome="drained")
+                case JobError(code=code, detail=detail):
+                    self._ledger.fail(self._record, code, detail)
+        except QueueUnavailable:
+            log.warning("hung_attempt_not_recorded", job=self._record.id)  # the reaper ends it
+        self._over.set()
+        self._end_process()

@@ -9,7 +9,7 @@ from enum import StrEnum
 import requests
 from standardwebhooks import Webhook
 
-from jobs.ledger import Delivery
+from jobs.deliveries import Delivery
 from worker.egress import AddressRefused
 
 

@@ -1,12 +1,20 @@
 -- BEAT: keep the lease, take progress up and cancellation down.
--- ARGV: id, fence, lease_ms, stage, done, total, masks
--- Returns 'ok' | 'canceled' (stop, and finish as canceled) | 'fenced' (stop, the job is no longer yours)
+-- ARGV: id, fence, lease_ms, stage, done, total, masks, node
+-- Returns 'ok' | 'canceled' (stop, and finish as canceled) | 'drained' (stop, and hand the job back)
+--       | 'fenced' (stop, the job is no longer yours)
 local id = ARGV[1]
 local key = job_key(id)
 local job = redis.call('HMGET', key, 'status', 'fence', 'cancel')
-if job[1] ~= 'processing' or job[2] ~= ARGV[2] then return 'fenced' end
+if job[1] ~= 'processing' or job[2] ~= ARGV[2] then return fenced() end
 
-redis.call('ZADD', 'mf:leases', now_ms() + ARGV[3], id)
-redis.call('HSET', key, 'stage', ARGV[4], 'done', ARGV[5], 'total', ARGV[6], 'masks', ARGV[7])
+local now = now_ms()
+redis.call('ZADD', 'mf:leases', now + ARGV[3], id)
+local before = redis.call('HMGET', key, 'stage', 'done', 'total', 'masks')
+if before[1] ~= ARGV[4] or before[2] ~= ARGV[5] or before[3] ~= ARGV[6] or before[4] ~= ARGV[7] then
+  redis.call('HSET', key, 'stage', ARGV[4], 'done', ARGV[5], 'total', ARGV[6], 'masks', ARGV[7])
+  changed(id)
+end
 if job[3] then return 'canceled' end
+local drained_ms = redis.call('GET', 'mf:draining:' .. ARGV[8])
+if drained_ms and tonumber(drained_ms) <= now then return 'drained' end
 return 'ok'

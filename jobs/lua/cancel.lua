@@ -11,4 +11,5 @@ if job[1] == 'queued' then
   return 'canceled'
 end
 redis.call('HSET', key, 'cancel', 1)
+changed(id)
 return 'requested'

@@ -1,15 +1,22 @@
 -- CLAIM: give a queued job to a worker, for as long as the lease is beaten.
--- ARGV: id, worker, lease_ms, max_attempts, retention_ms
+-- ARGV: id, worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim)
 -- Returns {'claimed', the record's fields and values …} | {'unknown'} | {'ended'} | {'held'}
 local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local key = job_key(id)
 local now = now_ms()
-local job = redis.call('HMGET', key, 'status', 'attempt', 'queue')
+local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token')
 local status, attempt = job[1], tonumber(job[2])
 
 if not status then return {'unknown'} end
 if is_ended(status) then return {'ended'} end
-if status == 'processing' then return {'held'} end
+
+local function claimed()
+  local fields = redis.call('HGETALL', key)
+  table.insert(fields, 1, 'claimed')
+  return fields
+end
+
+if status == 'processing' then return job[4] == ARGV[6] and claimed() or {'held'} end
 
 local deadline = redis.call('ZSCORE', 'mf:deadlines', id)
 if deadline and tonumber(deadline) <= now then
@@ -21,7 +28,7 @@ if attempt >= max_attempts then
   return {'ended'}
 end
 
-redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching')
+redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', ARGV[6])
 redis.call('HSETNX', key, 'started_ms', now)
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HINCRBY', key, 'fence', 1)
@@ -31,6 +38,6 @@ redis.call('ZREM', 'mf:deadlines', id)
 redis.call('ZREM', 'mf:outbox', id)
 redis.call('ZREM', queued_key(job[3]), id)
 
-local claimed = redis.call('HGETALL', key)
-table.insert(claimed, 1, 'claimed')
-return claimed
+begin_attempt(id, attempt + 1, worker, now)
+changed(id)
+return claimed()

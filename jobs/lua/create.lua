@@ -20,7 +20,7 @@ local in_flight = redis.call('SCARD', inflight_key(tenant))
 if in_flight >= tonumber(ARGV[11]) then return {'over_quota', tostring(in_flight)} end
 
 redis.call('HSET', job_key(id), 'id', id, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
-  'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0)
+  'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0, 'version', 1)
 if ARGV[6] ~= '' then redis.call('HSET', job_key(id), 'webhook_url', ARGV[6], 'webhook_events', ARGV[7]) end
 if ARGV[8] ~= '' then
   redis.call('HSET', idempotency, 'job', id, 'digest', ARGV[9])

@@ -1,5 +1,6 @@
 -- The outbox: take the jobs that are due to be published.  Each stays in the outbox until it is claimed, due
--- again after a wait that doubles, so that a message that was lost is sent once more.
+-- again after a wait that doubles, so that a message that was lost is sent once more.  While the queue holds as many
+-- messages as jobs wait for it, none was lost, and the job's turn has just not come.
 -- ARGV: limit, wait_ms
 -- Returns {id, queue, id, queue, …}
 local now = now_ms()
@@ -7,10 +8,13 @@ local due = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'mf:outbox', '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local job = redis.call('HMGET', job_key(id), 'status', 'queue', 'publishes')
   if job[1] == 'queued' then
-    redis.call('HINCRBY', job_key(id), 'publishes', 1)
-    redis.call('ZADD', 'mf:outbox', now + ARGV[2] * 2 ^ math.min(tonumber(job[3]), 8), id)
-    table.insert(due, id)
-    table.insert(due, job[2])
+    local published = tonumber(job[3])
+    redis.call('ZADD', 'mf:outbox', now + ARGV[2] * 2 ^ math.min(published, 6), id)
+    if published == 0 or redis.call('LLEN', job[2]) < redis.call('ZCARD', queued_key(job[2])) then
+      redis.call('HINCRBY', job_key(id), 'publishes', 1)
+      table.insert(due, id)
+      table.insert(due, job[2])
+    end
   else
     redis.call('ZREM', 'mf:outbox', id)
   end

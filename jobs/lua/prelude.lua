@@ -1,4 +1,4 @@
--- What every script begins with: the clock, the keys, and the two ways in which a job leaves `processing`.
+-- What every script begins with: the clock, the keys, and the ways in which a job leaves a state.
 -- The keys, their types and their expiry are described in jobs/ledger.py.
 
 local function now_ms()
@@ -14,18 +14,47 @@ local function is_ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
 end
 
+-- The job's record changed in a way that a watcher wants to see.
+local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
+
+-- The attempts at a job, oldest first; the last one has no outcome while the job runs.
+local function attempts_key(id) return 'mf:attempts:' .. id end
+
+local function begin_attempt(id, number, worker, now)
+  redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
+  redis.call('LTRIM', attempts_key(id), -20, -1)
+end
+
+local function end_attempt(id, outcome, now)
+  local last = redis.call('LINDEX', attempts_key(id), -1)
+  if not last then return end
+  local attempt = cjson.decode(last)
+  if attempt.outcome then return end
+  attempt.outcome, attempt.ended_ms = outcome, now
+  redis.call('LSET', attempts_key(id), -1, cjson.encode(attempt))
+end
+
+-- Whoever holds an older token is told so, and counted.
+local function fenced()
+  redis.call('HINCRBY', 'mf:totals', 'fenced', 1)
+  return 'fenced'
+end
+
 -- Puts a job into a terminal state, with everything that follows from it, in one step: it leaves the queues,
 -- its record gets an expiry, and the webhook that was asked for is queued.
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
-  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events')
+  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms')
   local tenant, queue, webhook_url, webhook_events = job[1], job[2], job[3], job[4]
 
   redis.call('HSET', key, 'status', status, 'ended_ms', now)
   redis.call('HDEL', key, 'stage')
+  end_attempt(id, error_code ~= '' and error_code or status, now)
+  changed(id)
   if error_code ~= '' then redis.call('HSET', key, 'error_code', error_code, 'error_detail', error_detail) end
   if result ~= '' then redis.call('HSET', key, 'result', result) end
   redis.call('PEXPIRE', key, retention_ms)
+  redis.call('PEXPIRE', attempts_key(id), retention_ms)
 
   redis.call('ZREM', 'mf:leases', id)
   redis.call('ZREM', 'mf:outbox', id)
@@ -34,8 +63,14 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   redis.call('SREM', inflight_key(tenant), id)
   redis.call('HINCRBY', 'mf:totals', status, 1)
 
+  if status == 'succeeded' and job[5] then
+    -- The queue's pace: a moving average of the time that one job takes.
+    local pace = tonumber(redis.call('HGET', 'mf:pace', queue) or now - job[5])
+    redis.call('HSET', 'mf:pace', queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
+  end
+
   if webhook_url and string.find(',' .. webhook_events .. ',', ',' .. status .. ',', 1, true) then
-    local delivery = 'msg_' .. id .. '_' .. status
+    local delivery = 'msg_' .. id .. '_' .. redis.call('HINCRBY', key, 'ends', 1) .. '_' .. status
     redis.call('HSET', 'mf:delivery:' .. delivery, 'job', id, 'event', status, 'url', webhook_url, 'tries', 0)
     redis.call('PEXPIRE', 'mf:delivery:' .. delivery, retention_ms)
     redis.call('ZADD', 'mf:deliveries', now, delivery)
@@ -44,8 +79,10 @@ end
 
 -- Puts a job back among the queued ones, to be published at due_ms.  The fence moves on, so that whoever
 -- held the job can change nothing any more.
-local function requeue_job(id, now, due_ms)
+local function requeue_job(id, outcome, now, due_ms)
   local key = job_key(id)
+  end_attempt(id, outcome, now)
+  changed(id)
   local job = redis.call('HMGET', key, 'queue', 'created_ms')
   redis.call('HSET', key, 'status', 'queued', 'publishes', 0)
   redis.call('HDEL', key, 'stage', 'worker')

@@ -15,7 +15,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'mf:leases', '-inf', now, 'LIMIT
     end_job(id, 'failed', now, ARGV[3], 'attempts_exhausted', 'The job broke off ' .. job[1] .. ' times.', '')
     failed = failed + 1
   else
-    requeue_job(id, now, now)
+    requeue_job(id, 'lease_ran_out', now, now)
+    redis.call('HINCRBY', 'mf:totals', 'requeued', 1)
     requeued = requeued + 1
   end
 end

@@ -3,11 +3,15 @@
 import pytest
 import redis
 
+from jobs.deliveries import Deliveries
 from jobs.errors import QueueUnavailable
-from jobs.ledger import Cancel, Created, Delivery, Ledger, NewJob, Reply, WorkerSeen
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
 from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
+from jobs.roster import Roster, WorkerSeen
 from jobs.spec import EventName, Webhook
 from jobs.status import Stage, Status
+from jobs.transitions import Cancel, Created, NewJob, Reply
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
@@ -181,7 +185,7 @@ def test_a_job_that_waits_past_its_deadline_expires(ledger: Ledger) -> None:
     assert [ledger.status(job) for job in (reaped, claimed)] == [Status.EXPIRED] * 2
 
 
-def test_a_job_that_was_handed_back_waits_and_keeps_its_place(ledger: Ledger) -> None:
+def test_a_job_that_was_handed_back_waits_and_keeps_its_place(ledger: Ledger, outbox: Outbox) -> None:
     record = claim(ledger, create(ledger))
     other = create(ledger)
 
@@ -189,59 +193,64 @@ def test_a_job_that_was_handed_back_waits_and_keeps_its_place(ledger: Ledger) ->
 
     assert ledger.queue_position(read(ledger, record.id)) == 0
     assert ledger.queue_position(read(ledger, other)) == 1
-    assert record.id not in [job for job, _ in ledger.due_publishes()]
+    assert record.id not in [job for job, _ in outbox.due()]
     assert claim(ledger, record.id).attempt == 1
 
 
-def test_a_job_that_was_not_published_is_due_in_the_outbox(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_a_job_that_was_not_published_is_due_in_the_outbox(
+    ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
+) -> None:
     job_id = create(ledger)
     redis_client.zadd("mf:outbox", {job_id: 0})  # as if the grace for the API had passed
 
-    due = ledger.due_publishes()
+    due = outbox.due()
 
     assert due == [(job_id, "sam.m.normal")]
-    assert ledger.due_publishes() == []
+    assert outbox.due() == []
 
 
-def test_a_claimed_job_is_not_published_again(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_a_claimed_job_is_not_published_again(ledger: Ledger, redis_client: redis.Redis, outbox: Outbox) -> None:
     job_id = create(ledger)
     claim(ledger, job_id)
-    ledger.published(job_id)
+    outbox.published(job_id)
 
     assert redis_client.zcard("mf:outbox") == 0
 
 
 @pytest.mark.parametrize("events", [(EventName.SUCCEEDED,), tuple(EventName)])
-def test_the_end_of_a_job_queues_its_webhook(ledger: Ledger, events: tuple[EventName, ...]) -> None:
+def test_the_end_of_a_job_queues_its_webhook(
+    ledger: Ledger, events: tuple[EventName, ...], deliveries: Deliveries
+) -> None:
     webhook = Webhook(url="https://example.com/hook", events=events)
     record = claim(ledger, create(ledger, webhook=webhook))
 
     ledger.succeed(record, RESULT)
 
-    assert ledger.due_deliveries() == [
-        Delivery(f"msg_{record.id}_succeeded", record.id, EventName.SUCCEEDED, "https://example.com/hook", 1)
-    ]
-    assert ledger.due_deliveries() == []  # it is taken
+    [delivery] = deliveries.due()
+    assert delivery.id == f"msg_{record.id}_1_succeeded"
+    assert (delivery.job_id, delivery.event, delivery.tries) == (record.id, EventName.SUCCEEDED, 1)
+    assert delivery.url == "https://example.com/hook"
+    assert deliveries.due() == []  # it is taken
 
 
-def test_an_end_that_was_not_asked_for_queues_no_webhook(ledger: Ledger) -> None:
+def test_an_end_that_was_not_asked_for_queues_no_webhook(ledger: Ledger, deliveries: Deliveries) -> None:
     job_id = create(ledger, webhook=Webhook(url="https://example.com/hook", events=(EventName.SUCCEEDED,)))
 
     ledger.cancel(job_id, "ant")
 
-    assert ledger.deliveries_waiting() == 0
+    assert deliveries.waiting() == 0
 
 
-def test_a_postponed_webhook_comes_again_and_a_delivered_one_does_not(ledger: Ledger) -> None:
+def test_a_postponed_webhook_comes_again_and_a_delivered_one_does_not(ledger: Ledger, deliveries: Deliveries) -> None:
     ledger.cancel(create(ledger, webhook=Webhook(url="https://example.com/hook")), "ant")
-    [delivery] = ledger.due_deliveries()
+    [delivery] = deliveries.due()
 
-    ledger.delivery_postponed(delivery, 0)
-    again = wait_until(lambda: ledger.due_deliveries())
-    ledger.delivery_ended(again[0], "delivered")
+    deliveries.postponed(delivery, 0)
+    again = wait_until(lambda: deliveries.due())
+    deliveries.ended(again[0], "delivered")
 
     assert [found.tries for found in again] == [2]
-    assert ledger.deliveries_waiting() == 0
+    assert deliveries.waiting() == 0
 
 
 def test_jobs_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
@@ -257,7 +266,7 @@ def test_jobs_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
     assert [len(page) for page in pages] == [3, 3, 1]
 
 
-def test_forgotten_jobs_leave_the_tenants_list(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_forgotten_jobs_leave_the_tenants_list(ledger: Ledger, redis_client: redis.Redis) -> None:
     forgotten = create(ledger)
     redis_client.delete(f"mf:job:{forgotten}")
 
@@ -267,7 +276,7 @@ def test_forgotten_jobs_leave_the_tenants_list(ledger: Ledger, redis_client: "re
     assert redis_client.zscore("mf:jobs:ant", forgotten) is None
 
 
-def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis_client: redis.Redis) -> None:
     job_id = create(ledger)
     ledger.cancel(job_id, "ant")
 
@@ -275,14 +284,14 @@ def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis
     assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:totals"])
 
 
-def test_workers_that_announce_themselves_are_seen(ledger: Ledger) -> None:
+def test_workers_that_announce_themselves_are_seen(ledger: Ledger, roster: Roster) -> None:
     seen = WorkerSeen("sam-gpu0@host", "sam-demo", "cpu", 12, 3)
 
-    ledger.announce(seen)
-    assert ledger.workers() == [seen]
+    roster.announce(seen)
+    assert roster.workers() == [seen]
 
-    ledger.withdraw("sam-gpu0@host")
-    assert ledger.workers() == []
+    roster.withdraw("sam-gpu0@host")
+    assert roster.workers() == []
 
 
 def test_a_redis_that_is_gone_is_told_as_such() -> None:
@@ -292,7 +301,7 @@ def test_a_redis_that_is_gone_is_told_as_such() -> None:
         gone.read("job_x")
 
 
-def test_a_redis_that_is_full_refuses_and_writes_nothing(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_a_redis_that_is_full_refuses_and_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
     redis_client.config_set("maxmemory", "1")
     try:
         with pytest.raises(QueueUnavailable, match="full"):

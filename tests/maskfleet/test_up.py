@@ -26,7 +26,9 @@ import pytest
 import requests
 from PIL import Image
 
-from jobs.ledger import Ledger, connect
+from jobs.connection import connect
+from jobs.ledger import Ledger
+from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from maskfleet.stack_folder import StackPorts
@@ -139,7 +141,7 @@ def test_a_ready_stack_says_where_all_of_it_is_and_all_of_it_answers(stack: Up, 
     assert stack.get("/v1/jobs").status_code == 200
     Store(stack.settings()).ping()
     Store(stack.settings().model_copy(update={"bucket": "photos"})).ping()
-    assert [worker.model for worker in ledger_of(stack).workers()] == ["sam-demo"]
+    assert [worker.model for worker in roster_of(stack).workers()] == ["sam-demo"]
 
 
 def test_taken_ports_are_left_alone(stack: Up) -> None:
@@ -230,7 +232,7 @@ def check_that_a_kill_leaves_no_orphans(stack: Up) -> None:
 
 
 def test_what_the_settings_give_is_used_and_not_started(
-    start: Starter, tmp_path: Path, shared_fields: dict[str, str], ledger: Ledger
+    start: Starter, tmp_path: Path, shared_fields: dict[str, str], ledger: Ledger, roster: Roster
 ) -> None:
     given = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
 
@@ -241,7 +243,7 @@ def test_what_the_settings_give_is_used_and_not_started(
     assert {name: stack.line[name] for name in shared_fields} == shared_fields
     assert stack.line["api_key"] == "their-own-key"
     assert stack.get("/v1/jobs").status_code == 200
-    assert len(ledger.workers()) == 1
+    assert len(roster.workers()) == 1
     stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(15) == 0
     assert connect(stack.settings()).ping()
@@ -293,8 +295,8 @@ def test_a_redis_that_was_given_but_does_not_answer_is_named(start: Starter, tmp
         assert "MASKFLEET_REDIS_URL" in start.refused("--data", tmp_path, MASKFLEET_REDIS_URL=url)
 
 
-def ledger_of(stack: Up) -> Ledger:
-    return Ledger(connect(stack.settings()), retention_s=3600)
+def roster_of(stack: Up) -> Roster:
+    return Roster(connect(stack.settings()))
 
 
 def other_courier(data: Path, before: int) -> int | None:

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from jobs.errors import CallerError
-from jobs.ledger import Cancel, NewJob, Reply
 from jobs.manifest import Manifest
 from jobs.record import JobRecord, ProgressView, ResultSummary
 from jobs.settings import SharedSettings
 from jobs.status import Stage, Status
 from jobs.storage import Store
+from jobs.transitions import Cancel, NewJob, Reply
 from tests.conftest import PHOTOS_BUCKET
 from tests.waiting import wait_until
 from worker.attempt import Workbench, attempt_job

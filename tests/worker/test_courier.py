@@ -10,13 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import redis
 
+from jobs.deliveries import Deliveries
 from jobs.events import job_ended
-from jobs.ledger import Ledger, NewJob
+from jobs.ledger import Ledger
 from jobs.queue import queue_name
 from jobs.record import Metrics, ResultSummary
 from jobs.settings import CourierSettings
 from jobs.spec import Priority, Webhook
 from jobs.status import Status
+from jobs.transitions import NewJob
 from maskfleet.webhooks import verify_webhook
 from tests.waiting import wait_until
 from worker.courier import Courier
@@ -112,17 +114,17 @@ def succeed(ledger: Ledger, url: str) -> str:
 
 
 def test_a_receiver_can_verify_what_it_is_told(
-    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
 ) -> None:
     receiver = receive()
     job_id = succeed(ledger, receiver.url)
 
     with courier(redis_url):
-        wait_until(lambda: ledger.deliveries_waiting() == 0)
+        wait_until(lambda: deliveries.waiting() == 0)
 
     [(headers, body)] = receiver.requests
     event = verify_webhook(body, headers, SECRET)
-    assert headers["webhook-id"] == f"msg_{job_id}_succeeded"
+    assert headers["webhook-id"] == f"msg_{job_id}_1_succeeded"
     assert (event.type, event.data.id, event.data.masks) == ("job.succeeded", job_id, 3)
     assert event.data.metadata == {"order": "42"}
     assert event.data.urls.result == f"https://masks.example.com/v1/jobs/{job_id}/result"
@@ -142,53 +144,53 @@ def test_while_secrets_rotate_either_verifies(ledger: Ledger, redis_url: str, re
 
 @pytest.mark.parametrize("answer", [500, 503, 301, 404])
 def test_a_receiver_that_fails_is_told_again_with_the_same_id_and_body(
-    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], answer: int
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], answer: int, deliveries: Deliveries
 ) -> None:
     receiver = receive(answer, answer)
     succeed(ledger, receiver.url)
 
     with courier(redis_url):
-        wait_until(lambda: ledger.deliveries_waiting() == 0)
+        wait_until(lambda: deliveries.waiting() == 0)
 
     assert len(receiver.requests) == 3
     assert len({(headers["webhook-id"], body) for headers, body in receiver.requests}) == 1
 
 
 def test_a_webhook_is_given_up_at_the_end_of_its_schedule(
-    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
 ) -> None:
     receiver = receive(*[500] * 9)
     succeed(ledger, receiver.url)
 
     with courier(redis_url):
-        wait_until(lambda: ledger.deliveries_waiting() == 0)
+        wait_until(lambda: deliveries.waiting() == 0)
 
     assert len(receiver.requests) == 3
 
 
 def test_a_receiver_that_is_gone_for_good_is_not_told_again(
-    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
 ) -> None:
     receiver = receive(410)
     succeed(ledger, receiver.url)
 
     with courier(redis_url):
-        wait_until(lambda: ledger.deliveries_waiting() == 0)
+        wait_until(lambda: deliveries.waiting() == 0)
 
     assert len(receiver.requests) == 1
 
 
 def test_a_receiver_at_a_private_address_is_not_told_on_an_open_network(
-    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], redis_client: redis.Redis
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], redis_client: redis.Redis, deliveries: Deliveries
 ) -> None:
     receiver = receive()
     job_id = succeed(ledger, receiver.url)
 
     with courier(redis_url, egress_allow_private=False):
-        wait_until(lambda: ledger.deliveries_waiting() == 0)
+        wait_until(lambda: deliveries.waiting() == 0)
 
     assert receiver.requests == []
-    assert redis_client.hget(f"mf:delivery:msg_{job_id}_succeeded", "outcome") == "refused"
+    assert redis_client.hget(f"mf:delivery:msg_{job_id}_1_succeeded", "outcome") == "refused"
 
 
 def test_a_job_whose_worker_died_is_published_again(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:

@@ -13,12 +13,15 @@ import psutil
 import pytest
 import redis
 
-from jobs.ledger import Ledger, NewJob, WorkerSeen
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
 from jobs.queue import Publisher, queue_name
+from jobs.roster import Roster, WorkerSeen
 from jobs.settings import SharedSettings
 from jobs.spec import Priority
 from jobs.status import Status
 from jobs.storage import Store
+from jobs.transitions import NewJob
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"box","image":{"upload_id":"%s"},"prompts":[{"box":[20,20,80,80]}]}'
@@ -49,8 +52,8 @@ def node(
         process.wait()
 
 
-def the_worker(ledger: Ledger, deadline_s: float = 60) -> WorkerSeen:
-    return wait_until(ledger.workers, deadline_s)[0]
+def the_worker(roster: Roster, deadline_s: float = 60) -> WorkerSeen:
+    return wait_until(roster.workers, deadline_s)[0]
 
 
 def publish(ledger: Ledger, store: Store, redis_url: str, photo: bytes, spec: str = SPEC) -> str:
@@ -63,10 +66,16 @@ def publish(ledger: Ledger, store: Store, redis_url: str, photo: bytes, spec: st
 
 
 def test_a_node_works_outlives_its_child_and_ends_when_told(
-    node: subprocess.Popen[bytes], ledger: Ledger, store: Store, redis_url: str, repository: Path
+    node: subprocess.Popen[bytes],
+    ledger: Ledger,
+    store: Store,
+    redis_url: str,
+    repository: Path,
+    outbox: Outbox,
+    roster: Roster,
 ) -> None:
     photo = (repository / "examples" / "coins.png").read_bytes()
-    first_child = the_worker(ledger)
+    first_child = the_worker(roster)
 
     # It works.
     job_id = publish(ledger, store, redis_url, photo)
@@ -77,9 +86,9 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     os.kill(first_child.pid, signal.SIGKILL)
-    wait_until(lambda: [worker for worker in ledger.workers() if worker.pid != first_child.pid], 60)
+    wait_until(lambda: [worker for worker in roster.workers() if worker.pid != first_child.pid], 60)
     wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1, 30)
-    [(due, queue)] = wait_until(ledger.due_publishes, 30)
+    [(due, queue)] = wait_until(outbox.due, 30)
     Publisher(SharedSettings(redis_url=redis_url)).publish(due, queue)
     wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 90)
     record = ledger.read(job_id)
@@ -91,4 +100,4 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     node.send_signal(signal.SIGTERM)
     assert node.wait(20) == 0
     assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
-    assert ledger.workers() == []
+    assert roster.workers() == []

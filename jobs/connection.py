@@ -1,0 +1,46 @@
+"""The way to Redis: a client that gives up in time, the scripts, and what their faults mean."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.retry import Retry
+
+from jobs.errors import QueueUnavailable
+from jobs.settings import SharedSettings
+
+
+def connect(settings: SharedSettings) -> redis.Redis:
+    """Make a client that gives up within seconds instead of hanging; it connects on first use."""
+    return redis.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_timeout=5,
+        socket_connect_timeout=2,
+        health_check_interval=30,
+        # One immediate retry repairs a pooled connection that the server has closed.  A script may so run twice; what
+        # the second run finds is said at each script.
+        retry=Retry(NoBackoff(), 1),
+    )
+
+
+def load_script(client: redis.Redis, name: str) -> Script:
+    """Make the script of this name, with the prelude that all share."""
+    scripts = importlib.resources.files("jobs") / "lua"
+    return client.register_script((scripts / "prelude.lua").read_text() + (scripts / f"{name}.lua").read_text())
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Say QueueUnavailable for a Redis that does not answer, or is full."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
+        raise QueueUnavailable from error
+    except redis.exceptions.OutOfMemoryError as error:
+        raise QueueUnavailable("The queue is full. Nothing was recorded; send the request again later.") from error

@@ -1,0 +1,85 @@
+"""The process that holds the model: what it owns, and how it shows that it takes work."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from jobs.errors import QueueUnavailable
+from jobs.logs import get_logger
+from jobs.queue import Publisher, canary_queue
+from jobs.roster import WORKER_TTL_S, Roster, WorkerSeen
+
+if TYPE_CHECKING:
+    from worker.attempt import Workbench
+
+log = get_logger()
+
+#: A job id that no job has.  Its message, sent to a node's own queue, proves that the node consumes.
+CANARY_ID = f"job_{'0' * 32}"
+#: A node that took nothing for this long is sent a canary.
+CANARY_AFTER_S = 10.0
+
+
+class WorkerChild:
+    """The workbench, and a thread that announces it with the time of the last message that it took.
+
+    A connection to Redis may look well and deliver nothing.  So an idle node sends itself a canary through
+    the broker; while its messages come, the node is ready.
+    """
+
+    def __init__(self, bench: Workbench, roster: Roster, publisher: Publisher) -> None:
+        self._bench = bench
+        self._roster = roster
+        self._publisher = publisher
+        self._jobs = 0
+        self._busy = False
+        self._consumed_at = time.monotonic()
+        self._canary_sent_at = time.monotonic()
+        self._over = threading.Event()
+        threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
+
+    def work(self, job_id: str) -> None:
+        """Look at the job that a message names."""
+        self._consumed_at = time.monotonic()
+        if job_id == CANARY_ID:
+            return
+        from worker.attempt import attempt_job
+
+        self._busy = True
+        try:
+            attempt_job(job_id, self._bench)
+            self._jobs += 1
+        finally:
+            self._busy = False
+            self._consumed_at = time.monotonic()
+
+    def leave(self) -> None:
+        """Withdraw from the roster."""
+        self._over.set()
+        try:
+            self._roster.withdraw(self._bench.settings.node)
+        except QueueUnavailable:
+            log.warning("worker_not_withdrawn")  # its entry expires
+
+    def _announce_until_over(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._announce()
+            except QueueUnavailable:
+                log.warning("worker_not_announced")
+            self._over.wait(WORKER_TTL_S / 6)
+
+    def _announce(self) -> None:
+        settings = self._bench.settings
+        now = time.monotonic()
+        # While it works, the lease tells whether it is well.
+        idle_s = 0 if self._busy else int(now - self._consumed_at)
+        self._roster.announce(
+            WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
+        )
+        if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > CANARY_AFTER_S:
+            self._canary_sent_at = now
+            self._publisher.publish(CANARY_ID, canary_queue(settings.node))
