@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from pydantic import TypeAdapter, ValidationError
@@ -106,11 +106,10 @@ def _param_option(name: str, field: FieldInfo) -> Callable[[_Function], _Functio
     ]
     if field.annotation is bool:
         return click.option(option, is_flag=True, help=f"{field.description}  [{', '.join(modes)}]")
-    return click.option(
-        option,
-        type=int if field.annotation is int else float,
-        help=f"{field.description}  [{', '.join(modes)}; default: {field.default:g}]",
-    )
+    choices = get_args(field.annotation)
+    kind = click.Choice(choices) if choices else int if field.annotation is int else float
+    default = field.default if choices else f"{field.default:g}"
+    return click.option(option, type=kind, help=f"{field.description}  [{', '.join(modes)}; default: {default}]")
 
 
 def _prompts(points: Sequence[str], labels: Sequence[str], boxes: Sequence[str]) -> list[dict[str, object]]:

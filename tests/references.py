@@ -72,6 +72,23 @@ def suppressed(boxes: Sequence[Sequence[float]], scores: Sequence[float], iou_th
     return kept
 
 
+def suppressed_over_crops(
+    boxes: Sequence[Sequence[Sequence[float]]],
+    scores: Sequence[Sequence[float]],
+    crop_areas: Sequence[float],
+    thresh: float,
+) -> list[tuple[int, int]]:
+    """Which boxes of each crop stay, as (crop, index): first in their crop, then, smaller crops first, of all."""
+    in_crops = [
+        (crop, index)
+        for crop, (own, scored) in enumerate(zip(boxes, scores, strict=True))
+        for index in suppressed(own, scored, thresh)
+    ]
+    rest = [boxes[crop][index] for crop, index in in_crops]
+    stay = suppressed(rest, [1 / crop_areas[crop] for crop, _ in in_crops], thresh)
+    return [in_crops[number] for number in stay]
+
+
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))

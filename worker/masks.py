@@ -1,26 +1,27 @@
-"""Candidates made into masks on the original's pixels: measured, filtered, written as RLE, suppressed."""
+"""Candidates made into masks on the original's pixels: chosen, measured, filtered, and written when they stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from worker.crops import Crop
 from worker.decoder import Candidates
 from worker.embedding import Frame
+from worker.geometry import Geometry, one_step, two_steps
+from worker.outlines import NO_OUTLINE, Measures, Outline, keep_outline, measure, trace
 from worker.prompts import PromptBatch
+from worker.runs import decode_runs, write_runs
 
-#: Full-size logits that are held at once: bounds memory on large images and costs nothing on small ones.
-_UPSCALED_BYTES = 64 * 2**20
-#: A box this near to its crop's edge counts as cut off by it, in pixels; from the original's generator.
-_EDGE_TOLERANCE_PX = 20
+#: Masks that are made and measured at once: 16 MB of SAM's logits.
+_MASKS_AT_ONCE = 64
+#: Logits that unwritten masks may hold.  Mostly some 10 kB each; a mask of the whole image holds 256 kB.
+_OUTLINE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,60 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A mask that is measured and not written yet: its counts are empty.
+
+    outline: what it is traced from.  offset_xy: of its crop in the image.
+    """
+
+    mask: Mask
+    outline: Outline
+    geometry: Geometry
+    threshold: float
+    offset_xy: tuple[int, int]
+
+    def written(self) -> Mask:
+        """Trace the mask and write its runs."""
+        if self.mask.counts:
+            return self.mask
+        size_hw = self.mask.size_hw
+        changes = trace(self.outline, self.geometry, self.threshold, size_hw[0], self.offset_xy)
+        return replace(self.mask, counts=write_runs(changes, size_hw))
+
+    def without_outline(self) -> Draft:
+        """The same, written: a few bytes for each run in place of its logits."""
+        return replace(self, mask=self.written(), outline=NO_OUTLINE)
+
+
+class Drafts:
+    """The masks found so far: drafts, since most are suppressed in the end; written ones when memory is short."""
+
+    def __init__(self) -> None:
+        self._drafts: list[Draft] = []
+        self.held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._drafts)
+
+    def add(self, draft: Draft) -> None:
+        if self.held_bytes + draft.outline.turned.nbytes > _OUTLINE_BYTES:
+            draft = draft.without_outline()
+        self.held_bytes += draft.outline.turned.nbytes
+        self._drafts.append(draft)
+
+    def keep(self, choose: Callable[[Sequence[Mask]], Sequence[int]], first: int = 0) -> None:
+        """Of the masks from first on, keep those that are chosen, in the order of the choice."""
+        rest = self._drafts[first:]
+        self._drafts[first:] = [rest[index] for index in choose([draft.mask for draft in rest])]
+        self.held_bytes = sum(draft.outline.turned.nbytes for draft in self._drafts)
+
+    def written(self) -> tuple[Mask, ...]:
+        return tuple(draft.written() for draft in self._drafts)
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
-    """Candidates worth upscaling.  rows: of the prompt in its batch; columns: of the candidate; both (K,)."""
+    """Candidates worth a mask.  rows: of the prompt in its batch; columns: of the candidate; both (K,)."""
 
     rows: Tensor
     columns: Tensor
@@ -86,7 +139,7 @@ def choose_all(candidates: Candidates) -> Chosen:
     return Chosen(rows, columns)
 
 
-def make_masks(
+def draft_masks(
     candidates: Candidates,
     chosen: Chosen,
     batch: PromptBatch,
@@ -94,137 +147,62 @@ def make_masks(
     crop: Crop,
     size_wh: tuple[int, int],
     cut: Cut,
-) -> Iterator[tuple[int, int, Mask]]:
-    """Upscale chosen candidates, a few at a time, and measure them; give (row, column, mask) of the stable ones.
+    keep_logits: bool = False,
+) -> Iterator[tuple[int, int, Draft]]:
+    """Measure chosen candidates, some at a time; give (row, column, draft) of the stable ones.
 
-    The masks name neither prompt nor candidate yet: that is for the mode to say.
+    The masks name neither prompt nor candidate yet: that is for the mode to say.  keep_logits: in the masks themselves.
     """
-    height, width = frame.original_hw
-    at_once = max(1, _UPSCALED_BYTES // (4 * height * width))
     left, top, right, bottom = crop.box_xyxy
-    for start in range(0, len(chosen.rows), at_once):
-        rows, columns = chosen.rows[start : start + at_once], chosen.columns[start : start + at_once]
-        logits = upscale(candidates.logits(rows, columns), frame)
-        scores = stability(logits, cut.threshold, cut.stability_offset)
-        stable = (
-            scores > cut.stability_thresh if cut.stability_thresh > 0 else torch.ones_like(scores, dtype=torch.bool)
-        )
-        for index in stable.nonzero()[:, 0].tolist():
-            inside = (logits[index] > cut.threshold).cpu().numpy()
-            row, column = int(rows[index]), int(columns[index])
-            box_xyxy = bounding_box(inside)
-            yield (
-                row,
-                column,
-                Mask(
-                    counts=encode(inside, crop, size_wh),
-                    size_hw=(size_wh[1], size_wh[0]),
-                    area=int(np.count_nonzero(inside)),
-                    bbox_xywh=_xywh(box_xyxy, left, top),
-                    predicted_iou=float(candidates.predicted_iou[row, column]),
-                    stability_score=float(scores[index]),
-                    point_coords=batch.asked_xy[row],
-                    crop_box_xywh=(left, top, right - left, bottom - top),
-                    prompt=None,
-                    candidate=None,
-                ),
+    for rows, columns in zip(
+        *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True
+    ):
+        low = candidates.logits(rows, columns)
+        geometry = geometry_of((low.shape[1], low.shape[2]), frame)
+        logits = geometry.prepare(low)
+        measures = measure(logits, geometry, cut.threshold, cut.stability_offset, torch.get_num_threads())
+        scores = stability(measures)
+        predicted = candidates.predicted_iou[rows, columns].tolist()
+        for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+            # float32 against float32, as torch compares; 0 takes masks of no stability too
+            if cut.stability_thresh > 0 and not scores[index] > np.float32(cut.stability_thresh):
+                continue
+            x0, y0, x1, y1 = measures.boxes_xyxy[index].tolist()
+            mask = Mask(
+                counts="",
+                size_hw=(size_wh[1], size_wh[0]),
+                area=int(measures.areas[index, 1]),
+                bbox_xywh=(left + x0, top + y0, x1 - x0, y1 - y0),
+                predicted_iou=predicted[index],
+                stability_score=float(scores[index]),
+                point_coords=batch.asked_xy[row],
+                crop_box_xywh=(left, top, right - left, bottom - top),
+                prompt=None,
+                candidate=None,
+                logits=low[index].to("cpu", torch.float32, copy=True).numpy() if keep_logits else None,
             )
+            outline = keep_outline(logits[index], measures.windows[index], geometry)
+            yield row, column, Draft(mask, outline, geometry, cut.threshold, (left, top))
 
 
-def upscale(logits: Tensor, frame: Frame) -> Tensor:
-    """Bring logits to the original's size: bilinear to the model's input, padding off, bilinear again.
-
-    logits: (K, h, w).  Returns (K, H, W).
-    """
-    if not frame.keeps_aspect:
-        return interpolate(logits[None], frame.original_hw, mode="bilinear", align_corners=False)[0]
-    height, width = frame.scaled_hw
-    in_input = interpolate(logits[None], frame.padded_hw, mode="bilinear", align_corners=False)
-    return interpolate(in_input[..., :height, :width], frame.original_hw, mode="bilinear", align_corners=False)[0]
+def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
+    """How low-resolution logits cover the original in a frame."""
+    if frame.keeps_aspect:
+        return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
+    return one_step(low_hw, frame.original_hw)
 
 
-def stability(logits: Tensor, threshold: float, offset: float) -> Tensor:
+def stability(measures: Measures) -> npt.NDArray[np.float32]:
     """Score how little each mask changes when its cut shifts by ±offset: the inner area over the outer.
 
-    logits: (K, H, W).  Returns (K,) in [0, 1]; 0 for an empty mask, where transformers has 0/0.
+    Returns (K,) in [0, 1]; 0 for an empty mask, where transformers has 0/0.
     Source: Kirillov et al. 2023, "Segment Anything", section 5 and appendix B.
     """
-    inner = (logits > threshold + offset).flatten(1).sum(1)
-    outer = (logits > threshold - offset).flatten(1).sum(1)
-    return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
-
-
-def bounding_box(inside: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """The box (x0, y0, x1, y1) of a mask's pixels, x1 and y1 past the last; None for an empty mask."""
-    columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-    if not len(columns):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def encode(inside: npt.NDArray[np.bool_], crop: Crop, size_wh: tuple[int, int]) -> str:
-    """Write a crop's mask as COCO's compressed RLE over the whole image."""
-    left, top, right, bottom = crop.box_xyxy
-    canvas = np.zeros((size_wh[1], size_wh[0]), dtype=np.uint8, order="F")
-    canvas[top:bottom, left:right] = inside
-    counts = coco_mask.encode(canvas)["counts"]
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+    outer, _, inner = measures.areas.astype(np.float32).T
+    scores: npt.NDArray[np.float32] = inner / np.maximum(outer, np.float32(1))
+    return scores
 
 
 def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:
-    """Read a mask's pixels back.  Returns (H, W)."""
-    pixels: npt.NDArray[np.uint8]
-    pixels = coco_mask.decode({"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")})
-    return pixels.astype(np.bool_)
-
-
-def is_cut_off(mask: Mask, size_wh: tuple[int, int]) -> bool:
-    """Whether a mask ends at an edge of its crop that is not an edge of the image."""
-    box, crop = _corners(mask.bbox_xywh), _edges(mask.crop_box_xywh)
-    return any(
-        abs(side - crop_edge) <= _EDGE_TOLERANCE_PX and abs(side - image_edge) > _EDGE_TOLERANCE_PX
-        for side, crop_edge, image_edge in zip(box, crop, (0, 0, *size_wh), strict=True)
-    )
-
-
-def suppress(masks: Sequence[Mask], iou_thresh: float) -> tuple[Mask, ...]:
-    """Drop masks whose box overlaps a better mask's by more than iou_thresh; the best first.
-
-    Over all crops at once, as transformers does; the generator of the original works inside each crop first and
-    then prefers the smaller crop.
-    """
-    if not masks:
-        return ()
-    order = np.argsort([-mask.predicted_iou for mask in masks], kind="stable")
-    boxes = np.array([_corners(masks[index].bbox_xywh) for index in order], dtype=np.float32)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    alive = np.ones(len(boxes), dtype=np.bool_)
-    for best in range(len(boxes)):
-        if not alive[best]:
-            continue
-        rest = slice(best + 1, None)
-        sides = np.minimum(boxes[best, 2:], boxes[rest, 2:]) - np.maximum(boxes[best, :2], boxes[rest, :2])
-        shared = np.prod(np.maximum(sides, 0), axis=1)
-        union = areas[best] + areas[rest] - shared
-        with np.errstate(invalid="ignore"):  # two boxes without area give 0/0, which suppresses nothing
-            # float32 up to the comparison, then float64: the borderline of torchvision's kernel
-            alive[rest] &= ~((shared / union).astype(np.float64) > iou_thresh)
-    return tuple(masks[index] for index, keep in zip(order.tolist(), alive.tolist(), strict=True) if keep)
-
-
-def _xywh(box_xyxy: tuple[int, int, int, int] | None, left: int, top: int) -> tuple[float, float, float, float]:
-    if box_xyxy is None:
-        return (left, top, 0, 0)
-    x0, y0, x1, y1 = box_xyxy
-    return (left + x0, top + y0, x1 - x0, y1 - y0)
-
-
-def _edges(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    x, y, width, height = box_xywh
-    return x, y, x + width, y + height
-
-
-def _corners(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The first and the last pixel of a box: the corners that the library measures overlaps with."""
-    x, y, width, height = box_xywh
-    return x, y, x + max(width - 1, 0), y + max(height - 1, 0)
+    """Read a mask's pixels back.  Returns (H, W), columns contiguous."""
+    return decode_runs(mask.counts, mask.size_hw)

@@ -41,6 +41,10 @@ class Outline:
     turned: Floats
 
 
+#: What is left to trace of a mask that is written.
+NO_OUTLINE = Outline(np.array([0, -1, 0, -1]), np.zeros((0, 0), np.float32))
+
+
 def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float, threads: int = 1) -> Measures:
     """Measure masks without drawing them.  logits: (K, h, w), as ``geometry.prepare`` gives them."""
     count = len(logits)

@@ -7,19 +7,17 @@ in which they are used.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
-
-import torch
 
 from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
 from worker.crops import Crop, lay_out, whole
-from worker.decoder import Candidates
 from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask
@@ -33,12 +31,13 @@ from worker.prompts import (
     group_prompts,
     prompt_batches,
 )
+from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentMetrics:
     """What the work was and how long it took.  points: prompts decoded; points_per_batch: as it
-    was used; candidates: masks upscaled."""
+    was used; candidates: masks measured."""
 
     embed_s: float
     decode_s: float
@@ -51,7 +50,9 @@ class SegmentMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """The masks of a photo: the best first in mode everything, else in the order of the prompts."""
+    """The masks of a photo: in mode everything by score or, with crops, by crop (``crops_suppression``), else in the
+    order of the prompts.
+    """
 
     size_wh: tuple[int, int]
     masks: tuple[Mask, ...]
@@ -105,18 +106,26 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
     work = _Work(watch, count_grid_batches(crops, points_per_batch))
-    found: list[Mask] = []
+    found = masks.Drafts()
     for crop in crops:
+        before = len(found)
         embedding = work.embed(model, photo, crop)
         for batch in work.through(grid_batches(crop, embedding.frame, points_per_batch), found):
             candidates = model.family.decode(embedding, batch)
             chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
-            made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
-            if Output.LOGITS in spec.outputs:
-                made = _with_logits(made, candidates)
-            found += (mask for _, _, mask in made if not masks.is_cut_off(mask, photo.size_wh))
-    kept = masks.suppress(found, params.crops_nms_thresh)
-    return Segmentation(photo.size_wh, kept, work.metrics(points_per_batch))
+            drafts = masks.draft_masks(
+                candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
+            )
+            for _, _, draft in drafts:
+                if not is_cut_off(draft.mask, photo.size_wh):
+                    found.add(draft)
+        if params.crops_suppression == "original":
+            found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first=before)
+    if params.crops_suppression == "library":
+        found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh))
+    elif len(crops) > 1:
+        found.keep(partial(smaller_crop_of_overlapping, iou_thresh=params.crops_nms_thresh))
+    return Segmentation(photo.size_wh, found.written(), work.metrics(points_per_batch))
 
 
 def _segment_prompts(
@@ -134,20 +143,14 @@ def _segment_prompts(
     for batch in work.through(prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs), found):
         candidates = model.family.decode(embedding, batch, multimask=params.multimask)
         chosen = work.chosen(choose(candidates))
-        made = masks.make_masks(candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut)
-        if Output.LOGITS in spec.outputs:
-            made = _with_logits(made, candidates)
-        for row, column, mask in made:
+        drafts = masks.draft_masks(
+            candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
+        )
+        for row, column, draft in drafts:
+            mask = draft.written()
             found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
     found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
     return Segmentation(photo.size_wh, tuple(found), work.metrics(points_per_batch))
-
-
-def _with_logits(made: Iterable[tuple[int, int, Mask]], candidates: Candidates) -> Iterator[tuple[int, int, Mask]]:
-    """Give the masks their low-resolution logits, made once more: few are asked for, and these few have passed."""
-    for row, column, mask in made:
-        one = candidates.logits(torch.tensor([row]), torch.tensor([column]))[0]
-        yield row, column, replace(mask, logits=one.to("cpu", torch.float32, copy=True).numpy())
 
 
 class _Work:
@@ -169,7 +172,7 @@ class _Work:
         self._crops += 1
         return embedding
 
-    def through(self, batches: Iterable[PromptBatch], found: Sequence[Mask]) -> Iterator[PromptBatch]:
+    def through(self, batches: Iterable[PromptBatch], found: Sized) -> Iterator[PromptBatch]:
         """Give one batch after the other; the watch hears of each that is done, and of the masks found."""
         self._watch.stage(Stage.DECODING)
         self._watch.batch(self._done, self._batches, len(found))
@@ -182,7 +185,7 @@ class _Work:
             self._watch.batch(self._done, self._batches, len(found))
 
     def chosen(self, chosen: Chosen) -> Chosen:
-        """Count the candidates that are looked at in full."""
+        """Count the candidates whose masks are looked at."""
         self._candidates += len(chosen.rows)
         return chosen
 

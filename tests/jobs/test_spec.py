@@ -42,6 +42,7 @@ def test_everything_has_the_defaults_of_the_guides_pipeline() -> None:
         "points_per_crop": 32,
         "crops_n_layers": 0,
         "crops_nms_thresh": 0.7,
+        "crops_suppression": "original",
         "crop_overlap_ratio": 512 / 1500,
         "crop_n_points_downscale_factor": 1,
     }

@@ -72,7 +72,8 @@ def test_every_field_of_the_params_is_an_option_with_its_text_and_default(
         assert f"--{name.replace('_', '-')}" in shown
         assert field.description is not None
         if field.annotation is not bool:
-            assert f"default: {field.default:g}]" in shown
+            default = field.default if isinstance(field.default, str) else f"{field.default:g}"
+            assert f"default: {default}]" in shown
 
 
 def test_every_param_given_reaches_the_spec(run: Run) -> None:
@@ -85,6 +86,7 @@ def test_every_param_given_reaches_the_spec(run: Run) -> None:
         "points_per_crop": 4,
         "crops_n_layers": 1,
         "crops_nms_thresh": 0.125,
+        "crops_suppression": "library",
         "crop_overlap_ratio": 0.25,
         "crop_n_points_downscale_factor": 2,
     }

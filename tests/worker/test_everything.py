@@ -56,12 +56,12 @@ def test_the_masks_are_those_of_the_pipeline(
     name: str,
     params: dict[str, Any],
 ) -> None:
-    spec = everything(**params)
+    spec = everything(**params, crops_suppression="library")
     theirs = library_pipeline(
         Image.open(repository / "examples" / name),
         output_rle_mask=True,
         output_bboxes_mask=True,
-        **spec.params.model_dump(),
+        **spec.params.model_dump(exclude={"crops_suppression"}),
     )
 
     ours = segment(example(name), spec, model).masks
@@ -100,6 +100,30 @@ def test_a_finer_grid_for_the_whole_than_for_its_crops_works(model: Segmentation
         (x, y), (left, top, across, down) = mask.point_coords[0], mask.crop_box_xywh
         assert left <= x <= left + across
         assert top <= y <= top + down
+
+
+def test_smaller_crops_are_preferred_as_in_the_original(model: SegmentationModel, example: Example) -> None:
+    # transformers suppresses once over all crops, by predicted IoU
+    photo, params = example("coins.png"), {"points_per_crop": 8, "crops_n_layers": 1, **LOOSE}
+
+    original = segment(photo, everything(**params), model).masks
+    library = segment(photo, everything(**params, crops_suppression="library"), model).masks
+
+    def areas(masks: tuple[Mask, ...]) -> list[float]:
+        return [mask.crop_box_xywh[2] * mask.crop_box_xywh[3] for mask in masks]
+
+    assert areas(original) == sorted(areas(original))
+    assert areas(library) != sorted(areas(library))
+    whole = max(areas(original))
+    assert sum(area < whole for area in areas(original)) > sum(area < whole for area in areas(library))
+
+
+def test_without_crops_both_ways_of_suppression_agree(model: SegmentationModel, example: Example) -> None:
+    photo, params = example("coins.png"), {"points_per_crop": 8, **LOOSE}
+
+    original = segment(photo, everything(**params), model).masks
+
+    assert original == segment(photo, everything(**params, crops_suppression="library"), model).masks
 
 
 def test_no_batch_is_larger_than_asked(model: SegmentationModel, example: Example) -> None:
@@ -152,7 +176,7 @@ def test_the_parameters_are_the_pipelines_own() -> None:
             if parameter.default is not inspect.Parameter.empty and parameter.default is not None:
                 theirs[name] = parameter.default
 
-    assert EverythingParams().model_dump() == pytest.approx(theirs)
+    assert EverythingParams().model_dump(exclude={"crops_suppression"}) == pytest.approx(theirs)
 
 
 class StoppedError(Exception):

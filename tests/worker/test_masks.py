@@ -12,71 +12,34 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torch.nn.functional import interpolate
 
 from jobs.spec import EverythingParams
 from tests import references
 from tests.worker.conftest import MAX_PIXELS
 from worker import masks
-from worker.crops import Crop, lay_out, whole
+from worker.crops import lay_out, whole
 from worker.decoder import at_hand
 from worker.embedding import Frame, frame_of, pixel_values
 from worker.images import decode_photo
-from worker.masks import Cut, Mask
+from worker.masks import Cut, Draft, Mask
 from worker.model import SegmentationModel
+from worker.outlines import Measures
 from worker.prompts import PromptBatch
-
-SIDES = st.integers(1, 12)
-BOOLS = arrays.arrays(np.bool_, st.tuples(SIDES, SIDES))
+from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    logits=arrays.arrays(np.float32, (5, 6), elements=st.floats(-20, 20, width=32)),
-    original_hw=st.tuples(st.integers(1, 30), st.integers(1, 30)),
-    padded=st.integers(8, 20),
-)
-def test_upscaling_is_two_bilinear_steps(logits: np.ndarray, original_hw: tuple[int, int], padded: int) -> None:
-    scale = padded / max(original_hw)
-    scaled_hw = (max(1, round(original_hw[0] * scale)), max(1, round(original_hw[1] * scale)))
-    frame = Frame(original_hw, scaled_hw, (padded, padded))
+def test_stability_is_the_inner_area_over_the_outer() -> None:
+    measures = Measures(np.array([[8, 6, 3], [5, 5, 5], [2, 0, 0]]), np.zeros((3, 4), int), np.zeros((3, 4), int))
 
-    fast = masks.upscale(torch.from_numpy(logits)[None], frame)[0].numpy()
-
-    assert np.allclose(fast, references.upscaled(logits, (padded, padded), scaled_hw, original_hw), atol=1e-4)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    logits=arrays.arrays(np.float32, st.tuples(SIDES, SIDES), elements=st.floats(-4, 4, width=32)),
-    threshold=st.sampled_from([0.0, 0.5, -1.0]),
-    offset=st.sampled_from([0.5, 1.0, 2.0]),
-)
-def test_stability_is_the_inner_area_over_the_outer(logits: np.ndarray, threshold: float, offset: float) -> None:
-    fast = masks.stability(torch.from_numpy(logits)[None], threshold, offset)
-
-    assert float(fast[0]) == pytest.approx(references.stability(logits, threshold, offset))
+    assert masks.stability(measures).tolist() == [0.375, 1.0, 0.0]
 
 
 def test_an_empty_mask_has_a_stability_of_zero() -> None:
-    assert masks.stability(torch.full((2, 3, 3), -9.0), 0.0, 1.0).tolist() == [0.0, 0.0]
+    # transformers divides 0 by 0 and gives nan
+    measures = Measures(np.zeros((2, 3), int), np.zeros((2, 4), int), np.zeros((2, 4), int))
 
-
-@given(BOOLS)
-def test_the_box_holds_all_pixels_and_touches_its_sides(mask: np.ndarray) -> None:
-    assert masks.bounding_box(mask) == references.bounding_box(mask)
-
-
-@given(mask=BOOLS, left=st.integers(0, 4), top=st.integers(0, 4), beyond=st.integers(0, 4))
-def test_a_crops_rle_lies_in_its_place_on_the_image(mask: np.ndarray, left: int, top: int, beyond: int) -> None:
-    height, width = mask.shape
-    size_wh = (left + width + beyond, top + height + beyond)
-    canvas = np.zeros((size_wh[1], size_wh[0]), dtype=np.bool_)
-    canvas[top : top + height, left : left + width] = mask
-
-    counts = masks.encode(mask, Crop((left, top, left + width, top + height), 1), size_wh)
-
-    lengths: Any = {"size": list(canvas.shape), "counts": references.run_lengths(canvas)}
-    assert counts == coco_mask.frPyObjects(lengths, *canvas.shape)["counts"].decode()
+    assert masks.stability(measures).tolist() == [0.0, 0.0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,11 +56,38 @@ def test_suppression_keeps_the_best_of_overlapping_boxes(
     found = [_mask((x, y, width + 1, height + 1), score / 8) for (x, y, width, height), score in zip(boxes, scores)]  # noqa: B905
     corners = [(x, y, x + width, y + height) for x, y, width, height in boxes]
 
-    kept = masks.suppress(found, thresh)
+    kept = better_of_overlapping(found, thresh)
 
-    assert kept == tuple(
-        found[index] for index in references.suppressed(corners, [m.predicted_iou for m in found], thresh)
-    )
+    assert kept == references.suppressed(corners, [mask.predicted_iou for mask in found], thresh)
+
+
+CROPS = [(0, 0, 200, 200), (0, 0, 120, 120), (80, 0, 120, 120), (80, 80, 60, 60)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    found=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 20), st.integers(0, 9), st.integers(0, 8)),
+        max_size=25,
+    ),
+    thresh=st.sampled_from([0.0, 0.3, 0.5, 0.7]),
+)
+def test_crops_are_suppressed_as_in_the_original_generator(
+    found: list[tuple[int, int, int, int, int]], thresh: float
+) -> None:
+    by_crop = [
+        [_mask((x, y, 5 + side, 5), score / 8, CROPS[crop]) for crop, x, y, side, score in found if crop == number]
+        for number in range(4)
+    ]
+    corners = [[(x, y, x + w - 1, y + h - 1) for x, y, w, h in (mask.bbox_xywh for mask in masks)] for masks in by_crop]
+    scores = [[mask.predicted_iou for mask in masks] for masks in by_crop]
+    expected = references.suppressed_over_crops(corners, scores, [w * h for _, _, w, h in CROPS], thresh)
+
+    in_crops = [[masks[index] for index in better_of_overlapping(masks, thresh)] for masks in by_crop]
+    rest = [mask for masks in in_crops for mask in masks]
+    kept = [rest[index] for index in smaller_crop_of_overlapping(rest, thresh)]
+
+    assert kept == [by_crop[crop][index] for crop, index in expected]
 
 
 def test_suppression_agrees_with_torchvision_on_many_boxes() -> None:
@@ -111,9 +101,9 @@ def test_suppression_agrees_with_torchvision_on_many_boxes() -> None:
     corners = torch.tensor([[x, y, x + w - 1, y + h - 1] for x, y, w, h in (mask.bbox_xywh for mask in found)])
     theirs = nms(corners.float(), torch.tensor([mask.predicted_iou for mask in found]), 0.6)
 
-    kept = masks.suppress(found, 0.6)
+    kept = better_of_overlapping(found, 0.6)
 
-    assert kept == tuple(found[index] for index in theirs.tolist())
+    assert kept == theirs.tolist()
 
 
 @pytest.mark.parametrize("size_wh", [(640, 480), (97, 301), (1000, 30)])
@@ -159,27 +149,50 @@ def test_a_mask_at_an_inner_edge_of_its_crop_is_cut_off() -> None:
     at_the_images_edge = _mask((0, 0, 50, 50), 1.0, crop)
     inside = _mask((40, 40, 50, 50), 1.0, crop)
 
-    assert masks.is_cut_off(at_the_inner_edge, size_wh)
-    assert not masks.is_cut_off(at_the_images_edge, size_wh)
-    assert not masks.is_cut_off(inside, size_wh)
+    assert is_cut_off(at_the_inner_edge, size_wh)
+    assert not is_cut_off(at_the_images_edge, size_wh)
+    assert not is_cut_off(inside, size_wh)
 
 
-def test_many_masks_of_a_large_image_are_upscaled_a_few_at_a_time() -> None:
-    logits = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 4
-    candidates = at_hand(logits, torch.rand(6, 3, generator=torch.Generator().manual_seed(1)))
-    batch = PromptBatch(None, None, None, tuple(range(6)), ((),) * 6)
-    size_wh = (2400, 1800)  # 17 MB a mask: three at a time
-    frame = Frame((1800, 2400), (48, 64), (64, 64))
+def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[Draft]:
+    """All three candidates of each prompt, on an image that lies in a frame of 64 × 64."""
+    candidates = at_hand(logits, torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)))
+    batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
+    frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))
+    chosen = masks.choose_all(candidates)
+    made = list(masks.draft_masks(candidates, chosen, batch, frame, whole(size_wh), size_wh, cut))
+    assert [(row, column) for row, column, _ in made] == list(np.ndindex(len(logits), 3))
+    return [draft for _, _, draft in made]
 
-    made = list(
-        masks.make_masks(candidates, masks.choose_all(candidates), batch, frame, whole(size_wh), size_wh, Cut(0.0))
-    )
 
-    at_once = masks.upscale(logits.flatten(0, 1), frame) > 0
-    assert [(row, column) for row, column, _ in made] == [(row, column) for row in range(6) for column in range(3)]
-    for (_, _, mask), pixels in zip(made, at_once, strict=True):
-        assert np.array_equal(masks.decode_rle(mask), pixels.numpy())
-        assert mask.area == int(pixels.sum())
+def random_logits(prompts: int) -> torch.Tensor:
+    return torch.randn(prompts, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 4
+
+
+def test_many_masks_are_made_some_at_a_time() -> None:
+    logits, size_wh = random_logits(50), (240, 180)
+
+    made = drafts_of(logits, Cut(0.0), size_wh)
+
+    for draft, low in zip(made, logits.flatten(0, 1), strict=True):
+        large = interpolate(low[None, None], (64, 64), mode="bilinear")[..., :48, :64]
+        pixels = interpolate(large, (180, 240), mode="bilinear")[0, 0] > 0
+        assert np.array_equal(masks.decode_rle(draft.written()), pixels.numpy())
+        assert draft.mask.area == int(pixels.sum())
+
+
+def test_masks_are_written_at_once_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = drafts_of(random_logits(4), Cut(0.0), (240, 180))
+    monkeypatch.setattr(masks, "_OUTLINE_BYTES", 5 * made[0].outline.turned.nbytes)
+    found = masks.Drafts()
+
+    for draft in made:
+        found.add(draft)
+
+    assert found.held_bytes <= 5 * made[0].outline.turned.nbytes
+    assert found.written() == tuple(draft.written() for draft in made)
+    found.keep(lambda masks: [len(masks) - 1, 0], first=4)
+    assert found.written() == tuple(made[index].written() for index in (0, 1, 2, 3, 11, 4))
 
 
 def test_measures_of_a_mask_agree_with_pycocotools(model: SegmentationModel, repository: Any) -> None:

@@ -88,6 +88,20 @@ def box_of(inside: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), original_hw=st.tuples(st.integers(1, 30), st.integers(1, 30)))
+def test_what_it_is_compared_with_is_two_bilinear_steps(seed: int, original_hw: tuple[int, int]) -> None:
+    logits, shape = rough(1, (5, 5), seed, coarse=2), ((5, 5), (20, 20), original_hw)
+
+    slow = references.upscaled(logits[0], (20, 20), frame(original_hw, 20), original_hw)
+
+    measures = measure(geometry_of(shape).prepare(torch.from_numpy(logits)), geometry_of(shape), 0.0, 1.0)
+    assert np.allclose(full_size(logits, shape)[0], slow, atol=1e-4)
+    if np.abs(np.abs(slow) - [[[0]], [[1]]]).min() > 1e-4:  # no rounding decides
+        assert measures.areas[0, 2] / max(1, measures.areas[0, 0]) == references.stability(slow, 0.0, 1.0)
+        assert measures.boxes_xyxy[0].tolist() == list(references.bounding_box(slow > 0) or (0, 0, 0, 0))
+
+
 SIDES = st.integers(1, 260)
 SHAPES: st.SearchStrategy[Shape] = st.one_of(
     st.tuples(st.just((16, 16)), st.just((64, 64)), st.tuples(SIDES, SIDES)),
