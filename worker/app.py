@@ -82,8 +82,9 @@ def set_up_logs(**_: object) -> None:
 
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
-    """Connect to the services and load the model."""
+    """Connect to the services, load the model and compile what follows it."""
     from jobs.storage import Store
+    from worker import masks
     from worker.attempt import Workbench
     from worker.egress import egress_session
     from worker.model import load_model
@@ -96,6 +97,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         model=load_model(settings.model, settings.device),
         settings=settings,
     )
+    masks.warm_up()
     log.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from worker import outlines, runs
 from worker.crops import Crop
 from worker.decoder import Candidates
 from worker.embedding import Frame
@@ -206,3 +207,9 @@ def stability(measures: Measures) -> npt.NDArray[np.float32]:
 def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:
     """Read a mask's pixels back.  Returns (H, W), columns contiguous."""
     return decode_runs(mask.counts, mask.size_hw)
+
+
+def warm_up() -> None:
+    """Compile what measures and writes masks, or find it compiled: some seconds on a machine's first time."""
+    outlines.warm_up()
+    runs.warm_up()
