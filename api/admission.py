@@ -96,7 +96,8 @@ def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
 def _check_source(source: ImageSource, tenant: str, door: Services) -> None:
     if source.s3_uri is not None:
         bucket, _ = split_s3_uri(source.s3_uri)
-        if bucket not in door.settings.allowed_buckets:
+        # Never our own bucket: other tenants' images and masks are in it.
+        if bucket not in door.settings.allowed_buckets or bucket == door.settings.bucket:
             raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
     if source.upload_id is not None:
         stored = door.store.head(upload_key(tenant, source.upload_id))

@@ -1,16 +1,16 @@
-# The worker.  For NVIDIA GPUs, with CUDA's libraries out of torch's own wheels:
+# The worker, for NVIDIA GPUs and for the processor: torch's own wheels bring CUDA's libraries along.
 #   docker build -f deploy/worker.Dockerfile -t maskfleet-worker .
-# For the processor alone, several GB smaller:
-#   docker build -f deploy/worker.Dockerfile --build-arg DEVICE=cpu -t maskfleet-worker:cpu .
+# For the processor alone it gets several GB smaller with the index of CPU builds that PyTorch's install page names:
+#   docker build -f deploy/worker.Dockerfile --build-arg TORCH_INDEX_URL=… -t maskfleet-worker .
 FROM python:3.12-slim
 
-ARG DEVICE=gpu
+ARG TORCH_INDEX_URL=
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY . .
-# torch by itself first: its index for the processor's builds holds not all that the rest needs.
-RUN if [ "$DEVICE" = cpu ]; then \
-        pip install -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu; \
+# torch by itself first: an index of its own holds not all that the rest needs.
+RUN if [ -n "$TORCH_INDEX_URL" ]; then \
+        pip install -c constraints.txt torch --index-url "$TORCH_INDEX_URL"; \
     fi \
     && pip install -c constraints.txt ".[worker]" && rm -rf /build/*
 

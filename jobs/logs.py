@@ -13,8 +13,14 @@ def configure_logs(level: str, *, program: str) -> None:
 
     level: a name of the logging module, as in ``INFO``.  program: bound to every line.
     """
+
+    def add_program(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.setdefault("program", program)
+        return event
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_program,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -38,7 +44,6 @@ def configure_logs(level: str, *, program: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    structlog.contextvars.bind_contextvars(program=program)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

@@ -129,7 +129,6 @@ def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> 
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
         "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
-        "MASKFLEET_ALLOWED_BUCKETS": "maskfleet",
     }
     with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
         yield stack.line

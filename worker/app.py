@@ -52,9 +52,9 @@ def load(**_: object) -> None:
     settings = WorkerSettings()
     try:
         _child = WorkerChild(make_workbench(settings), Roster(connect(settings)), Publisher(settings))
-    except JobError as error:
-        # Celery would swallow the error and hand jobs to a child without a model.
-        log.error("model_not_loaded", model=settings.model, code=error.code, detail=error.detail)
+    except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
+        code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
+        log.error("model_not_loaded", model=settings.model, code=code, detail=detail)
         time.sleep(LOAD_RETRY_S)
         os._exit(1)
 
@@ -83,6 +83,8 @@ def set_up_logs(**_: object) -> None:
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile what follows it."""
+    import torch
+
     from jobs.storage import Store
     from worker import masks
     from worker.attempt import Workbench
@@ -90,6 +92,8 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     from worker.model import load_model
 
     started = time.monotonic()
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
     bench = Workbench(
         ledger=Ledger(connect(settings), settings.retention_s),
         store=Store(settings),

@@ -6,8 +6,8 @@ CPU only.  Several may run: whatever one takes, it takes by a script of the ledg
 from __future__ import annotations
 
 import random
-import signal
-import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from jobs.connection import connect
@@ -19,6 +19,7 @@ from jobs.logs import configure_logs, get_logger
 from jobs.outbox import Outbox
 from jobs.queue import Publisher
 from jobs.settings import CourierSettings
+from worker.children import StopSignals
 from worker.egress import egress_session
 from worker.webhook import Outcome, Try, send
 
@@ -43,10 +44,10 @@ class Courier:
         self._session = egress_session(allow_private=settings.egress_allow_private)
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
 
-    def run(self, over: threading.Event) -> None:
-        """Work until ``over`` is set; then end the tries under way."""
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Work until ``is_over`` says so; then end the tries under way."""
         with ThreadPoolExecutor(SENDERS, thread_name_prefix="sender") as senders:
-            while not over.is_set():
+            while not is_over():
                 try:
                     self._reap()
                     self._publish()
@@ -54,7 +55,7 @@ class Courier:
                         senders.submit(self._deliver, delivery)
                 except QueueUnavailable:
                     log.warning("queue_unavailable")
-                over.wait(self._settings.tick_s)
+                time.sleep(self._settings.tick_s)
 
     def _reap(self) -> None:
         reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
@@ -105,11 +106,9 @@ def main() -> None:
     configure_logs(settings.log_level, program="courier")
     if not settings.webhook_secrets:
         raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+    signals = StopSignals()
     log.info("courier_started")
-    Courier(settings).run(over)
+    Courier(settings).run(lambda: signals.count > 0)
 
 
 if __name__ == "__main__":

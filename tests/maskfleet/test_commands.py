@@ -60,7 +60,7 @@ def test_cancel_ends_a_job(cli: Cli, server: dict[str, str], coins: Path, client
 def test_a_job_that_fails_says_why_and_ends_with_status_1(
     cli: Cli, server: dict[str, str], running_stack: StackLine
 ) -> None:
-    answer = cli("submit", f"s3://{running_stack.bucket}/photos/nothing.png", *BOX, "--wait", **server)
+    answer = cli("submit", "s3://photos/nothing.png", *BOX, "--wait", **server)
 
     assert answer.returncode == 1
     assert "object_not_found: " in answer.stderr or "image_not_found: " in answer.stderr

@@ -87,7 +87,7 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
         }
     )
     over = threading.Event()
-    thread = threading.Thread(target=Courier(settings).run, args=(over,))
+    thread = threading.Thread(target=Courier(settings).run, args=(over.is_set,))
     thread.start()
     try:
         yield
