@@ -19,6 +19,7 @@ from maskfleet.client import Client
 from maskfleet.problems import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
 from maskfleet.receiver import Receiver
 from maskfleet.stack_process import StackLine
+from maskfleet.stack_settings import PHOTOS_BUCKET
 from maskfleet.submission import JobFields
 
 BOXES: JobFields = {"mode": "box", "prompts": [Prompt(box=(304, 14, 366, 73)), Prompt(box=(244, 94, 298, 146))]}
@@ -84,13 +85,13 @@ def test_a_ready_spec_on_an_object_of_the_store_is_carried_out(
             s3_endpoint=running_stack.s3_endpoint,
             s3_access_key=running_stack.s3_access_key,  # type: ignore[arg-type]  # pydantic makes it a secret
             s3_secret_key=running_stack.s3_secret_key,  # type: ignore[arg-type]  # as above
-            bucket=running_stack.bucket,
+            bucket=PHOTOS_BUCKET,
         )
     )
-    store.put("photos/coins.png", coins.read_bytes(), "image/png")
+    store.put("a/coins.png", coins.read_bytes(), "image/png")
     spec = BoxJob(
         mode="box",
-        image=ImageSource(s3_uri=f"s3://{running_stack.bucket}/photos/coins.png"),
+        image=ImageSource(s3_uri=f"s3://{PHOTOS_BUCKET}/a/coins.png"),
         prompts=(Prompt(box=(304, 14, 366, 73)),),
     )
 
