@@ -14,7 +14,7 @@ from jobs.errors import InvalidRequest
 from jobs.record import Spec
 from jobs.spec import Output
 from worker.images import Photo
-from worker.logits import write_logits
+from worker.logits import LOGITS_FOLDER, write_logits
 from worker.masks import Mask, decode_rle
 from worker.overlay import draw_overlay
 from worker.segment import Segmentation
@@ -76,7 +76,7 @@ def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes
 def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
     """One picture of 1 bit a pixel for each mask, white inside, numbered from 0 in the order of the records."""
     for number, mask in enumerate(segmentation.masks):
-        name = _numbered("masks", number, segmentation, "png")
+        name = _numbered("masks/", number, segmentation, "png")
         yield Artifact(name, "image/png", _png(Image.fromarray(decode_rle(mask))))
 
 
@@ -84,7 +84,7 @@ def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
     """One .npy file for each mask: its logits at the model's own resolution, which a ``mask_input`` may name."""
     for number, mask in enumerate(segmentation.masks):
         if mask.logits is not None:
-            name = _numbered("logits", number, segmentation, "npy")
+            name = _numbered(LOGITS_FOLDER, number, segmentation, "npy")
             yield Artifact(name, "application/octet-stream", write_logits(mask.logits))
 
 
@@ -103,7 +103,7 @@ def label_map_png(segmentation: Segmentation) -> bytes:
 
 def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
     digits = max(4, len(str(len(segmentation.masks) - 1)))
-    return f"{folder}/{number:0{digits}}.{suffix}"
+    return f"{folder}{number:0{digits}}.{suffix}"
 
 
 def _record(number: int, mask: Mask) -> dict[str, object]:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from jobs.errors import InvalidPrompt
 
+#: Where a result has them.
+LOGITS_FOLDER = "logits/"
 #: A file's bytes: four times a mask of 256 × 256 in float32, which is the largest that any published model takes.
 MAX_FILE_BYTES = 2**20
 

@@ -1,16 +1,20 @@
-"""From where a job says its image is, to the image's bytes."""
+"""From where a job says its image is, to the image's bytes; and so for the earlier masks that its prompts name."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import requests
 
-from jobs.errors import InvalidImage, InvalidRequest, NotFound, SourceUnavailable
+from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound, SourceUnavailable
+from jobs.manifest import Manifest
 from jobs.settings import WorkerSettings
-from jobs.spec import ImageSource
-from jobs.storage import ObjectDenied, Store, split_s3_uri, upload_key
+from jobs.spec import ImageSource, MaskInput, Prompt
+from jobs.storage import ObjectDenied, Store, result_prefix, split_s3_uri, upload_key
 from worker.egress import AddressRefused
+from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
+from worker.prompts import MaskInputs
 
 _CHUNK = 1 << 20
 
@@ -25,9 +29,7 @@ def fetch_image(
     if source.url is not None:
         data = _fetch_url(source.url, egress, settings)
     elif source.s3_uri is not None:
-        bucket, key = split_s3_uri(source.s3_uri)
-        if bucket not in settings.allowed_buckets:
-            raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
+        bucket, key = _allowed_object(source.s3_uri, settings)
         data = _read_object(store, bucket, key, settings)
     elif source.upload_id is not None:
         data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
@@ -36,6 +38,52 @@ def fetch_image(
     if len(data) > settings.max_image_bytes:
         raise _too_many_bytes(settings)
     return data
+
+
+def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, settings: WorkerSettings) -> MaskInputs:
+    """Fetch the earlier masks that prompts name, by the index of the prompt.
+
+    Raises InvalidPrompt (``mask_input_not_found``, ``mask_input_forbidden``, ``invalid_mask_input``), InvalidRequest
+    for a bucket that is not allowed, StoreUnavailable.
+    """
+    named = {index: prompt.mask_input for index, prompt in enumerate(prompts) if prompt.mask_input is not None}
+    return {
+        index: read_logits(_read_mask(source, index, tenant, store, settings), index) for index, source in named.items()
+    }
+
+
+def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settings: WorkerSettings) -> bytes:
+    try:
+        if source.s3_uri is not None:
+            bucket, key = _allowed_object(source.s3_uri, settings)
+            return store.read(key, bucket=bucket, max_bytes=MAX_FILE_BYTES)
+        if source.upload_id is not None:
+            return store.read(upload_key(tenant, source.upload_id), max_bytes=MAX_FILE_BYTES)
+        body = store.read(f"{result_prefix(tenant, source.job_id or '')}/manifest.json")
+        of_masks = [
+            file.key for file in Manifest.model_validate_json(body).files if file.name.startswith(LOGITS_FOLDER)
+        ]
+        if source.mask is not None and source.mask < len(of_masks):
+            return store.read(of_masks[source.mask], max_bytes=MAX_FILE_BYTES)
+    except ObjectDenied as error:
+        raise InvalidPrompt(
+            "mask_input_forbidden", f"Prompt {prompt}: the store does not let this service read the mask_input."
+        ) from error
+    except NotFound as error:
+        raise InvalidPrompt("mask_input_not_found", f"Prompt {prompt}: its mask_input is not in the store.") from error
+    raise InvalidPrompt(
+        "mask_input_not_found",
+        f"Prompt {prompt}: the job {source.job_id} wrote logits of {len(of_masks)} masks, and none of number "
+        f"{source.mask}. Ask for logits among that job's outputs.",
+    )
+
+
+def _allowed_object(s3_uri: str, settings: WorkerSettings) -> tuple[str, str]:
+    bucket, key = split_s3_uri(s3_uri)
+    # Never our own bucket: other tenants' images and masks are in it.
+    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
+        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
+    return bucket, key
 
 
 def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> bytes:
