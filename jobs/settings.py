@@ -73,13 +73,17 @@ class ApiSettings(SharedSettings):
     upload_ttl_s: int = Field(900, ge=1)
     #: The longest ``Prefer: wait`` that is honoured.
     max_wait_s: int = Field(60, ge=0)
+    #: A stream of a job's events is ended after this time; its reader comes again by itself.
+    max_stream_s: int = Field(600, ge=1)
+    #: A stream on which nothing happens says so this often, so that nothing on the way takes it for dead.
+    heartbeat_s: float = Field(10.0, gt=0)
     idempotency_ttl_s: int = Field(24 * 3600, ge=60)
     #: The address that clients reach the API under; links in answers start with it.  Empty: the request's own.
     public_url: str = ""
     #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
     bind: str = "127.0.0.1:8000"
     processes: int = Field(2, ge=1)
-    #: Threads of each process; each serves one request, half of them may wait for a job's end.
+    #: Threads of each process; each serves one request, half of them may wait for a job's end or stream its events.
     threads: int = Field(32, ge=2)
 
     _split_names = field_validator("api_keys", "models", "allowed_buckets", mode="before")(_split)
@@ -106,6 +110,8 @@ class WorkerSettings(SharedSettings):
     #: Where ``/live`` and ``/ready`` answer; 0 for nowhere.
     health_host: str = "127.0.0.1"
     health_port: int = Field(0, ge=0, le=65535)
+    #: A worker that took nothing for this long sends itself a message.
+    canary_s: float = Field(10.0, gt=0)
     #: A worker that no message reached for this long is not ready.
     ready_within_s: float = Field(60.0, gt=0)
     #: Attempts before a job fails with ``attempts_exhausted``.

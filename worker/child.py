@@ -19,8 +19,6 @@ log = get_logger()
 
 #: A job id that no job has.  Its message, sent to a node's own queue, proves that the node consumes.
 CANARY_ID = f"job_{'0' * 32}"
-#: A node that took nothing for this long is sent a canary.
-CANARY_AFTER_S = 10.0
 
 
 class WorkerChild:
@@ -70,7 +68,7 @@ class WorkerChild:
                 self._announce()
             except QueueUnavailable:
                 log.warning("worker_not_announced")
-            self._over.wait(WORKER_TTL_S / 6)
+            self._over.wait(min(WORKER_TTL_S / 6, self._bench.settings.canary_s))
 
     def _announce(self) -> None:
         settings = self._bench.settings
@@ -80,6 +78,6 @@ class WorkerChild:
         self._roster.announce(
             WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
         )
-        if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > CANARY_AFTER_S:
+        if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:
             self._canary_sent_at = now
             self._publisher.publish(CANARY_ID, canary_queue(settings.node))

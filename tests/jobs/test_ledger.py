@@ -3,15 +3,18 @@
 import pytest
 import redis
 
+from jobs.census import Census
+from jobs.connection import load_script
 from jobs.deliveries import Deliveries
 from jobs.errors import QueueUnavailable
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
+from jobs.queue import more_urgent_queues
 from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
 from jobs.roster import Roster, WorkerSeen
 from jobs.spec import EventName, Webhook
 from jobs.status import Stage, Status
-from jobs.transitions import Cancel, Created, NewJob, Reply
+from jobs.transitions import Cancel, Created, Deleted, NewJob, QueuePlace, Reply, Retried
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
@@ -310,3 +313,161 @@ def test_a_redis_that_is_full_refuses_and_writes_nothing(ledger: Ledger, redis_c
         redis_client.config_set("maxmemory", "0")
 
     assert redis_client.keys("mf:*") == []
+
+
+def test_every_attempt_is_remembered_with_how_it_ended(ledger: Ledger) -> None:
+    job_id = create(ledger)
+    claim(ledger, job_id, lease_s=0.01)
+    wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1)
+    ledger.release(claim(ledger, job_id), delay_s=0, charged=True, outcome="store_unavailable")
+    ledger.succeed(claim(ledger, job_id), RESULT)
+
+    attempts = ledger.attempts(job_id)
+
+    assert [(attempt.number, attempt.outcome) for attempt in attempts] == [
+        (1, "lease_ran_out"),
+        (2, "store_unavailable"),
+        (3, "succeeded"),
+    ]
+    assert all(attempt.ended_at and attempt.ended_at >= attempt.started_at for attempt in attempts)
+
+
+def test_who_is_fenced_is_counted(ledger: Ledger, redis_client: redis.Redis) -> None:
+    record = claim(ledger, create(ledger))
+    ledger.release(record, delay_s=0, charged=True)
+
+    ledger.beat(record, PROGRESS, lease_s=30)
+    ledger.succeed(record, RESULT)
+
+    assert Census(redis_client).totals()["fenced"] == 2
+
+
+def test_an_end_that_is_told_twice_is_one_end(ledger: Ledger, deliveries: Deliveries) -> None:
+    record = claim(ledger, create(ledger, webhook=Webhook(url="https://example.com/hook")))
+
+    assert [ledger.succeed(record, RESULT) for _ in range(2)] == [Reply.OK] * 2
+
+    assert len(deliveries.due()) == 1
+
+
+def test_a_node_that_drains_hands_its_job_back_after_the_grace(ledger: Ledger) -> None:
+    record = claim(ledger, create(ledger))
+    ledger.drain("node-1", grace_s=60)
+    within = ledger.beat(record, PROGRESS, lease_s=30)
+    ledger.drain("node-1", grace_s=0)
+    after = wait_until(lambda: (reply := ledger.beat(record, PROGRESS, lease_s=30)) is not Reply.OK and reply)
+    ledger.undrain("node-1")
+
+    assert (within, after) == (Reply.OK, Reply.DRAINED)
+    assert ledger.beat(record, PROGRESS, lease_s=30) is Reply.OK
+
+
+def test_a_failed_job_is_retried_with_all_its_attempts_before_it(
+    ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
+) -> None:
+    job_id = create(ledger)
+    ledger.fail(claim(ledger, job_id, max_attempts=1), "store_unavailable", "Gone.")
+
+    assert ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10) is Retried.QUEUED
+
+    record = read(ledger, job_id)
+    assert (record.status, record.error, record.ended_ms) == (Status.QUEUED, None, None)
+    assert redis_client.ttl(f"mf:job:{job_id}") == -1
+    assert outbox.due() == [(job_id, "sam.m.normal")]
+    assert claim(ledger, job_id, max_attempts=1).attempt == 1
+
+
+def test_only_a_failed_job_of_ones_own_is_retried(ledger: Ledger) -> None:
+    running, failed = create(ledger), create(ledger)
+    ledger.fail(claim(ledger, failed), "x", "y")
+
+    def retry(job_id: str, tenant: str, quota: int = 10) -> Retried:
+        return ledger.retry(job_id, tenant, start_deadline_s=60, max_in_flight=quota)
+
+    assert retry(running, "ant") is Retried.NOT_FAILED
+    assert retry(failed, "bee") is Retried.UNKNOWN
+    assert retry(failed, "ant", quota=1) is Retried.OVER_QUOTA
+
+
+def test_the_ends_of_a_retried_job_are_told_apart(ledger: Ledger, deliveries: Deliveries) -> None:
+    job_id = create(ledger, webhook=Webhook(url="https://example.com/hook"))
+    for _ in range(2):
+        ledger.fail(claim(ledger, job_id), "x", "y")
+        ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
+
+    assert {delivery.id for delivery in deliveries.due()} == {f"msg_{job_id}_{end}_failed" for end in (1, 2)}
+
+
+def test_an_ended_job_of_ones_own_is_forgotten(ledger: Ledger, redis_client: redis.Redis) -> None:
+    job_id = create(ledger)
+    assert ledger.delete(job_id, "ant") is Deleted.NOT_ENDED
+    ledger.fail(claim(ledger, job_id), "x", "y")
+    assert ledger.delete(job_id, "bee") is Deleted.UNKNOWN
+
+    assert ledger.delete(job_id, "ant") is Deleted.DELETED
+
+    assert ledger.read(job_id) is None
+    assert [key for key in redis_client.keys("mf:*") if job_id in key] == []
+    assert ledger.jobs_of("ant", before=None, limit=10) == []
+
+
+def test_the_start_is_estimated_from_the_queues_pace(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.succeed(claim(ledger, create(ledger)), RESULT)
+    redis_client.hset("mf:pace", "sam.m.normal", 2000)  # as if that job had taken 2 s
+    create(ledger, queue="sam.m.interactive")
+    create(ledger)
+    last = read(ledger, create(ledger))
+
+    with_two = ledger.queue_place(last, more_urgent_queues("sam.m.normal"), workers=2)
+    with_none = ledger.queue_place(last, (), workers=0)
+
+    assert with_two == QueuePlace(ahead=1, starts_in_s=2.0)  # one before it, one more urgent, two at a time
+    assert with_none == QueuePlace(ahead=1, starts_in_s=None)
+
+
+def test_the_pace_is_measured(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.succeed(claim(ledger, create(ledger)), RESULT)
+
+    assert redis_client.hget("mf:pace", "sam.m.normal") is not None
+
+
+def test_a_watcher_sees_a_new_version_with_each_change_and_only_then(ledger: Ledger) -> None:
+    job_id = create(ledger)
+    seen = [ledger.version(job_id)]
+    record = claim(ledger, job_id)
+    seen.append(ledger.version(job_id))
+    for _ in range(2):
+        ledger.beat(record, PROGRESS, lease_s=30)
+        seen.append(ledger.version(job_id))
+    ledger.succeed(record, RESULT)
+    seen.append(ledger.version(job_id))
+
+    assert seen == [1, 2, 3, 3, 4]
+
+
+def test_a_long_queue_is_not_made_longer(ledger: Ledger, redis_client: redis.Redis, outbox: Outbox) -> None:
+    jobs = [create(ledger) for _ in range(3)]
+    for job in jobs:
+        redis_client.lpush("sam.m.normal", job)
+        outbox.published(job)
+    redis_client.zadd("mf:outbox", dict.fromkeys(jobs, 0))  # as if the wait for a claim had passed
+
+    assert outbox.due() == []
+
+    redis_client.rpop("sam.m.normal")  # a message is lost
+    redis_client.zadd("mf:outbox", dict.fromkeys(jobs, 0))
+
+    assert sorted(job for job, _ in outbox.due()) == sorted(jobs)
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again_by_the_same_call(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    job_id = create(ledger)
+    script = load_script(redis_client, "claim")
+    arguments = [job_id, "node-1", 30_000, 3, 3_600_000, "one-call"]
+
+    first, again = script(args=arguments), script(args=arguments)
+
+    assert first[0] == again[0] == "claimed"
+    assert read(ledger, job_id).attempt == 1

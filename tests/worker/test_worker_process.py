@@ -23,6 +23,7 @@ from jobs.status import Status
 from jobs.storage import Store
 from jobs.transitions import NewJob
 from tests.waiting import wait_until
+from worker.health import why_not_ready
 
 SPEC = '{"mode":"box","image":{"upload_id":"%s"},"prompts":[{"box":[20,20,80,80]}]}'
 SLOW_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_batch":1}}'
@@ -39,6 +40,8 @@ def node(
         "MASKFLEET_NODE": "node-1",
         "MASKFLEET_LEASE_S": "2",
         "MASKFLEET_BEAT_S": "0.2",
+        "MASKFLEET_CANARY_S": "0.5",
+        "MASKFLEET_DRAIN_GRACE_S": "0.5",
     }
     with (tmp_path / "node.log").open("wb") as log:
         process = subprocess.Popen(
@@ -56,8 +59,16 @@ def the_worker(roster: Roster, deadline_s: float = 60) -> WorkerSeen:
     return wait_until(roster.workers, deadline_s)[0]
 
 
-def publish(ledger: Ledger, store: Store, redis_url: str, photo: bytes, spec: str = SPEC) -> str:
-    queue = queue_name("sam-demo", Priority.NORMAL)
+def publish(
+    ledger: Ledger,
+    store: Store,
+    redis_url: str,
+    photo: bytes,
+    spec: str = SPEC,
+    *,
+    priority: Priority = Priority.NORMAL,
+) -> str:
+    queue = queue_name("sam-demo", priority)
     upload_id = store.put_upload("ant", photo, "image/png")
     job = NewJob(tenant="ant", queue=queue, spec_json=spec % upload_id, start_deadline_s=60)
     job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
@@ -95,9 +106,27 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     assert record is not None
     assert record.attempt == 2
 
-    # It is told to end.
+    # It starves while its parent does not consume, and is seen to; then it takes the most urgent job first.
+    os.kill(node.pid, signal.SIGSTOP)
+    wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2), 30)
+    jobs = [
+        publish(ledger, store, redis_url, photo, priority=priority)
+        for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
+    ]
+    os.kill(node.pid, signal.SIGCONT)
+    wait_until(lambda: all(ledger.status(job) is Status.SUCCEEDED for job in jobs), 60)
+    bulk, normal, interactive = (ledger.read(job).started_ms for job in jobs)  # type: ignore[union-attr]  # it is there
+    assert interactive < normal < bulk
+    wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2) is None, 30)
+
+    # It is told to end in the middle of a job, which it hands back.
+    job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
+    wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     family = psutil.Process(node.pid).children(recursive=True)
     node.send_signal(signal.SIGTERM)
     assert node.wait(20) == 0
+    record = ledger.read(job_id)
+    assert record is not None
+    assert (record.status, record.attempt) == (Status.QUEUED, 0)
     assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
     assert roster.workers() == []
