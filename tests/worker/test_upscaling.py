@@ -1,0 +1,54 @@
+"""Upscaling the wanted masks alone gives what the library's convolutions give for all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.worker.test_two_way import SHAPES, Side, written_out
+from worker.low_rank import Scratch
+from worker.tokens import Tokens
+from worker.upscaling import Upscaling
+
+
+def library_masks(side: Side, image: torch.Tensor, tokens: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The masks (N, k, 4h, 4w) by the library's modules, as its decoder's forward has them."""
+    decoder, (height, width) = side.decoder, side.state.size_hw
+    maps = image.transpose(1, 2).reshape(len(image), -1, height, width)
+    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps)))
+    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+    vectors = torch.stack(
+        [
+            torch.stack([decoder.output_hypernetworks_mlps[mask](token) for token, mask in zip(*pair, strict=True)])
+            for pair in zip(tokens, masks.tolist(), strict=True)
+        ]
+    )
+    return torch.einsum("nkc,nchw->nkhw", vectors, upscaled)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_are_the_librarys(shape: tuple[int, int, int]) -> None:
+    side = Side(*shape)
+    _, conversation = side.converse(Tokens(side.tokens(prompts=2, own=2), None))
+    tokens = torch.randn(2, 3, shape[0])
+    masks = torch.tensor([[1, 2, 3], [3, 0, 0]])
+    upscaling = Upscaling(side.decoder, side.folded, Scratch(torch.device("cpu")))
+
+    ours = upscaling.logits(side.state, conversation.image, upscaling.vectors(tokens, masks))
+
+    theirs = library_masks(side, written_out(side, conversation.image), tokens, masks)
+    assert ours.shape == (2, 3, 4 * shape[2], 4 * shape[2])
+    assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_one_prompt_at_a_time_is_as_all_at_once() -> None:
+    side = Side(32, 2, 8)
+    _, conversation = side.converse(Tokens(side.tokens(prompts=3, own=2), None))
+    vectors = torch.randn(3, 2, 4)
+    upscaling = Upscaling(side.decoder, side.folded, Scratch(torch.device("cpu")))
+
+    together = upscaling.logits(side.state, conversation.image, vectors).clone()
+
+    for prompt in range(3):
+        one = upscaling.logits(side.state, conversation.image.take([prompt]), vectors[[prompt]])
+        assert torch.allclose(one[0], together[prompt], atol=1e-5)

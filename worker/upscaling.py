@@ -1,0 +1,94 @@
+"""Mask upscaling, of the masks that are wanted: from the image behind the decoder to logits at four times its size.
+
+The library makes two transposed convolutions of the image, the first with a layer norm behind it, each with a GELU, and
+multiplies the outcome with a vector for each mask.  Kernel and stride are both 2, so no two inputs meet in an output,
+and a convolution is a matrix product, after which each position holds its 2 × 2 block of outputs.  Here they are made
+for the upper and the lower row of each block apart: then the positions of a row of the image, the columns of their
+blocks, and the columns of the blocks within those follow one another in memory as in the mask, whose rows are copied
+whole.  The first product takes the image in its low-rank form: (keys·U) = scale·(own·U) + rowsᵀ·(basis·U), where own·U
+is a table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from worker.folding import FoldedDecoder
+from worker.image_state import ImageState
+from worker.low_rank import LowRankImage, Scratch
+
+#: Positions upscaled at once on a CPU, so that what they become stays in its cache.
+_CACHED_POSITIONS = 1024
+
+
+class Upscaling:
+    """The upscaling half of one model's mask decoder."""
+
+    def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch) -> None:
+        self._folded = folded
+        self._scratch = scratch
+        self._norm = decoder.upscale_layer_norm
+        self._towers = decoder.output_hypernetworks_mlps
+        # (2, c4, 2·c8), by row of output
+        convolution = decoder.upscale_conv2
+        inward, outward = convolution.weight.shape[:2]
+        self._upscale2 = convolution.weight.permute(2, 0, 3, 1).reshape(2, inward, 2 * outward).contiguous()
+        self._upscale2_bias = convolution.bias.repeat(2)
+
+    def vectors(self, tokens: Tensor, masks: Tensor) -> Tensor:
+        """Give the vectors that make masks.  tokens: (U, k, C); masks: (U, k), which of the mask tokens they are.
+
+        Returns (U, k, c8).
+        """
+        vectors = tokens.new_empty(*masks.shape, self._upscale2.shape[2] // 2)
+        for number, tower in enumerate(self._towers):
+            here = masks == number
+            vectors[here] = tower(tokens[here])
+        return vectors
+
+    def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor) -> Tensor:
+        """Upscale B prompts' images and multiply each with its k vectors.
+
+        vectors: (B, k, c8).  Returns (B, k, 4h, 4w), which the next call overwrites.
+        """
+        height, width = state.size_hw
+        prompts, masks, _ = vectors.shape
+        out = self._scratch.take("masks", prompts, masks, height, 4, 4 * width)
+        rows_at_once = max(1, _CACHED_POSITIONS // width) if vectors.device.type == "cpu" else height
+        for upper in (0, 1):
+            on_basis = torch.matmul(image.basis, self._folded.upscale1[upper])
+            for top in range(0, height, rows_at_once):
+                rows = slice(top, min(top + rows_at_once, height))
+                positions = slice(rows.start * width, rows.stop * width)
+                once = self._once(state.upscaled[upper, positions], upper, image, positions, on_basis)
+                for lower in (0, 1):
+                    twice = self._twice(once, lower)
+                    made = torch.bmm(vectors, twice.transpose(1, 2))
+                    out[:, :, rows, 2 * upper + lower] = made.view(prompts, masks, -1, 4 * width)
+        return out.view(prompts, masks, 4 * height, 4 * width)
+
+    def _once(self, shared: Tensor, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor) -> Tensor:
+        """The first convolution, normed.  shared: (p, 2·c4).  Returns (B, 2·p, c4)."""
+        once = self._scratch.take("once", len(image.scale), *shared.shape)
+        torch.addcmul(self._folded.upscale1_bias[upper], shared, image.scale[:, positions, None], out=once)
+        once.baddbmm_(image.rows[:, :, positions].transpose(1, 2), on_basis)
+        norm = self._norm
+        pixels = once.view(len(once), -1, *norm.normalized_shape)
+        return _gelu_(layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+
+    def _twice(self, once: Tensor, lower: int) -> Tensor:
+        """The second convolution.  Returns (B, 4·p, c8)."""
+        weight = self._upscale2[lower]
+        twice = self._scratch.take("twice", len(once) * once.shape[1], weight.shape[1])
+        torch.addmm(self._upscale2_bias, once.flatten(0, 1), weight, out=twice)
+        return _gelu_(twice).view(len(once), 2 * once.shape[1], -1)
+
+
+def _gelu_(values: Tensor) -> Tensor:
+    """GELU in place: fresh memory would cost more than the function."""
+    activated: Tensor = torch.ops.aten.gelu_(values)
+    return activated
