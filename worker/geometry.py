@@ -56,16 +56,17 @@ class Axis(NamedTuple):
     """One axis, from low resolution over the middle to the original.
 
     outer: original ← middle.  inner: middle ← low resolution.  band_start, band_end: the low-resolution coordinates,
-    both inclusive, that an output depends on.  group_starts: where outputs of one band begin, and the end of the last.
-    same_until: for each output, the next one that has other middle coordinates or another band.  reach: how far a band
-    goes beyond its first coordinate, at most.
+    both inclusive, that an output depends on.  first_from, end_until: for each low-resolution coordinate, the first
+    output whose band begins there or later, and the first whose band ends later.  same_until: for each output, the next
+    one that has other middle coordinates.  reach: how far a band goes beyond its first coordinate, at most.
     """
 
     outer: Taps
     inner: Taps
     band_start: Indices
     band_end: Indices
-    group_starts: Indices
+    first_from: Indices
+    end_until: Indices
     same_until: Indices
     reach: int
 
@@ -149,12 +150,13 @@ def _axis(start: int, steps: list[tuple[int, int]], rounding: Rounding) -> Axis:
     inner, outer = taps
     band_start = np.minimum(inner.first, inner.second)[np.minimum(outer.first, outer.second)]
     band_end = np.maximum(inner.first, inner.second)[np.maximum(outer.first, outer.second)]
-    new_band = _changes(band_start, band_end)
-    new_taps = new_band | _changes(outer.first, outer.second)
-    changes = np.append(np.flatnonzero(new_taps), size)
+    changes = np.append(np.flatnonzero(_changes(outer.first, outer.second)), size)
     same_until = changes[np.searchsorted(changes, np.arange(size), side="right")]
-    group_starts = np.append(np.flatnonzero(new_band), size)
-    return Axis(outer, inner, band_start, band_end, group_starts, same_until, int((band_end - band_start).max()))
+    first_from = np.searchsorted(band_start, np.arange(start))
+    end_until = np.searchsorted(band_end, np.arange(start), side="right")
+    return Axis(
+        outer, inner, band_start, band_end, first_from, end_until, same_until, int((band_end - band_start).max())
+    )
 
 
 def _changes(*tables: Indices) -> npt.NDArray[np.bool_]:

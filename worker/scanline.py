@@ -7,8 +7,8 @@ are counted whole.  Only stretches at a crossing are computed, value by value, i
 1. Around logits above the lowest cut: the window, widened by a band's reach (2).  Outside it all pixels are out.
 2. Neighbouring columns mostly mix the same two middle columns.  For such a pair, once: the low-resolution rows of both
    (that is how torch begins), and for each row how many cuts both exceed, or "undecided" if they differ.
-3. Groups of output rows with one band are decided if their rows agree.  For the others, column by column: the two
-   middle values that a few output rows mix; if these do not agree either, each output.
+3. So the output rows fall into stretches, decided where the rows of their bands agree.  In the others, column by
+   column: the two middle values that a few output rows mix; if these do not agree either, each output.
 
 Rounding moves a mix beyond its ends by parts in 2**24, so "exceeds" keeps a margin of parts in 2**18 of the cut.
 Nothing here has the original's size, and an output costs something at a mask's outline only.
@@ -23,11 +23,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from worker.geometry import Grid
+from worker.geometry import Axis, Grid
 from worker.kernel import fused_multiply_add, kernel
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint8]
 #: The code of rows that are on both sides of a cut; of others it is the number of cuts they exceed, 0 to 3.
 _UNDECIDED = 4
 
@@ -64,30 +65,27 @@ def measure_masks(
 @kernel
 def _measure(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
     rows = grid.rows
-    groups, seen, top, left = _extent(window, grid)
+    seen, row_start, row_stop, top, left = _extent(window, grid)
     lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
-    codes, undecided = np.empty(turned.shape[1], np.uint8), np.empty(len(groups), np.int64)
-    count, whole, whole_first, whole_last = 0, np.zeros(3, np.int64), 0, 0
+    codes, starts, count = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    kinds, whole, whole_first, whole_last = np.empty(len(starts), np.uint8), np.zeros(3, np.int64), 0, 0
     for column in seen:
         if _take_pair(turned, grid, column, left, held, lows):
             _code_rows(lows, cuts, codes)
-            count, whole_first, whole_last = 0, len(rows.band_start), -1
+            count = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
             whole[0] = whole[1] = whole[2] = 0
-            for group in groups:
-                code, start, stop = _group_code(codes, grid, group, top)
-                if code == _UNDECIDED:
-                    undecided[count] = group
-                    count += 1
-                elif code > 0:
-                    _add(whole, code, stop - start)
-                    if code > 1:
-                        whole_first, whole_last = min(whole_first, start), stop - 1
+            whole_first, whole_last = len(rows.band_start), -1
+            for stretch in range(count):
+                if kinds[stretch] != _UNDECIDED:
+                    _add(whole, kinds[stretch], starts[stretch + 1] - starts[stretch])
+                    if kinds[stretch] > 1:
+                        whole_first, whole_last = min(whole_first, starts[stretch]), starts[stretch + 1] - 1
         first, last = whole_first, whole_last
         areas[0], areas[1], areas[2] = areas[0] + whole[0], areas[1] + whole[1], areas[2] + whole[2]
-        for group in undecided[:count]:
-            row, stop = rows.group_starts[group], rows.group_starts[group + 1]
-            while row < stop:
-                until = rows.same_until[row]
+        for stretch in range(count):
+            row, stop = starts[stretch], starts[stretch + 1]
+            while kinds[stretch] == _UNDECIDED and row < stop:
+                until = min(stop, rows.same_until[row])
                 upper, lower = _middle_pair(lows, grid, top, row, column)
                 code = _code(upper, lower, cuts)
                 if code != _UNDECIDED:
@@ -117,36 +115,37 @@ def trace_mask(
     turned: the logits of the widened window, columns first.  image_left, image_top: where the grid lies in the image.
     """
     rows = grid.rows
-    groups, seen, top, left = _extent(window, grid)
+    seen, row_start, row_stop, top, left = _extent(window, grid)
     lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
-    codes = np.empty(turned.shape[1], np.uint8)
-    changes, count = np.empty(1024, np.int64), 0
+    codes, starts, stretches = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    kinds, changes, count = np.empty(len(starts), np.uint8), np.empty(1024, np.int64), 0
     for column in seen:
         if _take_pair(turned, grid, column, left, held, lows):
             _code_rows(lows, cuts, codes)
+            stretches = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
         if len(changes) - count < len(rows.band_start) + 2:
             changes = np.append(changes, np.empty(len(changes) + len(rows.band_start) + 2, np.int64))
-        start, inside, row = (column + image_left) * image_height + image_top, False, 0
-        for group in groups:
-            code, row, stop = _group_code(codes, grid, group, top)
-            if code != _UNDECIDED:
-                if (code > 1) != inside:
-                    count, inside = _put(changes, count, start + row), not inside
-                row = stop
+        above, inside = (column + image_left) * image_height + image_top, False
+        for stretch in range(stretches):
+            row, stop = starts[stretch], starts[stretch + 1]
+            if kinds[stretch] != _UNDECIDED:
+                if (kinds[stretch] > 1) != inside:
+                    count, inside = _put(changes, count, above + row), not inside
+                continue
             while row < stop:
-                until = rows.same_until[row]
+                until = min(stop, rows.same_until[row])
                 upper, lower = _middle_pair(lows, grid, top, row, column)
                 code = _code(upper, lower, cuts)
                 if code != _UNDECIDED:
                     if (code > 1) != inside:
-                        count, inside = _put(changes, count, start + row), not inside
+                        count, inside = _put(changes, count, above + row), not inside
                     row = until
                 while row < until:
                     if (_output(upper, lower, grid, row) > cuts.levels[1]) != inside:
-                        count, inside = _put(changes, count, start + row), not inside
+                        count, inside = _put(changes, count, above + row), not inside
                     row += 1
         if inside:
-            count = _put(changes, count, start + row)
+            count = _put(changes, count, above + row_stop)
     return changes[:count].copy()
 
 
@@ -173,13 +172,12 @@ def _window(logits: Floats, cut: float, grid: Grid) -> tuple[int, int, int, int]
 
 
 @kernel
-def _extent(window: Integers, grid: Grid) -> tuple[range, range, int, int]:
-    """The groups of output rows and the output columns that see into a window, and where its logits begin."""
+def _extent(window: Integers, grid: Grid) -> tuple[range, int, int, int, int]:
+    """The output columns and rows that see into a window, and where the logits that they see begin."""
     rows, columns = grid.rows, grid.columns
-    row_start, row_stop = np.searchsorted(rows.band_end, window[0]), np.searchsorted(rows.band_start, window[1] + 1)
-    groups = range(np.searchsorted(rows.group_starts, row_start), np.searchsorted(rows.group_starts, row_stop))
     seen = range(np.searchsorted(columns.band_end, window[2]), np.searchsorted(columns.band_start, window[3] + 1))
-    return groups, seen, max(0, window[0] - rows.reach), max(0, window[2] - columns.reach)
+    row_start, row_stop = np.searchsorted(rows.band_end, window[0]), np.searchsorted(rows.band_start, window[1] + 1)
+    return seen, row_start, row_stop, max(0, window[0] - rows.reach), max(0, window[2] - columns.reach)
 
 
 @kernel
@@ -208,20 +206,33 @@ def _low_column(turned: Floats, grid: Grid, middle: int, left: int, out: Floats)
 
 
 @kernel
-def _code_rows(lows: Floats, cuts: Cuts, codes: npt.NDArray[np.uint8]) -> None:
+def _code_rows(lows: Floats, cuts: Cuts, codes: Codes) -> None:
     for y in range(len(codes)):
         codes[y] = _code(lows[0, y], lows[1, y], cuts)
 
 
 @kernel
-def _group_code(codes: npt.NDArray[np.uint8], grid: Grid, group: int, top: int) -> tuple[int, int, int]:
-    """The code of a group of output rows, that of its low-resolution rows if they agree; its first row and its end."""
-    start, stop = grid.rows.group_starts[group], grid.rows.group_starts[group + 1]
-    code = codes[grid.rows.band_start[start] - top]
-    for y in range(grid.rows.band_start[start] + 1 - top, grid.rows.band_end[start] + 1 - top):
-        if codes[y] != code:
-            return _UNDECIDED, start, stop
-    return code, start, stop
+def _list_stretches(codes: Codes, rows: Axis, row: int, row_stop: int, top: int, starts: Integers, kinds: Codes) -> int:
+    """Cut the output rows from row on into decided and undecided stretches; each goes from its start to the next."""
+    count, low = 0, 0
+    while low < len(codes):
+        code, last = codes[low], low
+        while last + 1 < len(codes) and codes[last + 1] == code:
+            last += 1
+        if code != _UNDECIDED:
+            start, stop = max(row, rows.first_from[low + top]), min(row_stop, rows.end_until[last + top])
+            if start < stop:
+                if row < start:
+                    starts[count], kinds[count] = row, _UNDECIDED
+                    count += 1
+                starts[count], kinds[count] = start, code
+                count, row = count + 1, stop
+        low = last + 1
+    if row < row_stop:
+        starts[count], kinds[count] = row, _UNDECIDED
+        count += 1
+    starts[count] = row_stop
+    return count
 
 
 @kernel
