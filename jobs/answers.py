@@ -51,16 +51,18 @@ class JobPage(Wire):
 
 
 class UploadRequest(Wire):
-    """An image that is to be uploaded."""
+    """An image that is to be uploaded, or an earlier mask's logits (application/octet-stream)."""
 
-    content_type: Literal["image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif"]
+    content_type: Literal[
+        "image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream"
+    ]
     size: int = Field(ge=1, description="Of the file, in bytes.")
 
 
 class UploadView(Wire):
     """How to upload it: one request, with these headers and the file as its body."""
 
-    upload_id: str = Field(description="For `image.upload_id` of a job.")
+    upload_id: str = Field(description="For `image.upload_id` of a job, or a prompt's `mask_input`.")
     url: str
     method: Literal["PUT"] = "PUT"
     headers: dict[str, str]

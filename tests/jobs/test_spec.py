@@ -10,6 +10,10 @@ from jobs.spec import BoxJob, EverythingJob, PointJob, Prompt, check_prompts_on_
 IMAGE = {"s3_uri": "s3://photos/bee.jpg"}
 
 
+def _refining(mask_input: dict[str, object]) -> dict[str, object]:
+    return {"mode": "box", "image": IMAGE, "prompts": [{"box": [1, 2, 3, 4], "mask_input": mask_input}]}
+
+
 def fault_of(body: object) -> tuple[str, str]:
     """The first fault's pointer and code."""
     with pytest.raises(InvalidRequest) as caught:
@@ -88,12 +92,32 @@ def test_labels_default_to_points_on_the_object() -> None:
             "literal_error",
         ),
         ({"mode": "box", "image": IMAGE, "prompts": [{"points": [[1, 2]]}]}, "", "prompt_mode"),
+        (_refining({}), "/prompts/0/mask_input", "mask_input_source"),
+        (_refining({"job_id": "job_" + "0" * 32}), "/prompts/0/mask_input", "mask_input_source"),
+        (_refining({"mask": 0, "upload_id": "upl_" + "0" * 32}), "/prompts/0/mask_input", "mask_input_source"),
+        (_refining({"job_id": "another", "mask": 0}), "/prompts/0/mask_input/job_id", "string_pattern_mismatch"),
+        (_refining({"s3_uri": "masks/one.npy"}), "/prompts/0/mask_input/s3_uri", "invalid_s3_uri"),
         ({"mode": "box", "image": IMAGE, "prompts": [{"box": [3, 2, 1, 4]}]}, "/prompts/0", "invalid_box"),
         ({"mode": "box", "image": IMAGE, "prompts": [{"box": [1, 2, 1, 4]}]}, "/prompts/0", "invalid_box"),
     ],
 )
 def test_each_mistake_is_named_by_its_place_and_a_code(body: object, pointer: str, code: str) -> None:
     assert fault_of(body) == (pointer, code)
+
+
+@pytest.mark.parametrize(
+    "mask_input",
+    [
+        {"upload_id": "upl_" + "0" * 32},
+        {"s3_uri": "s3://photos/mask.npy"},
+        {"job_id": "job_" + "0" * 32, "mask": 0},
+    ],
+)
+def test_a_mask_to_refine_survives_the_way_through_the_record(mask_input: dict[str, object]) -> None:
+    spec = parse_spec(json.dumps(_refining(mask_input)))
+
+    assert parse_spec(dump_spec(spec)) == spec
+    assert spec.prompts[0].mask_input is not None
 
 
 def test_every_mistake_is_told_at_once() -> None:

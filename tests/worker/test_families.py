@@ -16,7 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from transformers import AutoProcessor, pipeline
 from transformers.models.sam2 import image_processing_sam2
+from transformers.utils import import_utils
 
+from jobs.errors import AttemptFailed
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
 from worker.decoder import Candidates
@@ -294,6 +296,19 @@ def test_a_checkpoint_for_videos_segments_images_as_its_image_model_does(
     found = segment(wide, boxes(BOX), load_model(str(tmp_path), "cpu")).masks
 
     assert found == segment(wide, boxes(BOX), image_model.ours).masks
+
+
+def test_edgetam_without_timm_is_refused_by_the_packages_name(
+    checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("edgetam").folder
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", (lambda: False, import_utils.TIMM_IMPORT_ERROR))
+
+    with pytest.raises(AttemptFailed) as refused:
+        load_model(folder, "cpu")
+
+    assert refused.value.code == "model_not_supported"
+    assert "timm" in refused.value.detail
 
 
 def test_a_processor_that_says_nothing_is_read_with_the_librarys_defaults() -> None:
