@@ -1,0 +1,168 @@
+"""Mode everything, ours against transformers' pipeline, side by side.
+
+    python -m benchmarks.core --model demo --megapixels 1 4
+    python -m benchmarks.core --model vit-b --megapixels 1 18 --points 4 --runs 3
+    python -m benchmarks.core --model demo --megapixels 1 --allocator tuned
+    python -m benchmarks.core --model demo --megapixels 1 --threads 2
+
+Each side runs in a process of its own, and the two take turns: library, ours, library, ours.  The figures are medians.
+A whole job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in
+points (see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
+eight passes the IoU filter, as with trained weights.  ``tuned`` keeps freed memory, by glibc's MALLOC_ settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import SamImageProcessor
+
+from benchmarks.machine import RESULTS, describe
+
+ROOT = Path(__file__).parent.parent
+WHOLE = 32 * 32
+TUNED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "100000000",
+}
+#: The library holds every candidate of a batch at full size: 16 points at 18 MP are 3.5 GB.
+SMALL_BATCH_FROM_MP = 8
+
+
+class Side:
+    """One side's process."""
+
+    def __init__(self, name: str, checkpoint: Path, image: Path, batch: int, threads: int, allocator: str) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | (TUNED if allocator == "tuned" else {})
+        command = [sys.executable, "-m", "benchmarks.core_side", name, checkpoint, image, batch, threads]
+        self._process = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._read() == "ready"
+
+    def run(self, points: int) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{points}\n")
+        self._process.stdin.flush()
+        answer: dict[str, float] = json.loads(self._read())
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def photograph(megapixels: float) -> np.ndarray[Any, Any]:
+    """The example photographs, tiled and enlarged to a 3 : 2 picture of so many megapixels."""
+    height = round((megapixels * 1e6 / 1.5) ** 0.5)
+    size = (round(height * 1.5), height)
+    canvas = Image.new("RGB", size)
+    names = ("coffee.jpg", "coins.png", "chelsea.jpg", "rocket.jpg")
+    for place, name in enumerate(names):
+        half = (size[0] - size[0] // 2, size[1] - size[1] // 2)
+        tile = Image.open(ROOT / "examples" / name).convert("RGB").resize(half, Image.Resampling.BICUBIC)
+        canvas.paste(tile, ((place % 2) * (size[0] // 2), (place // 2) * (size[1] // 2)))
+    return np.asarray(canvas)
+
+
+def vit_b(folder: Path) -> Path:
+    """Save a checkpoint of ViT-B's shape, its IoU head shifted so that one candidate in eight passes at 0.88."""
+    from tests.worker.networks import random_embedding, random_sam
+
+    network = random_sam(
+        256, 8, 64, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+        global_attn_indexes=[2, 5, 8, 11], window_size=14,
+    )  # fmt: skip
+    with torch.inference_mode():
+        points = torch.rand(1, 64, 1, 2) * 1024
+        scores = network(input_points=points, image_embeddings=random_embedding(network)).iou_scores
+    network.mask_decoder.iou_prediction_head.proj_out.bias += 0.88 - scores.quantile(7 / 8)
+    network.save_pretrained(folder)
+    SamImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse.Namespace) -> dict[str, object]:
+    image = folder / "image.npy"
+    np.save(image, photograph(megapixels))
+    batch = 16 if megapixels >= SMALL_BATCH_FROM_MP else 64
+    names = ("library", "ours")
+    sides = {name: Side(name, checkpoint, image, batch, options.threads, options.allocator) for name in names}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.runs):
+        for name in names:
+            runs[name].append(sides[name].run(options.points))
+    for side in sides.values():
+        side.close()
+    factor = WHOLE / options.points**2
+    row: dict[str, object] = {"megapixels": megapixels, "points_per_batch": batch}
+    whole = {}
+    for name in names:
+        middle = {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
+        totals = [run["encode_s"] + factor * run["decode_s"] for run in runs[name]]
+        whole[name] = statistics.median(totals)
+        row[name] = {
+            "encode_s": round(middle["encode_s"], 2),
+            "decode_s_per_64_points": round(middle["decode_s"] * 64 / options.points**2, 3),
+            "whole_job_s": round(whole[name], 1),
+            "whole_job_s_min_max": [round(min(totals), 1), round(max(totals), 1)],
+            "peak_gb": round(max(run["peak_gb"] for run in runs[name]), 3),
+            "kept": int(middle["kept"]),
+        }
+    row["times_faster"] = round(whole["library"] / whole["ours"], 1)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("demo", "vit-b"), default="demo")
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4])
+    parser.add_argument("--points", type=int, default=8, help="points along a side that are decoded")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--allocator", choices=("default", "tuned"), default="default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = ROOT / "models" / "sam-demo" if options.model == "demo" else vit_b(folder / "vit-b")
+        rows = []
+        for megapixels in options.megapixels:
+            rows.append(measure(checkpoint, folder, megapixels, options))
+            print(json.dumps(rows[-1]), flush=True)
+    remember(options, rows)
+
+
+def remember(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    """Keep the rows under their command in results/core.json, beside those of other commands."""
+    path = RESULTS / "core.json"
+    entries: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    command = "python -m benchmarks.core " + " ".join(sys.argv[1:])
+    entries[command] = {"machine": describe(), "options": vars(options), "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(entries, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
