@@ -92,6 +92,7 @@ def label_map_png(segmentation: Segmentation) -> bytes:
     """One picture of 16 bits a pixel: 0 is background, else the id of a mask's record.
 
     Where masks overlap the smaller one is on top, so that parts are not hidden by what they belong to.
+    At its peak it holds the labels and one mask, three bytes a pixel, which is more than any other output.
     """
     width, height = segmentation.size_wh
     labels = np.zeros((height, width), dtype=np.uint16)
