@@ -154,6 +154,8 @@ def draft_masks(
 
     The masks name neither prompt nor candidate yet: that is for the mode to say.  keep_logits: in the masks themselves.
     """
+    if not len(chosen.rows):
+        return
     left, top, right, bottom = crop.box_xyxy
     for rows, columns in zip(
         *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True

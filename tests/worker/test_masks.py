@@ -19,7 +19,7 @@ from tests import references
 from tests.worker.conftest import MAX_PIXELS
 from worker import masks
 from worker.crops import lay_out, whole
-from worker.decoder import at_hand
+from worker.decoder import Candidates, at_hand
 from worker.embedding import Frame, frame_of, pixel_values
 from worker.images import decode_photo
 from worker.masks import Cut, Draft, Mask
@@ -179,6 +179,18 @@ def test_many_masks_are_made_some_at_a_time() -> None:
         pixels = interpolate(large, (180, 240), mode="bilinear")[0, 0] > 0
         assert np.array_equal(masks.decode_rle(draft.written()), pixels.numpy())
         assert draft.mask.area == int(pixels.sum())
+
+
+def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
+    def refuse(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("nothing was chosen")
+
+    candidates = Candidates(torch.full((2, 3), 0.5), refuse)
+    batch, frame = PromptBatch(None, None, None, (0, 1), ((), ())), Frame((30, 40), (48, 64), (64, 64))
+
+    chosen = masks.choose_promising(candidates, 0.5)
+
+    assert list(masks.draft_masks(candidates, chosen, batch, frame, whole((40, 30)), (40, 30), Cut(0.0))) == []
 
 
 def test_masks_are_written_at_once_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
