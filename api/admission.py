@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from api.image_header import read_header
 from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
-from api.services import Services
+from api.services import Services, whole_view
 from jobs.errors import (
     FieldFault,
     InvalidImage,
@@ -19,7 +19,7 @@ from jobs.errors import (
 )
 from jobs.logs import get_logger
 from jobs.queue import queue_name
-from jobs.record import JobRecord, Spec
+from jobs.record import JobRecord, JobView, Spec
 from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
 from jobs.status import Status
 from jobs.storage import split_s3_uri, upload_key
@@ -32,12 +32,11 @@ logger = get_logger()
 class Admitted:
     """A job that is recorded.  known: it already was, under the same idempotency key."""
 
-    record: JobRecord
-    queue_position: int | None
+    view: JobView
     known: bool
 
 
-def admit(submission: Submission, tenant: str, idempotency_key: str, door: Services) -> Admitted:
+def admit(submission: Submission, tenant: str, idempotency_key: str, door: Services, address: str) -> Admitted:
     """Check a job, store the image that came with it, record it and put it into the queue.
 
     Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, the job is never
@@ -61,8 +60,24 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
     )
     job_id, known = _record(job, door)
     if not known:
-        _publish(job_id, job.queue, door)
-    return _look_up(job_id, job, door, known=known)
+        publish(job_id, job.queue, door)
+    return Admitted(_look_up(job_id, job, door, address, known=known), known)
+
+
+def publish(job_id: str, queue: str, door: Services) -> None:
+    """Put a recorded job into its queue; when that cannot be done now, the courier does it later."""
+    try:
+        door.publisher.publish(job_id, queue)
+        door.outbox.published(job_id)
+    except QueueUnavailable:
+        logger.warning("publish_left_to_courier", job_id=job_id)
+
+
+def over_quota(max_jobs_in_flight: int) -> OverQuota:
+    return OverQuota(
+        "too_many_jobs_in_flight",
+        f"{max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
+    )
 
 
 def _with_model(spec: Spec, door: Services) -> Spec:
@@ -121,28 +136,17 @@ def _record(job: NewJob, door: Services) -> tuple[str, bool]:
                 "This Idempotency-Key already stands for a job with another body. Use a new key for a new job.",
             )
         case Created.OVER_QUOTA:
-            raise OverQuota(
-                "too_many_jobs_in_flight",
-                f"{settings.max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
-            )
+            raise over_quota(settings.max_jobs_in_flight)
         case Created.CREATED:
             logger.info("job_created", job_id=creation.job_id, queue=job.queue, tenant=job.tenant)
     return creation.job_id, creation.outcome is Created.KNOWN
 
 
-def _publish(job_id: str, queue: str, door: Services) -> None:
-    try:
-        door.publisher.publish(job_id, queue)
-        door.outbox.published(job_id)
-    except QueueUnavailable:
-        logger.warning("publish_left_to_courier", job_id=job_id)
-
-
-def _look_up(job_id: str, job: NewJob, door: Services, *, known: bool) -> Admitted:
+def _look_up(job_id: str, job: NewJob, door: Services, address: str, *, known: bool) -> JobView:
     try:
         record = door.ledger.read(job_id)
         if record is not None:
-            return Admitted(record, door.ledger.queue_position(record), known)
+            return whole_view(record, door, address)
     except QueueUnavailable:
         if known:
             raise
@@ -150,7 +154,7 @@ def _look_up(job_id: str, job: NewJob, door: Services, *, known: bool) -> Admitt
     if known:
         raise NotFound("job_not_found", "The job of this Idempotency-Key is forgotten by now. Use a new key.")
     # The job is recorded; that Redis went away since does not undo it.
-    return Admitted(_as_created(job_id, job), None, known)
+    return _as_created(job_id, job).view(door.settings.model_name, address, attempts=())
 
 
 def _as_created(job_id: str, job: NewJob) -> JobRecord:

@@ -8,7 +8,7 @@ from api import health
 from api.exchange import register_exchange
 from api.intake import MAX_SPEC_BYTES
 from api.problems import register_problems
-from api.routes import docs, jobs, models, results, uploads
+from api.routes import docs, ended, events, jobs, models, results, uploads
 from api.services import EXTENSION, make_services, services
 from jobs.logs import get_logger
 from jobs.settings import ApiSettings
@@ -39,7 +39,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
     v1.before_request(_authenticate)
-    for part in (jobs, results, uploads, models):
+    for part in (jobs, events, ended, results, uploads, models):
         v1.register_blueprint(part.blueprint)
     return v1
 

@@ -77,6 +77,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
     piece: Json = {
         "operationId": name,
         "summary": described.summary,
+        **({"description": described.description} if described.description else {}),
         "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
         "security": [{"key": []}] if described.needs_key else [],
         "responses": {
@@ -121,7 +122,7 @@ def _parameters(path: str, described: Operation) -> list[Json]:
 def _answer(status: int, body: type[BaseModel] | str | None) -> Json:
     piece: Json = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
-        piece["content"] = {body: {"schema": {}}}
+        piece["content"] = {body: {"schema": {"type": "string"} if body.startswith("text/") else {}}}
     elif body is not None:
         piece["content"] = {"application/json": {"schema": _ref(body)}}
     if status in (HTTPStatus.ACCEPTED, HTTPStatus.TEMPORARY_REDIRECT):

@@ -40,6 +40,7 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
     needs_key: bool = True
+    description: str = ""
 
 
 def operation(described: Operation) -> Callable[[Callable[P, R]], Callable[P, R]]:

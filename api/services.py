@@ -15,11 +15,13 @@ from jobs.connection import connect
 from jobs.deliveries import Deliveries
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
-from jobs.queue import Publisher
+from jobs.queue import Publisher, more_urgent_queues
 from jobs.record import JobRecord, JobView
 from jobs.roster import Roster
 from jobs.settings import ApiSettings
+from jobs.status import Status
 from jobs.storage import Store
+from jobs.transitions import QueuePlace
 
 EXTENSION = "maskfleet"
 
@@ -70,5 +72,15 @@ def base_url() -> str:
     return (services().settings.public_url or request.host_url).rstrip("/")
 
 
-def view(record: JobRecord, queue_position: int | None = None) -> JobView:
-    return record.view(services().settings.model_name, base_url(), queue_position)
+def whole_view(record: JobRecord, door: Services, address: str) -> JobView:
+    """Show a job with its place in the queue and its attempts.  address: see ``base_url``."""
+    default = door.settings.model_name
+    place = None
+    if record.status is Status.QUEUED:
+        place = queue_place(record, door, door.roster.serving(record.spec.model or default))
+    return record.view(default, address, place, door.ledger.attempts(record.id))
+
+
+def queue_place(record: JobRecord, door: Services, workers: int) -> QueuePlace | None:
+    """Give a queued job's place.  workers: how many serve its model."""
+    return door.ledger.queue_place(record, more_urgent_queues(record.queue), workers)

@@ -1,4 +1,4 @@
-"""`Prefer: wait=N` (RFC 7240): an answer that is held until the job ends."""
+"""Answers that are held: by `Prefer: wait=N` (RFC 7240) until the job ends, by a stream while it goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Waits:
     """Holds answers back, a limited number of them at a time."""
 
     def __init__(self, ledger: Ledger, slots: int) -> None:
-        """slots: how many may wait at once; each one holds a thread, and some must stay free for the others."""
+        """slots: how many may be held at once; each one holds a thread, and some must stay free for the others."""
         self._ledger = ledger
         self._slots = threading.BoundedSemaphore(slots)
         self._stopping: Callable[[], bool] = lambda: False
@@ -26,13 +26,24 @@ class Waits:
         """Let go of everyone as soon as ``stopping`` is true, so that the process can end."""
         self._stopping = stopping
 
+    def stopping(self) -> bool:
+        """Say whether whoever is held must be let go."""
+        return self._stopping()
+
+    def take_slot(self) -> bool:
+        """Take a place for an answer that is held; False when there is none.  It must be given back."""
+        return self._slots.acquire(blocking=False)
+
+    def give_slot_back(self) -> None:
+        self._slots.release()
+
     def until_ended(self, job_id: str, seconds: float) -> bool:
         """Wait for a job's end, for so long at most; False when there was no place to wait."""
-        if not self._slots.acquire(blocking=False):
+        if not self.take_slot():
             return False
         try:
             deadline, pause = time.monotonic() + seconds, FIRST_LOOK_S
-            while not self._stopping():
+            while not self.stopping():
                 status = self._ledger.status(job_id)
                 left = deadline - time.monotonic()
                 if status is None or status.ended or left <= 0:
@@ -40,7 +51,7 @@ class Waits:
                 time.sleep(min(pause, left))
                 pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
         finally:
-            self._slots.release()
+            self.give_slot_back()
         return True
 
 

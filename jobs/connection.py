@@ -29,10 +29,15 @@ def connect(settings: SharedSettings) -> redis.Redis:
     )
 
 
-def load_script(client: redis.Redis, name: str) -> Script:
-    """Make the script of this name, with the prelude that all share."""
+def load_script(client: redis.Redis, name: str, *, takes_in: bool = False) -> Script:
+    """Make the script of this name, with the prelude that all share.
+
+    takes_in: a full Redis refuses it.  All others are let through: what was taken in must still come to its end,
+    which is what makes room again.
+    """
     scripts = importlib.resources.files("jobs") / "lua"
-    return client.register_script((scripts / "prelude.lua").read_text() + (scripts / f"{name}.lua").read_text())
+    text = (scripts / "prelude.lua").read_text() + (scripts / f"{name}.lua").read_text()
+    return client.register_script(text if takes_in else f"#!lua flags=allow-oom\n{text}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@
         ├── QueueUnavailable     Redis did not answer, or is full
         ├── StoreUnavailable     S3 did not answer
         ├── SourceUnavailable    the image's own host did not answer
+        ├── TooManyStreams       no thread is left that could be held for one more
         └── AttemptFailed        the attempt itself broke
 
 A code never changes its meaning.  The same code is used wherever the fault is found: in the answer to
@@ -134,6 +135,13 @@ class SourceUnavailable(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("source_unavailable", detail)
+
+
+class TooManyStreams(ServiceError):
+    def __init__(self) -> None:
+        super().__init__(
+            "too_many_streams", "This service holds as many streams as it can. Look at the job itself, or come again."
+        )
 
 
 class AttemptFailed(ServiceError):

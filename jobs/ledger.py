@@ -48,7 +48,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, retention_s: int) -> None:
         self._redis = client
         self._retention_ms = retention_s * 1000
-        self._create = load_script(client, "create")
+        self._create = load_script(client, "create", takes_in=True)
         self._claim = load_script(client, "claim")
         self._beat = load_script(client, "beat")
         self._finish = load_script(client, "finish")
@@ -110,11 +110,6 @@ class Ledger:
             version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
         return int(version) if version else None
 
-    def queue_position(self, record: JobRecord) -> int | None:
-        """Give how many jobs are before this one in its queue; None when it is not queued."""
-        with redis_errors():
-            return cast("int | None", self._redis.zrank(f"mf:queued:{record.queue}", record.id))
-
     def queue_place(self, record: JobRecord, more_urgent: tuple[str, ...], workers: int) -> QueuePlace | None:
         """Give a queued job's place, and when it will about start, from the pace of its queue.
 
@@ -164,12 +159,18 @@ class Ledger:
     def retry(self, job_id: str, tenant: str, *, start_deadline_s: int, max_in_flight: int) -> Retried:
         """Queue a failed job once more, with all its attempts before it."""
         with redis_errors():
-            return Retried(self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight]))
+            token = uuid.uuid4().hex
+            return Retried(self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight, token]))
+
+    def begin_deletion(self, job_id: str, tenant: str) -> Deleted:
+        """Close an ended job to retries, so that its objects can be removed."""
+        with redis_errors():
+            return Deleted(self._delete(args=[job_id, tenant, "begin"]))
 
     def delete(self, job_id: str, tenant: str) -> Deleted:
         """Forget an ended job; its objects are to be removed before."""
         with redis_errors():
-            return Deleted(self._delete(args=[job_id, tenant]))
+            return Deleted(self._delete(args=[job_id, tenant, "end"]))
 
     # The worker's side.
 

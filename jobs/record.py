@@ -13,6 +13,7 @@ from pydantic import Field
 
 from jobs.spec import BoxJob, EverythingJob, PointJob, Wire, parse_spec
 from jobs.status import Stage, Status
+from jobs.transitions import QueuePlace
 
 Spec = EverythingJob | PointJob | BoxJob
 
@@ -80,8 +81,10 @@ class JobUrls(Wire):
     """Ready-made addresses for what can be done next."""
 
     self: str
-    cancel: str
+    events: str
     result: str
+    cancel: str
+    retry: str
 
 
 class JobView(Wire):
@@ -98,7 +101,13 @@ class JobView(Wire):
     queue_s: float | None = Field(None, description="From creation to the first start.")
     run_s: float | None = Field(None, description="From the first start to the end.")
     queue_position: int | None = Field(None, description="Jobs before this one in its queue; null when not queued.")
+    starts_in_s: float | None = Field(
+        None, description="A guess from the pace of its queue; null when not queued, or while nothing was measured."
+    )
     attempt: int = 0
+    attempts: tuple[AttemptView, ...] | None = Field(
+        None, description="The latest attempts, the oldest first; null in lists."
+    )
     cancel_requested: bool = False
     progress: ProgressView | None = None
     error: Failure | None = None
@@ -126,6 +135,8 @@ class JobRecord:
     progress: ProgressView | None
     error: Failure | None
     result: ResultSummary | None
+    #: Grows with every change that a watcher wants to see.
+    version: int
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Self:
@@ -153,13 +164,20 @@ class JobRecord:
             else None,
             error=Failure(code=fields["error_code"], detail=fields["error_detail"]) if "error_code" in fields else None,
             result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,
+            version=int(fields.get("version", 1)),
         )
 
     @cached_property
     def spec(self) -> Spec:
         return parse_spec(self.spec_json)
 
-    def view(self, model: str, base_url: str, queue_position: int | None = None) -> JobView:
+    def view(
+        self,
+        model: str,
+        base_url: str,
+        place: QueuePlace | None = None,
+        attempts: tuple[AttemptView, ...] | None = None,
+    ) -> JobView:
         """Show the job to its owner.
 
         model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
@@ -176,14 +194,22 @@ class JobRecord:
             ended_at=_time(self.ended_ms) if self.ended_ms else None,
             queue_s=(self.started_ms - self.created_ms) / 1000 if self.started_ms else None,
             run_s=(self.ended_ms - self.started_ms) / 1000 if self.started_ms and self.ended_ms else None,
-            queue_position=queue_position,
+            queue_position=place.ahead if place else None,
+            starts_in_s=place.starts_in_s if place else None,
             attempt=self.attempt,
+            attempts=attempts,
             cancel_requested=self.cancel_requested,
             progress=self.progress if self.status is Status.PROCESSING else None,
             error=self.error,
             result=self.result,
             metadata=self.spec.metadata,
-            urls=JobUrls(self=url, cancel=f"{url}/cancel", result=f"{url}/result"),
+            urls=JobUrls(
+                self=url,
+                events=f"{url}/events",
+                result=f"{url}/result",
+                cancel=f"{url}/cancel",
+                retry=f"{url}/retry",
+            ),
         )
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import boto3
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: The answers of S3 that mean "not there".
 _ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+#: S3's own limit for one DeleteObjects, and for one page of a listing.
+DELETED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,15 @@ class PresignedUpload:
     upload_id: str
     url: str
     headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a listing tells of it."""
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class ObjectDenied(NotFound):
@@ -128,6 +141,32 @@ class Store:
         upload_id = f"upl_{hashlib.sha256(data).hexdigest()[:32]}"
         self.put(upload_key(tenant, upload_id), data, content_type)
         return upload_id
+
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
+        """Give the objects whose keys begin with ``prefix``, in the order of their keys, page by page."""
+        with _s3_errors():
+            for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for found in page.get("Contents", []):
+                    yield ListedObject(found["Key"], found["Size"], found["LastModified"])
+
+    def delete(self, keys: Iterable[str]) -> int:
+        """Remove objects, those that are gone already as well; give how many were named."""
+        count, left = 0, iter(keys)
+        while batch := list(islice(left, DELETED_AT_ONCE)):
+            with _s3_errors():
+                answer = self._s3.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
+                )
+            if answer.get("Errors"):
+                raise StoreUnavailable("The object store did not remove every object. Send the request again.")
+            count += len(batch)
+        return count
+
+    def delete_prefix(self, folder: str) -> int:
+        """Remove all objects in a folder, whose name ends with a slash; give how many there were."""
+        if not folder.endswith("/") or folder.count("/") < 2:
+            raise ValueError(f"{folder!r} is not the folder of one job; a neighbour's name may begin with it.")
+        return self.delete(found.key for found in self.listed(folder))
 
     def ping(self) -> None:
         """Raise StoreUnavailable or NotFound unless the bucket answers."""

@@ -47,6 +47,7 @@ class Retried(StrEnum):
 class Deleted(StrEnum):
     """What DELETE came to."""
 
+    BEGUN = "begun"
     DELETED = "deleted"
     NOT_ENDED = "not_ended"
     UNKNOWN = "unknown"

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 import time
+from collections import Counter
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
@@ -14,7 +15,7 @@ from api.admission import admit
 from api.exchange import note_wait
 from api.intake import read_idempotency_key, read_query, read_submission
 from api.operation import Header, Operation, operation
-from api.services import base_url, services, tenant, view
+from api.services import base_url, queue_place, services, tenant, whole_view
 from api.waiting import preferred_wait_s
 from jobs.answers import JobPage, JobQuery
 from jobs.errors import Conflict, InvalidRequest, NotFound
@@ -63,9 +64,9 @@ logger = get_logger()
 def send_job() -> Response:
     door = services()
     key = read_idempotency_key()
-    admitted = admit(read_submission(door.settings.max_image_bytes), tenant(), key, door)
-    answer = _show(admitted.record, admitted.queue_position, status=202)
-    answer.headers["Location"] = f"{base_url()}/v1/jobs/{admitted.record.id}"
+    admitted = admit(read_submission(door.settings.max_image_bytes), tenant(), key, door, base_url())
+    answer = _answer(admitted.view, status=202)
+    answer.headers["Location"] = admitted.view.urls.self
     if admitted.known:
         answer.headers["Idempotency-Replayed"] = "true"
     return answer
@@ -86,7 +87,7 @@ def show_job(job_id: str) -> Response:
     if not record.status.ended:
         waited_s = _wait_as_preferred(record)
         record = find_job(job_id) if waited_s is not None else record
-    answer = _show(record, services().ledger.queue_position(record) if record.status is Status.QUEUED else None)
+    answer = show(record)
     if waited_s is not None:
         answer.headers["Preference-Applied"] = f"wait={waited_s}"
     return answer
@@ -108,7 +109,7 @@ def list_jobs() -> Response:
     cursor = _write_cursor(place) if place else None
     following = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
     page = JobPage(
-        jobs=tuple(view(record, services().ledger.queue_position(record)) for record in found),
+        jobs=_listed(found),
         next=f"{base_url()}/v1/jobs?{urlencode(following)}" if cursor else None,
         next_cursor=cursor,
     )
@@ -133,7 +134,7 @@ def cancel_job(job_id: str) -> Response:
     if outcome is Cancel.UNKNOWN:  # its record expired since it was read
         raise job_not_found()
     logger.info("job_cancel", job_id=record.id, outcome=outcome)
-    return _show(find_job(job_id), None, status=200 if outcome is Cancel.CANCELED else 202)
+    return show(find_job(job_id), status=200 if outcome is Cancel.CANCELED else 202)
 
 
 def find_job(job_id: str) -> JobRecord:
@@ -148,8 +149,30 @@ def job_not_found() -> NotFound:
     return NotFound("job_not_found", "You have no job with this id, or it ended long ago and is forgotten.")
 
 
-def _show(record: JobRecord, queue_position: int | None, *, status: int = 200) -> Response:
-    return Response(view(record, queue_position).model_dump_json(), status=status, mimetype="application/json")
+def show(record: JobRecord, *, status: int = 200) -> Response:
+    return _answer(whole_view(record, services(), base_url()), status=status)
+
+
+def _answer(view: JobView, *, status: int) -> Response:
+    return Response(view.model_dump_json(), status=status, mimetype="application/json")
+
+
+def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
+    """Show jobs without their attempts."""
+    door = services()
+    default = door.settings.model_name
+    waiting = any(record.status is Status.QUEUED for record in records)
+    workers = Counter(worker.model for worker in door.roster.workers()) if waiting else Counter[str]()
+    return tuple(
+        record.view(
+            default,
+            base_url(),
+            queue_place(record, door, workers[record.spec.model or default])
+            if record.status is Status.QUEUED
+            else None,
+        )
+        for record in records
+    )
 
 
 def _wait_as_preferred(record: JobRecord) -> int | None:

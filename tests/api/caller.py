@@ -36,6 +36,9 @@ class Caller:
     def post(self, path: str, body: object = None, **headers: str) -> TestResponse:
         return self._client.post(path, json=body, headers={**self._headers, **_spelled(headers)})
 
+    def delete(self, path: str) -> TestResponse:
+        return self._client.delete(path, headers=self._headers)
+
     def post_bytes(self, path: str, body: bytes, content_type: str = "application/json") -> TestResponse:
         return self._client.post(path, data=body, content_type=content_type, headers=self._headers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,15 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import requests
 
 from jobs.ledger import Ledger
-from tests.api.caller import a_closed_port, job
+from jobs.queue import queue_name
+from jobs.spec import Priority
+from tests.api.caller import a_closed_port, claim, job
 from tests.api.conftest import KEYS, MODEL
 from tests.waiting import wait_until
 
@@ -39,12 +44,29 @@ class Door:
         headers = {"Authorization": f"Bearer {KEYS['apiary']}", "Connection": "close", **headers}
         return requests.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
 
+    @contextmanager
+    def follow(self, job_id: str) -> Iterator[Iterator[Any]]:
+        """A stream of a job's events, each as its JSON; raises HTTPError when it is refused."""
+        headers = {"Authorization": f"Bearer {KEYS['apiary']}"}
+        with requests.get(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, stream=True, timeout=40) as answer:
+            if not answer.ok:
+                assert answer.content  # read while the connection is open
+            answer.raise_for_status()
+            lines = answer.iter_lines(chunk_size=1)
+            yield (json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: "))
+
 
 @pytest.fixture
 def door(shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path) -> Iterator[Door]:
     port = a_closed_port()
     log = tmp_path / "api.log"
-    settings = {**shared_fields, "api_keys": f"apiary:{KEYS['apiary']}", "model": MODEL, "bind": f"127.0.0.1:{port}"}
+    settings = {
+        **shared_fields,
+        "api_keys": f"apiary:{KEYS['apiary']}",
+        "model": MODEL,
+        "bind": f"127.0.0.1:{port}",
+        "heartbeat_s": "0.2",
+    }
     environment = {**os.environ, **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()}}
     command = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:api.server", "api.app:create_app()"]
     with log.open("wb") as lines:
@@ -109,6 +131,87 @@ def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger)
     held = [answer for answer in answers if "Preference-Applied" in answer.headers]
     assert held
     assert {answer.json()["status"] for answer in held} == {"canceled"}
+
+
+def test_a_job_is_followed_while_the_door_stays_open(door: Door, ledger: Ledger) -> None:
+    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
+
+    with door.follow(job_id) as events:
+        first = next(events)
+        record = claim(job_id, ledger)
+        second = next(events)
+        assert door.ask("GET", "/live").status_code == 200
+        ledger.fail(record, "image_corrupt", "The JPEG file is damaged.")
+        rest = list(events)
+
+    assert [event["status"] for event in (first, second, *rest)] == ["queued", "processing", "failed"]
+
+
+def test_more_streams_than_threads_are_turned_away_and_those_who_leave_make_room(door: Door) -> None:
+    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
+    with ExitStack() as streams:
+        refused = None
+        while refused is None:
+            try:
+                next(streams.enter_context(door.follow(job_id)))
+            except requests.HTTPError as error:
+                refused = error.response
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "too_many_streams"
+        assert int(refused.headers["Retry-After"]) > 0
+        assert door.ask("GET", f"/v1/jobs/{job_id}").status_code == 200
+
+    # A reader that hung up is noticed when it is next spoken to.
+    def all_are_let_in() -> bool:
+        with ExitStack() as again:
+            try:
+                for _ in range(16):
+                    next(again.enter_context(door.follow(job_id)))
+            except requests.HTTPError:
+                return False
+        return True
+
+    wait_until(all_are_let_in, 30)
+
+
+def test_two_hundred_submits_at_once_with_one_key_make_one_job(
+    door: Door, ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    answers: list[requests.Response] = []
+    together = threading.Barrier(200)
+
+    def submit() -> None:
+        together.wait(30)
+        answers.append(door.ask("POST", "/v1/jobs", body=job(), **{"Idempotency-Key": "order-42"}))
+
+    callers = [threading.Thread(target=submit) for _ in range(200)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+
+    assert {answer.status_code for answer in answers} == {202}
+    (job_id,) = {answer.json()["id"] for answer in answers}
+    assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
+    assert len(answers) == 200
+    assert [record.id for record in ledger.jobs_of("apiary", before=None, limit=10)] == [job_id]
+    assert redis_client.llen(queue_name(MODEL, Priority.NORMAL)) == 1
+
+
+def test_sigterm_ends_streams_and_the_server(door: Door) -> None:
+    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
+    with door.follow(job_id) as events:
+        next(events)
+
+        began = time.monotonic()
+        door.process.send_signal(signal.SIGTERM)
+        rest = list(events)
+        assert door.process.wait(10) == 0
+
+    assert time.monotonic() - began < 8
+    assert rest == []
+    lines = door.log.read_text().splitlines()
+    assert all(line.startswith("{") for line in lines), lines
 
 
 def test_sigterm_lets_go_of_those_who_wait_and_ends_the_server(door: Door, redis_client: redis.Redis) -> None:

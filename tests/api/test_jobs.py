@@ -163,6 +163,48 @@ def test_a_job_shows_its_place_in_the_queue(apiary: Caller) -> None:
     assert apiary.get(f"/v1/jobs/{second}").json["queue_position"] == 1
 
 
+def test_a_job_shows_when_it_will_about_start_once_its_queue_was_measured(
+    apiary: Caller, ledger: Ledger, store: Store, roster: Roster, redis_client: redis.Redis
+) -> None:
+    ahead, behind, urgent = apiary.a_job(), apiary.a_job(), apiary.a_job(priority="interactive")
+    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    roster.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
+    unmeasured = apiary.get(f"/v1/jobs/{behind}").json
+
+    redis_client.hset("mf:pace", queue_name(MODEL, Priority.NORMAL), 10_000)
+
+    assert (unmeasured["queue_position"], unmeasured["starts_in_s"]) == (1, None)
+    # Two jobs are before it, the urgent one among them, and two workers share them.
+    assert apiary.get(f"/v1/jobs/{behind}").json["starts_in_s"] == 10
+    listed = {shown["id"]: shown for shown in apiary.get("/v1/jobs").json["jobs"]}
+    assert {job_id: listed[job_id]["starts_in_s"] for job_id in (ahead, behind, urgent)} == {
+        ahead: 5,
+        behind: 10,
+        urgent: None,
+    }
+    run_to_success(behind, ledger, store)
+    started = apiary.get(f"/v1/jobs/{behind}").json
+    assert (started["queue_position"], started["starts_in_s"]) == (None, None)
+
+
+def test_a_job_shows_its_attempts_and_a_list_does_not(apiary: Caller, ledger: Ledger) -> None:
+    job_id = apiary.a_job()
+    ledger.release(claim(job_id, ledger), delay_s=0, charged=True, outcome="out_of_memory")
+    claim(job_id, ledger)
+
+    shown = JobView.model_validate_json(apiary.get(f"/v1/jobs/{job_id}").data)
+
+    assert shown.attempts is not None
+    first, second = shown.attempts
+    assert (first.number, first.worker, first.outcome) == (1, "a-worker", "out_of_memory")
+    assert (second.number, second.outcome, second.ended_at) == (2, None, None)
+    assert first.ended_at is not None
+    assert first.started_at <= first.ended_at <= second.started_at
+    (listed,) = apiary.get("/v1/jobs").json["jobs"]
+    assert listed["attempts"] is None
+    assert apiary.send(job()).json["attempts"] == []
+
+
 def test_links_begin_with_the_public_address_when_one_is_set(make_settings: SettingsMaker, ledger: Ledger) -> None:
     caller = Caller(create_app(make_settings(public_url="https://masks.example.com/")), KEYS["apiary"])
 

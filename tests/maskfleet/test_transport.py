@@ -26,7 +26,9 @@ JOB = JobView(
     model="sam-demo",
     priority="normal",
     created_at=datetime(2026, 1, 2, tzinfo=UTC),
-    urls=JobUrls(self="http://a/1", cancel="http://a/2", result="http://a/3"),
+    urls=JobUrls(
+        self="http://a/1", events="http://a/2", result="http://a/3", cancel="http://a/4", retry="http://a/5"
+    ),
 )
 ACCEPTED = Answer(202, JOB.model_dump_json().encode())
 

@@ -1,0 +1,75 @@
+"""Jobs that have ended: queued once more, or deleted with all their objects."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from api.admission import over_quota, publish
+from api.operation import Operation, operation
+from api.routes.jobs import find_job, job_not_found, show
+from api.services import base_url, services, tenant
+from jobs.errors import Conflict
+from jobs.logs import get_logger
+from jobs.record import JobView
+from jobs.storage import result_prefix
+from jobs.transitions import Deleted, Retried
+
+blueprint = Blueprint("ended", __name__)
+logger = get_logger()
+
+
+@blueprint.post("/jobs/<job_id>/retry")
+@operation(
+    Operation(
+        summary="Queue a failed job once more, under the same id and with both its clocks anew.",
+        answers={202: JobView},
+        problems={404: ("job_not_found",), 409: ("job_not_failed",), 429: ("too_many_jobs_in_flight",)},
+    )
+)
+def retry_job(job_id: str) -> Response:
+    record, door = find_job(job_id), services()
+    outcome = door.ledger.retry(
+        record.id,
+        tenant(),
+        start_deadline_s=record.spec.start_deadline_s,
+        max_in_flight=door.settings.max_jobs_in_flight,
+    )
+    match outcome:
+        case Retried.NOT_FAILED:
+            raise Conflict(
+                "job_not_failed", f"The job is {find_job(job_id).status}. Only a failed one is queued again."
+            )
+        case Retried.OVER_QUOTA:
+            raise over_quota(door.settings.max_jobs_in_flight)
+        case Retried.UNKNOWN:  # its record expired since it was read
+            raise job_not_found()
+    logger.info("job_retried", job_id=record.id)
+    publish(record.id, record.queue, door)
+    answer = show(find_job(job_id), status=202)
+    answer.headers["Location"] = f"{base_url()}/v1/jobs/{record.id}"
+    return answer
+
+
+@blueprint.delete("/jobs/<job_id>")
+@operation(
+    Operation(
+        summary="Delete an ended job: all objects that its attempts wrote, then its record.",
+        description=(
+            "The image stays: an upload is named by its content and may serve several jobs of yours; "
+            "the operator's rule for the bucket removes it."
+        ),
+        answers={204: None},
+        problems={404: ("job_not_found",), 409: ("job_not_ended",), 503: ("store_unavailable",)},
+    )
+)
+def delete_job(job_id: str) -> Response:
+    record, door = find_job(job_id), services()
+    match door.ledger.begin_deletion(record.id, tenant()):
+        case Deleted.NOT_ENDED:
+            raise Conflict("job_not_ended", f"The job is {record.status}. Cancel it, or wait for its end.")
+        case Deleted.UNKNOWN:  # its record expired since it was read
+            raise job_not_found()
+    removed = door.store.delete_prefix(f"{result_prefix(record.tenant, record.id)}/")
+    door.ledger.delete(record.id, tenant())
+    logger.info("job_deleted", job_id=record.id, objects=removed)
+    return Response(status=204)

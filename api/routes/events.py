@@ -1,0 +1,57 @@
+"""A job's events: the job as it stands, and again with each change."""
+
+from __future__ import annotations
+
+import re
+
+from flask import Blueprint, Response, request
+
+from api.operation import Header, Operation, operation
+from api.routes.jobs import find_job
+from api.services import base_url, services
+from api.streaming import job_events
+from api.waiting import preferred_wait_s
+from jobs.errors import TooManyStreams
+
+blueprint = Blueprint("events", __name__)
+
+
+@blueprint.get("/jobs/<job_id>/events")
+@operation(
+    Operation(
+        summary="Follow a job: it is sent as it stands, then again with each change, until it has ended.",
+        description=(
+            "Server-Sent Events of type `job`: `data` is the job as `GET /v1/jobs/{id}` shows it, `id` a version that "
+            "grows with each change. While a job waits, its place in the queue is looked at every few seconds. "
+            "Comments come while nothing happens. The stream ends after the job's end, or after a time; come again "
+            "with `Last-Event-ID` and nothing that you have seen is sent twice. 204: the job has ended and you have "
+            "seen that."
+        ),
+        answers={200: "text/event-stream", 204: None},
+        problems={404: ("job_not_found",), 503: ("too_many_streams",)},
+        headers=(
+            Header("Last-Event-ID", "The last `id` that you have seen.", "7"),
+            Header("Prefer", "`wait=N` ends the stream after N seconds at most.", "wait=60"),
+        ),
+    )
+)
+def follow_job(job_id: str) -> Response:
+    record, seen, door = find_job(job_id), _last_event_id(), services()
+    if record.status.ended and seen == record.version:
+        return Response(status=204)  # by its standard, an EventSource comes again after any other end
+    if not door.waits.take_slot():
+        raise TooManyStreams
+    wanted_s = preferred_wait_s(request.headers.get("Prefer"))
+    seconds = min(door.settings.max_stream_s, wanted_s if wanted_s is not None else door.settings.max_stream_s)
+    answer = Response(job_events(record, seen, door, base_url(), seconds), mimetype="text/event-stream")
+    # Not in the generator: one that was never begun runs none of its code when it is closed.
+    answer.call_on_close(door.waits.give_slot_back)
+    answer.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back until they fill its buffer
+    if wanted_s is not None:
+        answer.headers["Preference-Applied"] = f"wait={seconds}"
+    return answer
+
+
+def _last_event_id() -> int | None:
+    given = request.headers.get("Last-Event-ID", "")
+    return int(given) if re.fullmatch(r"[0-9]{1,15}", given) else None

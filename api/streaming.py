@@ -1,0 +1,74 @@
+"""A job's changes as Server-Sent Events.
+
+Each event is the whole job as it stands, under the version of its record: whoever missed some has lost nothing
+with the next one, and whoever comes back says which version it has seen.  The record never leaves a terminal
+state but by a retry, and a stream ends with the first one that it shows.
+
+Source: the HTML Living Standard, section "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from api.services import Services, whole_view
+from api.waiting import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
+from jobs.errors import QueueUnavailable
+from jobs.logs import get_logger
+from jobs.record import JobRecord, JobView
+from jobs.status import Status
+
+#: Readers come back after this long when a stream has ended before its job.
+RECONNECT_MS = 1000
+#: A queued job moves up without a change of its own record; its place is looked at this often.
+PLACE_LOOK_S = 2.0
+
+logger = get_logger()
+
+
+def job_events(record: JobRecord, seen: int | None, door: Services, address: str, seconds: float) -> Iterator[bytes]:
+    """Give the job as it stands, then each change, for ``seconds`` at most.
+
+    seen: the version that the reader has already; it is not sent again.  address: see ``base_url``.
+    """
+    # The first bytes take the answer's head along, so that the reader knows at once that it is heard.
+    yield f"retry: {RECONNECT_MS}\n\n".encode()
+    try:
+        yield from _changes(record, seen, door, address, time.monotonic() + seconds)
+    except QueueUnavailable:
+        # The answer's status is sent, so no problem document can follow.  The reader comes again and is told then.
+        logger.warning("events_broke_off", job_id=record.id)
+
+
+def _changes(record: JobRecord, seen: int | None, door: Services, address: str, deadline: float) -> Iterator[bytes]:
+    place = whole_view(record, door, address).queue_position if seen == record.version else None
+    status = record.status
+    spoke = looked_at_place = time.monotonic()
+    pause = FIRST_LOOK_S
+    while not door.waits.stopping():
+        version, now = door.ledger.version(record.id), time.monotonic()
+        place_may_have_moved = status is Status.QUEUED and now - looked_at_place >= PLACE_LOOK_S
+        if version != seen or place_may_have_moved:
+            latest = door.ledger.read(record.id)
+            if latest is None:  # deleted, or forgotten
+                return
+            view = whole_view(latest, door, address)
+            if (latest.version, view.queue_position) != (seen, place):
+                yield _event(latest.version, view)
+                spoke, pause = now, FIRST_LOOK_S
+            seen, place, status, looked_at_place = latest.version, view.queue_position, latest.status, now
+            if status.ended:
+                return
+        elif now - spoke >= door.settings.heartbeat_s:
+            yield b": nothing new\n\n"
+            spoke = now
+        left = deadline - now
+        if left <= 0:
+            return
+        time.sleep(min(pause, left))
+        pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
+
+
+def _event(version: int, view: JobView) -> bytes:
+    return f"id: {version}\nevent: job\ndata: {view.model_dump_json()}\n\n".encode()
