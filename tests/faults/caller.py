@@ -1,0 +1,205 @@
+"""The callers: jobs that are sent at a steady pace, sent again until they are accepted, and watched to their end."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+
+from jobs.errors import JobError
+from jobs.manifest import Manifest
+from jobs.storage import Store, result_prefix
+from tests.faults.history import Accepted, CancelAsked, Reference, Refused, Shown, Stored
+from tests.faults.laboratory import TENANT, Laboratory
+from tests.faults.promises import ENDED, POISONED, TOO_LONG
+from tests.scenes import plain_scene
+from tests.waiting import wait_until
+
+#: How often each kind comes; the rest is "box".
+SHARES = {
+    "points": 0.2,
+    "inline box": 0.1,
+    "some points of a grid": 0.08,
+    "many points of a grid": 0.03,
+    TOO_LONG: 0.005,
+}
+#: So many of the jobs are sent twice at once under one key, and so many canceled soon after.
+TWINS, CANCELS = 0.05, 0.03
+SENDERS = 6
+AGAIN_S = 0.3
+
+
+class Callers:
+    """Sends jobs and watches them.  Only the watcher notes states, so that what it notes is in order."""
+
+    def __init__(self, lab: Laboratory, seed: int) -> None:
+        self._lab = lab
+        self._random = random.Random(seed)
+        self._png = plain_scene(3, (160, 128)).png
+        self._upload_id = lab.store.put_upload(TENANT, self._png, "image/png")
+        self._over = threading.Event()
+        self._news = threading.Condition()
+        self._open: dict[str, str] = {}  # job → kind
+        self._ended: list[str] = []
+
+    def spec(self, kind: str) -> dict[str, Any]:
+        """Make the body of a job of a kind."""
+        box = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
+        grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 4}}
+        long_grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 8}}
+        bodies: Mapping[str, dict[str, Any]] = {
+            "box": box,
+            "inline box": {**box, "image": {"base64": base64.b64encode(self._png).decode()}},
+            "points": {"mode": "point", "prompts": [{"points": [[40, 40]]}, {"points": [[110, 40]], "labels": [1]}]},
+            "some points of a grid": grid,
+            "many points of a grid": long_grid,
+            TOO_LONG: {"mode": "everything", "params": {"points_per_batch": 1}, "run_timeout_s": 1},
+            POISONED: {**box, "image": {"url": self._lab.images.url}},
+        }
+        hook = {"url": self._lab.receiver.url, "events": ["succeeded", "failed", "canceled", "expired"]}
+        return {"image": {"upload_id": self._upload_id}, "webhook": hook, **bodies[kind]}
+
+    def learn_references(self) -> None:
+        """Run one job of each kind while nothing is broken, and note what it comes to."""
+        kinds = [kind for kind in ("box", *SHARES) if kind != TOO_LONG]
+        jobs = {kind: self.send(kind) for kind in kinds}
+        for kind, job in jobs.items():
+            wait_until(lambda job=job: self._lab.ledger.status(job) == "succeeded", 120)  # type: ignore[misc]
+            self._lab.history.note(Reference(kind=kind, masks=stored(self._lab.store, job).masks))
+
+    def send(self, kind: str, *, key: str | None = None) -> str:
+        """Send a job until it is accepted, under one key; give its id."""
+        key = key or uuid.uuid4().hex
+        body = self.spec(kind)
+        while True:
+            try:
+                answer = self._lab.ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key})
+            except requests.RequestException:
+                self._lab.history.note(Refused(key=key, status=0, code=""))
+            else:
+                if answer.status_code == 202:
+                    job = str(answer.json()["id"])
+                    self._lab.history.note(Accepted(key=key, job=job, kind=kind))
+                    with self._news:
+                        self._open.setdefault(job, kind)
+                    return job
+                self._lab.history.note(Refused(key=key, status=answer.status_code, code=_code(answer)))
+            if self._over.wait(AGAIN_S):
+                raise RuntimeError("the run is over and a job was not accepted")
+
+    def send_all(self, jobs: int, seconds: float) -> None:
+        """Send so many jobs, spread over the time; comes back when the last one is accepted."""
+        began = time.monotonic()
+        with ThreadPoolExecutor(SENDERS) as senders:
+            sent = []
+            for number in range(jobs):
+                time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
+                draw, kind = self._random.random(), self._kind()
+                if number == jobs // 4:
+                    kind = POISONED
+                if draw < TWINS:
+                    key = uuid.uuid4().hex
+                    sent.append(senders.submit(self.send, kind, key=key))
+                    sent.append(senders.submit(self.send, kind, key=key))
+                elif draw < TWINS + CANCELS:
+                    sent.append(senders.submit(self._send_and_cancel, kind))
+                else:
+                    sent.append(senders.submit(self.send, kind))
+            for future in sent:
+                future.result()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look at jobs all the while: the open ones by turns, and now and then at one that has ended."""
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(over,), name="watcher")
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            self._over.set()
+
+    def open_jobs(self) -> int:
+        with self._news:
+            return len(self._open)
+
+    def look_at_all(self) -> None:
+        """Look once more at each job, when all is over."""
+        with self._news:
+            jobs = [*self._open, *self._ended]
+        for job in jobs:
+            self._look(job)
+            self._lab.history.note(stored(self._lab.store, job))
+
+    def _kind(self) -> str:
+        return self._random.choices([*SHARES, "box"], [*SHARES.values(), 1 - sum(SHARES.values())])[0]
+
+    def _send_and_cancel(self, kind: str) -> None:
+        job = self.send(kind)
+        try:
+            answer = self._lab.ask("POST", f"/v1/jobs/{job}/cancel")
+        except requests.RequestException:
+            self._lab.history.note(CancelAsked(job=job))  # it may have been heard
+        else:
+            if answer.status_code != 409:
+                self._lab.history.note(CancelAsked(job=job))
+
+    def _watch(self, over: threading.Event) -> None:
+        pick = random.Random(0)
+        while not over.wait(0.1):
+            with self._news:
+                open_jobs = list(self._open)[:200]
+                looked_at = pick.sample(open_jobs, min(8, len(open_jobs))) + open_jobs[:8]
+                if self._ended:
+                    looked_at.append(pick.choice(self._ended))
+            for job in dict.fromkeys(looked_at):
+                self._look(job)
+
+    def _look(self, job: str) -> None:
+        try:
+            answer = self._lab.ask("GET", f"/v1/jobs/{job}", timeout_s=8)
+        except requests.RequestException:
+            return
+        if answer.status_code == 404:
+            self._lab.history.note(Shown(job=job, status="absent"))
+        elif answer.status_code == 200:
+            view = answer.json()
+            error = (view.get("error") or {}).get("code", "")
+            self._lab.history.note(Shown(job=job, status=view["status"], error=error))
+            with self._news:
+                if view["status"] in ENDED and self._open.pop(job, None):
+                    self._ended.append(job)
+
+
+def stored(store: Store, job: str) -> Stored:
+    """See what the store holds of a job."""
+    key = f"{result_prefix(TENANT, job)}/manifest.json"
+    try:
+        body = store.read(key)
+    except JobError:
+        return Stored(job=job, manifests=0)
+    manifest = Manifest.model_validate_json(body)
+    files = {file.name: store.read(file.key) for file in manifest.files}
+    whole = all(hashlib.sha256(files[file.name]).hexdigest() == file.sha256 for file in manifest.files)
+    masks = json.loads(files["coco.json"])["annotations"] if whole else ()
+    digest = hashlib.sha256(json.dumps(masks).encode()).hexdigest()
+    return Stored(job=job, manifests=1, masks=digest, whole=whole, manifest=hashlib.sha256(body).hexdigest())
+
+
+def _code(answer: requests.Response) -> str:
+    try:
+        return str(answer.json().get("code", ""))
+    except ValueError:
+        return ""

@@ -1,0 +1,138 @@
+"""Faults of our own programs: killed, frozen, cut off from Redis, with a clock that is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from glob import glob
+
+from tests.faults.faults import Scene
+from tests.faults.laboratory import LEASE_S, Laboratory, Program
+from tests.faults.proxy import Fault, Mode
+from tests.waiting import wait_until
+
+#: How long a fault waits for the moment that it is made for.
+MOMENT_S = 8.0
+
+
+def child_killed_mid_job(scene: Scene) -> str:
+    """Kill the process that holds the model, while it is at a job."""
+    node = scene.random.choice(scene.lab.nodes)
+    job = _await_job(scene.lab, node)
+    child = scene.lab.child_of(node)
+    if child is None:
+        return "the node had no child"
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    return f"{node.name} was at {job}"
+
+
+def node_killed(scene: Scene) -> str:
+    """Kill a node's parent; its child is an orphan until whoever keeps the node clears up and starts it again."""
+    node = scene.random.choice(scene.lab.nodes)
+    job = _await_job(scene.lab, node)
+    node.kill_parent_only()
+    time.sleep(scene.random.uniform(0, 1.5))
+    node.restart()
+    return f"{node.name} was at {job}"
+
+
+def node_frozen_past_its_lease(scene: Scene) -> str:
+    """Stop a node in the middle of a job for twice its lease; then it wakes up and wants to go on."""
+    node = scene.random.choice(scene.lab.nodes)
+    job = _await_job(scene.lab, node)
+    with node.frozen():
+        time.sleep(2 * LEASE_S)
+    return f"{node.name} was at {job}"
+
+
+def node_cut_off(scene: Scene) -> str:
+    """Pull the cable between one node and Redis for longer than its lease."""
+    node = scene.random.choice(scene.lab.nodes)
+    way = scene.lab.redis_ways[node.name]
+    job = _await_job(scene.lab, node)
+    way.set(Fault(Mode.BLACKHOLE))
+    time.sleep(1.5 * LEASE_S)
+    way.heal()
+    return f"{node.name} was at {job}"
+
+
+def courier_killed(scene: Scene) -> str:
+    """Kill a courier, whatever it is at."""
+    courier = scene.random.choice(scene.lab.couriers)
+    courier.kill()
+    time.sleep(scene.random.uniform(0, 1))
+    courier.start()
+    return courier.name
+
+
+def api_killed_between_record_and_publish(scene: Scene) -> str:
+    """Kill the API when it has recorded a job and is about to publish it."""
+    api = scene.lab.programs["api"]
+    effect = _at_publish(scene.lab, api.kill)
+    api.restart()
+    wait_until(scene.lab.api_is_ready, 60, every_s=0.1)
+    return effect
+
+
+def api_cut_off_at_publish(scene: Scene) -> str:
+    """Break the API's connection when it has recorded a job and is about to publish it; the answer is 202 still."""
+    return _at_publish(scene.lab, lambda: None)
+
+
+def courier_clock_off(scene: Scene) -> str:
+    """Run a courier whose clock is an hour ahead."""
+    return _with_clock_off(scene, scene.random.choice(scene.lab.couriers))
+
+
+def api_clock_off(scene: Scene) -> str:
+    """Run the API with a clock that is an hour behind."""
+    effect = _with_clock_off(scene, scene.lab.programs["api"], "-1h")
+    wait_until(scene.lab.api_is_ready, 60, every_s=0.1)
+    return effect
+
+
+def faketime() -> Mapping[str, str]:
+    """Give the variables that preload Debian's libfaketime; empty when it is not installed."""
+    found = glob("/usr/lib/*/faketime/libfaketime.so.1")  # noqa: PTH207 — one line
+    return {"LD_PRELOAD": found[0], "DONT_FAKE_MONOTONIC": "1"} if found else {}
+
+
+def _await_job(lab: Laboratory, node: Program) -> str | None:
+    with suppress(AssertionError):
+        return wait_until(lambda: lab.job_on(node), MOMENT_S, every_s=0.005)
+    return None
+
+
+def _at_publish(lab: Laboratory, act: object) -> str:
+    """Act when the API sends the command that publishes, before Redis has it; prove that a job is then unpublished."""
+    unpublished: list[str] = []
+
+    def reached() -> None:
+        if callable(act):
+            act()
+        for job in lab.redis.zrange("mf:outbox", 0, -1):
+            if lab.redis.hmget(f"mf:job:{job}", "status", "publishes") == ["queued", "0"]:
+                unpublished.append(job)
+
+    way = lab.redis_ways["api"]
+    way.watch(b"LPUSH", reached)
+    try:
+        wait_until(lambda: unpublished, MOMENT_S)
+    except AssertionError:
+        return "nothing was being published"
+    finally:
+        way.unwatch()
+    return f"recorded and not published: {' '.join(unpublished)}"
+
+
+def _with_clock_off(scene: Scene, program: Program, offset: str = "+1h") -> str:
+    if not faketime():
+        return "left out: libfaketime is not installed"
+    program.restart(**faketime(), FAKETIME=offset)
+    time.sleep(scene.random.uniform(4, 6))
+    program.restart()
+    return f"{program.name} {offset}"

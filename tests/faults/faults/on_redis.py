@@ -1,0 +1,82 @@
+"""Faults of Redis: its connections, its process, its memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import requests
+
+from tests.faults.faults import Scene
+from tests.faults.proxy import Fault, Mode
+
+
+def redis_connections_killed(scene: Scene) -> str:
+    """Close every connection, as ``CLIENT KILL`` does, a few times."""
+    killed = 0
+    for _ in range(3):
+        killed += int(scene.lab.redis.client_kill_filter(_type="normal", skipme=True))
+        time.sleep(0.1)
+    return f"{killed} connections"
+
+
+def redis_connections_reset(scene: Scene) -> str:
+    """Reset every connection and each new one, for a second."""
+    return _for_a_while(scene, Fault(Mode.RESET), 1.0)
+
+
+def redis_slow(scene: Scene) -> str:
+    """Delay each packet to and from Redis."""
+    return _for_a_while(scene, Fault(Mode.DELAY, delay_s=0.1), 2.5)
+
+
+def redis_killed(scene: Scene) -> str:
+    """Kill Redis and start it again over its append-only file."""
+    os.kill(scene.lab.redis_server.pid, signal.SIGKILL)
+    scene.lab.redis_server.process.wait()
+    time.sleep(scene.random.uniform(0, 1.5))
+    scene.lab.start_redis_again()
+    return ""
+
+
+def redis_frozen(scene: Scene) -> str:
+    """Stop Redis for longer than every lease."""
+    pid = scene.lab.redis_server.pid
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(scene.frozen_s)
+    os.kill(pid, signal.SIGCONT)
+    return f"{scene.frozen_s:g} s"
+
+
+def redis_full(scene: Scene) -> str:
+    """Leave Redis no memory: what is sent then is refused with 503."""
+    client = scene.lab.redis
+    client.config_set("maxmemory", 1)
+    try:
+        answers = [_send_once(scene) for _ in range(3)]
+        time.sleep(1.0)
+    finally:
+        client.config_set("maxmemory", 0)
+    return f"submits were answered {answers}"
+
+
+def _send_once(scene: Scene) -> int:
+    """Send a job that must be refused; no history knows it, so a record of it would be found as one too many."""
+    image = {"upload_id": "upl_" + "0" * 32}
+    body = {"mode": "box", "image": image, "prompts": [{"box": [1, 1, 9, 9]}]}
+    scene.lab.store.put("uploads/ant/upl_" + "0" * 32, b"no image", "image/png")
+    try:
+        return scene.lab.ask("POST", "/v1/jobs", json=body).status_code
+    except requests.RequestException:
+        return 0
+
+
+def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> str:
+    ways = scene.lab.redis_ways.values()
+    for way in ways:
+        way.set(fault)
+    time.sleep(seconds)
+    for way in ways:
+        way.heal()
+    return f"{seconds:g} s"

@@ -1,0 +1,54 @@
+"""Faults of S3, as the programs see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.faults.faults import Scene
+from tests.faults.proxy import Fault, Mode
+
+_BODY = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+#: What S3 says when it is asked too much.
+BUSY = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    % (
+        len(_BODY),
+        _BODY,
+    )
+)
+
+
+def store_answers_503(scene: Scene) -> str:
+    return _for_a_while(scene, Fault(Mode.ANSWER, answer=BUSY), 2.0)
+
+
+def store_slow(scene: Scene) -> str:
+    return _for_a_while(scene, Fault(Mode.DELAY, delay_s=0.3), 2.5)
+
+
+def store_answers_are_cut(scene: Scene) -> str:
+    """Break off each connection after some bytes of answers: in the headers, or in the image."""
+    after = scene.random.choice([50, 400, 2_000, 10_000])
+    return f"after {after} bytes, " + _for_a_while(scene, Fault(Mode.TRUNCATE, after_bytes=after), 2.0)
+
+
+def store_gone(scene: Scene) -> str:
+    """Pull the cable to the store."""
+    return _for_a_while(scene, Fault(Mode.BLACKHOLE), 3.0)
+
+
+def store_killed(scene: Scene) -> str:
+    """Kill the store and start it again over its data."""
+    os.kill(scene.lab.s3_server.pid, signal.SIGKILL)
+    scene.lab.s3_server.process.wait()
+    scene.lab.start_s3_again()
+    return ""
+
+
+def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> str:
+    scene.lab.s3_way.set(fault)
+    time.sleep(seconds)
+    scene.lab.s3_way.heal()
+    return f"{seconds:g} s"

@@ -1,0 +1,173 @@
+"""What was seen while the fleet was under fire: an append-only log, one JSON line for each sight.
+
+Times are seconds since the epoch, by this machine's clock, which is also Redis' own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference(Sight):
+    """The masks that a kind of job comes to when nothing is broken, as a digest."""
+
+    kind: str
+    masks: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted(Sight):
+    """A 202.  key: the Idempotency-Key that it was sent with.  hooked: a webhook was asked for."""
+
+    key: str
+    job: str
+    kind: str
+    hooked: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(Sight):
+    """Any other answer to a submit; status 0 for none at all."""
+
+    key: str
+    status: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown(Sight):
+    """A job's state as the API showed it; ``absent`` when the API knew no such job."""
+
+    job: str
+    status: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked(Sight):
+    """The API took the wish that a job be canceled."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notified(Sight):
+    """A webhook that came in.  answered: the status it was given; 0 when it was let to time out."""
+
+    job: str
+    webhook_id: str
+    status: str
+    answered: int
+    signed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored(Sight):
+    """What the store held of a job.  masks, manifest: digests.  whole: each object of the manifest has its digest."""
+
+    job: str
+    manifests: int
+    masks: str = ""
+    whole: bool = True
+    manifest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted(Sight):
+    """One attempt, from the ledger's record of it."""
+
+    job: str
+    number: int
+    started: float
+    ended: float | None
+    outcome: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broke(Sight):
+    """A fault, from ``at`` to ``until``.  harms: what it may break, as in HARMS."""
+
+    name: str
+    until: float
+    harms: str
+    effect: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOver(Sight):
+    """How many entries each of the ledger's own lists still had when all was over, beside how many it should."""
+
+    what: str
+    found: int
+    expected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted(Sight):
+    """The ledger's totals when all was over."""
+
+    totals: dict[str, int]
+
+
+_SIGHTS = {
+    kind.__name__: kind
+    for kind in (
+        Reference,
+        Accepted,
+        Refused,
+        Shown,
+        CancelAsked,
+        Notified,
+        Stored,
+        Attempted,
+        Broke,
+        LeftOver,
+        Counted,
+    )
+}
+
+
+class History:
+    """The log; any thread may add to it, nobody changes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines = path.open("a", buffering=1)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def note(self, sight: Sight) -> None:
+        line = json.dumps({"saw": type(sight).__name__, **asdict(sight)})
+        with self._lock:
+            if not self._lines.closed:  # a watcher may still see something when the log is over
+                self._lines.write(line + "\n")
+
+    def read(self) -> tuple[Sight, ...]:
+        return read_history(self.path.read_text().splitlines())
+
+
+def read_history(lines: Iterable[str]) -> tuple[Sight, ...]:
+    """Read the log's lines back, in the order in which they were written."""
+
+    def parsed(line: str) -> Sight:
+        fields = json.loads(line)
+        return _SIGHTS[fields.pop("saw")](**fields)
+
+    return tuple(parsed(line) for line in lines)

@@ -1,0 +1,249 @@
+"""The fleet under fire: its servers and programs, each at hand to be killed, frozen, cut off and restarted."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self, cast
+
+import psutil
+import redis
+import requests
+
+from jobs.connection import connect
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.roster import Roster
+from jobs.settings import SharedSettings
+from jobs.storage import Store
+from maskfleet.servers import Server, free_port, start_redis, start_s3
+from tests.faults.history import History
+from tests.faults.image_host import ImageHost
+from tests.faults.proxy import Proxy
+from tests.faults.receiver import HookReceiver
+from tests.waiting import wait_until
+from worker.children import kill_child, start_child
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL = ROOT / "models" / "sam-demo"
+ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
+TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
+WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
+LEASE_S = 2.0
+#: Importing torch and loading the model takes a few seconds of processor time, and both cores may be busy.
+NODE_READY_S = 120.0
+
+
+@dataclass
+class Program:
+    """One process of the fleet.  It is started by its command, with settings of its own."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, **extra: str) -> None:
+        self.process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)
+
+    def kill(self) -> None:
+        """Kill it with all that it started, at once."""
+        if self.process is not None:
+            kill_child(self.process)
+
+    def kill_parent_only(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def restart(self, **extra: str) -> None:
+        self.kill()
+        self.start(**extra)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop it with all its children; let it go on afterwards."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGCONT)
+
+
+class Laboratory:
+    """Redis, S3, the API, couriers, nodes, a receiver of webhooks and a host of images, on ports of their own."""
+
+    def __init__(self, folder: Path, *, nodes: int = 2, couriers: int = 2, programs: bool = True) -> None:
+        """programs: False leaves the API, the couriers and the nodes out, for a fleet of another make."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._node_count, self._courier_count = nodes, couriers
+        self._own_programs = programs
+        self._exits = ExitStack()
+        self.programs: dict[str, Program] = {}
+        self.redis_ways: dict[str, Proxy] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as exits:
+            self.history = exits.enter_context(History(self.folder / "history.jsonl"))
+            self._start_servers(exits)
+            self.receiver = exits.enter_context(HookReceiver(WEBHOOK_SECRET, self.history))
+            self.images = exits.enter_context(ImageHost(self.node_pids))
+            exits.callback(self._end_programs)
+            if self._own_programs:
+                self._start_programs()
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    # What is there.
+
+    @property
+    def nodes(self) -> list[Program]:
+        return [program for name, program in self.programs.items() if name.startswith("node")]
+
+    @property
+    def couriers(self) -> list[Program]:
+        return [program for name, program in self.programs.items() if name.startswith("courier")]
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    def ask(self, method: str, path: str, *, timeout_s: float = 15, **parts: object) -> requests.Response:
+        """Ask the API, over a connection of its own."""
+        headers = {"Authorization": f"Bearer {API_KEY}", "Connection": "close"}
+        headers |= cast("dict[str, str]", parts.pop("headers", {}))
+        return requests.request(method, self.api_url + path, headers=headers, timeout=timeout_s, **parts)  # type: ignore[arg-type]
+
+    def api_is_ready(self) -> bool:
+        try:
+            return self.ask("GET", "/ready", timeout_s=3).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def child_of(self, node: Program) -> int | None:
+        """Give the process that holds a node's model; None while there is none."""
+        try:
+            family = {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
+        except psutil.NoSuchProcess:
+            return None
+        return next((seen.pid for seen in self.roster.workers() if seen.node == node.name and seen.pid in family), None)
+
+    def node_pids(self) -> set[int]:
+        """Every process of the nodes."""
+        pids: set[int] = set()
+        for node in self.nodes:
+            with suppress(psutil.NoSuchProcess):
+                pids |= {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
+        return pids
+
+    def job_on(self, node: Program) -> str | None:
+        """Give the job that a node is at."""
+        ids = cast("list[str]", self.redis.zrange("mf:leases", 0, -1))
+        return next((job for job in ids if self.redis.hget(f"mf:job:{job}", "worker") == node.name), None)
+
+    # What is done to it.
+
+    def await_nodes(self) -> None:
+        wait_until(lambda: all(self.child_of(node) for node in self.nodes), NODE_READY_S, every_s=0.1)
+
+    def start_redis_again(self) -> None:
+        """Start Redis over its data, on its port, and wait until it has read them."""
+        self.redis_server = replace(self.redis_server, process=self.redis_server.start())
+        wait_until(self._redis_answers, 30)
+
+    def start_s3_again(self) -> None:
+        self.s3_server = replace(self.s3_server, process=self.s3_server.start())
+
+    def _redis_answers(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except redis.RedisError:
+            return False
+
+    def _start_servers(self, exits: ExitStack) -> None:
+        self.redis_server: Server = start_redis(self.folder / "redis", log=self.folder / "redis.log")
+        exits.callback(lambda: self.redis_server.stop())
+        self.s3_server: Server = start_s3(
+            self.folder / "s3",
+            access_key=ACCESS_KEY,
+            secret_key=SECRET_KEY,
+            buckets=("maskfleet",),
+            log=self.folder / "s3.log",
+        )
+        exits.callback(lambda: self.s3_server.stop())
+        self.s3_way = exits.enter_context(Proxy(self.s3_server.port))
+        names = ["api", *self._names("courier", self._courier_count), *self._names("node", self._node_count)]
+        for name in names:
+            self.redis_ways[name] = exits.enter_context(Proxy(self.redis_server.port))
+        # The laboratory's own eyes see past the proxies.
+        settings = SharedSettings(
+            redis_url=self.redis_server.url,
+            s3_endpoint=self.s3_server.url,
+            s3_access_key=ACCESS_KEY,
+            s3_secret_key=SECRET_KEY,
+        )
+        self.redis = connect(settings)
+        exits.callback(self.redis.close)
+        self.ledger, self.outbox = Ledger(self.redis, settings.retention_s), Outbox(self.redis)
+        self.roster, self.store = Roster(self.redis), Store(settings)
+
+    def _start_programs(self) -> None:
+        self.api_port = free_port()
+        gunicorn = str(Path(sys.executable).parent / "gunicorn")
+        command = (gunicorn, "--config", "python:api.server", "api.app:create_app()")
+        self.add("api", command, MASKFLEET_BIND=f"127.0.0.1:{self.api_port}", MASKFLEET_PROCESSES="1")
+        for name in self._names("courier", self._courier_count):
+            self.add(name, (sys.executable, "-m", "worker.courier"))
+        for name in self._names("node", self._node_count):
+            self.add(name, (sys.executable, "-m", "worker"), MASKFLEET_NODE=name)
+        wait_until(self.api_is_ready, 60, every_s=0.1)
+        self.await_nodes()
+
+    def add(self, name: str, command: tuple[str, ...], **settings: str) -> None:
+        """Start a program, whose way to Redis is the proxy of its name."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKFLEET_")}
+        environment |= {
+            "MASKFLEET_REDIS_URL": f"redis://127.0.0.1:{self.redis_ways[name].port}/0",
+            "MASKFLEET_S3_ENDPOINT": f"http://127.0.0.1:{self.s3_way.port}",
+            "MASKFLEET_S3_ACCESS_KEY": ACCESS_KEY,
+            "MASKFLEET_S3_SECRET_KEY": SECRET_KEY,
+            "MASKFLEET_MODEL": str(MODEL),
+            "MASKFLEET_API_KEYS": f"{TENANT}:{API_KEY}",
+            "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+            "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.3,0.5,1,1,2,2,3,3,5,5,5,5,5,5",
+            "MASKFLEET_WEBHOOK_TIMEOUT_S": "1",
+            "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
+            "MASKFLEET_LEASE_S": str(LEASE_S),
+            "MASKFLEET_BEAT_S": "0.3",
+            "MASKFLEET_TICK_S": "0.2",
+            "MASKFLEET_TORCH_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            **settings,
+        }
+        program = Program(name, command, environment, self.folder / f"{name}.log")
+        program.start()
+        self.programs[name] = program
+
+    def _end_programs(self) -> None:
+        for program in self.programs.values():
+            program.kill()
+
+    def _names(self, what: str, count: int) -> list[str]:
+        return [f"{what}-{number}" for number in range(1, count + 1)]

@@ -1,0 +1,206 @@
+"""The promises, checked over the history of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.faults.history import (
+    Accepted,
+    Attempted,
+    Broke,
+    CancelAsked,
+    Counted,
+    LeftOver,
+    Notified,
+    Reference,
+    Refused,
+    Shown,
+    Sight,
+    Stored,
+)
+
+ENDED = {"succeeded", "failed", "canceled", "expired"}
+#: Jobs of this kind kill whoever fetches their image, jobs of that one run longer than they allow themselves.
+POISONED, TOO_LONG = "poisoned", "too long"
+#: The kinds whose end is a failure, with its code.
+FAILING_KINDS = {POISONED: "attempts_exhausted", TOO_LONG: "timeout"}
+#: What a fault may break, and the outcomes of an attempt that it explains.
+HARMS = {
+    "worker": {"lease_ran_out"},
+    "redis": {"lease_ran_out", "store_unavailable"},
+    "store": {"store_unavailable", "lease_ran_out"},
+    "nothing": set(),
+}
+#: An attempt may meet a fault's aftermath: leases run out, processes start, connections are made anew.
+AFTERMATH_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a history comes to.  Each entry of ``broken`` is one promise that was not kept, in words."""
+
+    lost: tuple[str, ...]
+    doubled: tuple[str, ...]
+    stuck: tuple[str, ...]
+    broken: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        return not self.broken
+
+
+def check(history: Sequence[Sight]) -> Verdict:
+    """Hold a history against the promises."""
+    trial = _Trial(history)
+    lost, stuck = tuple(trial.lost()), tuple(trial.stuck())
+    doubled = tuple(trial.doubled())
+    broken = (
+        *(f"{job} was accepted and is gone" for job in lost),
+        *(f"{job} was accepted and never ended" for job in stuck),
+        *doubled,
+        *trial.changed(),
+        *trial.wrong_results(),
+        *trial.untold(),
+        *trial.unexplained_failures(),
+        *trial.keys_with_several_jobs(),
+        *trial.leftovers(),
+        *trial.wrong_counts(),
+    )
+    return Verdict(lost, doubled, stuck, broken)
+
+
+class _Trial:
+    def __init__(self, history: Sequence[Sight]) -> None:
+        self.accepted = {sight.job: sight for sight in history if isinstance(sight, Accepted)}
+        self.keys: dict[str, set[str]] = defaultdict(set)
+        self.shown: dict[str, list[Shown]] = defaultdict(list)
+        self.notified: dict[str, list[Notified]] = defaultdict(list)
+        self.attempts: dict[str, list[Attempted]] = defaultdict(list)
+        self.stored: dict[str, Stored] = {}
+        self.manifests: dict[str, set[str]] = defaultdict(set)
+        self.references = {sight.kind: sight.masks for sight in history if isinstance(sight, Reference)}
+        self.faults = [sight for sight in history if isinstance(sight, Broke)]
+        self.left = [sight for sight in history if isinstance(sight, LeftOver)]
+        self.canceled = {sight.job for sight in history if isinstance(sight, CancelAsked)}
+        self.refused = [sight for sight in history if isinstance(sight, Refused)]
+        self.counted = next((sight for sight in history if isinstance(sight, Counted)), None)
+        for sight in history:
+            if isinstance(sight, Accepted):
+                self.keys[sight.key].add(sight.job)
+            elif isinstance(sight, Shown):
+                self.shown[sight.job].append(sight)
+            elif isinstance(sight, Notified):
+                self.notified[sight.job].append(sight)
+            elif isinstance(sight, Stored):
+                self.stored[sight.job] = sight
+                self.manifests[sight.job] |= {sight.manifest} - {""}
+            elif isinstance(sight, Attempted):
+                self.attempts[sight.job].append(sight)
+
+    def end_of(self, job: str) -> str:
+        """The state in which a job was last seen; empty when it was never seen."""
+        return self.shown[job][-1].status if self.shown[job] else ""
+
+    def lost(self) -> Iterator[str]:
+        return (job for job in self.accepted if self.end_of(job) in ("", "absent"))
+
+    def stuck(self) -> Iterator[str]:
+        return (job for job in self.accepted if self.end_of(job) not in {"", "absent", *ENDED})
+
+    def doubled(self) -> Iterator[str]:
+        """An end that was seen twice: two states, two webhooks' ids, two manifests, or counted twice."""
+        for job in self.accepted:
+            ends = {sight.status for sight in self.shown[job] if sight.status in ENDED}
+            ends |= {sight.status for sight in self.notified[job]}
+            if len(ends) > 1:
+                yield f"{job} ended as {' and as '.join(sorted(ends))}"
+            ids = {sight.webhook_id for sight in self.notified[job]}
+            if len(ids) > 1:
+                yield f"{job} was told of under several ids: {', '.join(sorted(ids))}"
+            if (job in self.stored and self.stored[job].manifests > 1) or len(self.manifests[job]) > 1:
+                yield f"{job} has several manifests"
+
+    def changed(self) -> Iterator[str]:
+        """A state that came after the end."""
+        for job in self.accepted:
+            ended = False
+            for sight in self.shown[job]:
+                if ended and sight.status not in ENDED:
+                    yield f"{job} was {sight.status} after its end"
+                    break
+                ended = ended or sight.status in ENDED
+
+    def wrong_results(self) -> Iterator[str]:
+        for job, accepted in self.accepted.items():
+            if self.end_of(job) != "succeeded":
+                continue
+            stored = self.stored.get(job)
+            if stored is None or stored.manifests == 0:
+                yield f"{job} succeeded without a manifest"
+            elif not stored.whole:
+                yield f"{job} has a manifest whose objects are not what it says"
+            elif stored.masks != self.references.get(accepted.kind):
+                yield f"{job} has other masks than a job of its kind without faults"
+
+    def untold(self) -> Iterator[str]:
+        """A webhook that did not arrive, though its receiver did not say 410."""
+        for job, accepted in self.accepted.items():
+            if not accepted.hooked or self.end_of(job) not in ENDED:
+                continue
+            answers = {sight.answered for sight in self.notified[job]}
+            if not any(200 <= answer < 300 or answer == 410 for answer in answers):
+                yield f"the end of {job} was never told"
+            if any(not sight.signed for sight in self.notified[job]):
+                yield f"the end of {job} was told under a signature that does not hold"
+
+    def unexplained_failures(self) -> Iterator[str]:
+        for job, accepted in self.accepted.items():
+            end = self.end_of(job)
+            if end == "canceled" and job not in self.canceled:
+                yield f"{job} was canceled, and nobody asked for it"
+            if accepted.kind in FAILING_KINDS and end in ENDED:
+                wanted = FAILING_KINDS[accepted.kind]
+                if end != "canceled" and self.shown[job][-1].error != wanted:
+                    yield f"{job} is {accepted.kind} and ended as {end} {self.shown[job][-1].error}"
+            elif end in ("failed", "expired"):
+                broken = [attempt for attempt in self.attempts[job] if not self._is_explained(attempt)]
+                if broken or not self.attempts[job] or end == "expired":
+                    yield f"{job} ended as {end} ({self.shown[job][-1].error}), which no fault explains"
+
+    def _is_explained(self, attempt: Attempted) -> bool:
+        """Whether a fault was on while an attempt ran that can have broken it in this way."""
+        ended = attempt.ended or attempt.at
+        return any(
+            fault.at <= ended and fault.until + AFTERMATH_S >= attempt.started
+            for fault in self.faults
+            if _code(attempt) in HARMS[fault.harms]
+        )
+
+    def keys_with_several_jobs(self) -> Iterator[str]:
+        return (f"the key {key} stands for {len(jobs)} jobs" for key, jobs in self.keys.items() if len(jobs) > 1)
+
+    def leftovers(self) -> Iterator[str]:
+        for sight in self.left:
+            if sight.found != sight.expected:
+                yield f"{sight.what}: {sight.found} are left, and should be {sight.expected}"
+
+    def wrong_counts(self) -> Iterator[str]:
+        """Each accepted job was created once and ended once; what was answered with 503 left nothing."""
+        for sight in self.refused:
+            if sight.status not in (0, 429, 503):
+                yield f"a submit was answered with {sight.status} {sight.code}"
+        if self.counted is None:
+            return
+        created = self.counted.totals.get("created", 0)
+        if created != len(self.accepted):
+            yield f"{created} jobs were created and {len(self.accepted)} accepted"
+        ended = sum(self.counted.totals.get(status, 0) for status in ENDED)
+        if ended != created:
+            yield f"{ended} ends were counted for {created} jobs"
+
+
+def _code(attempt: Attempted) -> str:
+    """An attempt's outcome; the last one's may be the verdict on all of them."""
+    return "lease_ran_out" if attempt.outcome == "attempts_exhausted" else attempt.outcome or ""

@@ -1,0 +1,170 @@
+"""A TCP proxy that can be told, while it runs, to delay, reset, cut short, swallow or answer what passes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Self
+
+#: Close with a reset (RST) instead of a goodbye (FIN).
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class Mode(Enum):
+    """What happens to the bytes."""
+
+    PASS = auto()
+    DELAY = auto()
+    #: Connections are reset, old ones and new ones.
+    RESET = auto()
+    #: After so many bytes of answers a connection is closed.
+    TRUNCATE = auto()
+    #: Nothing passes and nothing is refused, as behind a cable that was pulled; what was held passes afterwards.
+    BLACKHOLE = auto()
+    #: The proxy itself answers each connection, with the same bytes, and closes it.
+    ANSWER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A mode with its figure."""
+
+    mode: Mode = Mode.PASS
+    delay_s: float = 0.0
+    after_bytes: int = 0
+    answer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What to do when a caller's bytes hold the needle: ``reached`` is called first, then the connection is reset."""
+
+    needle: bytes
+    reached: Callable[[], None]
+
+
+class Proxy:
+    """Listens on a free port of the loopback and forwards to another one, while its ``with`` lasts."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self._upstream_port = upstream_port
+        self._fault = Fault()
+        self._watch: Watch | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._changed = asyncio.Event()
+        listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = listening.getsockname()[1]
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=listening))
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy {self.port}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def end() -> None:
+            self._server.close()
+            self._fault = Fault()
+            self._changed.set()
+            for writer in list(self._writers):
+                _reset(writer)
+            if serving := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(serving, timeout=5)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def set(self, fault: Fault) -> None:
+        """Change what happens to all that passes from now on, on old connections and new ones."""
+
+        async def change() -> None:
+            self._fault = fault
+            self._changed.set()
+            self._changed = asyncio.Event()
+            if fault.mode is Mode.RESET:
+                for writer in list(self._writers):
+                    _reset(writer)
+
+        asyncio.run_coroutine_threadsafe(change(), self._loop).result(10)
+
+    def heal(self) -> None:
+        self.set(Fault())
+
+    def watch(self, needle: bytes, reached: Callable[[], None]) -> None:
+        """Let ``reached`` act at the moment at which a caller sends the needle; then reset the connection, once."""
+        self._watch = Watch(needle, reached)
+
+    def unwatch(self) -> None:
+        self._watch = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream: asyncio.StreamWriter | None = None
+        self._writers.add(writer)
+        try:
+            if self._fault.mode is Mode.RESET:
+                return
+            if self._fault.mode is Mode.ANSWER:
+                await self._answer(reader, writer)
+                return
+            answers, upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
+            self._writers.add(upstream)
+            ways = (self._pipe(reader, upstream, from_caller=True), self._pipe(answers, writer, from_caller=False))
+            await asyncio.gather(*ways)
+        except (OSError, _Broken):
+            pass
+        finally:
+            for end in (writer, upstream):
+                if end is not None:
+                    self._writers.discard(end)
+                    _reset(end)
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_caller: bool) -> None:
+        passed = 0
+        while data := await reader.read(65536):
+            if from_caller and self._watch and self._watch.needle in data:
+                watch, self._watch = self._watch, None
+                await asyncio.to_thread(watch.reached)
+                raise _Broken
+            while self._fault.mode is Mode.BLACKHOLE:
+                await self._changed.wait()
+            fault = self._fault
+            if fault.mode is Mode.DELAY:
+                await asyncio.sleep(fault.delay_s)
+            if fault.mode is Mode.ANSWER and from_caller:
+                raise _Broken  # a connection from before; the next one is answered
+            passed += len(data)
+            cut = fault.mode is Mode.TRUNCATE and not from_caller and passed > fault.after_bytes
+            writer.write(data[: max(0, len(data) - (passed - fault.after_bytes))] if cut else data)
+            await writer.drain()
+            if cut:
+                raise _Broken
+        with suppress(OSError):
+            writer.write_eof()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(self._fault.answer)
+        await writer.drain()
+        writer.write_eof()
+        with suppress(TimeoutError):
+            # Whatever the caller still sends is taken, so that it reads the answer and no reset.
+            await asyncio.wait_for(reader.read(-1), 2)
+
+
+class _Broken(Exception):
+    """The connection is to be broken off."""
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    writer.transport.abort()

@@ -1,0 +1,100 @@
+"""A receiver of webhooks that can be well, slow, broken or gone, and notes all that comes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+from maskfleet.problems import WebhookRejected
+from maskfleet.webhooks import verify_webhook
+from tests.faults.history import History, Notified
+from tests.faults.proxy import Fault, Mode, Proxy
+
+#: Longer than the couriers wait for an answer.
+SLOW_S = 1.5
+
+
+class HookReceiver:
+    """Listens while its ``with`` lasts; ``url`` is the address to name in a job."""
+
+    def __init__(self, secret: str, history: History) -> None:
+        self.answer = 204
+        self.slow = False
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                answer = receiver.answer
+                if slow := receiver.slow:
+                    time.sleep(SLOW_S)
+                history.note(_sight(body, dict(self.headers), secret, 0 if slow else answer))
+                self.send_response(answer)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except ConnectionError:  # the courier gave up, or was killed
+                    self.close_connection = True
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._exits.callback(self._server.server_close)
+        self._exits.callback(self._server.shutdown)
+        self._way = self._exits.enter_context(Proxy(self._server.server_port))
+        self.url = f"http://127.0.0.1:{self._way.port}/hook"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @contextmanager
+    def answering(self, status: int) -> Iterator[None]:
+        self.answer = status
+        try:
+            yield
+        finally:
+            self.answer = 204
+
+    @contextmanager
+    def answering_late(self) -> Iterator[None]:
+        self.slow = True
+        try:
+            yield
+        finally:
+            self.slow = False
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        self._way.set(Fault(Mode.RESET))
+        try:
+            yield
+        finally:
+            self._way.heal()
+
+
+def _sight(body: bytes, headers: dict[str, str], secret: str, answered: int) -> Notified:
+    headers = {name.lower(): value for name, value in headers.items()}
+    data = json.loads(body)["data"]
+    try:
+        verify_webhook(body, headers, secret)
+        signed = True
+    except WebhookRejected:
+        signed = False
+    return Notified(
+        job=data["id"], webhook_id=headers["webhook-id"], status=data["status"], answered=answered, signed=signed
+    )

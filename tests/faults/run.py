@@ -1,0 +1,117 @@
+"""One run: jobs under faults, then quiet until all has ended, then a look at everything that is left."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+from tests.faults.caller import Callers
+from tests.faults.faults import FaultKind, Scene
+from tests.faults.history import Accepted, Attempted, Counted, LeftOver
+from tests.faults.laboratory import TENANT, Laboratory
+from tests.faults.promises import Verdict, check
+from tests.faults.schedule import shuffled, strike
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is made of.
+
+    seconds: over which the jobs are sent.  gap_s: the longest quiet between two faults.  patience_s: how long after
+    the last fault everything may take to end.
+    """
+
+    jobs: int
+    seconds: float
+    seed: int
+    faults: tuple[FaultKind, ...]
+    frozen_s: float = 4.0
+    gap_s: float = 1.0
+    patience_s: float = 240.0
+
+
+def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None) -> Verdict:
+    """Run the plan in a laboratory that has just started; hold its history against the promises."""
+    callers = Callers(lab, plan.seed)
+    callers.learn_references()
+    with callers.watching():
+        with ThreadPoolExecutor(1) as sender:
+            sending = sender.submit(callers.send_all, plan.jobs, plan.seconds)
+            _break_things(lab, plan, sending.done, say)
+            sending.result()
+        await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
+    callers.look_at_all()
+    _note_ledger(lab)
+    return check(lab.history.read())
+
+
+def _break_things(lab: Laboratory, plan: Plan, done: Callable[[], bool], say: Callable[[str], None]) -> None:
+    scene = Scene(lab, random.Random(plan.seed), plan.frozen_s)
+    following = shuffled(plan.faults, plan.seed)
+    struck = 0
+    while struck < len(plan.faults) or not done():
+        broke = strike(following(), scene)
+        struck += 1
+        say(f"{broke.name}: {broke.effect} ({broke.until - broke.at:.1f} s)")
+        time.sleep(scene.random.uniform(0, plan.gap_s))
+
+
+def await_end(left: Callable[[], int], patience_s: float, say: Callable[[str], None]) -> None:
+    """Wait until nothing is left; what is left at the deadline is for the checker to find."""
+    deadline = time.monotonic() + patience_s
+    told = 0.0
+    while (count := left()) and time.monotonic() < deadline:
+        if time.monotonic() > told + 10:
+            told = time.monotonic()
+            say(f"{count} left")
+        time.sleep(0.2)
+
+
+def _deliveries(lab: Laboratory) -> int:
+    return cast(int, lab.redis.zcard("mf:deliveries"))
+
+
+def _note_ledger(lab: Laboratory) -> None:
+    """Note what the ledger holds in the end: each attempt, the totals, and that nothing is left between its lists."""
+    client, note = lab.redis, lab.history.note
+    accepted = {sight.job: sight.key for sight in lab.history.read() if isinstance(sight, Accepted)}
+    for job in accepted:
+        for view in lab.ledger.attempts(job):
+            ended = view.ended_at.timestamp() if view.ended_at else None
+            note(
+                Attempted(
+                    job=job,
+                    number=view.number,
+                    started=view.started_at.timestamp(),
+                    ended=ended,
+                    outcome=view.outcome,
+                )
+            )
+    records = set(client.scan_iter("mf:job:*", count=1000))
+    keys = list(client.scan_iter("mf:idempotency:*", count=1000))
+    for what, found, expected in (
+        ("records", len(records), len(accepted)),
+        ("records that no caller knows", len(records - {f"mf:job:{job}" for job in accepted}), 0),
+        ("idempotency keys", len(keys), len(set(accepted.values()))),
+        ("the tenant's list", client.zcard(f"mf:jobs:{TENANT}"), len(accepted)),
+        ("in flight", client.scard(f"mf:inflight:{TENANT}"), 0),
+        ("queued", sum(client.zcard(key) for key in client.scan_iter("mf:queued:*")), 0),
+        ("leases", client.zcard("mf:leases"), 0),
+        ("outbox", client.zcard("mf:outbox"), 0),
+        ("deadlines", client.zcard("mf:deadlines"), 0),
+        ("webhooks to be sent", client.zcard("mf:deliveries"), 0),
+        ("keys without expiry", _everlasting(lab), 0),
+    ):
+        note(LeftOver(what=what, found=int(cast(int, found)), expected=expected))
+    totals = cast("dict[str, str]", client.hgetall("mf:totals"))
+    note(Counted(totals={name: int(count) for name, count in totals.items()}))
+
+
+def _everlasting(lab: Laboratory) -> int:
+    """Count the keys of ended jobs that would never be forgotten."""
+    patterns = ("mf:job:*", "mf:attempts:*", "mf:delivery:*", "mf:idempotency:*")
+    return sum(lab.redis.pttl(key) < 0 for pattern in patterns for key in lab.redis.scan_iter(pattern, count=1000))

@@ -1,0 +1,89 @@
+"""Which faults there are, and in which order a seed brings them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from tests.faults.faults import FaultKind, Scene
+from tests.faults.faults.on_processes import (
+    api_clock_off,
+    api_cut_off_at_publish,
+    api_killed_between_record_and_publish,
+    child_killed_mid_job,
+    courier_clock_off,
+    courier_killed,
+    node_cut_off,
+    node_frozen_past_its_lease,
+    node_killed,
+)
+from tests.faults.faults.on_receiver import receiver_answers_410, receiver_answers_500, receiver_down, receiver_slow
+from tests.faults.faults.on_redis import (
+    redis_connections_killed,
+    redis_connections_reset,
+    redis_frozen,
+    redis_full,
+    redis_killed,
+    redis_slow,
+)
+from tests.faults.faults.on_store import (
+    store_answers_503,
+    store_answers_are_cut,
+    store_gone,
+    store_killed,
+    store_slow,
+)
+from tests.faults.history import Broke
+
+#: What a job meets, whichever fleet does it.
+OF_ANY_FLEET = (
+    FaultKind(child_killed_mid_job, "worker", weight=3),
+    FaultKind(node_killed, "worker", weight=2),
+    FaultKind(node_frozen_past_its_lease, "worker", weight=3),
+    FaultKind(node_cut_off, "worker", weight=2),
+    FaultKind(redis_connections_killed, "redis", weight=3),
+    FaultKind(redis_connections_reset, "redis", weight=2),
+    FaultKind(redis_slow, "redis"),
+    FaultKind(redis_killed, "redis", weight=2),
+    FaultKind(redis_frozen, "redis"),
+    FaultKind(store_answers_503, "store"),
+    FaultKind(store_slow, "store"),
+    FaultKind(store_answers_are_cut, "store"),
+    FaultKind(store_gone, "store"),
+    FaultKind(store_killed, "store"),
+    FaultKind(receiver_down, "nothing"),
+    FaultKind(receiver_slow, "nothing"),
+    FaultKind(receiver_answers_500, "nothing"),
+)
+#: What only a fleet with an API and couriers can meet.
+OF_OURS = (
+    FaultKind(redis_full, "redis"),
+    FaultKind(receiver_answers_410, "nothing"),
+    FaultKind(courier_killed, "nothing", weight=2),
+    FaultKind(courier_clock_off, "nothing"),
+    FaultKind(api_killed_between_record_and_publish, "nothing", weight=2),
+    FaultKind(api_cut_off_at_publish, "nothing", weight=2),
+    FaultKind(api_clock_off, "nothing"),
+)
+ALL = (*OF_ANY_FLEET, *OF_OURS)
+
+
+def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]:
+    """Give the faults one by one: first each once, in an order of the seed's, then by their weights."""
+    pick = random.Random(seed)
+    first = pick.sample(kinds, len(kinds))
+
+    def following() -> FaultKind:
+        return first.pop() if first else pick.choices(kinds, [kind.weight for kind in kinds])[0]
+
+    return following
+
+
+def strike(kind: FaultKind, scene: Scene) -> Broke:
+    """Let a fault act, and note it in the history."""
+    began = time.time()
+    effect = kind.act(scene)
+    broke = Broke(at=began, name=kind.name, until=time.time(), harms=kind.harms, effect=effect)
+    scene.lab.history.note(broke)
+    return broke

@@ -1,0 +1,122 @@
+"""The checker finds each broken promise in a history that was made by hand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.history import (
+    Accepted,
+    Attempted,
+    Broke,
+    CancelAsked,
+    Counted,
+    History,
+    LeftOver,
+    Notified,
+    Reference,
+    Refused,
+    Shown,
+    Sight,
+    Stored,
+)
+from tests.faults.promises import POISONED, check
+
+ACCEPTED = Accepted(at=1, key="k", job="a", kind="box")
+QUEUED = Shown(at=2, job="a", status="queued")
+PROCESSING = Shown(at=3, job="a", status="processing")
+SUCCEEDED = Shown(at=4, job="a", status="succeeded")
+FAILED = Shown(at=4, job="a", status="failed", error="attempts_exhausted")
+TOLD = Notified(at=5, job="a", webhook_id="msg_a_1", status="succeeded", answered=204)
+TOLD_FAILED = replace(TOLD, status="failed")
+STORED = Stored(at=6, job="a", manifests=1, masks="digest", manifest="first")
+REFERENCE = Reference(at=0, kind="box", masks="digest")
+COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
+BROKEN_OFF = Attempted(at=7, job="a", number=3, started=2, ended=4, outcome="attempts_exhausted")
+KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker")
+GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, COUNTED)
+
+
+def without(*sights: Sight) -> tuple[Sight, ...]:
+    return tuple(sight for sight in GOOD if sight not in sights)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        GOOD,
+        # The receiver failed twice, and was told again under the same id.
+        (*GOOD, replace(TOLD, answered=500), replace(TOLD, answered=0)),
+        # It wants no more.
+        (*without(TOLD), replace(TOLD, answered=410)),
+        # The caller was not answered, or asked to come again, and sent the job once more.
+        (Refused(key="k", status=503, code="queue_unavailable"), Refused(key="k", status=0, code=""), *GOOD, ACCEPTED),
+        # All attempts met a fault that kills workers.
+        (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, KILLED),
+        # The job kills its workers itself.
+        (*without(ACCEPTED, SUCCEEDED, TOLD, COUNTED), replace(ACCEPTED, kind=POISONED), FAILED, TOLD_FAILED),
+        (
+            *without(SUCCEEDED, TOLD, STORED, COUNTED),
+            CancelAsked(job="a"),
+            replace(SUCCEEDED, status="canceled"),
+            replace(TOLD, status="canceled"),
+        ),
+        (*GOOD, LeftOver(what="leases", found=0, expected=0)),
+    ],
+)
+def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -> None:
+    assert check(history).broken == ()
+
+
+@pytest.mark.parametrize(
+    ("history", "complaint"),
+    [
+        ((*without(QUEUED, PROCESSING, SUCCEEDED),), "a was accepted and is gone"),
+        ((*GOOD, Shown(job="a", status="absent")), "a was accepted and is gone"),
+        ((*without(SUCCEEDED),), "a was accepted and never ended"),
+        ((*GOOD, FAILED), "a ended as failed and as succeeded"),
+        ((*GOOD, TOLD_FAILED), "a ended as failed and as succeeded"),
+        ((*GOOD, PROCESSING, SUCCEEDED), "a was processing after its end"),
+        ((*GOOD, replace(TOLD, webhook_id="msg_a_2")), "a was told of under several ids"),
+        ((*without(STORED), replace(STORED, manifests=2)), "a has several manifests"),
+        ((*GOOD, replace(STORED, manifest="second")), "a has several manifests"),
+        ((*without(STORED),), "a succeeded without a manifest"),
+        ((*without(STORED), replace(STORED, whole=False)), "a has a manifest whose objects are not what it says"),
+        ((*without(STORED), replace(STORED, masks="others")), "a has other masks"),
+        ((*without(TOLD),), "the end of a was never told"),
+        ((*without(TOLD), replace(TOLD, answered=500)), "the end of a was never told"),
+        ((*GOOD, replace(TOLD, signed=False)), "a signature that does not hold"),
+        ((*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF), "a ended as failed .*, which no fault explains"),
+        (
+            (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, replace(KILLED, harms="nothing")),
+            "a ended as failed .*, which no fault explains",
+        ),
+        (
+            (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, replace(KILLED, at=9, until=9)),
+            "a ended as failed .*, which no fault explains",
+        ),
+        ((*without(SUCCEEDED, TOLD), replace(FAILED, status="expired")), "a ended as expired .*, which no fault"),
+        ((*without(SUCCEEDED, TOLD), replace(SUCCEEDED, status="canceled")), "a was canceled, and nobody asked"),
+        ((*without(ACCEPTED), replace(ACCEPTED, kind=POISONED)), "a is poisoned and ended as succeeded"),
+        ((*GOOD, replace(ACCEPTED, job="b")), "the key k stands for 2 jobs"),
+        ((*GOOD, LeftOver(what="leases", found=1, expected=0)), "leases: 1 are left"),
+        ((*GOOD, Refused(key="k", status=500, code="internal_error")), "answered with 500"),
+        ((*without(COUNTED), replace(COUNTED, totals={"created": 2, "succeeded": 2})), "2 jobs were created and 1"),
+        ((*without(COUNTED), replace(COUNTED, totals={"created": 1, "succeeded": 2})), "2 ends were counted for 1"),
+    ],
+)
+def test_a_broken_promise_is_found(history: tuple[Sight, ...], complaint: str) -> None:
+    broken = check(history).broken
+
+    assert [words for words in broken if re.search(complaint, words)]
+
+
+def test_a_history_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    with History(tmp_path / "history.jsonl") as history:
+        for sight in (*GOOD, KILLED, BROKEN_OFF):
+            history.note(sight)
+
+    assert history.read() == (*GOOD, KILLED, BROKEN_OFF)
