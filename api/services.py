@@ -44,7 +44,7 @@ class Services:
 def make_services(settings: ApiSettings) -> Services:
     redis = connect(settings)
     ledger = Ledger(redis, settings.retention_s)
-    outbox, roster = Outbox(redis), Roster(redis)
+    outbox, roster = Outbox(redis, settings.republish_s), Roster(redis)
     return Services(
         settings=settings,
         keys=ApiKeys(settings.api_keys),

@@ -9,9 +9,6 @@ import redis
 from jobs.connection import load_script, redis_errors
 from jobs.spec import EventName
 
-#: A courier that takes a delivery has this long to report on it.
-DELIVERY_LEASE_MS = 60_000
-
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -32,10 +29,10 @@ class Deliveries:
         self._redis = client
         self._due = load_script(client, "due_deliveries")
 
-    def due(self, limit: int = 20) -> list[Delivery]:
-        """Take the webhooks that are due; each must be reported on within DELIVERY_LEASE_MS."""
+    def due(self, limit: int = 20, *, lease_s: float = 60) -> list[Delivery]:
+        """Take the webhooks that are due; one that is not reported on within ``lease_s`` is due again."""
         with redis_errors():
-            flat = self._due(args=[limit, DELIVERY_LEASE_MS])
+            flat = self._due(args=[limit, int(lease_s * 1000)])
         return [
             Delivery(delivery, job_id, EventName(event), url, int(tries), int(now_s))
             for delivery, job_id, event, url, tries, now_s in zip(*[iter(flat)] * 6, strict=True)

@@ -12,22 +12,22 @@ from jobs.connection import load_script, redis_errors
 
 #: The API publishes at once; the courier looks after this long whether it came to that.
 PUBLISH_GRACE_MS = 5_000
-#: A published job that nobody claims is looked at again after this long, then twice as long, and so on.
-REPUBLISH_MS = 60_000
 
 
 class Outbox:
     """What has still to be published."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, republish_s: float) -> None:
+        """republish_s: a published job that nobody claims is looked at after so long, then twice as long, and so on."""
         self._redis = client
+        self._republish_ms = int(republish_s * 1000)
         self._published = load_script(client, "published")
         self._due = load_script(client, "due_publishes")
 
     def published(self, job_id: str) -> None:
         """Note that a job's message is in the queue; it is due again only if nobody claims it."""
         with redis_errors():
-            self._published(args=[job_id, REPUBLISH_MS])
+            self._published(args=[job_id, self._republish_ms])
 
     def due(self, limit: int = 100) -> list[tuple[str, str]]:
         """Take the (job id, queue) pairs whose message is missing.
@@ -36,7 +36,7 @@ class Outbox:
         longer.
         """
         with redis_errors():
-            flat = self._due(args=[limit, REPUBLISH_MS])
+            flat = self._due(args=[limit, self._republish_ms])
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def waiting(self) -> int:

@@ -44,6 +44,8 @@ class SharedSettings(BaseSettings):
     model: str = DEFAULT_MODEL
     #: Ended jobs are forgotten after this time; their objects belong to a rule of the bucket.
     retention_s: int = Field(7 * 24 * 3600, ge=60)
+    #: A message that was taken and whose job nobody claimed is taken for lost after this time.
+    republish_s: float = Field(30.0, gt=0)
     log_level: str = "INFO"
     #: Images and webhooks may use plain http and private addresses.  For closed networks and the demo.
     egress_allow_private: bool = False

@@ -89,7 +89,7 @@ def ledger(redis_client: redis.Redis) -> Ledger:
 @pytest.fixture
 def outbox(redis_client: redis.Redis) -> Outbox:
     """The outbox of the empty ledger."""
-    return Outbox(redis_client)
+    return Outbox(redis_client, republish_s=60)
 
 
 @pytest.fixture

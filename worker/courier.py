@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from jobs.connection import connect
 from jobs.deliveries import Deliveries, Delivery
@@ -27,6 +27,8 @@ log = get_logger()
 
 #: Webhooks that are sent at once; a slow receiver holds one of these.
 SENDERS = 16
+#: A courier reports on what it took within so many of a receiver's time limits, or another courier takes it.
+LEASE_TIMEOUTS = 4
 #: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
 JITTER = 0.2
 
@@ -38,7 +40,7 @@ class Courier:
         self._settings = settings
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
-        self._outbox = Outbox(redis)
+        self._outbox = Outbox(redis, settings.republish_s)
         self._deliveries = Deliveries(redis)
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private)
@@ -46,13 +48,17 @@ class Courier:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` says so; then end the tries under way."""
+        lease_s = LEASE_TIMEOUTS * self._settings.webhook_timeout_s
+        sending: set[Future[None]] = set()
         with ThreadPoolExecutor(SENDERS, thread_name_prefix="sender") as senders:
             while not is_over():
                 try:
                     self._reap()
                     self._publish()
-                    for delivery in self._deliveries.due(SENDERS):
-                        senders.submit(self._deliver, delivery)
+                    # No more than can be sent at once: what waits here would wait on its lease, and lose a try by it.
+                    sending = {future for future in sending if not future.done()}
+                    for delivery in self._deliveries.due(SENDERS - len(sending), lease_s=lease_s):
+                        sending.add(senders.submit(self._deliver, delivery))
                 except QueueUnavailable:
                     log.warning("queue_unavailable")
                 time.sleep(self._settings.tick_s)

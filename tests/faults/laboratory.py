@@ -201,7 +201,7 @@ class Laboratory:
         )
         self.redis = connect(settings)
         exits.callback(self.redis.close)
-        self.ledger, self.outbox = Ledger(self.redis, settings.retention_s), Outbox(self.redis)
+        self.ledger, self.outbox = Ledger(self.redis, settings.retention_s), Outbox(self.redis, settings.republish_s)
         self.roster, self.store = Roster(self.redis), Store(settings)
 
     def _start_programs(self) -> None:
@@ -233,6 +233,7 @@ class Laboratory:
             "MASKFLEET_LEASE_S": str(LEASE_S),
             "MASKFLEET_BEAT_S": "0.3",
             "MASKFLEET_TICK_S": "0.2",
+            "MASKFLEET_REPUBLISH_S": "3",
             "MASKFLEET_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             **settings,
