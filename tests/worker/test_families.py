@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +25,15 @@ from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
 from worker.decoder import Candidates
 from worker.embedding import frame_of, pixel_values
+from worker.families.sam import LibrarySam
 from worker.images import Photo, decode_photo
 from worker.masks import Mask, decode_rle
 from worker.model import SegmentationModel, load_model
 from worker.segment import segment
 
-KINDS = ("sam", "sam_hq", "sam2", "edgetam")
+KINDS = ("sam", "library_sam", "sam_hq", "sam2", "edgetam")
+#: Those that add up in another order than the library: a logit differs in its last digits, a pixel here and there.
+FAST = ("sam",)
 STRETCHED = ("sam2", "edgetam")
 
 ONE_POINT: dict[str, Any] = {"points": [[58, 53]]}
@@ -70,12 +75,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
 
     def of(kind: str) -> Checkpoint:
         if kind not in made:
-            folder = save_tiny(kind, tmp_path_factory.mktemp(kind))
-            model_class = {"sam": "SamModel", "sam_hq": "SamHQModel", "sam2": "Sam2Model", "edgetam": "EdgeTamModel"}
-            network = getattr(transformers, model_class[kind]).from_pretrained(folder)
-            made[kind] = Checkpoint(
-                kind, folder, load_model(folder, "cpu"), network.eval(), AutoProcessor.from_pretrained(folder)
-            )
+            folder = save_tiny(kind.removeprefix("library_"), tmp_path_factory.mktemp(kind))
+            ours = load_model(folder, "cpu")
+            if kind == "library_sam":
+                ours = dataclasses.replace(ours, family=LibrarySam(*LibrarySam.read(folder)))
+            network = getattr(transformers, ours.family.network_class).from_pretrained(folder)
+            made[kind] = Checkpoint(kind, folder, ours, network.eval(), AutoProcessor.from_pretrained(folder))
         return made[kind]
 
     return of
@@ -83,12 +88,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
 
 @pytest.fixture(scope="module")
 def wide(repository: Path) -> Photo:
-    return decode_photo((repository / "examples" / "coins.png").read_bytes(), MAX_PIXELS)
+    photo = decode_photo((repository / "examples" / "coins.png").read_bytes(), MAX_PIXELS)
+    return Photo(np.ascontiguousarray(photo.pixels[:160, :210]), (210, 160), "PNG")
 
 
 @pytest.fixture(scope="module")
 def square(wide: Photo) -> Photo:
-    return Photo(np.ascontiguousarray(wide.pixels[:300, 40:340]), (300, 300), "PNG")
+    return Photo(np.ascontiguousarray(wide.pixels[:150, 40:190]), (150, 150), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -123,12 +129,11 @@ def test_mode_everything_gives_the_pipelines_masks(
     checkpoint: Callable[[str], Checkpoint], square: Photo, kind: str, params: dict[str, Any]
 ) -> None:
     model = checkpoint(kind)
-    params = {"points_per_crop": 6, "crops_nms_thresh": 1.0, **params}
+    params = {"points_per_crop": 5, "crops_nms_thresh": 1.0, **params}
 
     ours = segment(square, everything(**params, crops_suppression="library"), model.ours).masks
 
-    theirs = _pipeline(model, square, params)
-    _assert_same(ours, theirs)
+    _assert_pipelines(ours, _pipeline(model, square, params), kind)
     # Random masks reach all over the image, so that suppression may leave one.
     assert len(ours) > (1 if params["crops_nms_thresh"] == 1 else 0)
 
@@ -146,7 +151,7 @@ def test_mode_everything_on_a_wide_photo(
 
     ours = segment(wide, everything(**params), model.ours).masks
 
-    _assert_same(ours, _pipeline(model, wide, params))
+    _assert_pipelines(ours, _pipeline(model, wide, params), kind)
     assert len(ours) > 1
 
 
@@ -169,8 +174,7 @@ def test_a_prompt_gives_the_librarys_three_candidates(
 
     ours = segment(wide, _job(prompt, multimask=True), model.ours).masks
 
-    assert [mask.predicted_iou for mask in ours] == outputs.iou_scores[0, 0].tolist()
-    assert [decode_rle(mask).tolist() for mask in ours] == theirs.tolist()
+    _assert_same(ours, outputs.iou_scores[0, 0].tolist(), list(theirs), kind)
     assert 0 < np.mean(theirs) < 1
 
 
@@ -181,20 +185,20 @@ def test_one_mask_is_the_best_of_three_or_the_networks_own_choice(
     model = checkpoint(kind)
 
     for prompt in SHAPES:
-        (ours,) = segment(wide, _job(prompt), model.ours).masks
+        ours = segment(wide, _job(prompt), model.ours).masks
 
         theirs, outputs = model.theirs(wide, prompt, multimask_output=kind not in STRETCHED)
         scores = outputs.iou_scores[0, 0].tolist()
         best = int(np.argmax(scores))
-        assert (ours.predicted_iou, ours.candidate) == (scores[best], None)
-        assert np.array_equal(decode_rle(ours), theirs[best])
+        _assert_same(ours, [scores[best]], [theirs[best]], kind)
+        assert ours[0].candidate is None
 
 
 def test_sam_2_leaves_its_single_mask_for_the_best_of_three_where_it_is_unstable(
     checkpoint: Callable[[str], Checkpoint], wide: Photo
 ) -> None:
     model = checkpoint("sam2")
-    places = [{"points": [[x, y]]} for x in range(20, 380, 40) for y in range(20, 300, 40)]
+    places = [{"points": [[x, y]]} for x in range(10, 210, 20) for y in range(10, 160, 20)]
     decoder = model.ours.family.network.mask_decoder
 
     chosen = segment(wide, points(*places), model.ours).masks
@@ -228,7 +232,7 @@ def test_objects_of_different_shapes_are_each_as_alone(
     checkpoint: Callable[[str], Checkpoint], wide: Photo, kind: str
 ) -> None:
     model = checkpoint(kind).ours
-    objects = [BOX_AND_POINTS, BOX, {"box": [200, 100, 300, 280]}, BOX_AND_POINTS]
+    objects = [BOX_AND_POINTS, BOX, {"box": [120, 60, 200, 150]}, BOX_AND_POINTS]
 
     together = segment(wide, boxes(*objects, multimask=True, points_per_batch=2), model).masks
 
@@ -343,7 +347,9 @@ def _listening(model: SegmentationModel, seen: list[Candidates], made: list[int]
             seen.append(candidates)
             return Candidates(candidates.predicted_iou, logits, candidates.object_score)
 
-    return SegmentationModel(model.name, Listening(family.network, family.preprocessing), model.device)
+    listening = copy.copy(family)
+    listening.__class__ = Listening
+    return dataclasses.replace(model, family=listening)
 
 
 def _stretched(target: int, coords: torch.Tensor, size_hw: tuple[int, int], is_bounding_box: bool = False) -> Any:
@@ -360,10 +366,15 @@ def _pipeline(model: Checkpoint, photo: Photo, params: dict[str, Any]) -> Any:
     )
 
 
-def _assert_same(ours: tuple[Mask, ...], theirs: Any) -> None:
-    assert [mask.predicted_iou for mask in ours] == theirs["scores"].tolist()
-    assert [mask.counts for mask in ours] == [
-        coco_mask.frPyObjects(rle, *rle["size"])["counts"].decode() for rle in theirs["rle_mask"]
-    ]
-    x0y0wh = [mask.bbox_xywh for mask in ours]
-    assert [[x, y, x + max(w - 1, 0), y + max(h - 1, 0)] for x, y, w, h in x0y0wh] == theirs["bounding_boxes"].tolist()
+def _assert_pipelines(ours: tuple[Mask, ...], theirs: Any, kind: str) -> None:
+    pixels = [coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0 for rle in theirs["rle_mask"]]
+    _assert_same(ours, theirs["scores"].tolist(), pixels, kind)
+    boxes = [(x, y, x + max(w - 1, 0), y + max(h - 1, 0)) for x, y, w, h in (mask.bbox_xywh for mask in ours)]
+    assert np.allclose(boxes, theirs["bounding_boxes"], atol=1 if kind in FAST else 0)
+
+
+def _assert_same(ours: tuple[Mask, ...], scores: list[float], pixels: list[np.ndarray], kind: str) -> None:
+    """Equal in order, scores and every pixel; on a fast path to 1e-5 and 5 pixels."""
+    assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5 if kind in FAST else 0, rel=0)
+    different = [int((decode_rle(mask) ^ theirs).sum()) for mask, theirs in zip(ours, pixels, strict=True)]
+    assert max(different, default=0) <= (5 if kind in FAST else 0)

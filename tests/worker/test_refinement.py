@@ -72,8 +72,12 @@ def test_a_mask_input_refines_as_in_the_library(
         with torch.no_grad():
             outputs = network(**inputs, input_masks=torch.from_numpy(earlier[0])[None, None])
         theirs = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0].numpy()
-        assert [mask.predicted_iou for mask in ours] == outputs.iou_scores[0, 0].tolist()
-        assert [decode_rle(mask).tolist() for mask in ours] == theirs.tolist()
+        # A fast path adds up in another order.
+        score, pixels = (1e-5, 5) if kind == "sam" else (0, 0)
+        assert [mask.predicted_iou for mask in ours] == pytest.approx(
+            outputs.iou_scores[0, 0].tolist(), abs=score, rel=0
+        )
+        assert max((decode_rle(mask) ^ their).sum() for mask, their in zip(ours, theirs, strict=True)) <= pixels
         without = segment(wide, (boxes if "box" in prompt else points)(_bare(prompt), multimask=True), model).masks
         assert [mask.counts for mask in ours] != [mask.counts for mask in without]
 

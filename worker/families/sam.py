@@ -10,8 +10,8 @@ from worker.embedding import Preprocessing
 from worker.families.library import Family
 
 
-class Sam(Family):
-    """SAM.
+class LibrarySam(Family):
+    """SAM, through the library's own decoder.
 
     Its single-mask output is not used: the best of the three candidates by predicted IoU stands for "the mask", as in
     the library's guide, and it is always one of those that ``multimask`` gives.
@@ -33,3 +33,7 @@ class Sam(Family):
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
         )
+
+
+class Sam(LibrarySam):
+    """SAM as the worker runs it."""
