@@ -28,7 +28,8 @@ from worker.upscaling import Upscaling
 #: EPYC (Zen 4): two prompts of ViT-B, 32 of the demo's model; more gain nothing on a CPU, while a GPU wants many.
 _WEIGHTS_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 #: What decoded prompts may hold until their masks are made.
-_HELD_BYTES = {"cpu": 32 * 2**20, "cuda": 2 * 2**30}
+HELD_ON_CPU_BYTES = 32 * 2**20
+_HELD_BYTES = {"cpu": HELD_ON_CPU_BYTES, "cuda": 2 * 2**30}
 #: The library's multimask output leaves the first mask token out, the one for a single mask.
 _FIRST_MASK = 1
 
@@ -173,7 +174,7 @@ def _in_parts(prompts: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
 
 
 def _share(of_kind: dict[str, int], device: torch.device) -> int:
-    return of_kind.get(device.type, of_kind["cuda"])
+    return of_kind[device.type if device.type in of_kind else "cuda"]
 
 
 def _by_prompt(rows: list[int], columns: list[int]) -> tuple[list[int], dict[int, list[int]]]:

@@ -15,9 +15,6 @@ from jobs.errors import AttemptFailed
 from jobs.settings import model_name
 from worker.families import FAMILIES, Family
 
-#: What a batch may take on a CPU, beside the weights: an ordinary machine has 8 GB.
-_CPU_BATCH_BYTES = 4 * 2**30
-
 
 @dataclass(frozen=True, slots=True)
 class SegmentationModel:
@@ -60,11 +57,12 @@ def load_model(ref: str, device: str) -> SegmentationModel:
 
 
 def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
-    """Lower a batch to what memory holds: half of what is free on a GPU, 4 GB on a CPU.
+    """Lower a batch to what memory holds: half of what is free on a GPU, the family's share of a CPU's.
 
     The masks do not depend on it but for rounding.
     """
-    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else _CPU_BATCH_BYTES
+    on_gpu = model.device.type == "cuda"
+    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else model.family.cpu_batch_bytes
     return max(1, min(points_per_batch, int(budget // model.family.point_bytes)))
 
 

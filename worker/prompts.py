@@ -41,6 +41,15 @@ class PromptBatch:
     asked_xy: tuple[tuple[tuple[float, float], ...], ...]
     mask_input: Tensor | None = None
 
+    def part(self, start: int, stop: int) -> PromptBatch:
+        """The prompts from one place in the batch to another."""
+        some = slice(start, stop)
+        points_xy, labels, boxes_xyxy, mask_input = (
+            None if given is None else given[some]
+            for given in (self.points_xy, self.labels, self.boxes_xyxy, self.mask_input)
+        )
+        return PromptBatch(points_xy, labels, boxes_xyxy, self.indices[some], self.asked_xy[some], mask_input)
+
 
 def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:
     """How many batches ``grid_batches`` gives over all crops."""

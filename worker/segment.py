@@ -7,7 +7,7 @@ in which they are used.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -17,7 +17,9 @@ from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
+from worker.batches import Halving
 from worker.crops import Crop, lay_out, whole
+from worker.decoder import Candidates
 from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask
@@ -105,13 +107,13 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     params = spec.params
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
-    work = _Work(watch, count_grid_batches(crops, points_per_batch))
+    work = _Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
     found = masks.Drafts()
     for crop in crops:
         before = len(found)
         embedding = work.embed(model, photo, crop)
-        for batch in work.through(grid_batches(crop, embedding.frame, points_per_batch), found):
-            candidates = model.family.decode(embedding, batch)
+        batches = grid_batches(crop, embedding.frame, points_per_batch)
+        for batch, candidates in work.decoded(partial(model.family.decode, embedding), batches, found):
             chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
             drafts = masks.draft_masks(
                 candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
@@ -125,7 +127,7 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
         found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh))
     elif len(crops) > 1:
         found.keep(partial(smaller_crop_of_overlapping, iou_thresh=params.crops_nms_thresh))
-    return Segmentation(photo.size_wh, found.written(), work.metrics(points_per_batch))
+    return Segmentation(photo.size_wh, found.written(), work.metrics())
 
 
 def _segment_prompts(
@@ -137,11 +139,12 @@ def _segment_prompts(
     cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
     points_per_batch = batch_that_fits(model, params.points_per_batch)
     groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
-    work = _Work(watch, len(groups))
+    work = _Work(watch, len(groups), points_per_batch)
     found: list[Mask] = []
     embedding = work.embed(model, photo, crop)
-    for batch in work.through(prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs), found):
-        candidates = model.family.decode(embedding, batch, multimask=params.multimask)
+    decode = partial(model.family.decode, embedding, multimask=params.multimask)
+    batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
+    for batch, candidates in work.decoded(decode, batches, found):
         chosen = work.chosen(choose(candidates))
         drafts = masks.draft_masks(
             candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
@@ -150,14 +153,15 @@ def _segment_prompts(
             mask = draft.written()
             found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
     found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
-    return Segmentation(photo.size_wh, tuple(found), work.metrics(points_per_batch))
+    return Segmentation(photo.size_wh, tuple(found), work.metrics())
 
 
 class _Work:
     """Counts and times what is done, and tells the watch."""
 
-    def __init__(self, watch: Watch, batches: int) -> None:
+    def __init__(self, watch: Watch, batches: int, points_per_batch: int) -> None:
         self._watch = watch
+        self._halving = Halving(points_per_batch)
         self._batches = batches
         self._done = self._points = self._candidates = self._crops = 0
         self._embed_s = self._decode_s = 0.0
@@ -172,13 +176,15 @@ class _Work:
         self._crops += 1
         return embedding
 
-    def through(self, batches: Iterable[PromptBatch], found: Sized) -> Iterator[PromptBatch]:
-        """Give one batch after the other; the watch hears of each that is done, and of the masks found."""
+    def decoded(
+        self, decode: Callable[[PromptBatch], Candidates], batches: Iterable[PromptBatch], found: Sized
+    ) -> Iterator[tuple[PromptBatch, Candidates]]:
+        """Decode one batch after the other; the watch hears of each that is done, and of the masks found."""
         self._watch.stage(Stage.DECODING)
         self._watch.batch(self._done, self._batches, len(found))
         for batch in batches:
             started = time.perf_counter()
-            yield batch
+            yield from self._halving.decode(decode, batch)
             self._decode_s += time.perf_counter() - started
             self._done += 1
             self._points += len(batch.indices)
@@ -189,13 +195,13 @@ class _Work:
         self._candidates += len(chosen.rows)
         return chosen
 
-    def metrics(self, points_per_batch: int) -> SegmentMetrics:
+    def metrics(self) -> SegmentMetrics:
         return SegmentMetrics(
             embed_s=round(self._embed_s, 4),
             decode_s=round(self._decode_s, 4),
             points=self._points,
             batches=self._done,
-            points_per_batch=points_per_batch,
+            points_per_batch=self._halving.points_per_batch,
             candidates=self._candidates,
             crops=self._crops,
         )

@@ -43,7 +43,7 @@ def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision:
             weight.add_(torch.randn_like(weight) * 0.2)
         elif weight.dim() == 4:  # a convolution
             weight.normal_(std=weight[0].numel() ** -0.5)
-        elif weight.dim() == 2 and "embed" not in name and "token" not in name:
+        elif weight.dim() == 2 and "embed" not in name and not name.endswith(("token.weight", "tokens.weight")):
             weight.normal_(std=weight.shape[1] ** -0.5)
         else:
             weight.normal_(std=0.3)

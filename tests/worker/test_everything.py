@@ -14,7 +14,7 @@ from jobs.spec import EverythingParams
 from jobs.status import Stage
 from tests.worker.conftest import everything
 from worker.images import Photo
-from worker.masks import Mask
+from worker.masks import Mask, decode_rle
 from worker.model import SegmentationModel, batch_that_fits
 from worker.segment import segment
 
@@ -67,9 +67,13 @@ def test_the_masks_are_those_of_the_pipeline(
     ours = segment(example(name), spec, model).masks
 
     assert len(theirs["rle_mask"]) > 0
-    assert [mask.counts for mask in ours] == [_compressed(rle) for rle in theirs["rle_mask"]]
-    assert [mask.predicted_iou for mask in ours] == theirs["scores"].tolist()
-    assert [_first_and_last_pixel(mask) for mask in ours] == theirs["bounding_boxes"].tolist()
+    # Our decoder adds up in another order, which moves logits in their last digits, and a pixel here and there.
+    different = [_different_pixels(mask, rle) for mask, rle in zip(ours, theirs["rle_mask"], strict=True)]
+    print(f"{sum(different)} pixels differ in {len(ours)} masks")  # noqa: T201
+    assert max(different) <= 5
+    assert [mask.predicted_iou for mask in ours] == pytest.approx(theirs["scores"].tolist(), abs=1e-5)
+    boxes = zip(ours, theirs["bounding_boxes"].tolist(), different, strict=True)
+    assert all(_first_and_last_pixel(mask) == box for mask, box, pixels in boxes if not pixels)
 
 
 def test_each_mask_names_the_grid_point_it_grew_from(model: SegmentationModel, example: Example) -> None:
@@ -137,10 +141,11 @@ def test_no_batch_is_larger_than_asked(model: SegmentationModel, example: Exampl
 
 
 def test_a_batch_is_lowered_to_what_memory_holds(model: SegmentationModel) -> None:
-    a_point_takes = 10 * 24 * 24 * 128 * 4  # ten embeddings of 24 × 24 positions, 128 wide, float32
+    # In each of two layers 4 heads' weights for 6 of 7 tokens, and a constant; 24 × 24 positions, float32.
+    a_point_takes = 2 * (4 * 6 + 1) * 24 * 24 * 4
 
     assert batch_that_fits(model, 128) == 128
-    assert batch_that_fits(model, 4096) == 4 * 2**30 // a_point_takes
+    assert batch_that_fits(model, 4096) == 32 * 2**20 // a_point_takes
 
 
 def test_the_watch_stops_the_job_between_batches(model: SegmentationModel, example: Example) -> None:
@@ -200,8 +205,9 @@ class Recorder:
             raise StoppedError
 
 
-def _compressed(rle: dict[str, Any]) -> str:
-    return coco_mask.frPyObjects(rle, *rle["size"])["counts"].decode()
+def _different_pixels(mask: Mask, rle: dict[str, Any]) -> int:
+    theirs = coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0
+    return int((decode_rle(mask) ^ theirs).sum())
 
 
 def _first_and_last_pixel(mask: Mask) -> list[float]:

@@ -68,8 +68,8 @@ def test_points_give_the_librarys_three_candidates(
     ours = segment(example("coins.png"), points(prompt, multimask=True), model).masks
 
     assert [(mask.prompt, mask.candidate) for mask in ours] == [(0, 0), (0, 1), (0, 2)]
-    assert [mask.predicted_iou for mask in ours] == scores
-    assert all(np.array_equal(decode_rle(mask), their) for mask, their in zip(ours, theirs, strict=True))
+    assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5)
+    assert all(_same_pixels(mask, their) for mask, their in zip(ours, theirs, strict=True))
     assert ours[0].point_coords == tuple(tuple(map(float, point)) for point in prompt["points"])
 
 
@@ -81,8 +81,8 @@ def test_a_box_gives_the_librarys_three_candidates(
 
     ours = segment(example("coins.png"), boxes(prompt, multimask=True), model).masks
 
-    assert [mask.predicted_iou for mask in ours] == scores
-    assert all(np.array_equal(decode_rle(mask), their) for mask, their in zip(ours, theirs, strict=True))
+    assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5)
+    assert all(_same_pixels(mask, their) for mask, their in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("prompt", [ONE_POINT, TWO_SIDES])
@@ -93,8 +93,8 @@ def test_without_multimask_the_candidate_of_the_highest_score_is_given(
 
     (ours,) = segment(example("coins.png"), points(prompt), model).masks
 
-    assert np.array_equal(decode_rle(ours), theirs[int(np.argmax(scores))])
-    assert (ours.predicted_iou, ours.candidate) == (max(scores), None)
+    assert _same_pixels(ours, theirs[int(np.argmax(scores))])
+    assert (ours.predicted_iou, ours.candidate) == (pytest.approx(max(scores), abs=1e-5), None)
 
 
 def test_objects_of_different_shapes_in_one_job_are_each_as_alone(model: SegmentationModel, example: Example) -> None:
@@ -187,6 +187,11 @@ def test_labels_that_are_left_out_are_all_on_the_object(model: SegmentationModel
     other = segment(photo, points(left_out.model_dump(exclude_none=True)), model).masks
 
     assert one == other
+
+
+def _same_pixels(ours: Mask, theirs: np.ndarray) -> bool:
+    """But for a pixel or two: our decoder adds up in another order, which moves logits in their last digits."""
+    return int((decode_rle(ours) ^ theirs).sum()) <= 2
 
 
 def _assert_same(together: tuple[Mask, ...], alone: list[Mask]) -> None:

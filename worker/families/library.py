@@ -30,7 +30,9 @@ class Family:
     #: Whether the network itself chooses when one mask is wanted; else it is always asked for three.
     chooses_one: ClassVar[bool] = False
     #: Whether prompts of different shapes may share a batch: what pads the shorter ones must count for nothing.
-    pads_prompts: ClassVar[bool] = False
+    pads_prompts: bool = False
+    #: What a batch may take on a CPU, beside the weights: an ordinary machine has 8 GB.
+    cpu_batch_bytes: int = 4 * 2**30
 
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         self.network = network
