@@ -1,7 +1,7 @@
 """What a mask costs after the decoder, on images of 1 to 100 MP: the library's full-size way against the scanline.
 
 ``python -m benchmarks.masks``: both ways on the same planted logits in turns, in one thread; medians of CPU time for a
-mask.  The masks have the sizes of SA-1B's and smooth outlines.  Up to 18 MP stability, box and RLE are compared as well.
+mask.  The masks have the sizes of SA-1B's and smooth outlines.  Up to 18 MP stability, box and RLE are compared too.
 """
 
 from __future__ import annotations
