@@ -21,6 +21,8 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     deliveries            zset    delivery id → when it is to be sent                         (jobs/deliveries.py)
     delivery:{id}         hash    job, event, url, tries, outcome; expires as the record does (jobs/deliveries.py)
     workers               zset    node → last seen, in seconds                                (jobs/roster.py)
+    swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/sweep.py)
+    sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)
     worker:{node}         hash    what the node serves; expires when it is not seen           (jobs/roster.py)
 """
 

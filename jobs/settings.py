@@ -42,7 +42,7 @@ class SharedSettings(BaseSettings):
     link_ttl_s: int = Field(3600, ge=1, le=7 * 24 * 3600)
     #: What a worker loads: a hub id, or a folder with a SAM checkpoint.
     model: str = DEFAULT_MODEL
-    #: Ended jobs are forgotten after this time; their objects belong to a rule of the bucket.
+    #: Ended jobs are forgotten after this time; the sweep then removes their objects, if no rule of the bucket has.
     retention_s: int = Field(7 * 24 * 3600, ge=60)
     #: A message that was taken and whose job nobody claimed is taken for lost after this time.
     republish_s: float = Field(30.0, gt=0)
@@ -140,6 +140,10 @@ class CourierSettings(SharedSettings):
     #: How often leases, deadlines and the outbox are looked through.
     tick_s: float = Field(1.0, gt=0)
     max_attempts: int = Field(3, ge=1)
+    #: How often objects that no record names are looked for, by one courier of all; 0 for never.
+    sweep_s: float = Field(3600.0, ge=0)
+    #: Objects outlive what named them by this time: an attempt that lost, a record that is forgotten.
+    sweep_grace_s: float = Field(24 * 3600, ge=0)
 
     _split_names = field_validator("webhook_secrets", "webhook_schedule_s", mode="before")(_split)
 

@@ -1,4 +1,4 @@
-"""``maskfleet api``, ``worker`` and ``courier``: the service's programs, each to run on its own machines."""
+"""``maskfleet api``, ``worker``, ``courier`` and ``sweep``: the service's programs, each to run on its own machines."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def courier_command() -> None:
     from worker.courier import main
 
     main()
+
+
+@click.command("sweep", help="Remove objects under results/ that no job's record names, as the courier does by itself.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+def sweep_command(dry_run: bool) -> None:
+    from jobs.logs import configure_logs
+    from jobs.settings import CourierSettings
+    from maskfleet.terminal import reporting_errors
+    from worker.sweep import Sweep
+
+    settings = CourierSettings()
+    configure_logs("WARNING", program="sweep")
+    objects = size = 0
+    with reporting_errors():
+        for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
+            click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
+            objects, size = objects + len(leftover.objects), size + leftover.size
+    click.echo(f"{objects} objects, {size:,} bytes {'would be' if dry_run else 'were'} removed.")
 
 
 def _require(package: str, extra: str) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from jobs.connection import connect
 from jobs.deliveries import Deliveries, Delivery
-from jobs.errors import QueueUnavailable
+from jobs.errors import JobError, QueueUnavailable
 from jobs.events import job_ended
 from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
@@ -21,6 +21,7 @@ from jobs.queue import Publisher
 from jobs.settings import CourierSettings
 from worker.children import StopSignals
 from worker.egress import egress_session
+from worker.sweep import Sweep
 from worker.webhook import Outcome, Try, send
 
 log = get_logger()
@@ -31,6 +32,8 @@ SENDERS = 16
 LEASE_TIMEOUTS = 4
 #: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
 JITTER = 0.2
+#: A courier asks this often at least whether it is its turn to sweep, so that one that ended is soon replaced.
+LONGEST_UNASKED_S = 60.0
 
 
 class Courier:
@@ -45,12 +48,15 @@ class Courier:
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private)
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
+        self._sweep = Sweep.from_settings(settings)
+        self._ask_to_sweep_at = 0.0
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` says so; then end the tries under way."""
         lease_s = LEASE_TIMEOUTS * self._settings.webhook_timeout_s
         sending: set[Future[None]] = set()
-        with ThreadPoolExecutor(SENDERS, thread_name_prefix="sender") as senders:
+        # One more than senders: a sweep takes its time, and no webhook waits for it.
+        with ThreadPoolExecutor(SENDERS + 1, thread_name_prefix="sender") as senders:
             while not is_over():
                 try:
                     self._reap()
@@ -59,6 +65,8 @@ class Courier:
                     sending = {future for future in sending if not future.done()}
                     for delivery in self._deliveries.due(SENDERS - len(sending), lease_s=lease_s):
                         sending.add(senders.submit(self._deliver, delivery))
+                    if self._sweep_is_due():
+                        senders.submit(self._sweep_up, is_over)
                 except QueueUnavailable:
                     log.warning("queue_unavailable")
                 time.sleep(self._settings.tick_s)
@@ -75,11 +83,30 @@ class Courier:
             self._publisher.publish(job_id, queue)
             log.info("job_published", job=job_id)
 
+    def _sweep_is_due(self) -> bool:
+        every_s, now = self._settings.sweep_s, time.monotonic()
+        if every_s == 0 or now < self._ask_to_sweep_at:
+            return False
+        self._ask_to_sweep_at = now + min(every_s, LONGEST_UNASKED_S)
+        return self._sweep.is_due(every_s)
+
+    def _sweep_up(self, is_over: Callable[[], bool]) -> None:
+        try:
+            folders = sum(1 for _ in self._sweep.run(is_over=is_over))
+            log.info("sweep_done", folders=folders)
+        except JobError as error:  # Redis or the store is away, or a person sweeps: there is a next time
+            log.warning("sweep_broke_off", code=error.code)
+        except Exception:  # as in _deliver
+            log.exception("sweep_broke")
+
     def _deliver(self, delivery: Delivery) -> None:
         try:
             record = self._ledger.read(delivery.job_id)
             if record is None:
                 self._deliveries.ended(delivery, "the job is forgotten")
+                return
+            if str(record.status) != str(delivery.event):
+                self._deliveries.ended(delivery, "the job was retried")
                 return
             event = job_ended(record, self._settings.model_name, self._settings.public_url.rstrip("/"))
             result = send(

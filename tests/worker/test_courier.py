@@ -83,6 +83,7 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
             "egress_allow_private": True,
             "public_url": "https://masks.example.com/",
             "model": "sam-demo",
+            "sweep_s": 0,
             **fields,
         }
     )
@@ -166,6 +167,26 @@ def test_a_webhook_is_given_up_at_the_end_of_its_schedule(
         wait_until(lambda: deliveries.waiting() == 0)
 
     assert len(receiver.requests) == 3
+
+
+def test_of_a_failure_that_was_retried_meanwhile_nobody_is_told(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    receiver = receive()
+    job_id = create(ledger, receiver.url)
+    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    assert record is not None
+    ledger.fail(record, "store_unavailable", "Gone.")
+    ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+        ledger.cancel(job_id, "ant")
+        wait_until(lambda: receiver.requests and deliveries.waiting() == 0)
+
+    [(headers, _)] = receiver.requests
+    assert headers["webhook-id"] == f"msg_{job_id}_2_canceled"
+    assert redis_client.hget(f"mf:delivery:msg_{job_id}_1_failed", "outcome") == "the job was retried"
 
 
 def test_a_receiver_that_is_gone_for_good_is_not_told_again(
