@@ -16,9 +16,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("maskfleet.remote_commands:status_command", "Show a job."),
     "wait": ("maskfleet.remote_commands:wait_command", "Wait until a job has ended."),
     "cancel": ("maskfleet.remote_commands:cancel_command", "Cancel a job."),
+    "retry": ("maskfleet.remote_commands:retry_command", "Queue a failed job once more."),
+    "delete": ("maskfleet.remote_commands:delete_command", "Delete an ended job and its results."),
     "fetch": ("maskfleet.remote_commands:fetch_command", "Download a job's result."),
     "api": ("maskfleet.run_commands:api_command", "Run the API."),
     "worker": ("maskfleet.run_commands:worker_command", "Run the workers of this machine."),
+    "sweep": ("maskfleet.run_commands:sweep_command", "Remove results that no job names any more."),
     "courier": ("maskfleet.run_commands:courier_command", "Run the courier: webhooks, leases, deadlines."),
 }
 

@@ -23,7 +23,8 @@ from jobs.manifest import Manifest
 from jobs.record import JobView, Spec
 from jobs.spec import ImageSource
 from maskfleet.download import download
-from maskfleet.problems import WaitedTooLong, WrongState, refused_here
+from maskfleet.following import follow
+from maskfleet.problems import ApiError, WaitedTooLong, WrongState, refused_here
 from maskfleet.submission import JobFields, Photo, complete, document_of, image_type, source_of
 from maskfleet.transport import MAX_TRIES, Transport
 from maskfleet.webhooks import verify_webhook
@@ -34,6 +35,8 @@ __all__ = ["Client", "JobFields", "Photo", "verify_webhook"]
 MULTIPART_BYTES = 8 * 2**20
 #: How long the API is asked to hold an answer: long when only the end matters, short to see progress.
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
+#: A stream is not worth its while, or is no stream, when it is shorter than this.
+SHORTEST_STREAM_S = 1.0
 
 
 class Client:
@@ -104,21 +107,41 @@ class Client:
     ) -> JobView:
         """Give the job once it has ended, however it did.
 
-        on_progress: called with the job at least every few seconds.  Raises WaitedTooLong after ``timeout_s``.
+        on_progress: called with the job as it stands, then with each change.  Raises WaitedTooLong after ``timeout_s``.
         """
-        for job in self.watch(job_id, timeout_s=timeout_s, held_s=HELD_FOR_PROGRESS_S if on_progress else HELD_S):
+        deadline = _deadline(timeout_s)
+        for job in self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline):
             if on_progress is not None:
                 on_progress(job)
         return job
 
-    def watch(
-        self, job_id: str, *, timeout_s: float | None = None, held_s: int = HELD_FOR_PROGRESS_S
-    ) -> Iterator[JobView]:
-        """Give the job again and again, the last time when it has ended.
+    def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[JobView]:
+        """Give the job as it stands, then with each change, the last time when it has ended.
 
-        held_s: the API is asked to hold each answer for so long unless the job ends.
+        Raises WaitedTooLong after ``timeout_s``.
         """
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        yield from self._watch(job_id, _deadline(timeout_s))
+
+    def _watch(self, job_id: str, deadline: float) -> Iterator[JobView]:
+        """Follow the job's events; where that is refused, or something on the way bars it, ask again and again."""
+        seen, left = "", deadline - time.monotonic()
+        while left > SHORTEST_STREAM_S:
+            began = time.monotonic()
+            try:
+                for version, job in follow(self._transport, job_id, seen, None if left == math.inf else left):
+                    seen = version
+                    yield job
+                    if job.status.ended:
+                        return
+            except ApiError:
+                break  # what is wrong, if it is more than the stream, is told to whoever asks next
+            if time.monotonic() - began < SHORTEST_STREAM_S:
+                break
+            left = deadline - time.monotonic()
+        yield from self._poll(job_id, deadline, HELD_FOR_PROGRESS_S)
+
+    def _poll(self, job_id: str, deadline: float, held_s: int) -> Iterator[JobView]:
+        """Ask for the job until it has ended.  held_s: for so long the API is asked to hold each answer."""
         while True:
             asked = time.monotonic()
             hold_s = int(max(0, min(held_s, deadline - asked)))
@@ -127,7 +150,7 @@ class Client:
             if job.status.ended:
                 return
             if time.monotonic() >= deadline:
-                raise WaitedTooLong("waited_too_long", f"{job_id} is {job.status} after {timeout_s:g} s. It goes on.")
+                raise WaitedTooLong("waited_too_long", f"{job_id} is still {job.status} at the deadline. It goes on.")
             # A server that does not hold its answers is not to be asked without a pause.
             time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
 
@@ -155,6 +178,25 @@ class Client:
                 return job
             raise
         return JobView.model_validate_json(answer.content)
+
+    def retry(self, job_id: str) -> JobView:
+        """Queue a failed job once more, under the same id.  Raises WrongState when it has not failed."""
+        try:
+            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
+        except WrongState:
+            # On its way already, perhaps by a try of ours whose answer was lost.
+            job = self.get(job_id)
+            if not job.status.ended:
+                return job
+            raise
+        return JobView.model_validate_json(answer.content)
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job and all that it wrote; the image that was sent with it stays.
+
+        Raises WrongState when it has not ended, NotThere when it is unknown, or deleted already.
+        """
+        self._transport.call("DELETE", f"/v1/jobs/{job_id}")
 
     def result(self, job_id: str) -> Manifest:
         """Give a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
@@ -184,3 +226,7 @@ class Client:
         """Name the models that a job may ask for, the default first."""
         answer = self._transport.call("GET", "/v1/models")
         return tuple(model.name for model in ModelList.model_validate_json(answer.content).models)
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""The commands that speak to a server: submit, status, wait, cancel, fetch."""
+"""The commands that speak to a server: submit, status, wait, cancel, retry, delete, fetch."""
 
 from __future__ import annotations
 
@@ -115,6 +115,26 @@ def cancel_command(job_id: str, as_json: bool, api_url: str | None, api_key: str
     with reporting_errors(), connect(api_url, api_key) as client:
         job = client.cancel(job_id)
     _end(job, as_json=as_json, must_succeed=False)
+
+
+@click.command("retry")
+@click.argument("job_id", metavar="ID")
+@_json_option
+@server_options
+def retry_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Queue the failed job ID once more."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        job = client.retry(job_id)
+    _end(job, as_json=as_json, must_succeed=False)
+
+
+@click.command("delete")
+@click.argument("job_id", metavar="ID")
+@server_options
+def delete_command(job_id: str, api_url: str | None, api_key: str | None) -> None:
+    """Delete the ended job ID and all that it wrote; the image that was sent with it stays."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        client.delete(job_id)
 
 
 @click.command("fetch")

@@ -71,7 +71,14 @@ class Transport:
         )
         return self.send(request, held_s=held_s)
 
-    def send(self, request: requests.Request, *, held_s: float = 0.0, stream: bool = False) -> requests.Response:
+    def stream(self, path: str, headers: Mapping[str, str]) -> requests.Response:
+        """Ask the API once for an answer that is read as it comes; to be closed."""
+        request = requests.Request("GET", f"{self.api_url}{path}", headers=dict(headers), auth=self._with_key)
+        return self.send(request, stream=True, max_tries=1)
+
+    def send(
+        self, request: requests.Request, *, held_s: float = 0.0, stream: bool = False, max_tries: int | None = None
+    ) -> requests.Response:
         """Send any request, to the store as well, where the API key must not go."""
         request.auth = request.auth or _without_key
         # Prepared once, so that each try sends the same bytes: a multipart body has a random boundary.
@@ -80,7 +87,7 @@ class Transport:
         tried = 0
         while True:
             tried += 1
-            last = tried >= self._max_tries
+            last = tried >= (max_tries or self._max_tries)
             try:
                 answer = self._session.send(
                     prepared, timeout=(CONNECT_S, READ_S + held_s), allow_redirects=False, **settings

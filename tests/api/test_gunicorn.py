@@ -22,9 +22,12 @@ import requests
 
 from jobs.ledger import Ledger
 from jobs.queue import queue_name
+from jobs.record import JobView
 from jobs.spec import Priority
+from maskfleet.client import Client
 from tests.api.caller import a_closed_port, claim, job
 from tests.api.conftest import KEYS, MODEL
+from tests.api.pictures import a_picture
 from tests.waiting import wait_until
 
 
@@ -57,7 +60,10 @@ class Door:
 
 
 @pytest.fixture
-def door(shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path) -> Iterator[Door]:
+def door(
+    shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Door]:
+    """The API; a test may give settings of its own as the fixture's parameter."""
     port = a_closed_port()
     log = tmp_path / "api.log"
     settings = {
@@ -66,6 +72,7 @@ def door(shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path) -> Itera
         "model": MODEL,
         "bind": f"127.0.0.1:{port}",
         "heartbeat_s": "0.2",
+        **getattr(request, "param", {}),
     }
     environment = {**os.environ, **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()}}
     command = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:api.server", "api.app:create_app()"]
@@ -172,6 +179,30 @@ def test_more_streams_than_threads_are_turned_away_and_those_who_leave_make_room
         return True
 
     wait_until(all_are_let_in, 30)
+
+
+@pytest.mark.parametrize("door", [{"max_stream_s": "2"}], indirect=True)
+def test_the_client_follows_a_job_over_streams_that_end_before_it(door: Door, ledger: Ledger) -> None:
+    seen: list[JobView] = []
+
+    def streams() -> int:
+        found = re.search(
+            r'requests_total{method="GET",route="/v1/jobs/<job_id>/events",status="200"} (\d+)',
+            door.ask("GET", "/metrics").text,
+        )
+        return int(found[1]) if found else 0
+
+    with Client(door.url, KEYS["apiary"]) as client:
+        job_id = client.submit(photo=a_picture(), mode="everything").id
+        watching = threading.Thread(target=lambda: seen.extend(client.watch(job_id, timeout_s=60)))
+        watching.start()
+        wait_until(lambda: streams() == 2, 20)
+        ledger.fail(claim(job_id, ledger), "image_corrupt", "The JPEG file is damaged.")
+        watching.join()
+
+    assert seen[0].status == "queued"
+    assert seen[-1].status == "failed"
+    assert len({view.model_dump_json() for view in seen}) == len(seen) <= 3
 
 
 def test_two_hundred_submits_at_once_with_one_key_make_one_job(

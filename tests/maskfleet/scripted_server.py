@@ -50,7 +50,7 @@ class ScriptedServer:
                     self.wfile.write(answer.body[: answer.hang_up])
                 self.close_connection = True
 
-            do_GET = do_POST = do_PUT = handle_any  # noqa: N815 - http.server's names
+            do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
                 pass

@@ -57,6 +57,37 @@ def test_cancel_ends_a_job(cli: Cli, server: dict[str, str], coins: Path, client
     assert client.wait(job.id, timeout_s=60).status == "canceled"
 
 
+def test_a_failed_job_is_retried_and_then_deleted(
+    cli: Cli, server: dict[str, str], running_stack: StackLine, client: Client
+) -> None:
+    job = client.submit(photo="s3://photos/nothing.png", mode="everything")
+    assert client.wait(job.id, timeout_s=60).status == "failed"
+
+    retried = cli("retry", job.id, **server)
+    again = client.wait(job.id, timeout_s=60)
+    deleted = cli("delete", job.id, **server)
+    unknown = cli("delete", job.id, **server)
+
+    assert retried.returncode == 0
+    assert retried.stdout.startswith(job.id)
+    assert (again.status, len(again.attempts or ())) == ("failed", 2)
+    assert (deleted.returncode, deleted.stdout) == (0, "")
+    assert (unknown.returncode, unknown.stderr.partition(":")[0]) == (2, "job_not_found")
+
+
+def test_a_succeeded_job_is_not_retried_and_a_running_one_not_deleted(
+    cli: Cli, server: dict[str, str], coins: Path, client: Client
+) -> None:
+    job = client.submit(photo=coins, mode="everything", params={"points_per_crop": 128})
+    early = cli("delete", job.id, **server)
+    client.cancel(job.id)
+    client.wait(job.id, timeout_s=60)
+    refused = cli("retry", job.id, **server)
+
+    assert (early.returncode, early.stderr.partition(":")[0]) == (2, "job_not_ended")
+    assert (refused.returncode, refused.stderr.partition(":")[0]) == (2, "job_not_failed")
+
+
 def test_a_job_that_fails_says_why_and_ends_with_status_1(
     cli: Cli, server: dict[str, str], running_stack: StackLine
 ) -> None:

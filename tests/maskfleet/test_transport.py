@@ -14,6 +14,7 @@ from jobs.record import JobUrls, JobView, Metrics
 from jobs.status import Status
 from maskfleet.client import Client
 from maskfleet.download import download
+from maskfleet.following import follow
 from maskfleet.problems import DamagedFile, KeyRefused, NotThere, Refused, Unavailable, WrongState
 from maskfleet.servers import free_port
 from maskfleet.transport import Transport
@@ -26,9 +27,7 @@ JOB = JobView(
     model="sam-demo",
     priority="normal",
     created_at=datetime(2026, 1, 2, tzinfo=UTC),
-    urls=JobUrls(
-        self="http://a/1", events="http://a/2", result="http://a/3", cancel="http://a/4", retry="http://a/5"
-    ),
+    urls=JobUrls(self="http://a/1", events="http://a/2", result="http://a/3", cancel="http://a/4", retry="http://a/5"),
 )
 ACCEPTED = Answer(202, JOB.model_dump_json().encode())
 
@@ -52,6 +51,69 @@ def test_a_submit_that_is_repeated_sends_the_same_bytes_under_the_same_key(first
     assert before.body == after.body
     assert before.headers["idempotency-key"] == after.headers["idempotency-key"]
     assert after.headers["authorization"] == "Bearer key"
+
+
+def an_event(version: int, job: JobView) -> bytes:
+    return f"id: {version}\nevent: job\ndata: {job.model_dump_json()}\n\n".encode()
+
+
+EVENTS = {"Content-Type": "text/event-stream; charset=utf-8"}
+ENDED = JOB.model_copy(update={"status": Status.FAILED})
+
+
+def test_a_job_is_watched_over_one_stream_to_its_end() -> None:
+    body = b"retry: 1000\n\n" + an_event(1, JOB) + b": nothing new\n\n" + an_event(2, ENDED)
+    with ScriptedServer(Answer(200, body, EVENTS)) as server, Client(server.url, "key") as client:
+        seen = list(client.watch(JOB.id, timeout_s=60))
+
+    assert seen == [JOB, ENDED]
+    (asked,) = server.asked
+    assert (asked.path, asked.headers["prefer"]) == (f"/v1/jobs/{JOB.id}/events", "wait=59")
+
+
+def test_a_stream_is_taken_up_after_what_was_seen() -> None:
+    with ScriptedServer(Answer(200, an_event(8, ENDED), EVENTS)) as server, Transport(server.url, "key") as transport:
+        assert list(follow(transport, JOB.id, "7", None)) == [("8", ENDED)]
+
+    assert server.asked[0].headers["last-event-id"] == "7"
+
+
+@pytest.mark.parametrize(
+    "barred",
+    [
+        problem(503, "too_many_streams"),
+        Answer(404, b"<html>No such page</html>"),
+        Answer(200, b"<html>Sign in</html>", {"Content-Type": "text/html"}),
+        Answer(200, an_event(1, JOB), EVENTS, hang_up=20),
+        Answer(200, b"", EVENTS),
+        Answer(hang_up=0),
+    ],
+    ids=["no place", "no such route", "a page", "broken off", "ended at once", "closed"],
+)
+def test_a_job_is_asked_for_again_and_again_where_streams_are_barred(barred: Answer) -> None:
+    queued, ended = (Answer(200, job.model_dump_json().encode()) for job in (JOB, ENDED))
+    with ScriptedServer(barred, queued, ended) as server, Client(server.url, "key") as client:
+        seen = list(client.watch(JOB.id, timeout_s=60))
+
+    assert seen == [JOB, ENDED]
+    assert [asked.path.rpartition("/")[2] for asked in server.asked] == ["events", JOB.id, JOB.id]
+
+
+def test_a_retry_whose_answer_was_lost_is_not_a_fault() -> None:
+    lost = [Answer(hang_up=0), problem(409, "job_not_failed")]
+    with ScriptedServer(*lost, Answer(200, JOB.model_dump_json().encode())) as server, Client(server.url, "") as client:
+        assert client.retry(JOB.id) == JOB
+
+
+def test_a_retry_of_a_job_that_ended_otherwise_is_one() -> None:
+    succeeded = JOB.model_copy(update={"status": Status.SUCCEEDED})
+    answers = problem(409, "job_not_failed"), Answer(200, succeeded.model_dump_json().encode())
+    with (
+        ScriptedServer(*answers) as server,
+        Client(server.url, "") as client,
+        pytest.raises(WrongState, match="job_not_failed"),
+    ):
+        client.retry(JOB.id)
 
 
 def test_two_submits_are_two_jobs(coins: Path) -> None:

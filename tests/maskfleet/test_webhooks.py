@@ -34,8 +34,8 @@ EVENT = Event(
         error=None,
         metadata={"größe": "ü"},
         urls=JobUrls(
-        self="http://a/1", events="http://a/2", result="http://a/3", cancel="http://a/4", retry="http://a/5"
-    ),
+            self="http://a/1", events="http://a/2", result="http://a/3", cancel="http://a/4", retry="http://a/5"
+        ),
     ),
 )
 BODY = EVENT.model_dump_json().encode()
