@@ -1,0 +1,70 @@
+"""docs/operations.md says what is so: its tests exist, its figures are exported, its settings and rules work."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import boto3
+import pytest
+
+from api.app import create_app
+from jobs.settings import ApiSettings, CourierSettings, WorkerSettings
+from jobs.spec import EverythingJob
+from tests.conftest import BUCKET
+
+
+@pytest.fixture
+def document(repository: Path) -> str:
+    return (repository / "docs" / "operations.md").read_text()
+
+
+def test_the_tests_that_show_the_promises_exist(document: str, repository: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", document)
+
+    assert len(named) > 15
+    for path, name in named:
+        tree = ast.parse((repository / path).read_text())
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{path}::{name}"
+
+
+def test_the_figures_to_watch_are_exported(document: str, shared_fields: dict[str, str]) -> None:
+    client = create_app(ApiSettings(**shared_fields)).test_client()
+    client.get("/live")
+    exported = client.get("/metrics").text
+
+    for figure in set(re.findall(r"`(maskfleet_\w+)`", document)):
+        assert re.search(rf"^{figure}(_count)?[ {{]", exported, re.MULTILINE), figure
+
+
+def test_the_settings_are_read_and_have_the_defaults_that_are_told(document: str) -> None:
+    fields = {**WorkerSettings.model_fields, **CourierSettings.model_fields, **ApiSettings.model_fields}
+    fields |= {name: EverythingJob.model_fields[name] for name in ("start_deadline_s", "run_timeout_s")}
+    section = document.partition("## What to set")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ([0-9, ]+) \|", section, re.MULTILINE)
+
+    assert len(rows) >= 9
+    for names, defaults in rows:
+        told = dict(zip(re.findall(r"`(\w+)`", names), (float(value) for value in defaults.split(",")), strict=True))
+        assert told == {name: fields[name].default for name in told}
+    for name in re.findall(r"`(\w+_s)`", document):
+        assert name in fields, name
+
+
+def test_the_rules_for_the_bucket_are_taken_by_a_real_s3(document: str, store_fields: dict[str, str]) -> None:
+    rules = json.loads(re.findall(r"```json\n(.+?)```", document, re.DOTALL)[0])
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=store_fields["s3_endpoint"],
+        aws_access_key_id=store_fields["s3_access_key"],
+        aws_secret_access_key=store_fields["s3_secret_key"],
+        region_name="us-east-1",
+    )
+
+    s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=rules)
+    taken = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    s3.delete_bucket_lifecycle(Bucket=BUCKET)
+
+    assert {rule["Filter"]["Prefix"]: rule["Expiration"]["Days"] for rule in taken} == {"uploads/": 9, "results/": 30}
