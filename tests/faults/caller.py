@@ -16,23 +16,30 @@ from typing import Any
 
 import requests
 
-from jobs.errors import JobError
+from jobs.errors import JobError, QueueUnavailable
 from jobs.manifest import Manifest
 from jobs.storage import Store, result_prefix
+from tests.faults.faults import Held
 from tests.faults.history import Accepted, CancelAsked, Reference, Refused, Shown, Stored
-from tests.faults.laboratory import TENANT, Laboratory
+from tests.faults.laboratory import MODEL, STAND_IN, TENANT, Laboratory
 from tests.faults.promises import ENDED, POISONED, TOO_LONG
 from tests.scenes import plain_scene
 from tests.waiting import wait_until
 
+#: Takes a second or more.
+LASTING = "many points of a grid"
+#: The part of the jobs that go to the nodes with a real model.
+REAL = 0.2
 #: How often each kind comes; the rest is "box".
 SHARES = {
     "points": 0.2,
     "inline box": 0.1,
     "some points of a grid": 0.08,
-    "many points of a grid": 0.03,
+    LASTING: 0.03,
     TOO_LONG: 0.005,
 }
+#: A job that is sent for it has a node within this time, or its fault is left out.
+HOLD_S = 15.0
 #: So many of the jobs are sent twice at once under one key, and so many canceled soon after.
 TWINS, CANCELS = 0.05, 0.03
 SENDERS = 6
@@ -56,22 +63,29 @@ class Callers:
         """Make the body of a job of a kind."""
         box = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
         grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 4}}
-        long_grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 8}}
+        long_grid = {
+            "mode": "everything",
+            "params": {"points_per_batch": 1, "points_per_crop": 8},
+            "priority": "interactive",
+        }
         bodies: Mapping[str, dict[str, Any]] = {
             "box": box,
             "inline box": {**box, "image": {"base64": base64.b64encode(self._png).decode()}},
             "points": {"mode": "point", "prompts": [{"points": [[40, 40]]}, {"points": [[110, 40]], "labels": [1]}]},
             "some points of a grid": grid,
-            "many points of a grid": long_grid,
+            LASTING: long_grid,
             TOO_LONG: {"mode": "everything", "params": {"points_per_batch": 1}, "run_timeout_s": 1},
             POISONED: {**box, "image": {"url": self._lab.images.url}},
         }
+        kind, _, model = kind.partition(" on ")
         hook = {"url": self._lab.receiver.url, "events": ["succeeded", "failed", "canceled", "expired"]}
-        return {"image": {"upload_id": self._upload_id}, "webhook": hook, **bodies[kind]}
+        return {"image": {"upload_id": self._upload_id}, "webhook": hook, "model": model, **bodies[kind]}
 
     def learn_references(self) -> None:
         """Run one job of each kind while nothing is broken, and note what it comes to."""
-        kinds = [kind for kind in ("box", *SHARES) if kind != TOO_LONG]
+        kinds = [
+            f"{kind} on {model}" for kind in ("box", *SHARES) if kind != TOO_LONG for model in (STAND_IN, MODEL.name)
+        ]
         jobs = {kind: self.send(kind) for kind in kinds}
         for kind, job in jobs.items():
             wait_until(lambda job=job: self._lab.ledger.status(job) == "succeeded", 120)  # type: ignore[misc]
@@ -97,6 +111,19 @@ class Callers:
             if self._over.wait(AGAIN_S):
                 raise RuntimeError("the run is over and a job was not accepted")
 
+    def hold(self, model: str = "") -> Held | None:
+        """Send a job that lasts for a second or more; give the node that is at it."""
+        model = model or (MODEL.name if self._random.random() < REAL else STAND_IN)
+        job = self.send(f"{LASTING} on {model}")
+        try:
+            wait_until(lambda: self._lab.ledger.status(job) == "processing", HOLD_S, every_s=0.01)
+        except (AssertionError, QueueUnavailable):
+            return None
+        worker = self._lab.redis.hget(f"mf:job:{job}", "worker")
+        node = next((node for node in self._lab.nodes if node.name == worker), None)
+        child = self._lab.child_of(node) if node else None
+        return Held(node, child, job) if node and child else None
+
     def send_all(self, jobs: int, seconds: float) -> None:
         """Send so many jobs, spread over the time; comes back when the last one is accepted."""
         began = time.monotonic()
@@ -104,9 +131,8 @@ class Callers:
             sent = []
             for number in range(jobs):
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
-                draw, kind = self._random.random(), self._kind()
-                if number == jobs // 4:
-                    kind = POISONED
+                draw, kind = self._random.random(), POISONED if number == jobs // 4 else self._kind()
+                kind += f" on {MODEL.name if self._random.random() < REAL else STAND_IN}"
                 if draw < TWINS:
                     key = uuid.uuid4().hex
                     sent.append(senders.submit(self.send, kind, key=key))

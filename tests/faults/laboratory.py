@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -37,39 +38,51 @@ ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
 TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
 WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
 LEASE_S = 2.0
+#: The model of the nodes that have none: see stand_in.py.
+STAND_IN = "stand-in"
 #: Importing torch and loading the model takes a few seconds of processor time, and both cores may be busy.
 NODE_READY_S = 120.0
 
 
 @dataclass
 class Program:
-    """One process of the fleet.  It is started by its command, with settings of its own."""
+    """One process of the fleet, and what it started.  It is kept as the fleet keeps its nodes: it comes back."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
-    process: subprocess.Popen[bytes] | None = field(default=None)
+    ended_by_itself: int = 0
+    _process: subprocess.Popen[bytes] | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+        assert self._process is not None
+        return self._process.pid
 
     def start(self, **extra: str) -> None:
-        self.process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)
+        with self._lock:
+            self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)
 
     def kill(self) -> None:
-        """Kill it with all that it started, at once."""
-        if self.process is not None:
-            kill_child(self.process)
-
-    def kill_parent_only(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        """Kill it with all that it started, at once; it stays dead until it is started."""
+        with self._lock:
+            if self._process is not None:
+                kill_child(self._process)
+                self._process = None
 
     def restart(self, **extra: str) -> None:
-        self.kill()
-        self.start(**extra)
+        with self._lock:
+            self.kill()
+            self.start(**extra)
+
+    def look(self) -> None:
+        """Start it again when it has ended by itself, or was killed alone."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self.ended_by_itself += 1
+                self.restart()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -86,11 +99,11 @@ class Program:
 class Laboratory:
     """Redis, S3, the API, couriers, nodes, a receiver of webhooks and a host of images, on ports of their own."""
 
-    def __init__(self, folder: Path, *, nodes: int = 2, couriers: int = 2, programs: bool = True) -> None:
-        """programs: False leaves the API, the couriers and the nodes out, for a fleet of another make."""
+    def __init__(self, folder: Path, *, nodes: int = 1, stand_ins: int = 2, programs: bool = True) -> None:
+        """nodes: with the bundled model.  stand_ins: without one.  programs: False leaves our own programs out."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._node_count, self._courier_count = nodes, couriers
+        self._node_names = [*_names("node", nodes), *_names("node-stand-in", stand_ins)]
         self._own_programs = programs
         self._exits = ExitStack()
         self.programs: dict[str, Program] = {}
@@ -103,6 +116,7 @@ class Laboratory:
             self.receiver = exits.enter_context(HookReceiver(WEBHOOK_SECRET, self.history))
             self.images = exits.enter_context(ImageHost(self.node_pids))
             exits.callback(self._end_programs)
+            exits.enter_context(self._kept())
             if self._own_programs:
                 self._start_programs()
             self._exits = exits.pop_all()
@@ -153,11 +167,6 @@ class Laboratory:
                 pids |= {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
         return pids
 
-    def job_on(self, node: Program) -> str | None:
-        """Give the job that a node is at."""
-        ids = cast("list[str]", self.redis.zrange("mf:leases", 0, -1))
-        return next((job for job in ids if self.redis.hget(f"mf:job:{job}", "worker") == node.name), None)
-
     # What is done to it.
 
     def await_nodes(self) -> None:
@@ -189,8 +198,7 @@ class Laboratory:
         )
         exits.callback(lambda: self.s3_server.stop())
         self.s3_way = exits.enter_context(Proxy(self.s3_server.port))
-        names = ["api", *self._names("courier", self._courier_count), *self._names("node", self._node_count)]
-        for name in names:
+        for name in ("api", *_names("courier", 2), *self._node_names):
             self.redis_ways[name] = exits.enter_context(Proxy(self.redis_server.port))
         # The laboratory's own eyes see past the proxies.
         settings = SharedSettings(
@@ -208,11 +216,21 @@ class Laboratory:
         self.api_port = free_port()
         gunicorn = str(Path(sys.executable).parent / "gunicorn")
         command = (gunicorn, "--config", "python:api.server", "api.app:create_app()")
-        self.add("api", command, MASKFLEET_BIND=f"127.0.0.1:{self.api_port}", MASKFLEET_PROCESSES="1")
-        for name in self._names("courier", self._courier_count):
+        self.add(
+            "api",
+            command,
+            MASKFLEET_BIND=f"127.0.0.1:{self.api_port}",
+            MASKFLEET_PROCESSES="1",
+            MASKFLEET_MODELS=STAND_IN,
+        )
+        for name in _names("courier", 2):
             self.add(name, (sys.executable, "-m", "worker.courier"))
-        for name in self._names("node", self._node_count):
-            self.add(name, (sys.executable, "-m", "worker"), MASKFLEET_NODE=name)
+        for name in self._node_names:
+            if "stand-in" in name:
+                command, model = (sys.executable, "-m", "tests.faults.stand_in"), f"./{STAND_IN}"
+            else:
+                command, model = (sys.executable, "-m", "worker"), str(MODEL)
+            self.add(name, command, MASKFLEET_NODE=name, MASKFLEET_MODEL=model)
         wait_until(self.api_is_ready, 60, every_s=0.1)
         self.await_nodes()
 
@@ -234,6 +252,8 @@ class Laboratory:
             "MASKFLEET_BEAT_S": "0.3",
             "MASKFLEET_TICK_S": "0.2",
             "MASKFLEET_REPUBLISH_S": "3",
+            "MASKFLEET_CANARY_S": "1",
+            "MASKFLEET_READY_WITHIN_S": "6",
             "MASKFLEET_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             **settings,
@@ -246,5 +266,24 @@ class Laboratory:
         for program in self.programs.values():
             program.kill()
 
-    def _names(self, what: str, count: int) -> list[str]:
-        return [f"{what}-{number}" for number in range(1, count + 1)]
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Look after the programs all the while."""
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(0.3):
+                for program in list(self.programs.values()):
+                    program.look()
+
+        keeper = threading.Thread(target=keep, name="keeper")
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+
+
+def _names(what: str, count: int) -> list[str]:
+    return [f"{what}-{number}" for number in range(1, count + 1)]

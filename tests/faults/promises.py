@@ -160,10 +160,11 @@ class _Trial:
             end = self.end_of(job)
             if end == "canceled" and job not in self.canceled:
                 yield f"{job} was canceled, and nobody asked for it"
-            if accepted.kind in FAILING_KINDS and end in ENDED:
-                wanted = FAILING_KINDS[accepted.kind]
+            kind, _, _ = accepted.kind.partition(" on ")
+            if kind in FAILING_KINDS and end in ENDED:
+                wanted = FAILING_KINDS[kind]
                 if end != "canceled" and self.shown[job][-1].error != wanted:
-                    yield f"{job} is {accepted.kind} and ended as {end} {self.shown[job][-1].error}"
+                    yield f"{job} is {kind} and ended as {end} {self.shown[job][-1].error}"
             elif end in ("failed", "expired"):
                 broken = [attempt for attempt in self.attempts[job] if not self._is_explained(attempt)]
                 if broken or not self.attempts[job] or end == "expired":

@@ -41,7 +41,7 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
     with callers.watching():
         with ThreadPoolExecutor(1) as sender:
             sending = sender.submit(callers.send_all, plan.jobs, plan.seconds)
-            _break_things(lab, plan, sending.done, say)
+            break_things(Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s), plan, sending.done, say)
             sending.result()
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
@@ -49,8 +49,8 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
     return check(lab.history.read())
 
 
-def _break_things(lab: Laboratory, plan: Plan, done: Callable[[], bool], say: Callable[[str], None]) -> None:
-    scene = Scene(lab, random.Random(plan.seed), plan.frozen_s)
+def break_things(scene: Scene, plan: Plan, done: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Let one fault after the other act: each once at least, and until all jobs are sent."""
     following = shuffled(plan.faults, plan.seed)
     struck = 0
     while struck < len(plan.faults) or not done():

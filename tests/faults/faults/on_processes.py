@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from glob import glob
 
 from tests.faults.faults import Scene
@@ -18,46 +17,47 @@ from tests.waiting import wait_until
 MOMENT_S = 8.0
 
 
+NOBODY = "no node took a job in time"
+
+
 def child_killed_mid_job(scene: Scene) -> str:
     """Kill the process that holds the model, while it is at a job."""
-    node = scene.random.choice(scene.lab.nodes)
-    job = _await_job(scene.lab, node)
-    child = scene.lab.child_of(node)
-    if child is None:
-        return "the node had no child"
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    return f"{node.name} was at {job}"
+    held = scene.hold()
+    if held is None:
+        return NOBODY
+    held.kill()
+    return f"{held.node.name} was at {held.job}"
 
 
 def node_killed(scene: Scene) -> str:
     """Kill a node's parent; its child is an orphan until whoever keeps the node clears up and starts it again."""
-    node = scene.random.choice(scene.lab.nodes)
-    job = _await_job(scene.lab, node)
-    node.kill_parent_only()
-    time.sleep(scene.random.uniform(0, 1.5))
-    node.restart()
-    return f"{node.name} was at {job}"
+    held = scene.hold()
+    if held is None:
+        return NOBODY
+    os.kill(held.node.pid, signal.SIGKILL)
+    return f"{held.node.name} was at {held.job}"
 
 
 def node_frozen_past_its_lease(scene: Scene) -> str:
     """Stop a node in the middle of a job for twice its lease; then it wakes up and wants to go on."""
-    node = scene.random.choice(scene.lab.nodes)
-    job = _await_job(scene.lab, node)
-    with node.frozen():
+    held = scene.hold()
+    if held is None:
+        return NOBODY
+    with held.node.frozen():
         time.sleep(2 * LEASE_S)
-    return f"{node.name} was at {job}"
+    return f"{held.node.name} was at {held.job}"
 
 
 def node_cut_off(scene: Scene) -> str:
     """Pull the cable between one node and Redis for longer than its lease."""
-    node = scene.random.choice(scene.lab.nodes)
-    way = scene.lab.redis_ways[node.name]
-    job = _await_job(scene.lab, node)
+    held = scene.hold()
+    if held is None:
+        return NOBODY
+    way = scene.lab.redis_ways[held.node.name]
     way.set(Fault(Mode.BLACKHOLE))
     time.sleep(1.5 * LEASE_S)
     way.heal()
-    return f"{node.name} was at {job}"
+    return f"{held.node.name} was at {held.job}"
 
 
 def courier_killed(scene: Scene) -> str:
@@ -98,22 +98,15 @@ def api_clock_off(scene: Scene) -> str:
 def faketime() -> Mapping[str, str]:
     """Give the variables that preload Debian's libfaketime; empty when it is not installed."""
     found = glob("/usr/lib/*/faketime/libfaketime.so.1")  # noqa: PTH207 — one line
-    return {"LD_PRELOAD": found[0], "DONT_FAKE_MONOTONIC": "1"} if found else {}
+    return {"LD_PRELOAD": found[0], "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"} if found else {}
 
 
-def _await_job(lab: Laboratory, node: Program) -> str | None:
-    with suppress(AssertionError):
-        return wait_until(lambda: lab.job_on(node), MOMENT_S, every_s=0.005)
-    return None
-
-
-def _at_publish(lab: Laboratory, act: object) -> str:
+def _at_publish(lab: Laboratory, act: Callable[[], object]) -> str:
     """Act when the API sends the command that publishes, before Redis has it; prove that a job is then unpublished."""
     unpublished: list[str] = []
 
     def reached() -> None:
-        if callable(act):
-            act()
+        act()
         for job in lab.redis.zrange("mf:outbox", 0, -1):
             if lab.redis.hmget(f"mf:job:{job}", "status", "publishes") == ["queued", "0"]:
                 unpublished.append(job)

@@ -1,0 +1,174 @@
+"""The same jobs and faults on plain Celery, set up as its documentation advises for work that must not be lost.
+
+Late acknowledgement, rejection when a worker is lost, retries with back-off, one message at a time; a visibility
+timeout of half a minute, so that it recovers within the run, where Celery's own default is an hour.  The task waits as
+the laboratory's stand-in does, writes its result to S3 and tells the receiver.  No ledger, no fence, no outbox.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+import requests
+from celery import Celery
+
+from jobs.settings import SharedSettings
+from jobs.storage import Store
+from tests.faults.faults import Held, Scene
+from tests.faults.history import Broke, Notified
+from tests.faults.laboratory import Laboratory
+from tests.faults.run import Plan, await_end, break_things
+from tests.waiting import wait_until
+
+VISIBILITY_TIMEOUT_S = 30
+NODES = ("node-1", "node-stand-in-1", "node-stand-in-2")  # as many as our own fleet's
+SHORT, LONG = 2, 65
+BATCH_S = 0.02
+#: Redelivery, and the retries' longest back-off, are well over by then.
+QUIET_S = 120.0
+
+
+def make_app(redis_url: str) -> Celery:
+    app = Celery("plain", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+        },
+    )
+    retries: dict[str, Any] = {"autoretry_for": (Exception,), "retry_backoff": 1, "max_retries": 6}
+    app.task(name="plain.segment", **retries)(segment)
+    return app
+
+
+def segment(job: str, batches: int, hook: str) -> None:
+    """Do a job: take a while, write the result, tell of its end."""
+    (Path(os.environ["PLAIN_FOLDER"]) / job).write_text(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}")
+    for _ in range(batches):
+        time.sleep(BATCH_S)
+    Store(SharedSettings()).put(f"results/{job}/manifest.json", b"{}", "application/json")
+    body = {"data": {"id": job, "status": "succeeded"}}
+    requests.post(hook, json=body, headers={"webhook-id": f"{job}_{uuid.uuid4().hex}"}, timeout=1).raise_for_status()
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFigures:
+    """never_ended: accepted by the broker, and told of nothing.  ended_twice: told of two ends or more."""
+
+    jobs: int
+    never_ended: int
+    of_these_nowhere: int
+    ended_twice: int
+    sends_that_failed: int
+    faults: dict[str, int]
+
+
+class PlainCallers:
+    """Publishes jobs and watches for their ends."""
+
+    def __init__(self, lab: Laboratory, seed: int) -> None:
+        self._lab = lab
+        self._random = random.Random(seed)
+        self._app = make_app(f"redis://127.0.0.1:{lab.redis_ways['api'].port}/0")
+        self._lock = threading.Lock()
+        self.accepted: list[str] = []
+        self.failed = 0
+
+    def send(self, batches: int) -> str:
+        """Publish a job until the broker takes it; each try is a new job, so that a lost answer doubles nothing."""
+        while True:
+            job = uuid.uuid4().hex
+            try:
+                self._app.send_task("plain.segment", args=[job, batches, self._lab.receiver.url], task_id=job)
+            except Exception:  # noqa: BLE001 — whatever the broker's client raises, a caller tries again
+                with self._lock:
+                    self.failed += 1
+                time.sleep(0.3)
+            else:
+                with self._lock:
+                    self.accepted.append(job)
+                return job
+
+    def hold(self) -> Held | None:
+        job = self.send(LONG)
+        place = self._lab.folder / "plain" / job
+        with suppress(AssertionError):
+            wait_until(lambda: place.exists() and place.read_text(), 15, every_s=0.01)
+            name, pid = place.read_text().split()
+            return Held(self._lab.programs[name], int(pid), job)
+        return None
+
+    def send_all(self, jobs: int, seconds: float) -> None:
+        began = time.monotonic()
+        with ThreadPoolExecutor(6) as senders:
+            for number in range(jobs):
+                time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
+                senders.submit(self.send, LONG if self._random.random() < 0.03 else SHORT)
+
+    def told(self) -> dict[str, set[str]]:
+        """The ends that were told of each job."""
+        ends: dict[str, set[str]] = defaultdict(set)
+        for sight in self._lab.history.read():
+            if isinstance(sight, Notified) and 200 <= sight.answered < 300:
+                ends[sight.job].add(sight.webhook_id)
+        return ends
+
+
+def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: None) -> PlainFigures:
+    """Run the plan on plain Celery."""
+    with Laboratory(folder, programs=False) as lab:
+        (folder / "plain").mkdir()
+        for name in NODES:
+            command = (sys.executable, "-m", "tests.faults.plain_celery")
+            lab.add(name, command, MASKFLEET_NODE=name, PLAIN_FOLDER=str(folder / "plain"))
+        callers = PlainCallers(lab, plan.seed)
+        first = callers.send(SHORT)
+        wait_until(lambda: first in callers.told(), 60, every_s=0.1)
+        with ThreadPoolExecutor(1) as sender:
+            sending = sender.submit(callers.send_all, plan.jobs, plan.seconds)
+            scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
+            break_things(scene, plan, sending.done, say)
+            sending.result()
+        await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
+        ends = callers.told()
+        unended = set(callers.accepted) - set(ends)
+        faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke))
+        return PlainFigures(
+            jobs=len(callers.accepted),
+            never_ended=len(unended),
+            of_these_nowhere=len(unended - _messages(lab.redis, unended)),
+            ended_twice=sum(len(ends[job]) > 1 for job in callers.accepted),
+            sends_that_failed=callers.failed,
+            faults=dict(sorted(faults.items())),
+        )
+
+
+def _messages(client: redis.Redis, jobs: set[str]) -> set[str]:
+    """Which of the jobs a message still names, in the queue or taken and not acknowledged."""
+    raw = "".join([*client.lrange("celery", 0, -1), *client.hvals("unacked")])
+    return {job for job in jobs if job in raw}
+
+
+if __name__ == "__main__":
+    app = make_app(SharedSettings().redis_url.get_secret_value())
+    name = os.environ["MASKFLEET_NODE"]
+    app.worker_main(["worker", "--concurrency", "1", "--hostname", name, "--loglevel", "WARNING"])

@@ -1,0 +1,369 @@
+"""The ledger's scripts, driven in any order on a real Redis beside a model of a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, cast
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+
+from jobs.census import Census
+from jobs.deliveries import Deliveries
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
+from jobs.spec import Webhook
+from jobs.status import Stage
+from jobs.transitions import Cancel, Created, Deleted, NewJob, Reply, Retried
+
+TENANT, QUEUE = "ant", "sam.m.normal"
+SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
+ENDED = {"succeeded", "failed", "canceled", "expired"}
+MAX_ATTEMPTS, MAX_IN_FLIGHT = 2, 6
+RESULT = ResultSummary(prefix="p/", manifest_key="p/m", masks=0, best_score=None, metrics=Metrics())
+LONG_S = 600.0
+
+
+@dataclass
+class Modelled:
+    """What a job should be."""
+
+    hooked: bool
+    key: str
+    status: str = "queued"
+    attempt: int = 0
+    fence: int = 0
+    cancel: bool = False
+    deleting: bool = False
+    told: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker holds, or believes to hold."""
+
+    job: str
+    record: JobRecord
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Callers, workers that may be late or dead, and couriers, all on one ledger."""
+
+    client: ClassVar[redis.Redis]
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.ledger = Ledger(self.client, retention_s=3600)
+        self.outbox = Outbox(self.client, republish_s=60)
+        self.deliveries = Deliveries(self.client)
+        self.jobs: dict[str, Modelled] = {}
+        self.keys: dict[str, tuple[str, str]] = {}
+        self.gone: set[str] = set()
+        self.fenced = 0
+        self.delivered: dict[str, list[str]] = {}
+
+    # Callers.
+
+    @rule(key=st.sampled_from(["", "", "k1", "k2"]), body=st.sampled_from(["b1", "b2"]), hooked=st.booleans())
+    def create(self, key: str, body: str, hooked: bool) -> None:
+        webhook = Webhook(url="https://example.com/hook") if hooked else None
+        job = NewJob(TENANT, QUEUE, SPEC, 600, webhook, key, body if key else "")
+
+        creation = self.ledger.create(job, max_in_flight=MAX_IN_FLIGHT, idempotency_ttl_s=3600)
+
+        if key in self.keys:
+            known, its_body = self.keys[key]
+            assert creation.job_id == known
+            assert creation.outcome is (Created.KNOWN if body == its_body else Created.KEY_REUSED)
+        elif len(self.in_flight()) >= MAX_IN_FLIGHT:
+            assert creation.outcome is Created.OVER_QUOTA
+        else:
+            assert creation.outcome is Created.CREATED
+            assert creation.job_id not in self.jobs
+            self.jobs[creation.job_id] = Modelled(hooked, key)
+            if key:
+                self.keys[key] = (creation.job_id, body)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job, known = self.any_job(data)
+
+        reply = self.ledger.cancel(job, TENANT)
+
+        if known is None:
+            assert reply is Cancel.UNKNOWN
+        elif known.status in ENDED:
+            assert reply is Cancel.ENDED
+        elif known.status == "queued":
+            assert reply is Cancel.CANCELED
+            self.end(job, "canceled")
+        else:
+            assert reply is Cancel.REQUESTED
+            known.cancel = True
+
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job, known = self.any_job(data)
+
+        reply = self.ledger.retry(job, TENANT, start_deadline_s=600, max_in_flight=MAX_IN_FLIGHT)
+
+        if known is None:
+            assert reply is Retried.UNKNOWN
+        elif known.status != "failed" or known.deleting:
+            assert reply is Retried.NOT_FAILED
+        elif len(self.in_flight()) >= MAX_IN_FLIGHT:
+            assert reply is Retried.OVER_QUOTA
+        else:
+            assert reply is Retried.QUEUED
+            known.status, known.attempt, known.cancel = "queued", 0, False
+            known.fence += 1
+
+    @rule(data=st.data(), whole=st.booleans())
+    def delete(self, data: st.DataObject, whole: bool) -> None:
+        job, known = self.any_job(data)
+
+        reply = self.ledger.begin_deletion(job, TENANT)
+        if reply is Deleted.BEGUN and whole:
+            reply = self.ledger.delete(job, TENANT)
+
+        if known is None:
+            assert reply is Deleted.UNKNOWN
+        elif known.status not in ENDED:
+            assert reply is Deleted.NOT_ENDED
+        else:
+            known.deleting = True
+            if whole:
+                assert reply is Deleted.DELETED
+                del self.jobs[job]
+                self.gone.add(job)
+
+    @rule(data=st.data())
+    def another_tenant_changes_nothing(self, data: st.DataObject) -> None:
+        job, _ = self.any_job(data)
+
+        assert self.ledger.cancel(job, "bee") is Cancel.UNKNOWN
+        assert self.ledger.retry(job, "bee", start_deadline_s=1, max_in_flight=9) is Retried.UNKNOWN
+        assert self.ledger.delete(job, "bee") is Deleted.UNKNOWN
+
+    # Workers.
+
+    @rule(target=claims, data=st.data())
+    def claim(self, data: st.DataObject) -> Claim | None:
+        job, known = self.any_job(data)
+
+        record = self.ledger.claim(job, "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS)
+
+        if known is None or known.status != "queued":
+            assert record is None
+            return None
+        if known.attempt >= MAX_ATTEMPTS:
+            assert record is None
+            self.end(job, "failed")
+            return None
+        assert record is not None
+        known.status = "processing"
+        known.attempt += 1
+        known.fence += 1
+        assert (record.attempt, record.fence) == (known.attempt, known.fence)
+        return Claim(job, record)
+
+    @rule(claim=claims, done=st.integers(0, 9))
+    def beat(self, claim: Claim | None, done: int) -> None:
+        if claim is None:
+            return
+
+        reply = self.ledger.beat(claim.record, ProgressView(stage=Stage.DECODING, done=done), lease_s=LONG_S)
+
+        if self.holds(claim):
+            assert reply is (Reply.CANCELED if self.jobs[claim.job].cancel else Reply.OK)
+        else:
+            self.assert_fenced(reply)
+
+    @rule(claim=claims, status=st.sampled_from(["succeeded", "failed", "canceled"]))
+    def finish(self, claim: Claim | None, status: str) -> None:
+        if claim is None:
+            return
+        known = self.jobs.get(claim.job)
+        again = known is not None and (known.status, known.fence) == (status, claim.record.fence)
+
+        if status == "succeeded":
+            reply = self.ledger.succeed(claim.record, RESULT)
+        elif status == "failed":
+            reply = self.ledger.fail(claim.record, "internal_error", "It broke.")
+        else:
+            reply = self.ledger.finish_canceled(claim.record)
+
+        if again:
+            assert reply is Reply.OK
+        elif self.holds(claim):
+            assert reply is Reply.OK
+            self.end(claim.job, status)
+        else:
+            self.assert_fenced(reply)
+
+    @rule(claim=consumes(claims), charged=st.booleans())
+    def release(self, claim: Claim | None, charged: bool) -> None:
+        if claim is None:
+            return
+
+        reply = self.ledger.release(claim.record, delay_s=0, charged=charged)
+
+        if self.holds(claim):
+            assert reply is Reply.OK
+            known = self.jobs[claim.job]
+            known.status = "queued"
+            known.fence += 1
+            known.attempt -= not charged
+        else:
+            self.assert_fenced(reply)
+
+    # Couriers, and time.
+
+    @rule(data=st.data())
+    def a_lease_runs_out(self, data: st.DataObject) -> None:
+        running = [job for job, known in self.jobs.items() if known.status == "processing"]
+        if not running:
+            return
+        job = data.draw(st.sampled_from(running))
+        self.client.zadd("mf:leases", {job: 0}, xx=True)
+
+        reaped = self.ledger.reap(max_attempts=MAX_ATTEMPTS)
+
+        known = self.jobs[job]
+        if known.cancel:
+            assert (reaped.canceled, reaped.failed, reaped.requeued) == (1, 0, 0)
+            self.end(job, "canceled")
+        elif known.attempt >= MAX_ATTEMPTS:
+            assert (reaped.canceled, reaped.failed, reaped.requeued) == (0, 1, 0)
+            self.end(job, "failed")
+        else:
+            assert (reaped.canceled, reaped.failed, reaped.requeued) == (0, 0, 1)
+            known.status = "queued"
+            known.fence += 1
+
+    @rule(data=st.data(), by_claim=st.booleans())
+    def a_start_deadline_passes(self, data: st.DataObject, by_claim: bool) -> None:
+        waiting = cast("list[str]", self.client.zrange("mf:deadlines", 0, -1))
+        if not waiting:
+            return
+        job = data.draw(st.sampled_from(sorted(waiting)))
+        self.client.zadd("mf:deadlines", {job: 0}, xx=True)
+
+        if by_claim:
+            assert self.ledger.claim(job, "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS) is None
+        else:
+            assert self.ledger.reap(max_attempts=MAX_ATTEMPTS).expired == 1
+
+        self.end(job, "expired")
+
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        job, _ = self.any_job(data)
+
+        self.outbox.published(job)
+
+    @rule()
+    def what_is_due_is_published(self) -> None:
+        for job in cast("list[str]", self.client.zrange("mf:outbox", 0, -1)):
+            self.client.zadd("mf:outbox", {job: 0})
+
+        due = self.outbox.due()
+
+        assert {job for job, _ in due} == {job for job, known in self.jobs.items() if known.status == "queued"}
+        assert self.outbox.due() == []
+
+    @rule()
+    def webhooks_are_delivered(self) -> None:
+        for delivery in self.deliveries.due(100):
+            self.delivered.setdefault(delivery.job_id, []).append(delivery.id)
+            self.deliveries.ended(delivery, "delivered")
+        for job, known in self.jobs.items():
+            if known.hooked:
+                ids = self.delivered.get(job, [])
+                assert len(ids) == len(set(ids)) == len(known.told)
+                assert [delivery.rpartition("_")[2] for delivery in ids] == known.told
+
+    # What always holds.
+
+    @invariant()
+    def the_records_are_as_modelled(self) -> None:
+        for job, known in self.jobs.items():
+            record = self.ledger.read(job)
+            assert record is not None
+            assert (record.status, record.attempt, record.fence) == (known.status, known.attempt, known.fence)
+            attempts = self.ledger.attempts(job)
+            assert all(attempt.outcome is not None for attempt in attempts[:-1])
+            if attempts:
+                assert (attempts[-1].outcome is None) == (known.status == "processing")
+        for job in self.gone:
+            assert self.ledger.read(job) is None
+
+    @invariant()
+    def each_job_is_in_the_lists_of_its_state_and_in_no_other(self) -> None:
+        queued = {job for job, known in self.jobs.items() if known.status == "queued"}
+        running = {job for job, known in self.jobs.items() if known.status == "processing"}
+        assert self.members(f"mf:queued:{QUEUE}") == queued
+        assert self.members("mf:outbox") == queued
+        assert self.members("mf:leases") == running
+        assert self.members("mf:deadlines") <= queued
+        assert self.members(f"mf:jobs:{TENANT}") == set(self.jobs)
+        assert cast("set[str]", self.client.smembers(f"mf:inflight:{TENANT}")) == queued | running
+
+    @invariant()
+    def what_has_ended_expires_and_nothing_else_does(self) -> None:
+        for job, known in self.jobs.items():
+            expires = self.client.pttl(f"mf:job:{job}") > 0
+            assert expires == (known.status in ENDED)
+            if self.client.exists(f"mf:attempts:{job}"):
+                assert (self.client.pttl(f"mf:attempts:{job}") > 0) == expires
+        for pattern in ("mf:delivery:*", "mf:idempotency:*"):
+            assert all(self.client.pttl(key) > 0 for key in self.client.scan_iter(pattern))
+
+    @invariant()
+    def who_was_fenced_is_counted(self) -> None:
+        assert Census(self.client).totals().get("fenced", 0) == self.fenced
+
+    def any_job(self, data: st.DataObject) -> tuple[str, Modelled | None]:
+        """Choose a job, now and then one that was never there or is gone."""
+        job = data.draw(st.sampled_from(["job_unknown", *self.gone, *self.jobs]))
+        return job, self.jobs.get(job)
+
+    def in_flight(self) -> list[str]:
+        return [job for job, known in self.jobs.items() if known.status not in ENDED]
+
+    def holds(self, claim: Claim) -> bool:
+        known = self.jobs.get(claim.job)
+        return known is not None and known.status == "processing" and known.fence == claim.record.fence
+
+    def end(self, job: str, status: str) -> None:
+        known = self.jobs[job]
+        known.status = status
+        if known.hooked and status in ("succeeded", "failed", "canceled", "expired"):
+            known.told.append(status)
+
+    def assert_fenced(self, reply: Reply) -> None:
+        assert reply is Reply.FENCED
+        self.fenced += 1
+
+    def members(self, key: str) -> set[str]:
+        return set(cast("list[str]", self.client.zrange(key, 0, -1)))
+
+
+@pytest.fixture
+def machine(redis_client: redis.Redis) -> Iterator[type[LedgerMachine]]:
+    LedgerMachine.client = redis_client
+    yield LedgerMachine
+    del LedgerMachine.client
+
+
+def test_the_scripts_keep_their_promises_in_any_order(machine: type[LedgerMachine]) -> None:
+    examples = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+    run_state_machine_as_test(machine, settings=examples)
