@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu lint bench clean
+.PHONY: setup demo test test-gpu chaos lint bench clean
 
 setup: .venv/.installed
 
@@ -22,6 +22,13 @@ test: setup
 # On a machine with a CUDA device.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# Jobs under faults; writes docs/chaos.md.
+JOBS ?= 2000
+SECONDS ?= 300
+SEED ?= 1
+chaos: setup
+	$(BIN)/python -m tests.faults.chaos --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
 
 lint: setup
 	$(BIN)/ruff check
