@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,10 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         picture = decode_photo(photo.read_bytes(), SharedSettings().max_image_pixels)
         check_prompts_on_image(spec.prompts, picture.size_wh)
 
+        from worker.device import PATIENT_THREADS
+
+        for name, value in PATIENT_THREADS.items():
+            os.environ.setdefault(name, value)
         from worker.formats import make_artifacts
         from worker.model import load_model
         from worker.segment import segment

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from jobs.logs import get_logger
 from worker.children import KeptChild, StopSignals, kill_child, start_child
-from worker.device import Device, choose_devices
+from worker.device import PATIENT_THREADS, Device, choose_devices
 
 log = get_logger()
 
@@ -28,7 +28,10 @@ def run_fleet(selection: str, environment: Mapping[str, str], command: Sequence[
     selection: ``cpu``, ``all`` or numbers as in ``0,2``.  Raises NoSuchDevice.
     """
     signals = StopSignals()
-    nodes = [_start_node(device, environment, command) for device in choose_devices(selection, environment)]
+    nodes = [
+        _start_node(device, place, environment, command)
+        for place, device in enumerate(choose_devices(selection, environment))
+    ]
     while not signals.count:
         for node in nodes:
             node.look()
@@ -41,14 +44,18 @@ def node_name(device: Device) -> str:
     return f"sam-{device.label}@{socket.gethostname()}"
 
 
-def _start_node(device: Device, environment: Mapping[str, str], command: Sequence[str]) -> KeptChild:
+def _start_node(device: Device, place: int, environment: Mapping[str, str], command: Sequence[str]) -> KeptChild:
     name = node_name(device)
     node_environment = {
+        **PATIENT_THREADS,
         **environment,
         **device.environment,
         "MASKFLEET_DEVICE": device.kind,
         "MASKFLEET_NODE": name,
     }
+    if int(environment.get("MASKFLEET_HEALTH_PORT", "0")):
+        # The nodes of one machine answer side by side.
+        node_environment["MASKFLEET_HEALTH_PORT"] = str(int(environment["MASKFLEET_HEALTH_PORT"]) + place)
 
     def start() -> subprocess.Popen[bytes]:
         return start_child(command, env=node_environment)

@@ -40,7 +40,7 @@ def nvmlDeviceGetUUID(handle): return f"GPU-{handle}{handle}{handle}{handle}-bee
 NODE = """
 import json, os, pathlib, signal, sys, time
 
-seen = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "MASKFLEET_DEVICE", "MASKFLEET_NODE")
+seen = ("OMP_WAIT_POLICY", "MASKFLEET_HEALTH_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "MASKFLEET_DEVICE", "MASKFLEET_NODE")
 folder = pathlib.Path(sys.argv[1])
 report = {"pid": os.getpid(), **{name: os.environ.get(name) for name in seen}}
 
@@ -145,15 +145,17 @@ def test_all_starts_one_node_for_each_gpu_that_sees_no_other(start_fleet: FleetS
 
 
 def test_numbers_start_a_node_on_those_gpus_alone(start_fleet: FleetStarter) -> None:
-    nodes = start_fleet("0,2").await_nodes(2)
+    nodes = start_fleet("0,2", MASKFLEET_HEALTH_PORT="8080").await_nodes(2)
 
     assert [node["CUDA_VISIBLE_DEVICES"] for node in nodes] == ["0", "2"]
+    assert [node["MASKFLEET_HEALTH_PORT"] for node in nodes] == ["8080", "8081"]
 
 
 def test_the_cpu_node_sees_no_gpu_and_asks_no_driver(start_fleet: FleetStarter) -> None:
     (node,) = start_fleet("cpu", gpus="no driver").await_nodes(1)
 
     assert node["CUDA_VISIBLE_DEVICES"] == ""
+    assert node["OMP_WAIT_POLICY"] == "PASSIVE"
     assert node["MASKFLEET_DEVICE"] == "cpu"
     assert node["MASKFLEET_NODE"] == f"sam-cpu@{socket.gethostname()}"
 
