@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos lint bench clean
+.PHONY: setup demo test test-gpu chaos lint bench clean bench-core bench-gpu
 
 setup: .venv/.installed
 
@@ -35,6 +35,17 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Mode everything beside the library's pipeline; a quarter of an hour.
+bench-core: setup
+	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 4
+	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --allocator tuned
+	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --threads 0
+	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 4 12 18 --points 4
+
+# The same on a machine with a CUDA device.
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 4 --points 16 --device cuda
 
 bench: setup
 	$(BIN)/python -m benchmarks.submit

@@ -44,9 +44,11 @@ SMALL_BATCH_FROM_MP = 8
 class Side:
     """One side's process."""
 
-    def __init__(self, name: str, checkpoint: Path, image: Path, batch: int, threads: int, allocator: str) -> None:
+    def __init__(
+        self, name: str, checkpoint: Path, image: Path, batch: int, threads: int, allocator: str, device: str = "cpu"
+    ) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | (TUNED if allocator == "tuned" else {})
-        command = [sys.executable, "-m", "benchmarks.core_side", name, checkpoint, image, batch, threads]
+        command = [sys.executable, "-m", "benchmarks.core_side", name, checkpoint, image, batch, threads, device]
         self._process = subprocess.Popen(
             [str(part) for part in command],
             env=environment,
@@ -109,7 +111,9 @@ def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse
     np.save(image, photograph(megapixels))
     batch = 16 if megapixels >= SMALL_BATCH_FROM_MP else 64
     names = ("library", "ours")
-    sides = {name: Side(name, checkpoint, image, batch, options.threads, options.allocator) for name in names}
+    sides = {
+        name: Side(name, checkpoint, image, batch, options.threads, options.allocator, options.device) for name in names
+    }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.runs):
         for name in names:
@@ -143,6 +147,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

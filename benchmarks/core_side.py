@@ -35,11 +35,11 @@ def resident_gb(field: str) -> float:
 class Ours:
     """`segment`, timed by its own metrics."""
 
-    def __init__(self, checkpoint: str, pixels: np.ndarray[Any, Any], points_per_batch: int) -> None:
+    def __init__(self, checkpoint: str, pixels: np.ndarray[Any, Any], points_per_batch: int, device: str) -> None:
         from worker.model import load_model
 
         self._photo = Photo(pixels, (pixels.shape[1], pixels.shape[0]), "PNG")
-        self._model = load_model(checkpoint, "cpu")
+        self._model = load_model(checkpoint, device)
         self._points_per_batch = points_per_batch
 
     def run(self, side: int) -> dict[str, float]:
@@ -61,10 +61,10 @@ class Ours:
 class Library:
     """The steps of transformers' mask-generation pipeline, in its order."""
 
-    def __init__(self, checkpoint: str, pixels: np.ndarray[Any, Any], points_per_batch: int) -> None:
+    def __init__(self, checkpoint: str, pixels: np.ndarray[Any, Any], points_per_batch: int, device: str) -> None:
         from transformers import SamImageProcessor, SamModel
 
-        self._network: Any = SamModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self._network: Any = SamModel.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
         self._processor: Any = SamImageProcessor.from_pretrained(checkpoint)
         self._image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         self._points_per_batch = points_per_batch
@@ -75,8 +75,10 @@ class Library:
         target = processor.size["longest_edge"]
         boxes, points, crops, labels = processor.generate_crop_boxes(self._image, target, 0, 512 / 1500, side, 1)
         inputs = processor(images=crops, return_tensors="pt")
+        device = self._network.device
+        points, labels, boxes = (values.to(device) for values in (points, labels, boxes))
         started = time.perf_counter()
-        embeddings = self._network.get_image_embeddings(inputs["pixel_values"])
+        embeddings = self._network.get_image_embeddings(inputs["pixel_values"].to(device))
         encode_s = time.perf_counter() - started
         size = inputs["original_sizes"].tolist()
         masks, scores, found_boxes = [], [], []
@@ -100,10 +102,10 @@ class Library:
 
 
 def main() -> None:
-    side_name, checkpoint, image, points_per_batch, threads = sys.argv[1:]
+    side_name, checkpoint, image, points_per_batch, threads, device = sys.argv[1:]
     torch.set_num_threads(int(threads))
     make: Callable[..., Ours | Library] = Ours if side_name == "ours" else Library
-    side = make(checkpoint, np.load(image), int(points_per_batch))
+    side = make(checkpoint, np.load(image), int(points_per_batch), device)
     print("ready", flush=True)
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

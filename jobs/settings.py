@@ -6,7 +6,7 @@ Every setting is an environment variable ``MASKFLEET_`` + the field's name in ca
 from __future__ import annotations
 
 import socket
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -122,6 +122,8 @@ class WorkerSettings(SharedSettings):
     load_timeout_s: float = Field(600.0, gt=0)
     allowed_buckets: Names = ()
     fetch_timeout_s: float = Field(60.0, gt=0)
+    #: What the encoder computes in.  Half is faster on a GPU, and gives masks that are not quite the same.
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: torch's own choice.")
 
     _split_names = field_validator("allowed_buckets", mode="before")(_split)

@@ -98,7 +98,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         ledger=Ledger(connect(settings), settings.retention_s),
         store=Store(settings),
         egress=egress_session(allow_private=settings.egress_allow_private),
-        model=load_model(settings.model, settings.device),
+        model=load_model(settings.model, settings.device, settings.precision),
         settings=settings,
     )
     masks.warm_up()

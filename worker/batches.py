@@ -1,8 +1,9 @@
-"""Batches of prompts, decoded in smaller parts where memory does not hold the whole."""
+"""Batches of prompts: decoded in smaller parts where memory does not hold the whole, measured behind a GPU's back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 import torch
@@ -11,6 +12,22 @@ from worker.decoder import Candidates
 from worker.prompts import PromptBatch
 
 _log = structlog.get_logger()
+
+
+def run_behind(tasks: Iterable[Callable[[], object]], *, in_thread: bool) -> None:
+    """Run tasks in their order; in a thread, each while the next one is being made."""
+    if not in_thread:
+        for task in tasks:
+            task()
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="behind") as thread:
+        running: Future[object] | None = None
+        for task in tasks:
+            if running is not None:
+                running.result()
+            running = thread.submit(task)
+        if running is not None:
+            running.result()
 
 
 class Halving:

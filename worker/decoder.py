@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from worker.prompts import PromptBatch
@@ -25,6 +26,16 @@ class Candidates:
     predicted_iou: Tensor
     logits: Callable[[Tensor, Tensor], Tensor]
     object_score: Tensor | None = None
+
+    def on_host(self, rows: Tensor, columns: Tensor) -> Candidates:
+        """Make the masks of chosen candidates now and bring them, and no others, to the host's memory.
+
+        What is given no longer touches the device, so another thread may measure it.
+        """
+        made = self.logits(rows, columns).to("cpu")
+        places = torch.full(self.predicted_iou.shape, -1)
+        places[rows.cpu(), columns.cpu()] = torch.arange(len(made))
+        return Candidates(self.predicted_iou.cpu(), lambda some, of: made[places[some.cpu(), of.cpu()]])
 
 
 def at_hand(logits: Tensor, predicted_iou: Tensor, object_score: Tensor | None = None) -> Candidates:

@@ -8,13 +8,15 @@ upscaled when it is asked for (``worker.upscaling``), after its predicted IoU is
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from worker.crew import Crew, in_parts
 from worker.decoder import Candidates, at_hand
 from worker.folding import fold
 from worker.image_state import ImageState, image_state
@@ -67,9 +69,9 @@ class FastSam:
         with torch.inference_mode():
             self._folded = fold(decoder, positions)
             self._tokens = PromptTokens(prompt_encoder, decoder)
-            scratch = Scratch(device)
-            self._two_way = TwoWay(decoder, self._folded, scratch, self._together)
-            self._upscaling = Upscaling(decoder, self._folded, scratch)
+            self._crew = Crew(device)
+            self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._crew, self._together)
+            self._upscaling = Upscaling(decoder, self._folded)
         self._decoder = decoder
         self._prompt_encoder = prompt_encoder
 
@@ -99,7 +101,7 @@ class FastSam:
             # More than may be held until somebody asks: they are heard in parts, and the chosen ones once more.
             ious = [
                 self._predicted_iou(state, self._two_way.converse(state, tokens.take(part)))
-                for part in _in_parts(everyone, at_once)
+                for part in in_parts(everyone, at_once)
             ]
             return Candidates(torch.cat(ious), partial(self._logits_again, state, tokens, at_once))
 
@@ -135,24 +137,28 @@ class FastSam:
         prompts, most = list(masks_of), max(map(len, masks_of.values()))
         # Prompts of which fewer masks are wanted are filled up with their first; that is not upscaled.
         filled = [[*masks, *masks[:1] * (most - len(masks))] for masks in masks_of.values()]
-        done = 0
+        places = [0, *accumulate(map(len, masks_of.values()))]
         with torch.inference_mode():
             masks = torch.tensor(filled, device=made.device) + _FIRST_MASK
             concluded = self._two_way.conclude(state, conversation, prompts, 1 + masks)
             vectors = self._upscaling.vectors(concluded, masks)
-            for part, own in zip(_in_parts(prompts, self._together), torch.split(vectors, self._together), strict=True):
-                counts = [len(masks_of[prompt]) for prompt in part]
-                upscaled = self._upscaling.logits(state, conversation.image.take(part), own[:, : max(counts)])
+
+            def work(part: Sequence[int], scratch: Scratch) -> None:
+                counts = [len(masks_of[prompts[number]]) for number in part]
+                image = conversation.image.take([prompts[number] for number in part])
+                own = vectors[part[0] : part[-1] + 1, : max(counts)]
+                upscaled = self._upscaling.logits(state, image, own, scratch).flatten(0, 1)
                 wanted = [place * max(counts) + mask for place, count in enumerate(counts) for mask in range(count)]
-                made[done : done + len(wanted)] = upscaled.flatten(0, 1)[run_or_indices(wanted)]
-                done += len(wanted)
+                made[places[part[0]] : places[part[-1] + 1]] = upscaled[run_or_indices(wanted)]
+
+            self._crew.each(work, in_parts(range(len(prompts)), self._together))
             return made if order == sorted(order) else made[torch.tensor(order, device=made.device).argsort()]
 
     def _logits_again(self, state: ImageState, tokens: Tokens, at_once: int, rows: Tensor, columns: Tensor) -> Tensor:
         """Make masks of prompts whose images were not held."""
         made = _empty_masks(len(rows), state)
         with torch.inference_mode():
-            for prompts in _in_parts(sorted(set(rows.tolist())), at_once):
+            for prompts in in_parts(sorted(set(rows.tolist())), at_once):
                 conversation = self._two_way.converse(state, tokens.take(prompts))
                 part = torch.tensor(prompts, device=rows.device)
                 here = torch.isin(rows, part)
@@ -167,10 +173,6 @@ class FastSam:
 def _empty_masks(count: int, state: ImageState) -> Tensor:
     height, width = state.size_hw
     return torch.empty(count, 4 * height, 4 * width, device=state.embedding.device)
-
-
-def _in_parts(prompts: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
-    return (prompts[start : start + at_once] for start in range(0, len(prompts), at_once))
 
 
 def _share(of_kind: dict[str, int], device: torch.device) -> int:

@@ -25,8 +25,10 @@ class SegmentationModel:
     device: torch.device
 
 
-def load_model(ref: str, device: str) -> SegmentationModel:
+def load_model(ref: str, device: str, precision: str = "float32") -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.
+
+    precision: what the encoder computes in: float32, bfloat16 or float16.
 
     Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (of no family we know, or a package is missing),
     ``model_unreadable``, ``device_unavailable``.
@@ -53,7 +55,9 @@ def load_model(ref: str, device: str) -> SegmentationModel:
         network = network.to(place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
-    return SegmentationModel(model_name(ref), family(network, preprocessing), place)
+    loaded = family(network, preprocessing)
+    loaded.encoder_dtype = getattr(torch, precision)
+    return SegmentationModel(model_name(ref), loaded, place)
 
 
 def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:

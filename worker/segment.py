@@ -17,10 +17,10 @@ from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
 from jobs.status import Stage
 from worker import masks
-from worker.batches import Halving
+from worker.batches import Halving, run_behind
 from worker.crops import Crop, lay_out, whole
 from worker.decoder import Candidates
-from worker.embedding import Embedding
+from worker.embedding import Embedding, Frame
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask
 from worker.model import SegmentationModel, batch_that_fits
@@ -108,19 +108,20 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
     work = _Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
-    found = masks.Drafts()
+    found, keep_logits = masks.Drafts(), Output.LOGITS in spec.outputs
+    # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
+    behind = model.device.type == "cuda"
     for crop in crops:
         before = len(found)
         embedding = work.embed(model, photo, crop)
         batches = grid_batches(crop, embedding.frame, points_per_batch)
-        for batch, candidates in work.decoded(partial(model.family.decode, embedding), batches, found):
-            chosen = work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh))
-            drafts = masks.draft_masks(
-                candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
-            )
-            for _, _, draft in drafts:
-                if not is_cut_off(draft.mask, photo.size_wh):
-                    found.add(draft)
+        measure = partial(_measure, embedding.frame, crop, photo.size_wh, cut, keep_logits, found)
+        decoded = work.decoded(partial(model.family.decode, embedding), batches, found)
+        chosen = (
+            (batch, candidates, work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh)))
+            for batch, candidates in decoded
+        )
+        run_behind((partial(measure, *one) for one in _ready(chosen, behind)), in_thread=behind)
         if params.crops_suppression == "original":
             found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first=before)
     if params.crops_suppression == "library":
@@ -128,6 +129,32 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     elif len(crops) > 1:
         found.keep(partial(smaller_crop_of_overlapping, iou_thresh=params.crops_nms_thresh))
     return Segmentation(photo.size_wh, found.written(), work.metrics())
+
+
+_Chosen = tuple[PromptBatch, Candidates, Chosen]
+
+
+def _ready(chosen: Iterable[_Chosen], on_host: bool) -> Iterator[_Chosen]:
+    """Bring the chosen masks over, where they are measured apart from the device that makes them."""
+    for batch, candidates, some in chosen:
+        yield batch, candidates.on_host(some.rows, some.columns) if on_host else candidates, some
+
+
+def _measure(
+    frame: Frame,
+    crop: Crop,
+    size_wh: tuple[int, int],
+    cut: Cut,
+    keep_logits: bool,
+    found: masks.Drafts,
+    batch: PromptBatch,
+    candidates: Candidates,
+    chosen: Chosen,
+) -> None:
+    """Measure a batch's chosen masks and keep those that their crop does not cut off."""
+    for _, _, draft in masks.draft_masks(candidates, chosen, batch, frame, crop, size_wh, cut, keep_logits):
+        if not is_cut_off(draft.mask, size_wh):
+            found.add(draft)
 
 
 def _segment_prompts(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
+from worker.crew import Crew
 from worker.folding import FoldedDecoder, Reading, centred
 from worker.image_state import ImageState, Shared
 from worker.low_rank import LowRankImage, Scratch, basis_of, by_head, overlaps_of, run_or_indices, without_first_token
@@ -42,10 +43,11 @@ class Conversation:
 class TwoWay:
     """The transformer of one model.  at_once: prompts whose image side is worked on together."""
 
-    def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, at_once: int) -> None:
+    def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, crew: Crew, at_once: int) -> None:
         self._transformer = decoder.transformer
         self._folded = folded
         self._scratch = scratch
+        self._crew = crew
         self._at_once = at_once
 
     def converse(self, state: ImageState, tokens: Tokens) -> Conversation:
@@ -125,10 +127,11 @@ class TwoWay:
         read = torch.empty_like(query)
         prompts, asked, heads, _ = query.shape
         positions = image.rows.shape[2]
-        for part in self._parts(prompts):
+
+        def work(part: slice, scratch: Scratch) -> None:
             owners = run_or_indices(whose[part])
             rows, scale = image.rows[owners], image.scale[owners].unsqueeze(1)
-            scores = self._scratch.take("scores", len(rows), asked, heads, positions)
+            scores = scratch.take("scores", len(rows), asked, heads, positions)
             flat = scores.view(len(rows), asked * heads, positions)
             by_head(query[part], shared.keys, out=scores)
             flat.mul_(scale).baddbmm_(on_basis[part], rows)
@@ -137,6 +140,8 @@ class TwoWay:
             torch.bmm(flat, rows.transpose(1, 2), out=from_rows[part])
             flat.mul_(scale)
             by_head(scores, shared.values, out=read[part])
+
+        self._crew.each(work, self._parts(prompts))
         values = torch.einsum("brc,hdc->bhrd", basis, folded.value)
         read += torch.einsum("bmhr,bhrd->bmhd", from_rows.view(prompts, asked, heads, -1), values)
         return _out(attention, (read + folded.value_shift).flatten(2))
@@ -161,16 +166,19 @@ class TwoWay:
         prompts, rank, channels = basis.shape
         positions = room.shape[2]
         scale = torch.empty(prompts, positions, device=basis.device)
-        for part in self._parts(prompts):
-            weights = self._scratch.take("weights", *keys[part].shape[:3], positions)
+
+        def work(part: slice, scratch: Scratch) -> None:
+            weights = scratch.take("weights", *keys[part].shape[:3], positions)
             by_head(keys[part], state.queries1, out=weights)
             rows = _softmax_rows(weights, padded, part)
-            overlaps = self._scratch.take("overlaps", *rows.shape)
+            overlaps = scratch.take("overlaps", *rows.shape)
             overlaps_of(values[part], state.overlap1, out=overlaps)
             overlaps.baddbmm_(gram[part], rows, beta=2.0)
             power = overlaps.mul_(rows).sum(1).add_(state.power1)
             torch.rsqrt(power.div_(channels).add_(self._folded.eps1), out=scale[part])
             torch.mul(rows, scale[part, None], out=room[part, :rank])
+
+        self._crew.each(work, self._parts(prompts))
         return LowRankImage(scale, room[:, :rank], basis)
 
     def _take_up_second(
@@ -191,15 +199,16 @@ class TwoWay:
         rank, channels = older.shape[1:]
         gram11, gram12, gram22 = (a @ b.transpose(1, 2) for a, b in ((older, older), (older, newer), (newer, newer)))
         positions = room.shape[2]
-        for part in self._parts(len(keys)):
+
+        def work(part: slice, scratch: Scratch) -> None:
             rows1, scale = image.rows[part], image.scale[part]
-            weights = self._scratch.take("weights", *keys[part].shape[:3], positions)
+            weights = scratch.take("weights", *keys[part].shape[:3], positions)
             flat = weights.view(len(scale), -1, positions)
             by_head(keys[part], state.queries2, out=weights)
             flat.mul_(scale[:, None]).baddbmm_(on_basis[part], rows1)
             by_head(keys[part], folded.query2_at, out=weights, add=True)
             rows2 = _softmax_rows(weights, padded, part)
-            overlaps = self._scratch.take("overlaps", len(scale), 2 * rank, positions)
+            overlaps = scratch.take("overlaps", len(scale), 2 * rank, positions)
             with_older, with_newer = overlaps[:, :rank], overlaps[:, rank:]
             overlaps_of(values1[part], state.overlap2[0], out=with_older)
             overlaps_of(values[part], state.overlap2[1], out=with_newer)
@@ -214,10 +223,12 @@ class TwoWay:
             scale.mul_(factor)
             rows1.mul_(factor[:, None])
             torch.mul(rows2, factor[:, None], out=room[part, rank:])
+
+        self._crew.each(work, self._parts(len(keys)))
         return LowRankImage(image.scale, room, torch.cat([older, newer], dim=1))
 
     def _parts(self, prompts: int) -> Iterator[slice]:
-        return (slice(start, start + self._at_once) for start in range(0, prompts, self._at_once))
+        return (slice(start, min(start + self._at_once, prompts)) for start in range(0, prompts, self._at_once))
 
 
 def _softmax_rows(scores: Tensor, padded: Tensor | None, part: slice) -> Tensor:

@@ -28,9 +28,8 @@ _CACHED_POSITIONS = 1024
 class Upscaling:
     """The upscaling half of one model's mask decoder."""
 
-    def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch) -> None:
+    def __init__(self, decoder: Any, folded: FoldedDecoder) -> None:
         self._folded = folded
-        self._scratch = scratch
         self._norm = decoder.upscale_layer_norm
         self._towers = decoder.output_hypernetworks_mlps
         # (2, c4, 2·c8), by row of output
@@ -50,40 +49,42 @@ class Upscaling:
             vectors[here] = tower(tokens[here])
         return vectors
 
-    def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor) -> Tensor:
+    def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor, scratch: Scratch) -> Tensor:
         """Upscale B prompts' images and multiply each with its k vectors.
 
-        vectors: (B, k, c8).  Returns (B, k, 4h, 4w), which the next call overwrites.
+        vectors: (B, k, c8).  Returns (B, k, 4h, 4w), in the scratch's memory.
         """
         height, width = state.size_hw
         prompts, masks, _ = vectors.shape
-        out = self._scratch.take("masks", prompts, masks, height, 4, 4 * width)
+        out = scratch.take("masks", prompts, masks, height, 4, 4 * width)
         rows_at_once = max(1, _CACHED_POSITIONS // width) if vectors.device.type == "cpu" else height
         for upper in (0, 1):
             on_basis = torch.matmul(image.basis, self._folded.upscale1[upper])
             for top in range(0, height, rows_at_once):
                 rows = slice(top, min(top + rows_at_once, height))
                 positions = slice(rows.start * width, rows.stop * width)
-                once = self._once(state.upscaled[upper, positions], upper, image, positions, on_basis)
+                once = self._once(state.upscaled[upper, positions], upper, image, positions, on_basis, scratch)
                 for lower in (0, 1):
-                    twice = self._twice(once, lower)
+                    twice = self._twice(once, lower, scratch)
                     made = torch.bmm(vectors, twice.transpose(1, 2))
                     out[:, :, rows, 2 * upper + lower] = made.view(prompts, masks, -1, 4 * width)
         return out.view(prompts, masks, 4 * height, 4 * width)
 
-    def _once(self, shared: Tensor, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor) -> Tensor:
+    def _once(
+        self, shared: Tensor, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor, scratch: Scratch
+    ) -> Tensor:
         """The first convolution, normed.  shared: (p, 2·c4).  Returns (B, 2·p, c4)."""
-        once = self._scratch.take("once", len(image.scale), *shared.shape)
+        once = scratch.take("once", len(image.scale), *shared.shape)
         torch.addcmul(self._folded.upscale1_bias[upper], shared, image.scale[:, positions, None], out=once)
         once.baddbmm_(image.rows[:, :, positions].transpose(1, 2), on_basis)
         norm = self._norm
         pixels = once.view(len(once), -1, *norm.normalized_shape)
         return _gelu_(layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
 
-    def _twice(self, once: Tensor, lower: int) -> Tensor:
+    def _twice(self, once: Tensor, lower: int, scratch: Scratch) -> Tensor:
         """The second convolution.  Returns (B, 4·p, c8)."""
         weight = self._upscale2[lower]
-        twice = self._scratch.take("twice", len(once) * once.shape[1], weight.shape[1])
+        twice = scratch.take("twice", len(once) * once.shape[1], weight.shape[1])
         torch.addmm(self._upscale2_bias, once.flatten(0, 1), weight, out=twice)
         return _gelu_(twice).view(len(once), 2 * once.shape[1], -1)
 

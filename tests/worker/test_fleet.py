@@ -40,7 +40,8 @@ def nvmlDeviceGetUUID(handle): return f"GPU-{handle}{handle}{handle}{handle}-bee
 NODE = """
 import json, os, pathlib, signal, sys, time
 
-seen = ("OMP_WAIT_POLICY", "MASKFLEET_HEALTH_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "MASKFLEET_DEVICE", "MASKFLEET_NODE")
+seen = ("OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+seen += ("MASKFLEET_HEALTH_PORT", "MASKFLEET_DEVICE", "MASKFLEET_NODE")
 folder = pathlib.Path(sys.argv[1])
 report = {"pid": os.getpid(), **{name: os.environ.get(name) for name in seen}}
 

@@ -37,6 +37,8 @@ class Family:
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         self.network = network
         self.preprocessing = preprocessing
+        #: What the encoder computes in.  Half of it is faster and gives other masks; the decoder is always float32.
+        self.encoder_dtype = torch.float32
 
     @classmethod
     def read(cls, source: str) -> tuple[Any, Preprocessing]:
@@ -74,7 +76,10 @@ class Family:
 
     def encode(self, values: Tensor) -> Any:
         """Run the encoder.  values: (1, 3, h, w).  Returns what ``decode`` finds in the embedding."""
-        return self.network.get_image_embeddings(values)
+        half = self.encoder_dtype is not torch.float32
+        with torch.autocast(values.device.type, self.encoder_dtype, enabled=half):
+            embeddings = self.network.get_image_embeddings(values)
+        return in_float32(embeddings) if half else embeddings
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
         """Give the candidates for each prompt of a batch: three, or without multimask one where the network chooses."""
@@ -90,3 +95,10 @@ class Family:
     def _positions_per_side(self) -> int:
         prompt_encoder = self.network.config.prompt_encoder_config
         return int(prompt_encoder.image_size) // int(prompt_encoder.patch_size)
+
+
+def in_float32(values: Any) -> Any:
+    """The same tensor, or list or tuple of tensors, in float32."""
+    if isinstance(values, list | tuple):
+        return type(values)(in_float32(value) for value in values)
+    return values.float()

@@ -1,0 +1,59 @@
+"""The same masks on a CUDA device.  For whoever has one: ``make test-gpu``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worker.conftest import boxes, everything, points
+from worker.images import Photo
+from worker.masks import decode_rle
+from worker.model import SegmentationModel, load_model
+from worker.segment import segment
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def on_gpu(demo_model: str) -> SegmentationModel:
+    assert torch.cuda.is_available(), "There is no CUDA device; these tests are for machines that have one."
+    return load_model(demo_model, "cuda")
+
+
+def pixels_apart(photo: Photo, spec: object, one: SegmentationModel, other: SegmentationModel) -> list[int]:
+    """How many pixels differ in each mask; fails where the sets are not the same."""
+    first, second = (segment(photo, spec, model).masks for model in (one, other))  # type: ignore[arg-type]
+    assert len(first) == len(second) > 0
+    assert np.allclose([m.predicted_iou for m in first], [m.predicted_iou for m in second], atol=1e-4)
+    return [int((decode_rle(a) != decode_rle(b)).sum()) for a, b in zip(first, second, strict=True)]
+
+
+def test_everything_gives_the_cpus_masks(
+    example: Callable[[str], Photo], model: SegmentationModel, on_gpu: SegmentationModel
+) -> None:
+    assert max(pixels_apart(example("coins.png"), everything(), model, on_gpu)) <= 5
+
+
+def test_prompts_give_the_cpus_masks(
+    example: Callable[[str], Photo], model: SegmentationModel, on_gpu: SegmentationModel
+) -> None:
+    photo = example("coins.png")
+    some_points = points({"points": [(153, 126)]}, {"points": [(270, 118), (306, 120)], "labels": [1, 0]})
+
+    assert max(pixels_apart(photo, some_points, model, on_gpu)) <= 5
+    assert max(pixels_apart(photo, boxes({"box": (304, 14, 366, 73)}, multimask=True), model, on_gpu)) <= 5
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_finds_the_same_object(
+    demo_model: str, example: Callable[[str], Photo], model: SegmentationModel, precision: str
+) -> None:
+    photo, spec = example("coins.png"), boxes({"box": (304, 14, 366, 73)})
+
+    [whole], [half] = (segment(photo, spec, m).masks for m in (model, load_model(demo_model, "cuda", precision)))
+
+    inside, other = decode_rle(whole), decode_rle(half)
+    assert (inside & other).sum() / (inside | other).sum() > 0.9
