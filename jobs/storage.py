@@ -10,11 +10,13 @@ Objects of the bucket:
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
 
+#: Further apart than this, S3 takes our clock for wrong.  Source: Amazon S3, "Error responses", RequestTimeTooSkewed.
+MAX_SKEW_S = 15 * 60
 #: The answers of S3 that mean "not there".
 _ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
@@ -231,6 +235,13 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _clock_is_off(error: ClientError) -> bool:
+    """Whether S3 refused a request for the time in its signature; an answer to HEAD has no body to say so."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    apart_s = abs(parsedate_to_datetime(date).timestamp() - time.time()) if date else 0.0
+    return _code(error) == "RequestTimeTooSkewed" or apart_s > MAX_SKEW_S
+
+
 @contextmanager
 def _s3_errors() -> Iterator[None]:
     try:
@@ -239,6 +250,8 @@ def _s3_errors() -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if _code(error) in _ABSENT:
             raise NotFound("object_not_found", "There is no such object in the store.") from error
+        if status == 403 and _clock_is_off(error):
+            raise StoreUnavailable("The object store refuses us, for the clock of this machine is wrong.") from error
         if status == 403:
             raise ObjectDenied("object_denied", "The store does not let this service read the object.") from error
         if status >= 500 or _code(error) in ("SlowDown", "RequestTimeout"):

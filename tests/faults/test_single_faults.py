@@ -1,0 +1,211 @@
+"""Each promise by its name, and the one fault that threatens it most, on real processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from jobs.census import Census
+from jobs.record import JobRecord
+from tests.faults.caller import Callers, stored
+from tests.faults.faults import Scene
+from tests.faults.faults.on_processes import (
+    api_cut_off_at_publish,
+    api_killed_between_record_and_publish,
+    faketime,
+)
+from tests.faults.faults.on_redis import redis_full
+from tests.faults.laboratory import LEASE_S, STAND_IN, Laboratory
+from tests.faults.promises import POISONED
+from tests.waiting import wait_until
+
+BOX = f"box on {STAND_IN}"
+LASTS_S = 60
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A laboratory of two stand-in nodes, and callers."""
+
+    lab: Laboratory
+    callers: Callers
+
+    @property
+    def scene(self) -> Scene:
+        return Scene(self.lab, random.Random(1), lambda: self.callers.hold(STAND_IN))
+
+    def record(self, job: str) -> JobRecord:
+        record = self.lab.ledger.read(job)
+        assert record is not None
+        return record
+
+    def ended(self, job: str) -> JobRecord:
+        wait_until(lambda: self.record(job).status.ended, LASTS_S, every_s=0.05)
+        return self.record(job)
+
+    def fenced(self) -> int:
+        return Census(self.lab.redis).totals().get("fenced", 0)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Laboratory(tmp_path_factory.mktemp("laboratory"), nodes=0, stand_ins=2) as lab:
+        yield Stage(lab, Callers(lab, seed=1))
+
+
+def test_a_worker_that_was_frozen_past_its_lease_changes_nothing_any_more(stage: Stage) -> None:
+    held = stage.scene.hold()
+    assert held is not None
+    fenced = stage.fenced()
+
+    with held.node.frozen():
+        time.sleep(2 * LEASE_S)
+        record = stage.ended(held.job)  # by the other node
+
+    wait_until(lambda: stage.fenced() > fenced, LASTS_S)
+    wait_until(lambda: "job_fenced" in held.node.log.read_text(), LASTS_S)
+    assert stage.record(held.job) == record
+    assert (record.status, record.attempt) == ("succeeded", 2)
+    assert record.worker != held.node.name
+
+
+def test_a_job_whose_worker_dies_is_done_by_another_within_the_lease(stage: Stage) -> None:
+    held = stage.scene.hold()
+    assert held is not None
+
+    died = time.monotonic()
+    os.kill(held.node.pid, signal.SIGKILL)
+    wait_until(lambda: stage.record(held.job).attempt == 2, LASTS_S)
+
+    assert time.monotonic() - died < LEASE_S + 5
+    assert stage.ended(held.job).status == "succeeded"
+
+
+def test_a_job_that_kills_its_workers_fails_after_its_last_attempt(stage: Stage) -> None:
+    killed = len(stage.lab.images.killed)
+
+    job = stage.callers.send(f"{POISONED} on {STAND_IN}")
+    record = stage.ended(job)
+
+    assert record.error is not None
+    assert (record.status, record.error.code) == ("failed", "attempts_exhausted")
+    assert len(stage.lab.images.killed) - killed == record.attempt == 3
+
+
+def test_a_job_that_the_api_recorded_and_died_is_found_by_the_same_key_and_done(stage: Stage) -> None:
+    key = uuid.uuid4().hex
+    with ThreadPoolExecutor(1) as caller:
+        sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX, key=key))
+
+        effect = api_killed_between_record_and_publish(stage.scene)
+
+        job = sending.result(LASTS_S)
+    assert effect == f"recorded and not published: {job}"
+    assert stage.ended(job).status == "succeeded"
+
+
+def test_a_job_that_could_not_be_published_is_accepted_and_done(stage: Stage) -> None:
+    with ThreadPoolExecutor(1) as caller:
+        sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX))
+
+        effect = api_cut_off_at_publish(stage.scene)
+
+        job = sending.result(LASTS_S)
+    assert effect == f"recorded and not published: {job}"
+    assert stage.ended(job).status == "succeeded"
+
+
+def test_a_full_redis_answers_503_and_records_nothing(stage: Stage) -> None:
+    before = set(stage.lab.redis.scan_iter("mf:job:*"))
+
+    effect = redis_full(stage.scene)
+
+    assert effect == "submits were answered [503, 503, 503]"
+    assert set(stage.lab.redis.scan_iter("mf:job:*")) == before
+    assert stage.ended(stage.callers.send(BOX)).status == "succeeded"
+
+
+def test_what_was_accepted_and_what_has_ended_outlive_redis(stage: Stage) -> None:
+    ended = stage.record(stage.ended(stage.callers.send(BOX)).id)
+    accepted = [stage.callers.send(BOX) for _ in range(5)]
+
+    os.kill(stage.lab.redis_server.pid, signal.SIGKILL)
+    stage.lab.redis_server.process.wait()
+    stage.lab.start_redis_again()
+
+    assert stage.record(ended.id) == ended
+    assert [stage.ended(job).status for job in accepted] == ["succeeded"] * 5
+
+
+def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
+    held = stage.scene.hold()
+    assert held is not None
+    with held.node.frozen():
+        time.sleep(2 * LEASE_S)
+        stage.ended(held.job)
+        seen = stored(stage.lab.store, held.job)
+
+    fenced = stage.fenced()
+    wait_until(lambda: stage.fenced() >= fenced, LASTS_S)
+    later = stored(stage.lab.store, held.job)
+
+    assert (later.manifests, later.manifest, later.whole) == (1, seen.manifest, True)
+
+
+@pytest.mark.skipif(not faketime(), reason="libfaketime is not installed")
+@pytest.mark.parametrize("offset", ["-1h", "+1h"])
+def test_no_clock_but_redis_own_enters_the_ledger(stage: Stage, offset: str) -> None:
+    """The API and the couriers run with a clock that is an hour off."""
+    began_ms = int(time.time() * 1000)
+    programs = [stage.lab.programs["api"], *stage.lab.couriers]
+    for program in programs:
+        program.restart(**faketime(), FAKETIME=offset)
+    wait_until(stage.lab.api_is_ready, LASTS_S, every_s=0.1)
+
+    record = stage.ended(stage.callers.send(BOX))
+
+    for program in programs:
+        program.restart()
+    wait_until(stage.lab.api_is_ready, LASTS_S, every_s=0.1)
+    assert record.status == "succeeded"
+    assert record.started_ms is not None
+    assert record.ended_ms is not None
+    assert began_ms <= record.created_ms <= record.started_ms <= record.ended_ms <= int(time.time() * 1000)
+    ids = [f"msg_{record.id}_1_succeeded"]
+    wait_until(
+        lambda: (
+            [
+                s.webhook_id
+                for s in stage.lab.history.read()
+                if getattr(s, "job", "") == record.id and hasattr(s, "webhook_id")
+            ]
+            == ids
+        )
+    )
+
+
+@pytest.mark.skipif(not faketime(), reason="libfaketime is not installed")
+def test_a_worker_whose_clock_is_off_blames_the_service_and_not_the_caller(stage: Stage) -> None:
+    """S3 refuses what is signed an hour late; another worker must get the job."""
+    wrong, right = stage.lab.nodes
+    right.kill()
+    wrong.restart(**faketime(), FAKETIME="-1h")
+    job = stage.callers.send(BOX)
+    wait_until(lambda: stage.record(job).attempt >= 1, LASTS_S)
+    right.start()
+    wait_until(lambda: stage.record(job).status.ended or stage.lab.ledger.attempts(job)[0].outcome, LASTS_S)
+    wrong.kill()
+
+    record = stage.ended(job)
+
+    wrong.start()
+    stage.lab.await_nodes()
+    assert record.status == "succeeded"
