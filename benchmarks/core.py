@@ -145,10 +145,11 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4])
     parser.add_argument("--points", type=int, default=8, help="points along a side that are decoded")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="0: one for each core")
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
+    options.threads = options.threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = ROOT / "models" / "sam-demo" if options.model == "demo" else vit_b(folder / "vit-b")
