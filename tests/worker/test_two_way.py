@@ -10,11 +10,14 @@ from torch import Tensor
 
 from tests.worker.networks import random_embedding, random_sam
 from tests.worker.test_attention import LargestTensor
+from worker.crew import Crew
 from worker.folding import FoldedDecoder, centred, fold
 from worker.image_state import ImageState, image_state
 from worker.low_rank import LowRankImage, Scratch
 from worker.tokens import Tokens
 from worker.two_way import Conversation, TwoWay
+
+CPU = torch.device("cpu")
 
 #: (channels, heads, positions to a side): small and odd; the demo's; ViT-B's.
 SHAPES = [(24, 3, 5), (128, 4, 24), (256, 8, 64)]
@@ -38,7 +41,7 @@ class Side:
         return torch.cat([output.expand(prompts, -1, -1), torch.randn(prompts, own, output.shape[1])], dim=1)
 
     def converse(self, tokens: Tokens, together: int = 1) -> tuple[TwoWay, Conversation]:
-        two_way = TwoWay(self.decoder, self.folded, Scratch(torch.device("cpu")), together)
+        two_way = TwoWay(self.decoder, self.folded, Scratch(CPU), Crew(CPU), together)
         return two_way, two_way.converse(self.state, tokens)
 
     def theirs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ def test_an_image_that_somebody_holds_is_not_written_over() -> None:
 
 
 def test_memory_is_lent_again_once_its_taker_is_gone() -> None:
-    scratch = Scratch(torch.device("cpu"))
+    scratch = Scratch(CPU)
     held, dropped = scratch.lend(10), scratch.lend(20)
     place = dropped.data_ptr()
 

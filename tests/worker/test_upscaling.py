@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.worker.test_two_way import SHAPES, Side, written_out
+from tests.worker.test_two_way import CPU, SHAPES, Side, written_out
 from worker.low_rank import Scratch
 from worker.tokens import Tokens
 from worker.upscaling import Upscaling
@@ -32,9 +32,9 @@ def test_masks_are_the_librarys(shape: tuple[int, int, int]) -> None:
     _, conversation = side.converse(Tokens(side.tokens(prompts=2, own=2), None))
     tokens = torch.randn(2, 3, shape[0])
     masks = torch.tensor([[1, 2, 3], [3, 0, 0]])
-    upscaling = Upscaling(side.decoder, side.folded, Scratch(torch.device("cpu")))
+    upscaling = Upscaling(side.decoder, side.folded)
 
-    ours = upscaling.logits(side.state, conversation.image, upscaling.vectors(tokens, masks))
+    ours = upscaling.logits(side.state, conversation.image, upscaling.vectors(tokens, masks), Scratch(CPU))
 
     theirs = library_masks(side, written_out(side, conversation.image), tokens, masks)
     assert ours.shape == (2, 3, 4 * shape[2], 4 * shape[2])
@@ -45,10 +45,10 @@ def test_one_prompt_at_a_time_is_as_all_at_once() -> None:
     side = Side(32, 2, 8)
     _, conversation = side.converse(Tokens(side.tokens(prompts=3, own=2), None))
     vectors = torch.randn(3, 2, 4)
-    upscaling = Upscaling(side.decoder, side.folded, Scratch(torch.device("cpu")))
+    upscaling = Upscaling(side.decoder, side.folded)
 
-    together = upscaling.logits(side.state, conversation.image, vectors).clone()
+    together = upscaling.logits(side.state, conversation.image, vectors, Scratch(CPU))
 
     for prompt in range(3):
-        one = upscaling.logits(side.state, conversation.image.take([prompt]), vectors[[prompt]])
+        one = upscaling.logits(side.state, conversation.image.take([prompt]), vectors[[prompt]], Scratch(CPU))
         assert torch.allclose(one[0], together[prompt], atol=1e-5)
