@@ -28,7 +28,7 @@ if ARGV[8] ~= '' then
 end
 redis.call('SADD', inflight_key(tenant), id)
 redis.call('ZADD', 'mf:jobs:' .. tenant, now, id)
-redis.call('ZADD', queued_key(queue), now, id)
+redis.call('ZADD', queued_key(queue), exact_now_ms(), id)
 redis.call('ZADD', 'mf:deadlines', now + ARGV[5], id)
 redis.call('ZADD', 'mf:outbox', now + ARGV[12], id)
 redis.call('HINCRBY', 'mf:totals', 'created', 1)

@@ -6,6 +6,12 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- The same with its microseconds: jobs of one millisecond keep their order.
+local function exact_now_ms()
+  local time = redis.call('TIME')
+  return string.format('%.3f', time[1] * 1000 + time[2] / 1000)
+end
+
 local function job_key(id) return 'mf:job:' .. id end
 local function queued_key(queue) return 'mf:queued:' .. queue end
 local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
