@@ -46,7 +46,8 @@ def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: d
 
 def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Try:
     """Post the body once.  Redirects are not followed: a receiver that moved must be told by its owner."""
-    headers = signed_headers(delivery.id, body, secrets, datetime.now(UTC))
+    # Redis' clock and not ours: a receiver refuses what is signed at another time than its own.
+    headers = signed_headers(delivery.id, body, secrets, datetime.fromtimestamp(delivery.now_s, UTC))
     try:
         answer = session.post(
             delivery.url, data=body.encode(), headers=headers, timeout=timeout_s, allow_redirects=False, stream=True

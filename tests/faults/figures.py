@@ -14,7 +14,7 @@ from tests.faults.promises import ENDED, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """recovery_s: from the fault that broke an attempt to the job's next claim, or to its end."""
+    """put_back_s: from a fault that broke an attempt to the job's being queued again; recovery_s: to its next claim."""
 
     jobs: int
     lost: int
@@ -28,6 +28,7 @@ class Figures:
     submits_not_accepted: dict[str, int]
     webhooks: int
     webhooks_sent_again: int
+    put_back_s: dict[str, float]
     recovery_s: dict[str, float]
     faults: dict[str, int]
 
@@ -58,10 +59,8 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
         submits_not_accepted=dict(refused),
         webhooks=len({sight.webhook_id for sight in notified}),
         webhooks_sent_again=len(notified) - len({sight.webhook_id for sight in notified}),
-        recovery_s={
-            "count": len(recoveries),
-            **{f"p{percent}": round(percentile(recoveries, percent), 2) for percent in (50, 99) if recoveries},
-        },
+        put_back_s=_spread([put_back for put_back, _ in recoveries]),
+        recovery_s=_spread([claimed for _, claimed in recoveries]),
         faults=dict(sorted(Counter(fault.name for fault in faults).items())),
     )
 
@@ -70,8 +69,12 @@ def as_fields(of: Figures) -> dict[str, object]:
     return asdict(of)
 
 
-def _recoveries(tries: list[Attempted], faults: list[Broke]) -> list[float]:
-    """For each attempt whose lease ran out: the time from the last fault that it met to the next claim."""
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"count": len(values), **{f"p{part}": round(percentile(values, part), 2) for part in (50, 99) if values}}
+
+
+def _recoveries(tries: list[Attempted], faults: list[Broke]) -> list[tuple[float, float]]:
+    """For each attempt whose lease ran out: from the last fault that it met to its end, and to the next claim."""
     pauses = []
     for attempt, following in pairwise(tries):
         ended = attempt.ended
@@ -79,5 +82,6 @@ def _recoveries(tries: list[Attempted], faults: list[Broke]) -> list[float]:
             continue
         met = [fault.at for fault in faults if attempt.started <= fault.until and fault.at <= ended]
         if met:
-            pauses.append(following.started - max(attempt.started, max(met)))
+            began = max(attempt.started, max(met))
+            pauses.append((ended - began, following.started - began))
     return pauses

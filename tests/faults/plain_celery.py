@@ -34,7 +34,9 @@ from tests.faults.run import Plan, await_end, break_things
 from tests.waiting import wait_until
 
 VISIBILITY_TIMEOUT_S = 30
-NODES = ("node-1", "node-stand-in-1", "node-stand-in-2")  # as many as our own fleet's
+#: As many nodes as our own fleet has: one, and these.
+STAND_INS = 3
+NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS + 1)))
 #: Where the jobs go that a fault waits for, so that it need not wait behind all others.
 URGENT = "urgent"
 SHORT, LONG = 2, 65
@@ -139,7 +141,7 @@ class PlainCallers:
 
 def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: None) -> PlainFigures:
     """Run the plan on plain Celery."""
-    with Laboratory(folder, programs=False) as lab:
+    with Laboratory(folder, stand_ins=STAND_INS, programs=False) as lab:
         (folder / "plain").mkdir()
         for name in NODES:
             command = (sys.executable, "-m", "tests.faults.plain_celery")

@@ -6,10 +6,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from glob import glob
 
 from tests.faults.faults import Scene
-from tests.faults.laboratory import LEASE_S, Laboratory, Program
+from tests.faults.laboratory import LEASE_S, ROOT, Laboratory, Program
 from tests.faults.proxy import Fault, Mode
 from tests.waiting import wait_until
 
@@ -17,6 +16,7 @@ from tests.waiting import wait_until
 MOMENT_S = 8.0
 
 
+HOUR_S = 3600
 NOBODY = "no node took a job in time"
 
 
@@ -85,20 +85,19 @@ def api_cut_off_at_publish(scene: Scene) -> str:
 
 def courier_clock_off(scene: Scene) -> str:
     """Run a courier whose clock is an hour ahead."""
-    return _with_clock_off(scene, scene.random.choice(scene.lab.couriers))
+    return _with_clock_off(scene, scene.random.choice(scene.lab.couriers), HOUR_S)
 
 
 def api_clock_off(scene: Scene) -> str:
     """Run the API with a clock that is an hour behind."""
-    effect = _with_clock_off(scene, scene.lab.programs["api"], "-1h")
+    effect = _with_clock_off(scene, scene.lab.programs["api"], -HOUR_S)
     wait_until(scene.lab.api_is_ready, 60, every_s=0.1)
     return effect
 
 
-def faketime() -> Mapping[str, str]:
-    """Give the variables that preload Debian's libfaketime; empty when it is not installed."""
-    found = glob("/usr/lib/*/faketime/libfaketime.so.1")  # noqa: PTH207 — one line
-    return {"LD_PRELOAD": found[0], "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"} if found else {}
+def clock_off(seconds: int) -> Mapping[str, str]:
+    """Give the variables with which a program's clock is wrong by so much."""
+    return {"PYTHONPATH": str(ROOT / "tests" / "faults" / "clock"), "CLOCK_OFF_S": str(seconds)}
 
 
 def _at_publish(lab: Laboratory, act: Callable[[], object]) -> str:
@@ -122,10 +121,8 @@ def _at_publish(lab: Laboratory, act: Callable[[], object]) -> str:
     return f"recorded and not published: {' '.join(unpublished)}"
 
 
-def _with_clock_off(scene: Scene, program: Program, offset: str = "+1h") -> str:
-    if not faketime():
-        return "left out: libfaketime is not installed"
-    program.restart(**faketime(), FAKETIME=offset)
+def _with_clock_off(scene: Scene, program: Program, seconds: int) -> str:
+    program.restart(**clock_off(seconds))
     time.sleep(scene.random.uniform(4, 6))
     program.restart()
-    return f"{program.name} {offset}"
+    return f"{program.name}, {seconds:+} s"
