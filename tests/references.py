@@ -90,10 +90,12 @@ def suppressed_over_crops(
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union, rounded to float32 as torchvision's kernel has it when it compares."""
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return width * height / (areas - width * height) if areas > width * height else 0.0
+    union = areas - width * height
+    return float(np.float32(width * height) / np.float32(union)) if union > 0 else 0.0
 
 
 def labels(masks: Sequence[Bools]) -> npt.NDArray[np.int64]:
