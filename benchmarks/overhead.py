@@ -30,7 +30,7 @@ from worker.segment import segment
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "sam-demo"
 PHOTO = ROOT / "examples" / "coins.png"
-RUNS = 15
+RUNS = 9
 JOBS: dict[str, dict[str, object]] = {
     "box": {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]},
     "everything, 16 × 16 points": {"mode": "everything", "params": {"points_per_crop": 16}},
@@ -61,7 +61,7 @@ def measure(client: Client, fields: dict[str, object]) -> dict[str, object]:
     """Measure a job through the service and in process, in turn."""
     photo_bytes = PHOTO.read_bytes()
     model = load_model(str(MODEL), "cpu")
-    upload_id = client.upload(photo_bytes, "image/png")
+    upload_id = client.upload(photo_bytes)
     spec = parse_spec(json.dumps(fields | {"image": {"upload_id": upload_id}}))
     through_s, in_process_s, overhead_s = [], [], []
     for run in range(RUNS + 2):
