@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS 
 URGENT = "urgent"
 SHORT, LONG = 2, 65
 BATCH_S = 0.02
-#: Redelivery, and the retries' longest back-off, are well over by then.
+#: When nothing has ended for this long, nothing will: redelivery and the longest back-off are well over.
 QUIET_S = 120.0
 
 
@@ -69,9 +70,14 @@ def segment(job: str, batches: int, hook: str) -> None:
     (Path(os.environ["PLAIN_FOLDER"]) / job).write_text(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}")
     for _ in range(batches):
         time.sleep(BATCH_S)
-    Store(SharedSettings()).put(f"results/{job}/manifest.json", b"{}", "application/json")
+    _store().put(f"results/{job}/manifest.json", b"{}", "application/json")
     body = {"data": {"id": job, "status": "succeeded"}}
     requests.post(hook, json=body, headers={"webhook-id": f"{job}_{uuid.uuid4().hex}"}, timeout=1).raise_for_status()
+
+
+@cache
+def _store() -> Store:
+    return Store(SharedSettings())
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,9 @@ def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: N
             scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
             break_things(scene, plan, sending.done, say)
             sending.result()
-        await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
+        left = -1
+        while left != (left := len(set(callers.accepted) - set(callers.told()))) and left:
+            await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
         ends = callers.told()
         unended = set(callers.accepted) - set(ends)
         faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke))
