@@ -77,16 +77,10 @@ class Side:
 
 
 def photograph(megapixels: float) -> np.ndarray[Any, Any]:
-    """The example photographs, tiled and enlarged to a 3 : 2 picture of so many megapixels."""
-    height = round((megapixels * 1e6 / 1.5) ** 0.5)
-    size = (round(height * 1.5), height)
-    canvas = Image.new("RGB", size)
-    names = ("coffee.jpg", "coins.png", "chelsea.jpg", "rocket.jpg")
-    for place, name in enumerate(names):
-        half = (size[0] - size[0] // 2, size[1] - size[1] // 2)
-        tile = Image.open(ROOT / "examples" / name).convert("RGB").resize(half, Image.Resampling.BICUBIC)
-        canvas.paste(tile, ((place % 2) * (size[0] // 2), (place // 2) * (size[1] // 2)))
-    return np.asarray(canvas)
+    """The example photograph of coins, which the bundled checkpoint finds masks in, enlarged to so many megapixels."""
+    coins = Image.open(ROOT / "examples" / "coins.png").convert("RGB")
+    scale = (megapixels * 1e6 / (coins.width * coins.height)) ** 0.5
+    return np.asarray(coins.resize((round(coins.width * scale), round(coins.height * scale)), Image.Resampling.BICUBIC))
 
 
 def vit_b(folder: Path) -> Path:
