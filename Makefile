@@ -36,9 +36,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Mode everything beside the library's pipeline; a quarter of an hour.
+# Mode everything beside the library's pipeline; half an hour.
 bench-core: setup
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 4
+	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 4 --picture scene
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --allocator tuned
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --threads 0
 	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 4 12 18 --points 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.core import ROOT, Side, photograph, vit_b
+from benchmarks.core import ROOT, Side, picture, vit_b
 from benchmarks.machine import keep
 
 SIDES = (16, 24, 32, 48, 64)
@@ -25,7 +25,7 @@ INK, FIRST, SECOND = "#333333", "#2a6f97", "#bc4749"
 
 
 def over_points(checkpoint: Path, folder: Path) -> list[dict[str, float]]:
-    np.save(folder / "image.npy", photograph(1))
+    np.save(folder / "image.npy", picture("coins", 1))
     side = Side("ours", checkpoint, folder / "image.npy", 64, 1, "default")
     side.run(SIDES[0])
     rows = []
@@ -40,7 +40,7 @@ def over_points(checkpoint: Path, folder: Path) -> list[dict[str, float]]:
 def over_megapixels(checkpoint: Path, folder: Path, points: int, runs: int, batch: int) -> list[dict[str, float]]:
     rows = []
     for megapixels in MEGAPIXELS:
-        np.save(folder / "image.npy", photograph(megapixels))
+        np.save(folder / "image.npy", picture("coins", megapixels))
         side = Side("ours", checkpoint, folder / "image.npy", batch, 1, "default")
         measured = [side.run(points) for _ in range(runs)]
         side.close()
