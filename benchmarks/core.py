@@ -8,8 +8,9 @@
 
 Each side runs in a process of its own, and after a warm-up the two take turns: library, ours, library, ours.  The
 figures are medians.  ``coins`` is a photograph, where one candidate in fourteen passes the filters; ``scene`` is drawn
-so that nearly all pass, which is as hard as it gets for a core that saves its work on those that do not.  A whole job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in
-points (see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
+so that nearly all pass, which is as hard as it gets for a core that saves its work on those that do not.  A whole
+job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in points
+(see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
 eight passes the IoU filter, as with trained weights.  ``tuned`` keeps freed memory, by glibc's MALLOC_ settings.
 """
 

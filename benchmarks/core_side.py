@@ -1,8 +1,9 @@
 """One side of `benchmarks.core`, in a process of its own: ours, or the library's.
 
 It loads a checkpoint and an image, then answers commands on its standard input with a line of JSON each:
-``encode`` and ``decode`` with the number of points along a side.  Each answer has seconds of wall clock and of CPU, and
-the peak of resident memory above what the process held with the model and the image loaded.
+``encode`` and ``decode`` with the number of points along a side.  Each answer has seconds of wall clock and of CPU, the
+peak of resident memory above what the process held with the model and the image loaded, and that of the whole process
+since its start, with all that Python and torch need.
 """
 
 from __future__ import annotations
@@ -106,12 +107,15 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     make: Callable[..., Ours | Library] = Ours if side_name == "ours" else Library
     side = make(checkpoint, np.load(image), int(points_per_batch), device)
+    loaded_gb = resident_gb("VmHWM")
     print("ready", flush=True)
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before_gb, cpu_s = resident_gb("VmRSS"), time.process_time()
         answer = side.run(int(line))
-        answer |= {"cpu_s": time.process_time() - cpu_s, "peak_gb": resident_gb("VmHWM") - before_gb}
+        peak_gb = resident_gb("VmHWM")
+        answer |= {"cpu_s": time.process_time() - cpu_s, "peak_gb": peak_gb - before_gb}
+        answer |= {"process_gb": max(loaded_gb, peak_gb)}
         print(json.dumps(answer), flush=True)
 
 
