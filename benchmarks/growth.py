@@ -42,7 +42,6 @@ def over_megapixels(checkpoint: Path, folder: Path, points: int, runs: int, batc
     for megapixels in MEGAPIXELS:
         np.save(folder / "image.npy", picture("coins", megapixels))
         side = Side("ours", checkpoint, folder / "image.npy", batch, 1, "default")
-        side.run(points)  # warm-up
         measured = [side.run(points) for _ in range(runs)]
         side.close()
         seconds = statistics.median(run["encode_s"] + run["decode_s"] for run in measured)

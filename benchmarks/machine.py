@@ -30,7 +30,9 @@ def describe() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("celery", "redis", "flask", "gunicorn", "torch", "transformers")},
+        "versions": {
+            name: version(name) for name in ("celery", "redis", "flask", "gunicorn", "torch", "transformers", "numba")
+        },
         "commit": commit.stdout.strip(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
