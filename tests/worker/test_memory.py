@@ -17,9 +17,7 @@ def measured(checkpoint: Path, folder: Path, megapixels: float, *, points: int, 
     np.save(folder / "image.npy", picture("coins", megapixels))
     side = Side("ours", checkpoint, folder / "image.npy", batch, threads=1, allocator="default")
     try:
-        found = side.run(points)
-        print(found)
-        return found
+        return side.run(points)
     finally:
         side.close()
 
