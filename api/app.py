@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask, g, request
+from flask import Blueprint, Flask
 
 from api import health
 from api.exchange import register_exchange
+from api.gate import register_gate
 from api.intake import MAX_SPEC_BYTES
 from api.problems import register_problems
 from api.routes import docs, ended, events, jobs, models, results, uploads
-from api.services import EXTENSION, make_services, services
+from api.services import EXTENSION, make_services
 from jobs.logs import get_logger
 from jobs.settings import ApiSettings
 
@@ -28,21 +29,17 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app.extensions[EXTENSION] = make_services(settings)
     register_exchange(app)
     register_problems(app)
+    register_gate(app)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(_v1())
     if not settings.api_keys:
-        get_logger().warning("no_api_keys", effect="every request for jobs is refused; set MASKFLEET_API_KEYS")
+        get_logger().info("no_api_keys_in_settings", effect="only keys of `maskfleet keys create` are known")
     return app
 
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    v1.before_request(_authenticate)
     for part in (jobs, events, ended, results, uploads, models):
         v1.register_blueprint(part.blueprint)
     return v1
-
-
-def _authenticate() -> None:
-    g.tenant = services().keys.tenant_of(request.headers.get("Authorization"))

@@ -1,52 +1,94 @@
-"""API keys: who is asking.  Only the keys' SHA-256 is kept in memory."""
+"""Who is asking: from the header ``Authorization`` to a tenant and what its key allows.
+
+Keys come from two places.  Those of the settings are for the start: they hold as long as the settings do and allow all.
+Those that `maskfleet keys create` makes are in Redis, can be revoked at any time, and allow what they were made for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from jobs.errors import Unauthorized
+from api.keys import TENANT, KeyStore, Scope
+from jobs.errors import Forbidden, Unauthorized
 
 _HASHED = "sha256:"
+#: For this long a key of Redis is remembered.  So long it may still open after it was revoked, and while Redis is away.
+REMEMBERED_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks.  key_id names the key and is no secret."""
+
+    tenant: str
+    key_id: str
+    scopes: frozenset[Scope]
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden (``missing_scope``) unless the key allows it."""
+        if scope not in self.scopes and Scope.ADMIN not in self.scopes:
+            raise Forbidden("missing_scope", f"This needs an API key with the scope {scope}.")
 
 
 class ApiKeys:
-    """The keys that are known, and the tenant of each."""
+    """The keys that are known.  Only their SHA-256 is kept in memory."""
 
-    def __init__(self, pairs: Iterable[SecretStr]) -> None:
+    def __init__(self, pairs: Iterable[SecretStr], store: KeyStore) -> None:
         """Read ``tenant:key`` and ``tenant:sha256:<hex>`` pairs; raises ValueError for anything else."""
-        self._tenants = [_read_pair(pair.get_secret_value(), number) for number, pair in enumerate(pairs, start=1)]
+        self._set = [_read_pair(pair.get_secret_value(), number) for number, pair in enumerate(pairs, start=1)]
+        self._store = store
+        self._remembered: dict[bytes, tuple[Caller, float]] = {}
 
-    def tenant_of(self, authorization: str | None) -> str:
-        """Give the tenant that an ``Authorization`` header belongs to.
+    def caller_of(self, authorization: str | None) -> Caller:
+        """Tell who an ``Authorization`` header belongs to.
 
-        Raises Unauthorized: ``no_api_key``, ``unknown_api_key``.
+        Raises Unauthorized (``no_api_key``, ``unknown_api_key``), QueueUnavailable.
         """
         scheme, _, key = (authorization or "").strip().partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
             raise Unauthorized("no_api_key", "Send your API key in a header: Authorization: Bearer <key>.")
-        given = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(key.encode()).digest()
         # Every key is compared, so that the time taken tells nothing of which one matched.
-        matches = [tenant for tenant, known in self._tenants if hmac.compare_digest(known, given)]
-        if not matches:
-            raise Unauthorized("unknown_api_key", "This API key is not known here. Ask the operator for one.")
-        return matches[0]
+        matches = [caller for caller, known in self._set if hmac.compare_digest(known, digest)]
+        caller = matches[0] if matches else self._find(key, digest)
+        if caller is None:
+            raise Unauthorized(
+                "unknown_api_key", "This API key is not known here: mistyped, revoked or expired. Ask the operator."
+            )
+        return caller
+
+    def _find(self, key: str, digest: bytes) -> Caller | None:
+        # Keys that nobody knows are not remembered, so this grows no further than the list of keys.
+        caller, until = self._remembered.get(digest, (None, 0.0))
+        if caller is not None and time.monotonic() < until:
+            return caller
+        found = self._store.find(key)
+        if found is None:
+            self._remembered.pop(digest, None)
+            return None
+        caller = Caller(found.tenant, found.id, found.scopes)
+        self._remembered[digest] = caller, time.monotonic() + REMEMBERED_S
+        return caller
 
 
-def _read_pair(pair: str, number: int) -> tuple[str, bytes]:
+def _read_pair(pair: str, number: int) -> tuple[Caller, bytes]:
     # The message names the pair by its place: it may hold a secret.
     tenant, _, key = pair.partition(":")
-    # A tenant's name is a part of keys in Redis and of paths in the store.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", tenant):
+    if not TENANT.fullmatch(tenant):
         raise ValueError(f"API key {number}: write tenant:key, the tenant in letters, digits, '_', '.' and '-'.")
+    caller = Caller(tenant, f"setting-{number}", frozenset(Scope))
     if not key.startswith(_HASHED):
         if not key:
             raise ValueError(f"API key {number}: the key after the tenant is empty.")
-        return tenant, hashlib.sha256(key.encode()).digest()
+        return caller, hashlib.sha256(key.encode()).digest()
     if not re.fullmatch(r"[0-9a-fA-F]{64}", key.removeprefix(_HASHED)):
         raise ValueError(f"API key {number}: after sha256: come 64 hex digits.")
-    return tenant, bytes.fromhex(key.removeprefix(_HASHED))
+    return caller, bytes.fromhex(key.removeprefix(_HASHED))

@@ -14,7 +14,7 @@ blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/live")
-@operation(Operation(summary="This process answers.", answers={200: Health}, needs_key=False))
+@operation(Operation(summary="This process answers.", scope=None, answers={200: Health}))
 def live() -> Response:
     return Response(Health(status="live").model_dump_json(), mimetype="application/json")
 
@@ -23,9 +23,9 @@ def live() -> Response:
 @operation(
     Operation(
         summary="The queue and the object store answer as well.",
+        scope=None,
         answers={200: Health},
         problems={503: ("queue_unavailable", "store_unavailable")},
-        needs_key=False,
     )
 )
 def ready() -> Response:
@@ -38,7 +38,7 @@ def ready() -> Response:
 
 
 @blueprint.get("/metrics")
-@operation(Operation(summary="Figures for Prometheus.", answers={200: "text/plain"}, needs_key=False))
+@operation(Operation(summary="Figures for Prometheus.", scope=None, answers={200: "text/plain"}))
 def metrics() -> Response:
     door = services()
     return Response(door.metrics.exposition(door.settings.model_names), content_type=CONTENT_TYPE_LATEST)

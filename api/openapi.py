@@ -20,7 +20,11 @@ from jobs.spec import JobSpec
 Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
 
 _REF = "#/components/schemas/"
-_KEY_PROBLEMS = {401: ("no_api_key", "unknown_api_key"), 503: ("queue_unavailable",)}
+_KEY_PROBLEMS = {
+    401: ("no_api_key", "unknown_api_key"),
+    403: ("missing_scope",),
+    503: ("queue_unavailable",),
+}
 _COMMON_PROBLEMS = {500: ("internal_error",)}
 _WITH_RETRY_AFTER = (429, 503)
 
@@ -54,7 +58,13 @@ def document(app: Flask) -> Json:
         "paths": dict(sorted(paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0]))),
         "components": {
             "schemas": _schemas([described for *_, described in routes]),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Your API key."}},
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Your API key. Each operation names the scope that it needs.",
+                }
+            },
         },
     }
 
@@ -69,7 +79,7 @@ def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
 
 
 def _operation(path: str, name: str, described: Operation) -> Json:
-    problems = [_COMMON_PROBLEMS, described.problems, *([_KEY_PROBLEMS] if described.needs_key else [])]
+    problems = [_COMMON_PROBLEMS, described.problems, *([_KEY_PROBLEMS] if described.scope is not None else [])]
     codes: dict[int, tuple[str, ...]] = {}
     for some in problems:
         for status, names in some.items():
@@ -79,7 +89,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         "summary": described.summary,
         **({"description": described.description} if described.description else {}),
         "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
-        "security": [{"key": []}] if described.needs_key else [],
+        "security": [{"key": [described.scope]}] if described.scope is not None else [],
         "responses": {
             **{str(status): _answer(status, body) for status, body in described.answers.items()},
             **{str(status): _problem(status, names) for status, names in sorted(codes.items())},

@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
+from api.keys import Scope
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -27,19 +29,20 @@ class Header:
 class Operation:
     """One route.
 
+    scope: what a key must allow to use it; None: no key is needed.
     answers: the model of each good status; None for no JSON body, a media type for another kind of body.
     problems: the codes of each bad status, beside those that every route may answer.
     body: the model of a JSON body; ``takes_job`` is for the one route whose body is a job.
     """
 
     summary: str
+    scope: Scope | None
     answers: Mapping[int, type[BaseModel] | str | None]
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     takes_job: bool = False
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
-    needs_key: bool = True
     description: str = ""
 
 

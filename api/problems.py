@@ -43,6 +43,8 @@ def answer_problem(error: JobError) -> Response:
         answer.headers["Retry-After"] = str(error.retry_after_s)
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         answer.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
+    if error.code == "missing_scope":
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="insufficient_scope"'
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request_not_served", code=error.code, detail=error.detail)
     return answer

@@ -7,7 +7,8 @@ from typing import cast
 
 from flask import current_app, g, request
 
-from api.auth import ApiKeys
+from api.auth import ApiKeys, Caller
+from api.keys import KeyStore
 from api.metrics import JobFigures, RequestMetrics
 from api.waiting import Waits
 from jobs.census import Census
@@ -47,7 +48,7 @@ def make_services(settings: ApiSettings) -> Services:
     outbox, roster = Outbox(redis, settings.republish_s), Roster(redis)
     return Services(
         settings=settings,
-        keys=ApiKeys(settings.api_keys),
+        keys=ApiKeys(settings.api_keys, KeyStore(redis)),
         ledger=ledger,
         outbox=outbox,
         roster=roster,
@@ -63,8 +64,8 @@ def services() -> Services:
 
 
 def tenant() -> str:
-    """Who asks; known once ``authenticate`` has passed the request."""
-    return cast(str, g.tenant)
+    """Who asks, on a route that needs a key."""
+    return cast(Caller, g.caller).tenant
 
 
 def base_url() -> str:

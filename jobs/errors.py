@@ -4,6 +4,7 @@
     ├── CallerError              the request must change; never retried
     │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, …
     │   ├── Unauthorized         no_api_key, unknown_api_key
+    │   ├── Forbidden            missing_scope
     │   ├── NotFound             job_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
     │   ├── OverQuota            too_many_jobs_in_flight; the one to send again later
@@ -76,6 +77,13 @@ class InvalidRequest(CallerError):
 class Unauthorized(CallerError):
     status = 401
     title = "An API key is needed"
+
+
+class Forbidden(CallerError):
+    """The key is known and does not allow this."""
+
+    status = 403
+    title = "The API key does not allow this"
 
 
 class NotFound(CallerError):

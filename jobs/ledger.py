@@ -24,6 +24,7 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/sweep.py)
     sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)
     worker:{node}         hash    what the node serves; expires when it is not seen           (jobs/roster.py)
+    keys, key:{id}        zset, hash  API keys                                                (api/keys.py)
 """
 
 from __future__ import annotations

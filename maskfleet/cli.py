@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("maskfleet.remote_commands:retry_command", "Queue a failed job once more."),
     "delete": ("maskfleet.remote_commands:delete_command", "Delete an ended job and its results."),
     "fetch": ("maskfleet.remote_commands:fetch_command", "Download a job's result."),
+    "keys": ("maskfleet.keys_command:keys_command", "Make, list and revoke API keys."),
     "api": ("maskfleet.run_commands:api_command", "Run the API."),
     "worker": ("maskfleet.run_commands:worker_command", "Run the workers of this machine."),
     "sweep": ("maskfleet.run_commands:sweep_command", "Remove results that no job names any more."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 #: Where the stack keeps what its ``--json`` line says.
 STATE_FILE = "stack.json"
@@ -18,12 +18,13 @@ class _Pids(BaseModel):
 
 
 class LocalServer(BaseModel):
-    """A running local stack's API and key."""
+    """A running local stack's API and key, and its Redis."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     api_url: str
     api_key: str
+    redis_url: SecretStr
     pids: _Pids
 
 

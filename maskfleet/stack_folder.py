@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from api.keys import new_key
 from maskfleet.local_server import STATE_FILE
 
 #: A log that is longer when the stack starts is put aside.
@@ -31,7 +32,7 @@ class StackKeys(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    api_key: str = Field(default_factory=lambda: f"mf_{secrets.token_urlsafe(24)}")
+    api_key: str = Field(default_factory=new_key)
     s3_access_key: str = Field(default_factory=lambda: secrets.token_hex(10))
     s3_secret_key: str = Field(default_factory=lambda: secrets.token_hex(20))
     webhook_secret: str = Field(default_factory=_webhook_secret)

@@ -46,13 +46,13 @@ _START = """window.ui = SwaggerUIBundle({
 
 
 @blueprint.get("/openapi.json")
-@operation(Operation(summary="This document.", answers={200: "application/json"}, needs_key=False))
+@operation(Operation(summary="This document.", scope=None, answers={200: "application/json"}))
 def openapi() -> Response:
     return Response(json.dumps(document(current_app)), mimetype="application/json")
 
 
 @blueprint.get("/docs")
-@operation(Operation(summary="This document as a page.", answers={200: "text/html"}, needs_key=False))
+@operation(Operation(summary="This document as a page.", scope=None, answers={200: "text/html"}))
 def page() -> Response:
     return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
@@ -61,9 +61,9 @@ def page() -> Response:
 @operation(
     Operation(
         summary="The page's scripts and styles.",
+        scope=None,
         answers={200: "*/*"},
         problems={404: ("route_not_found",)},
-        needs_key=False,
     )
 )
 def asset(name: str) -> Response:

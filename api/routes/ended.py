@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from api.admission import over_quota, publish
+from api.keys import Scope
 from api.operation import Operation, operation
 from api.routes.jobs import find_job, job_not_found, show
 from api.services import base_url, services, tenant
@@ -22,6 +23,7 @@ logger = get_logger()
 @operation(
     Operation(
         summary="Queue a failed job once more, under the same id and with both its clocks anew.",
+        scope=Scope.WRITE,
         answers={202: JobView},
         problems={404: ("job_not_found",), 409: ("job_not_failed",), 429: ("too_many_jobs_in_flight",)},
     )
@@ -54,6 +56,7 @@ def retry_job(job_id: str) -> Response:
 @operation(
     Operation(
         summary="Delete an ended job: all objects that its attempts wrote, then its record.",
+        scope=Scope.WRITE,
         description=(
             "The image stays: an upload is named by its content and may serve several jobs of yours; "
             "the operator's rule for the bucket removes it."

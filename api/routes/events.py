@@ -6,6 +6,7 @@ import re
 
 from flask import Blueprint, Response, request
 
+from api.keys import Scope
 from api.operation import Header, Operation, operation
 from api.routes.jobs import find_job
 from api.services import base_url, services
@@ -20,6 +21,7 @@ blueprint = Blueprint("events", __name__)
 @operation(
     Operation(
         summary="Follow a job: it is sent as it stands, then again with each change, until it has ended.",
+        scope=Scope.READ,
         description=(
             "Server-Sent Events of type `job`: `data` is the job as `GET /v1/jobs/{id}` shows it, `id` a version that "
             "grows with each change. While a job waits, its place in the queue is looked at every few seconds. "

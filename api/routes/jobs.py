@@ -14,6 +14,7 @@ from flask import Blueprint, Response, request
 from api.admission import admit
 from api.exchange import note_wait
 from api.intake import read_idempotency_key, read_query, read_submission
+from api.keys import Scope
 from api.operation import Header, Operation, operation
 from api.services import base_url, queue_place, services, tenant, whole_view
 from api.waiting import preferred_wait_s
@@ -35,6 +36,7 @@ logger = get_logger()
 @operation(
     Operation(
         summary="Send a job: one image, one mode.",
+        scope=Scope.WRITE,
         takes_job=True,
         answers={202: JobView},
         problems={
@@ -76,6 +78,7 @@ def send_job() -> Response:
 @operation(
     Operation(
         summary="Look at a job.",
+        scope=Scope.READ,
         answers={200: JobView},
         problems={404: ("job_not_found",)},
         headers=(Header("Prefer", "`wait=N` holds the answer until the job ends, N seconds at most.", "wait=30"),),
@@ -97,6 +100,7 @@ def show_job(job_id: str) -> Response:
 @operation(
     Operation(
         summary="List your jobs, newest first.",
+        scope=Scope.READ,
         answers={200: JobPage},
         problems={422: ("invalid_query", "invalid_cursor")},
         query=JobQuery,
@@ -120,6 +124,7 @@ def list_jobs() -> Response:
 @operation(
     Operation(
         summary="Cancel a job: at once while it waits (200), else its worker is told to stop (202).",
+        scope=Scope.WRITE,
         answers={200: JobView, 202: JobView},
         problems={404: ("job_not_found",), 409: ("job_already_ended",)},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from api.keys import Scope
 from api.operation import Operation, operation
 from api.services import services
 from jobs.answers import ModelList, ModelView
@@ -12,7 +13,7 @@ blueprint = Blueprint("models", __name__)
 
 
 @blueprint.get("/models")
-@operation(Operation(summary="The models, the default first.", answers={200: ModelList}))
+@operation(Operation(summary="The models, the default first.", scope=Scope.READ, answers={200: ModelList}))
 def list_models() -> Response:
     settings = services().settings
     served = [worker.model for worker in services().roster.workers()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from api.keys import Scope
 from api.operation import Operation, operation
 from api.routes.jobs import find_job
 from api.services import services
@@ -20,6 +21,7 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
 @operation(
     Operation(
         summary="The manifest: every mask in short, every file with a link that works for a while.",
+        scope=Scope.READ,
         answers={200: Manifest},
         problems={**_NO_RESULT, 503: ("store_unavailable",)},
     )
@@ -35,6 +37,7 @@ def show_result(job_id: str) -> Response:
 @operation(
     Operation(
         summary="One file of the result, by a redirect into the object store.",
+        scope=Scope.READ,
         answers={307: None},
         problems={
             **_NO_RESULT,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from flask import Blueprint, Response
 
 from api.intake import read_json
+from api.keys import Scope
 from api.operation import Operation, operation
 from api.services import services, tenant
 from jobs.answers import UploadRequest, UploadView
@@ -19,6 +20,7 @@ blueprint = Blueprint("uploads", __name__)
 @operation(
     Operation(
         summary="Get a link to upload an image to; then name its upload_id in a job.",
+        scope=Scope.WRITE,
         body=UploadRequest,
         answers={201: UploadView},
         problems={

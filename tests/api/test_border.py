@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from pydantic import SecretStr
 
 from api.app import create_app
 from api.auth import ApiKeys
+from api.keys import KeyStore
 from jobs.settings import ApiSettings
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS
@@ -48,25 +50,25 @@ def test_an_unknown_key_is_refused(client: FlaskClient, key: str) -> None:
     check_problem(client.get("/v1/jobs", headers={"Authorization": f"Bearer {key}"}), 401, "unknown_api_key")
 
 
-def test_a_key_may_be_given_by_its_hash_alone() -> None:
+def test_a_key_may_be_given_by_its_hash_alone(redis_client: redis.Redis) -> None:
     digest = hashlib.sha256(b"secret").hexdigest()
 
-    keys = ApiKeys([SecretStr("bakery:other"), SecretStr(f"apiary:sha256:{digest}")])
+    keys = ApiKeys([SecretStr("bakery:other"), SecretStr(f"apiary:sha256:{digest}")], KeyStore(redis_client))
 
-    assert keys.tenant_of("Bearer secret") == "apiary"
-    assert keys.tenant_of("bearer  other ") == "bakery"
+    assert keys.caller_of("Bearer secret").tenant == "apiary"
+    assert keys.caller_of("bearer  other ").tenant == "bakery"
 
 
-def test_the_keys_themselves_are_not_kept() -> None:
-    keys = ApiKeys([SecretStr("apiary:a-secret-key")])
+def test_the_keys_themselves_are_not_kept(redis_client: redis.Redis) -> None:
+    keys = ApiKeys([SecretStr("apiary:a-secret-key")], KeyStore(redis_client))
 
     assert "a-secret-key" not in repr(vars(keys))
 
 
 @pytest.mark.parametrize("pair", ["no-tenant", ":sesame", "apiary:", "a b:sesame", "../x:sesame", "apiary:sha256:beef"])
-def test_a_key_that_cannot_be_read_stops_the_start_without_being_told(pair: str) -> None:
+def test_a_key_that_cannot_be_read_stops_the_start_without_being_told(redis_client: redis.Redis, pair: str) -> None:
     with pytest.raises(ValueError, match="API key 1") as refusal:
-        ApiKeys([SecretStr(pair)])
+        ApiKeys([SecretStr(pair)], KeyStore(redis_client))
 
     assert pair not in str(refusal.value)
 

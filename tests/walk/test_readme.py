@@ -66,6 +66,8 @@ def environment(stack: StackLine, demo_model: str) -> dict[str, str]:
     return os.environ | {
         "MASKFLEET_API_URL": stack.api_url,
         "MASKFLEET_API_KEY": stack.api_key,
+        # `maskfleet keys` finds it in ./.maskfleet, where a user runs `maskfleet up`.
+        "MASKFLEET_REDIS_URL": stack.redis_url,
         "MASKFLEET_MODEL": demo_model,
     }
 

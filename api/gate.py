@@ -1,0 +1,47 @@
+"""What a request passes before its route: who asks, how often they may ask, what their key allows.
+
+A route says the scope that it needs in its ``@operation``; one that says None is open to all.
+"""
+
+from __future__ import annotations
+
+import structlog
+from flask import Flask, current_app, g, request
+
+from api.auth import Caller
+from api.keys import Scope
+from api.operation import operation_of
+from api.services import services
+from jobs.errors import Unauthorized
+
+
+def register_gate(app: Flask) -> None:
+    app.before_request(_identify)
+    app.before_request(_authorize)
+
+
+def _identify() -> None:
+    g.caller = g.refusal = None
+    if _needed_scope() is None:
+        return
+    try:
+        g.caller = services().keys.caller_of(request.headers.get("Authorization"))
+    except Unauthorized as refusal:
+        g.refusal = refusal
+    else:
+        structlog.contextvars.bind_contextvars(key_id=g.caller.key_id)
+
+
+def _authorize() -> None:
+    scope = _needed_scope()
+    if g.refusal is not None:
+        raise g.refusal
+    caller: Caller | None = g.caller
+    if scope is not None and caller is not None:
+        caller.require(scope)
+
+
+def _needed_scope() -> Scope | None:
+    if request.endpoint is None:  # no such route: it is refused for that
+        return None
+    return operation_of(current_app.view_functions[request.endpoint]).scope

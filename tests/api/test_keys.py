@@ -1,0 +1,253 @@
+"""API keys: made, listed, revoked, expired; what each opens; and that no tenant reaches another's things."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+from flask import Flask
+from werkzeug.routing import Rule
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from api.auth import REMEMBERED_S, ApiKeys
+from api.keys import KeyStore, Scope, new_key
+from api.operation import Operation, operation, operation_of
+from jobs.errors import Unauthorized
+from jobs.ledger import Ledger
+from jobs.storage import Store
+from maskfleet.cli import main
+from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
+from tests.api.conftest import KEYS, SettingsMaker
+from tests.waiting import wait_until
+
+UNKNOWN_JOB = "job_" + "0" * 32
+
+
+@pytest.fixture
+def key_store(redis_client: redis.Redis) -> KeyStore:
+    return KeyStore(redis_client)
+
+
+@pytest.fixture
+def command(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs ``maskfleet keys …`` against the test run's Redis."""
+    monkeypatch.setenv("MASKFLEET_REDIS_URL", redis_url)
+    return lambda *arguments: CliRunner().invoke(main, ["keys", *arguments])
+
+
+def test_a_key_that_is_made_opens_what_its_scopes_allow(app: Flask, command: Callable[..., Result]) -> None:
+    made = command("create", "--tenant", "apiary", "--scope", "jobs:read")
+    reader = Caller(app, made.stdout.strip())
+
+    assert made.exit_code == 0
+    assert reader.get("/v1/jobs").status_code == 200
+    answer = reader.send(job())
+    assert "jobs:write" in check_problem(answer, 403, "missing_scope").detail
+    assert "insufficient_scope" in answer.headers["WWW-Authenticate"]
+
+
+def test_several_keys_of_a_tenant_open_the_same_jobs(app: Flask, key_store: KeyStore) -> None:
+    _, writing = key_store.create("apiary", [Scope.WRITE])
+    _, reading = key_store.create("apiary", [Scope.READ])
+
+    job_id = Caller(app, writing.get_secret_value()).a_job()
+
+    assert Caller(app, reading.get_secret_value()).get(f"/v1/jobs/{job_id}").status_code == 200
+    assert Caller(app, KEYS["apiary"]).get(f"/v1/jobs/{job_id}").status_code == 200
+    check_problem(Caller(app, writing.get_secret_value()).get(f"/v1/jobs/{job_id}"), 403, "missing_scope")
+
+
+def test_a_revoked_key_opens_nothing_within_seconds(app: Flask, command: Callable[..., Result]) -> None:
+    text = command("create", "--tenant", "apiary", "--scope", "admin").stdout.strip()
+    caller = Caller(app, text)
+    assert caller.send(job()).status_code == 202
+
+    revoked = command("revoke", text.split("_")[1])
+
+    assert revoked.exit_code == 0
+    wait_until(lambda: caller.get("/v1/jobs").status_code == 401, REMEMBERED_S + 3)
+    check_problem(caller.get("/v1/jobs"), 401, "unknown_api_key")
+    assert command("revoke", text.split("_")[1]).exit_code == 1
+    assert command("list").stdout == ""
+
+
+def test_an_expired_key_opens_nothing_and_is_not_listed(redis_client: redis.Redis, key_store: KeyStore) -> None:
+    key, text = key_store.create("apiary", [Scope.READ], lifetime_s=3600)
+    assert key.expires_at is not None
+    assert key_store.find(text.get_secret_value()) == key
+    assert redis_client.ttl(f"mf:key:{key.id}") == pytest.approx(3600, abs=5)
+
+    redis_client.pexpire(f"mf:key:{key.id}", 1)
+
+    wait_until(lambda: key_store.find(text.get_secret_value()) is None)
+    assert key_store.listed() == []
+    assert redis_client.zcard("mf:keys") == 0
+
+
+def test_the_list_shows_everything_but_the_key(command: Callable[..., Result]) -> None:
+    text = command(
+        "create", "--tenant", "apiary", "--scope", "jobs:read", "--scope", "jobs:write", "--expires", "90d"
+    ).stdout.strip()
+    command("create", "--tenant", "bakery", "--scope", "admin")
+
+    listed = command("list", "--tenant", "apiary").stdout
+
+    (line,) = listed.splitlines()
+    assert text.split("_")[1] in line
+    assert "jobs:read,jobs:write" in line
+    assert text.split("_")[2] not in listed
+    assert "never" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--tenant", "a b", "--scope", "admin"),
+        ("--tenant", "../x", "--scope", "admin"),
+        ("--tenant", "apiary"),
+        ("--tenant", "apiary", "--scope", "root"),
+        ("--tenant", "apiary", "--scope", "admin", "--expires", "soon"),
+        ("--tenant", "apiary", "--scope", "admin", "--expires", "0d"),
+    ],
+)
+def test_a_key_that_makes_no_sense_is_not_made(
+    command: Callable[..., Result], redis_client: redis.Redis, arguments: tuple[str, ...]
+) -> None:
+    assert command("create", *arguments).exit_code == 2
+    assert redis_client.keys("*") == []
+
+
+def test_a_key_is_found_by_scanners_and_holds_192_random_bits() -> None:
+    keys = {new_key() for _ in range(100)}
+
+    assert len({key.split("_")[2][:48] for key in keys}) == 100
+    assert all(re.fullmatch(r"mf_[0-9a-f]{12}_[0-9a-f]{56}", key) for key in keys)
+
+
+def test_a_mistyped_key_is_refused_without_asking_redis(make_settings: SettingsMaker) -> None:
+    settings = make_settings(redis_url=f"redis://127.0.0.1:{a_closed_port()}/0")
+    key = new_key()
+    mistyped = key[:-1] + ("0" if key[-1] != "0" else "1")
+
+    check_problem(Caller(create_app(settings), mistyped).get("/v1/jobs"), 401, "unknown_api_key")
+    check_problem(Caller(create_app(settings), key).get("/v1/jobs"), 503, "queue_unavailable")
+
+
+def test_a_key_with_the_id_of_another_one_is_unknown(key_store: KeyStore) -> None:
+    key, _ = key_store.create("apiary", [Scope.ADMIN])
+    body = f"mf_{key.id}_{'0' * 48}"
+    forged = f"{body}{zlib.crc32(body.encode()):08x}"
+
+    assert key_store.find(forged) is None
+    with pytest.raises(Unauthorized):
+        ApiKeys([], key_store).caller_of(f"Bearer {forged}")
+
+
+def test_only_the_hash_of_a_key_is_kept_and_nothing_shows_it(
+    app: Flask, redis_client: redis.Redis, key_store: KeyStore
+) -> None:
+    key, text = key_store.create("apiary", [Scope.ADMIN])
+    secret = text.get_secret_value().split("_")[2]
+    keys = ApiKeys([], key_store)
+    keys.caller_of(f"Bearer {text.get_secret_value()}")
+
+    kept = [redis_client.hgetall(f"mf:key:{key.id}"), key, text, vars(keys), key_store.listed()]
+
+    assert secret not in repr(kept)
+
+
+def test_a_route_for_operators_needs_the_scope_admin(make_settings: SettingsMaker, key_store: KeyStore) -> None:
+    app = create_app(make_settings())
+    _, writing = key_store.create("apiary", [Scope.READ, Scope.WRITE])
+
+    @app.get("/operators")
+    @operation(Operation(summary="For operators.", scope=Scope.ADMIN, answers={200: "text/plain"}))
+    def operators() -> str:
+        return "all of it"
+
+    assert Caller(app, writing.get_secret_value()).get("/operators").status_code == 403
+    assert Caller(app, KEYS["apiary"]).get("/operators").status_code == 200
+    assert app.test_client().get("/operators").status_code == 401
+
+
+# Every route, found in the app, so that a new one cannot be forgotten.
+
+
+def _routes(app: Flask) -> Iterator[tuple[str, Rule]]:
+    for rule in app.url_map.iter_rules():
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            yield method, rule
+
+
+def _scope(app: Flask, rule: Rule) -> Scope | None:
+    return operation_of(app.view_functions[rule.endpoint]).scope
+
+
+def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, str]) -> TestResponse:
+    path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: ids[found[1]], rule.rule)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return app.test_client().open(path, method=method, json={}, headers=headers)
+
+
+#: What stands in each variable part of a path when it does not matter.
+UNKNOWN = {"job_id": UNKNOWN_JOB, "delivery_id": "dlv_unknown", "name": "coco.json"}
+
+
+def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open(app: Flask) -> None:
+    open_routes = {rule.rule for _, rule in _routes(app) if _scope(app, rule) is None}
+
+    assert open_routes == {"/live", "/ready", "/metrics", "/openapi.json", "/docs", "/docs/<path:name>"}
+
+
+def test_reading_needs_the_scope_to_read_and_all_else_that_to_write(app: Flask) -> None:
+    for method, rule in _routes(app):
+        if (scope := _scope(app, rule)) is not None:
+            assert scope is (Scope.READ if method == "GET" else Scope.WRITE), rule.rule
+
+
+def test_every_route_refuses_no_key_an_unknown_key_and_a_key_without_its_scope(app: Flask, key_store: KeyStore) -> None:
+    _, reading = key_store.create("apiary", [Scope.READ])
+    _, writing = key_store.create("apiary", [Scope.WRITE])
+    seen = 0
+    for method, rule in _routes(app):
+        if (scope := _scope(app, rule)) is None:
+            continue
+        wrong = (writing if scope is Scope.READ else reading).get_secret_value()
+
+        check_problem(_open(app, method, rule, None, UNKNOWN), 401, "no_api_key")
+        check_problem(_open(app, method, rule, new_key(), UNKNOWN), 401, "unknown_api_key")
+        check_problem(_open(app, method, rule, wrong, UNKNOWN), 403, "missing_scope")
+        seen += 1
+
+    assert seen >= 10
+
+
+def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
+    app: Flask, apiary: Caller, ledger: Ledger, store: Store
+) -> None:
+    marks = {"order": "a-secret-of-the-apiary"}
+    running, ended = apiary.a_job(metadata=marks), apiary.a_job(metadata=marks)
+    run_to_success(ended, ledger, store)
+    walked = 0
+    for method, rule in _routes(app):
+        if _scope(app, rule) is None or not rule.arguments:
+            continue
+        for job_id in (running, ended):
+            ids = {**UNKNOWN, "job_id": job_id}
+            foreign = _open(app, method, rule, KEYS["bakery"], ids)
+            unknown = _open(app, method, rule, KEYS["bakery"], UNKNOWN)
+
+            assert foreign.status_code == 404, (method, rule.rule)
+            assert foreign.json["code"] == unknown.json["code"]
+            assert foreign.json["detail"] == unknown.json["detail"]
+        walked += 1
+
+    assert walked >= 7
+    assert Caller(app, KEYS["bakery"]).get("/v1/jobs").json["jobs"] == []
+    assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == {running, ended}
+    assert [apiary.get(f"/v1/jobs/{job_id}").json["status"] for job_id in (running, ended)] == ["queued", "succeeded"]
