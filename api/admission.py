@@ -10,6 +10,7 @@ from api.image_header import read_header
 from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from api.services import Services, whole_view
 from jobs.errors import (
+    BacklogFull,
     FieldFault,
     InvalidImage,
     InvalidRequest,
@@ -18,12 +19,12 @@ from jobs.errors import (
     QueueUnavailable,
 )
 from jobs.logs import get_logger
-from jobs.queue import queue_name
+from jobs.queue import more_urgent_queues, queue_name
 from jobs.record import JobRecord, JobView, Spec
 from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
 from jobs.status import Status
 from jobs.storage import split_s3_uri, upload_key
-from jobs.transitions import Created, NewJob
+from jobs.transitions import BacklogLimit, Created, NewJob
 
 logger = get_logger()
 
@@ -58,7 +59,7 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
         # An inline image is in the spec by its upload id, which is derived from its bytes.
         body_digest=hashlib.sha256(dump_spec(spec).encode()).hexdigest() if idempotency_key else "",
     )
-    job_id, known = _record(job, door)
+    job_id, known = _record(job, str(spec.model), door)
     if not known:
         publish(job_id, job.queue, door)
     return Admitted(_look_up(job_id, job, door, address, known=known), known)
@@ -78,6 +79,10 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
         "too_many_jobs_in_flight",
         f"{max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
     )
+
+
+def image_file_too_large(max_image_bytes: int) -> InvalidRequest:
+    return InvalidRequest("image_file_too_large", f"An image's file is at most {max_image_bytes:,} bytes.", status=413)
 
 
 def _with_model(spec: Spec, door: Services) -> Spec:
@@ -120,14 +125,20 @@ def _check_source(source: ImageSource, tenant: str, door: Services) -> None:
             raise NotFound(
                 "upload_not_found", "Nothing was uploaded under this id, or it is gone. PUT the image first."
             )
+        if stored.size > door.settings.max_image_bytes:
+            raise image_file_too_large(door.settings.max_image_bytes)
         if stored.size == 0:
             raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
 
 
-def _record(job: NewJob, door: Services) -> tuple[str, bool]:
+def _record(job: NewJob, model: str, door: Services) -> tuple[str, bool]:
     settings = door.settings
+    max_in_flight = settings.jobs_in_flight(job.tenant)
     creation = door.ledger.create(
-        job, max_in_flight=settings.max_jobs_in_flight, idempotency_ttl_s=settings.idempotency_ttl_s
+        job,
+        max_in_flight=max_in_flight,
+        idempotency_ttl_s=settings.idempotency_ttl_s,
+        backlog=_backlog_limit(model, job.queue, door) if settings.max_backlog_s else None,
     )
     match creation.outcome:
         case Created.KEY_REUSED:
@@ -136,10 +147,16 @@ def _record(job: NewJob, door: Services) -> tuple[str, bool]:
                 "This Idempotency-Key already stands for a job with another body. Use a new key for a new job.",
             )
         case Created.OVER_QUOTA:
-            raise over_quota(settings.max_jobs_in_flight)
+            raise over_quota(max_in_flight)
+        case Created.BACKLOG_FULL:
+            raise BacklogFull(creation.wait_s, settings.max_backlog_s)
         case Created.CREATED:
             logger.info("job_created", job_id=creation.job_id, queue=job.queue, tenant=job.tenant)
     return creation.job_id, creation.outcome is Created.KNOWN
+
+
+def _backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit:
+    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
 
 
 def _look_up(job_id: str, job: NewJob, door: Services, address: str, *, known: bool) -> JobView:

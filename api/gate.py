@@ -10,6 +10,7 @@ from flask import Flask, current_app, g, request
 
 from api.auth import Caller
 from api.keys import Scope
+from api.limits import register_limits
 from api.operation import operation_of
 from api.services import services
 from jobs.errors import Unauthorized
@@ -17,6 +18,7 @@ from jobs.errors import Unauthorized
 
 def register_gate(app: Flask) -> None:
     app.before_request(_identify)
+    register_limits(app)
     app.before_request(_authorize)
 
 

@@ -23,6 +23,7 @@ _REF = "#/components/schemas/"
 _KEY_PROBLEMS = {
     401: ("no_api_key", "unknown_api_key"),
     403: ("missing_scope",),
+    429: ("rate_limited",),
     503: ("queue_unavailable",),
 }
 _COMMON_PROBLEMS = {500: ("internal_error",)}

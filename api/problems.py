@@ -21,6 +21,10 @@ _HTTP_PROBLEMS = {
     404: ("route_not_found", "There is no such address here; /openapi.json lists them."),
     405: ("method_not_allowed", "This address knows other methods; the header Allow names them."),
     413: ("body_too_large", "The body is larger than this service takes in. Upload the image with POST /v1/uploads."),
+    429: (
+        "rate_limited",
+        "This is more than you may ask in that time; the header Retry-After says when to come again.",
+    ),
     415: ("unsupported_media_type", "Send application/json, or multipart/form-data with parts job and image."),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import redis
 from flask import current_app, g, request
 
 from api.auth import ApiKeys, Caller
@@ -32,6 +33,8 @@ class Services:
     """The settings, and the clients that were made from them.  They connect on first use."""
 
     settings: ApiSettings
+    #: For what is no part of the ledger: the rate limits.
+    redis: redis.Redis
     keys: ApiKeys
     ledger: Ledger
     outbox: Outbox
@@ -43,19 +46,20 @@ class Services:
 
 
 def make_services(settings: ApiSettings) -> Services:
-    redis = connect(settings)
-    ledger = Ledger(redis, settings.retention_s)
-    outbox, roster = Outbox(redis, settings.republish_s), Roster(redis)
+    client = connect(settings)
+    ledger = Ledger(client, settings.retention_s)
+    outbox, roster = Outbox(client, settings.republish_s), Roster(client)
     return Services(
         settings=settings,
-        keys=ApiKeys(settings.api_keys, KeyStore(redis)),
+        redis=client,
+        keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
         outbox=outbox,
         roster=roster,
         store=Store(settings),
         publisher=Publisher(settings),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(Census(redis), outbox, Deliveries(redis), roster)),
+        metrics=RequestMetrics(JobFigures(Census(client), outbox, Deliveries(client), roster)),
     )
 
 

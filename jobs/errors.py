@@ -14,6 +14,7 @@
         ├── QueueUnavailable     Redis did not answer, or is full
         ├── StoreUnavailable     S3 did not answer
         ├── SourceUnavailable    the image's own host did not answer
+        ├── BacklogFull          so many jobs wait that one more would wait too long
         ├── TooManyStreams       no thread is left that could be held for one more
         └── AttemptFailed        the attempt itself broke
 
@@ -23,6 +24,7 @@ the request when it can be known at once, on the failed job when only the worker
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -31,7 +33,7 @@ class JobError(Exception):
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Something went wrong"
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, code: str, detail: str, *, status: int | None = None) -> None:
         super().__init__(detail)
@@ -143,6 +145,19 @@ class SourceUnavailable(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("source_unavailable", detail)
+
+
+class BacklogFull(ServiceError):
+    """So many jobs wait that one more would wait too long."""
+
+    def __init__(self, wait_s: float, max_wait_s: float) -> None:
+        super().__init__(
+            "backlog_full",
+            f"A job would now wait about {wait_s:.0f} s for a worker. Nothing was recorded; send it again later, "
+            "or with a more urgent priority.",
+        )
+        # The queue is short enough again after the difference; it may be longer or shorter by then.
+        self.retry_after_s = max(1, min(600, math.ceil(wait_s - max_wait_s)))
 
 
 class TooManyStreams(ServiceError):

@@ -25,6 +25,7 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)
     worker:{node}         hash    what the node serves; expires when it is not seen           (jobs/roster.py)
     keys, key:{id}        zset, hash  API keys                                                (api/keys.py)
+    limits:{…}            string  how often a key or an address asked; expires              (api/limits.py)
 """
 
 from __future__ import annotations
@@ -38,7 +39,18 @@ from jobs.connection import load_script, redis_errors
 from jobs.outbox import PUBLISH_GRACE_MS
 from jobs.record import AttemptView, JobRecord, ProgressView, ResultSummary
 from jobs.status import Status
-from jobs.transitions import Cancel, Created, Creation, Deleted, NewJob, QueuePlace, Reaped, Reply, Retried
+from jobs.transitions import (
+    BacklogLimit,
+    Cancel,
+    Created,
+    Creation,
+    Deleted,
+    NewJob,
+    QueuePlace,
+    Reaped,
+    Reply,
+    Retried,
+)
 
 
 def new_job_id() -> str:
@@ -63,7 +75,9 @@ class Ledger:
 
     # The caller's side.
 
-    def create(self, job: NewJob, *, max_in_flight: int, idempotency_ttl_s: int) -> Creation:
+    def create(
+        self, job: NewJob, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
+    ) -> Creation:
         """Record a job in state ``queued`` and owe its publication.
 
         Raises QueueUnavailable when Redis does not answer or is full; then nothing was recorded, or the
@@ -71,7 +85,7 @@ class Ledger:
         """
         events = ",".join(job.webhook.events) if job.webhook else ""
         with redis_errors():
-            outcome, job_id = self._create(
+            outcome, found = self._create(
                 args=[
                     new_job_id(),
                     job.tenant,
@@ -85,9 +99,18 @@ class Ledger:
                     idempotency_ttl_s * 1000,
                     max_in_flight,
                     PUBLISH_GRACE_MS,
+                    int(backlog.max_wait_s * 1000) if backlog else 0,
+                    backlog.workers if backlog else 0,
+                    *(backlog.more_urgent if backlog else ()),
                 ]
             )
-        return Creation(Created(outcome), job_id)
+        match Created(outcome):
+            case Created.OVER_QUOTA as refused:
+                return Creation(refused, "")
+            case Created.BACKLOG_FULL as refused:
+                return Creation(refused, "", int(found) / 1000)
+            case recorded:
+                return Creation(recorded, found)
 
     def read(self, job_id: str) -> JobRecord | None:
         """Give the record, or None when there is none (any more)."""

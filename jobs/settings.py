@@ -15,12 +15,20 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEFAULT_MODEL = "facebook/sam-vit-base"
 
 Names = Annotated[tuple[str, ...], NoDecode]
+RateLimit = Annotated[str, Field(pattern=r"^([1-9][0-9]*/(second|minute|hour|day))?$")]
 
 
 def _split(value: object) -> object:
     """Read ``a,b`` as a tuple; the environment knows no lists."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _split_pairs(value: object) -> object:
+    """Read ``a:1,b:2`` as a mapping."""
+    if isinstance(value, str):
+        return dict(part.strip().rpartition(":")[::2] for part in value.split(",") if part.strip())
     return value
 
 
@@ -71,6 +79,18 @@ class ApiSettings(SharedSettings):
     allowed_buckets: Names = ()
     #: Jobs of one tenant that are queued or running at once.
     max_jobs_in_flight: int = Field(10_000, ge=1)
+    #: The same for some tenants, as in ``apiary:100,bakery:50000``.
+    tenant_jobs_in_flight: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
+    #: A job is refused while what is queued before it would take longer than this; 0 for never.
+    max_backlog_s: float = Field(0, ge=0)
+    #: Requests of one key, as in ``600/minute``; empty for any number.
+    rate_limit: RateLimit = "6000/minute"
+    #: Requests of one address without a key that is known.
+    anonymous_rate_limit: RateLimit = "60/minute"
+    #: Proxies before the API that set X-Forwarded-For and X-Forwarded-Proto, which callers could else make up.
+    trusted_proxies: int = Field(0, ge=0)
+    #: Origins whose pages browsers let call the API, as in ``https://masks.example.com``; empty for none.
+    cors_origins: Names = ()
     max_body_bytes: int = Field(96 * 2**20, ge=1)
     upload_ttl_s: int = Field(900, ge=1)
     #: The longest ``Prefer: wait`` that is honoured.
@@ -88,7 +108,12 @@ class ApiSettings(SharedSettings):
     #: Threads of each process; each serves one request, half of them may wait for a job's end or stream its events.
     threads: int = Field(32, ge=2)
 
-    _split_names = field_validator("api_keys", "models", "allowed_buckets", mode="before")(_split)
+    _split_names = field_validator("api_keys", "models", "allowed_buckets", "cors_origins", mode="before")(_split)
+    _split_pairs = field_validator("tenant_jobs_in_flight", mode="before")(_split_pairs)
+
+    def jobs_in_flight(self, tenant: str) -> int:
+        """How many jobs of a tenant may be queued or running at once."""
+        return self.tenant_jobs_in_flight.get(tenant, self.max_jobs_in_flight)
 
     @property
     def model_names(self) -> tuple[str, ...]:

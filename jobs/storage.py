@@ -129,16 +129,21 @@ class Store:
         return self._public_s3.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_ttl_s)
 
     def presign_upload(self, tenant: str, content_type: str, size: int, ttl_s: int) -> PresignedUpload:
-        """Make a link that a caller puts one image of exactly this type and size to."""
+        """Make a link that a caller puts one image of exactly this type and size to, once.
+
+        All of it is under the signature; what was put cannot be changed, so that a job reads what it was sent for.
+        """
         upload_id = f"upl_{uuid.uuid4().hex}"
         params = {
             "Bucket": self.bucket,
             "Key": upload_key(tenant, upload_id),
             "ContentType": content_type,
             "ContentLength": size,
+            "IfNoneMatch": "*",
         }
         url = self._public_s3.generate_presigned_url("put_object", Params=params, ExpiresIn=ttl_s)
-        return PresignedUpload(upload_id, url, {"Content-Type": content_type, "Content-Length": str(size)})
+        headers = {"Content-Type": content_type, "Content-Length": str(size), "If-None-Match": "*"}
+        return PresignedUpload(upload_id, url, headers)
 
     def put_upload(self, tenant: str, data: bytes, content_type: str) -> str:
         """Store an image that came with the request; give its upload id, the same one for the same bytes."""

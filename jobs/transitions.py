@@ -15,6 +15,7 @@ class Created(StrEnum):
     KNOWN = "known"
     KEY_REUSED = "key_reused"
     OVER_QUOTA = "over_quota"
+    BACKLOG_FULL = "backlog_full"
 
 
 class Reply(StrEnum):
@@ -62,6 +63,15 @@ class QueuePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class BacklogLimit:
+    """How long a job may have to wait.  workers: how many drain its queue, and before it those that are more urgent."""
+
+    max_wait_s: float
+    workers: int
+    more_urgent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to be recorded.  ``idempotency_key`` and ``body_digest`` are empty without the header."""
 
@@ -76,10 +86,15 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """CREATE's answer.  ``job_id`` is the new job, or the one that the idempotency key stands for."""
+    """CREATE's answer.
+
+    job_id: the new job, or the one that the idempotency key stands for; empty when none was recorded.
+    wait_s: with BACKLOG_FULL, how long the job would wait.
+    """
 
     outcome: Created
     job_id: str
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from jobs.record import JobView, Spec
 from jobs.spec import ImageSource
 from maskfleet.download import download
 from maskfleet.following import follow
-from maskfleet.problems import ApiError, WaitedTooLong, WrongState, refused_here
+from maskfleet.problems import ApiError, Refused, WaitedTooLong, WrongState, refused_here
 from maskfleet.submission import JobFields, Photo, complete, document_of, image_type, source_of
 from maskfleet.transport import MAX_TRIES, Transport
 from maskfleet.webhooks import verify_webhook
@@ -219,7 +219,12 @@ class Client:
         data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
         body = {"content_type": image_type(data), "size": len(data)}
         upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
-        self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
+        try:
+            self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
+        except Refused as error:
+            # The link takes one object, once: it was there already, by a try of ours whose answer was lost.
+            if error.status != requests.codes.precondition_failed:
+                raise
         return upload.upload_id
 
     def models(self) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ import requests
 
 from maskfleet.problems import Unavailable, problem_of
 
-#: Answers that say "not now" and that nothing was done.
-RETRIED = frozenset({502, 503, 504})
+#: Answers that say "not now" and that nothing was done.  429 does when it says until when.
+RETRIED = frozenset({429, 502, 503, 504})
 #: An attempt and up to four more; with the waits below about ten seconds in all, a server's restart.
 MAX_TRIES = 5
 #: The first wait between tries, doubled each time, with up to as much again of jitter.
@@ -101,7 +101,8 @@ class Transport:
             if answer.status_code < 300:
                 return answer
             wait_s = _wait_s(tried, answer.headers.get("Retry-After", ""))
-            if answer.status_code not in RETRIED or last or wait_s > LONGEST_WAIT_S:
+            told = answer.status_code != requests.codes.too_many_requests or "Retry-After" in answer.headers
+            if answer.status_code not in RETRIED or not told or last or wait_s > LONGEST_WAIT_S:
                 raise problem_of(answer)
             answer.close()
             time.sleep(wait_s)

@@ -30,11 +30,12 @@ logger = get_logger()
 )
 def retry_job(job_id: str) -> Response:
     record, door = find_job(job_id), services()
+    max_in_flight = door.settings.jobs_in_flight(tenant())
     outcome = door.ledger.retry(
         record.id,
         tenant(),
         start_deadline_s=record.spec.start_deadline_s,
-        max_in_flight=door.settings.max_jobs_in_flight,
+        max_in_flight=max_in_flight,
     )
     match outcome:
         case Retried.NOT_FAILED:
@@ -42,7 +43,7 @@ def retry_job(job_id: str) -> Response:
                 "job_not_failed", f"The job is {find_job(job_id).status}. Only a failed one is queued again."
             )
         case Retried.OVER_QUOTA:
-            raise over_quota(door.settings.max_jobs_in_flight)
+            raise over_quota(max_in_flight)
         case Retried.UNKNOWN:  # its record expired since it was read
             raise job_not_found()
     logger.info("job_retried", job_id=record.id)

@@ -58,7 +58,7 @@ logger = get_logger()
                 "idempotency_key_reused",
             ),
             429: ("too_many_jobs_in_flight",),
-            503: ("store_unavailable",),
+            503: ("store_unavailable", "backlog_full"),
         },
         headers=(Header("Idempotency-Key", "The same key and body give the same job, for a day.", "order-42"),),
     )

@@ -9,10 +9,13 @@ from api.operation import Operation, operation
 from api.routes.jobs import find_job
 from api.services import services
 from jobs.errors import Conflict, NotFound
+from jobs.logs import get_logger
 from jobs.manifest import Manifest
 from jobs.status import Status
+from jobs.storage import result_prefix
 
 blueprint = Blueprint("results", __name__)
+logger = get_logger()
 
 _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended", "job_without_result")}
 
@@ -61,6 +64,12 @@ def _manifest(job_id: str) -> Manifest:
         why = f" ({record.error.code}: {record.error.detail})" if record.error else ""
         raise Conflict("job_without_result", f"The job has ended without a result: {record.status}{why}.")
     try:
-        return Manifest.model_validate_json(services().store.read(record.result.manifest_key))
+        manifest = Manifest.model_validate_json(services().store.read(record.result.manifest_key))
     except NotFound as error:
         raise NotFound("result_not_found", "The result is gone from the store; results are kept for a time.") from error
+    # Links are made for what the manifest names; whatever wrote it, they reach no further than the job's own folder.
+    folder = f"{result_prefix(record.tenant, record.id)}/"
+    if not all(file.key.startswith(folder) for file in manifest.files):
+        logger.error("manifest_names_foreign_keys", job_id=record.id)
+        raise NotFound("result_not_found", "The result in the store is not this job's own.")
+    return manifest

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from flask import Blueprint, Response
 
+from api.admission import image_file_too_large
 from api.intake import read_json
 from api.keys import Scope
 from api.operation import Operation, operation
 from api.services import services, tenant
 from jobs.answers import UploadRequest, UploadView
-from jobs.errors import InvalidRequest
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -35,9 +35,7 @@ def make_upload() -> Response:
     settings = services().settings
     wanted = read_json(UploadRequest, "invalid_upload")
     if wanted.size > settings.max_image_bytes:
-        raise InvalidRequest(
-            "image_file_too_large", f"An image's file is at most {settings.max_image_bytes:,} bytes.", status=413
-        )
+        raise image_file_too_large(settings.max_image_bytes)
     expires_at = datetime.now(UTC) + timedelta(seconds=settings.upload_ttl_s)
     upload = services().store.presign_upload(tenant(), wanted.content_type, wanted.size, settings.upload_ttl_s)
     shown = UploadView(upload_id=upload.upload_id, url=upload.url, headers=upload.headers, expires_at=expires_at)

@@ -1,7 +1,9 @@
 -- CREATE: record a job, once for each idempotency key.
 -- ARGV: id, tenant, queue, spec, start_deadline_ms, webhook_url, webhook_events,
---       idempotency_key ('' for none), body_digest, idempotency_ttl_ms, max_in_flight, publish_grace_ms
+--       idempotency_key ('' for none), body_digest, idempotency_ttl_ms, max_in_flight, publish_grace_ms,
+--       max_backlog_ms (0 for any), workers, the queues that are drained before this one …
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
+--         | {'backlog_full', how long the job would wait, in ms}
 local id, tenant, queue, spec = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local now = now_ms()
 
@@ -18,6 +20,15 @@ end
 
 local in_flight = redis.call('SCARD', inflight_key(tenant))
 if in_flight >= tonumber(ARGV[11]) then return {'over_quota', tostring(in_flight)} end
+
+-- What waits before the job, at the pace of its queue; nothing is known before the first job or without workers.
+local pace, max_backlog_ms, workers = redis.call('HGET', 'mf:pace', queue), tonumber(ARGV[13]), tonumber(ARGV[14])
+if pace and max_backlog_ms > 0 and workers > 0 then
+  local ahead = redis.call('ZCARD', queued_key(queue))
+  for i = 15, #ARGV do ahead = ahead + redis.call('ZCARD', queued_key(ARGV[i])) end
+  local wait_ms = math.floor(ahead * pace / workers)
+  if wait_ms > max_backlog_ms then return {'backlog_full', tostring(wait_ms)} end
+end
 
 redis.call('HSET', job_key(id), 'id', id, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
   'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0, 'version', 1)

@@ -221,6 +221,7 @@ class Laboratory:
             command,
             MASKFLEET_BIND=f"127.0.0.1:{self.api_port}",
             MASKFLEET_PROCESSES="1",
+            MASKFLEET_RATE_LIMIT="",  # the schedule asks as fast as it can
             MASKFLEET_MODELS=STAND_IN,
         )
         for name in _names("courier", 2):
