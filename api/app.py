@@ -6,6 +6,7 @@ from flask import Blueprint, Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import health
+from api.cors import register_cors
 from api.exchange import register_exchange
 from api.gate import register_gate
 from api.intake import MAX_SPEC_BYTES
@@ -33,6 +34,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app.extensions[EXTENSION] = make_services(settings)
     register_exchange(app)
     register_problems(app)
+    register_cors(app)
     register_gate(app)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.blueprint)

@@ -14,6 +14,8 @@ from jobs.logs import get_logger
 
 #: Answers are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+#: A browser that came over https comes by nothing else for so long: two years, as browsers' own lists ask for.
+HTTPS_ONLY_S = 2 * 365 * 24 * 3600
 
 logger = get_logger()
 
@@ -40,6 +42,10 @@ def _end(answer: Response) -> Response:
     answer.headers["X-Request-Id"] = g.request_id
     answer.headers["X-Content-Type-Options"] = "nosniff"
     answer.headers["Referrer-Policy"] = "no-referrer"
+    answer.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    if request.is_secure or services().settings.public_url.startswith("https://"):
+        answer.headers["Strict-Transport-Security"] = f"max-age={HTTPS_ONLY_S}"
     answer.headers.setdefault("Content-Security-Policy", DATA_POLICY)
     # Answers hold presigned links and states that change; no cache may keep them.
     answer.headers.setdefault("Cache-Control", "no-store")

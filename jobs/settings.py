@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEFAULT_MODEL = "facebook/sam-vit-base"
 
 Names = Annotated[tuple[str, ...], NoDecode]
+#: A browser sends an origin in just this form.
+Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[a-z0-9.:\[\]-]+$")], ...], NoDecode]
 RateLimit = Annotated[str, Field(pattern=r"^([1-9][0-9]*/(second|minute|hour|day))?$")]
 
 
@@ -90,7 +92,7 @@ class ApiSettings(SharedSettings):
     #: Proxies before the API that set X-Forwarded-For and X-Forwarded-Proto, which callers could else make up.
     trusted_proxies: int = Field(0, ge=0)
     #: Origins whose pages browsers let call the API, as in ``https://masks.example.com``; empty for none.
-    cors_origins: Names = ()
+    cors_origins: Origins = ()
     max_body_bytes: int = Field(96 * 2**20, ge=1)
     upload_ttl_s: int = Field(900, ge=1)
     #: The longest ``Prefer: wait`` that is honoured.
