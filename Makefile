@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos lint bench clean bench-core bench-gpu
+.PHONY: setup demo test test-gpu chaos fuzz lint bench clean bench-core bench-gpu
 
 setup: .venv/.installed
 
@@ -29,6 +29,11 @@ SECONDS ?= 300
 SEED ?= 1
 chaos: setup
 	$(BIN)/python -m tests.faults.chaos --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
+
+# What the OpenAPI document allows and forbids, sent to the API: more of what `make test` sends.
+EXAMPLES ?= 200
+fuzz: setup
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -19,6 +19,8 @@ from jobs.spec import invalid_request, parse_spec
 
 #: A spec is kept in Redis, which holds small things only.
 MAX_SPEC_BYTES = 256 * 1024
+#: Visible ASCII characters, as a regular expression.
+IDEMPOTENCY_KEY = r"[\x21-\x7e]{1,255}"
 #: Stands in a spec for the image that came beside it, until that is stored.
 UNSTORED = "upl_" + "0" * 32
 
@@ -55,7 +57,7 @@ def read_json(model: type[Model], code: str) -> Model:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     try:
-        return model.model_validate_json(request.get_data(cache=False))
+        return model.model_validate_json(request.get_data(cache=False), strict=True)
     except ValidationError as error:
         raise _recoded(invalid_request(error), code) from error
 
@@ -73,7 +75,7 @@ def read_idempotency_key() -> str:
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return ""
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+    if not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise InvalidRequest(
             "invalid_idempotency_key", "An Idempotency-Key is 1 to 255 visible ASCII characters.", status=400
         )
@@ -100,7 +102,8 @@ def _read_multipart(max_image_bytes: int) -> Submission:
     for name, part in parts:
         if name not in ("job", "image") or name in found:
             why = "is there twice" if name in found else "is not known"
-            raise InvalidRequest("malformed_multipart", f"The part {name[:80]!r} {why}; send one job and one image.")
+            named = (name or "")[:80]  # a part may lack a name
+            raise InvalidRequest("malformed_multipart", f"The part {named!r} {why}; send one job and one image.")
         limit = MAX_SPEC_BYTES if name == "job" else max_image_bytes
         found[name] = part.stream.read(limit + 1) if isinstance(part, FileStorage) else part.encode()
     for name in ("job", "image"):

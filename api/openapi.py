@@ -29,6 +29,9 @@ _KEY_PROBLEMS = {
 _COMMON_PROBLEMS = {500: ("internal_error",)}
 _WITH_RETRY_AFTER = (429, 503)
 
+#: The form of ids in paths.
+_IDS: dict[str, Json] = {"job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"}}
+
 _EXAMPLE_JOB: Json = {
     "mode": "box",
     "image": {"s3_uri": "s3://photos/bee.jpg"},
@@ -109,14 +112,15 @@ def _operation(path: str, name: str, described: Operation) -> Json:
 def _parameters(path: str, described: Operation) -> list[Json]:
     text: Json = {"type": "string"}
     parameters: list[Json] = [
-        {"name": name, "in": "path", "required": True, "schema": text} for name in re.findall(r"{([a-z_]+)}", path)
+        {"name": name, "in": "path", "required": True, "schema": _IDS.get(name, text)}
+        for name in re.findall(r"{([a-z_]+)}", path)
     ]
     parameters += [
         {
             "name": header.name,
             "in": "header",
             "description": header.description,
-            "schema": text,
+            "schema": {**text, "pattern": header.pattern} if header.pattern else text,
             "example": header.example,
         }
         for header in described.headers
@@ -133,7 +137,9 @@ def _parameters(path: str, described: Operation) -> list[Json]:
 def _answer(status: int, body: type[BaseModel] | str | None) -> Json:
     piece: Json = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
-        piece["content"] = {body: {"schema": {"type": "string"} if body.startswith("text/") else {}}}
+        # Of a stream of events, version 3.1 of the specification has no way to describe one.
+        is_text = body.startswith("text/") and body != "text/event-stream"
+        piece["content"] = {body: {"schema": {"type": "string"} if is_text else {}}}
     elif body is not None:
         piece["content"] = {"application/json": {"schema": _ref(body)}}
     if status in (HTTPStatus.ACCEPTED, HTTPStatus.TEMPORARY_REDIRECT):
@@ -172,6 +178,7 @@ def _job_body() -> Json:
                 "schema": {
                     "type": "object",
                     "required": ["image", "job"],
+                    "additionalProperties": False,
                     "properties": {
                         "image": {"type": "string", "format": "binary", "description": "The image's file."},
                         "job": {"$ref": f"{_REF}JobSpecBesideImage"},

@@ -18,11 +18,12 @@ _MARK = "maskfleet_operation"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that a request may carry."""
+    """A header that a request may carry.  pattern: what it must look like; any text without one."""
 
     name: str
     description: str
     example: str
+    pattern: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,13 +301,13 @@ _ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
 
 
 def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
-    """Read a spec from JSON.
+    """Read a spec from JSON, whose types are those of the schema: no number in a text, no truth value for a number.
 
     Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, else ``invalid_spec`` with one
     fault for each field.
     """
     try:
-        return _ADAPTER.validate_json(text)
+        return _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
         raise invalid_request(error) from error
 

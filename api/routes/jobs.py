@@ -13,7 +13,7 @@ from flask import Blueprint, Response, request
 
 from api.admission import admit
 from api.exchange import note_wait
-from api.intake import read_idempotency_key, read_query, read_submission
+from api.intake import IDEMPOTENCY_KEY, read_idempotency_key, read_query, read_submission
 from api.keys import Scope
 from api.operation import Header, Operation, operation
 from api.services import base_url, queue_place, services, tenant, whole_view
@@ -60,7 +60,14 @@ logger = get_logger()
             429: ("too_many_jobs_in_flight",),
             503: ("store_unavailable", "backlog_full"),
         },
-        headers=(Header("Idempotency-Key", "The same key and body give the same job, for a day.", "order-42"),),
+        headers=(
+            Header(
+                "Idempotency-Key",
+                "The same key and body give the same job, for a day.",
+                "order-42",
+                f"^{IDEMPOTENCY_KEY}$",
+            ),
+        ),
     )
 )
 def send_job() -> Response:

@@ -1,8 +1,12 @@
 """What a request may say, and what it is told when it says something else."""
 
+import copy
 import json
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jobs.errors import InvalidPrompt, InvalidRequest
 from jobs.spec import BoxJob, EverythingJob, PointJob, Prompt, check_prompts_on_image, dump_spec, parse_spec
@@ -160,3 +164,84 @@ def test_a_prompt_outside_the_image_is_refused(prompt: Prompt, code: str) -> Non
         check_prompts_on_image((prompt,), (100, 50))
 
     assert caught.value.code == code
+
+
+# Whatever comes in: a spec, or a refusal with a code.
+
+GOOD_SPECS: list[dict[str, Any]] = [
+    {
+        "mode": "everything",
+        "image": IMAGE,
+        "params": {"points_per_crop": 16, "crops_n_layers": 1, "crops_suppression": "library"},
+        "outputs": ["coco", "logits"],
+        "priority": "bulk",
+        "webhook": {"url": "https://example.com/hook"},
+        "metadata": {"order": "42"},
+    },
+    {
+        "mode": "point",
+        "image": {"url": "https://example.com/bee.jpg"},
+        "prompts": [{"points": [[1, 2], [3.5, 4]], "labels": [1, 0]}],
+        "params": {"multimask": True, "mask_threshold": -1},
+        "model": "sam",
+    },
+    {
+        "mode": "box",
+        "image": {"upload_id": "upl_" + "0" * 32},
+        "prompts": [{"box": [1, 2, 3, 4], "mask_input": {"job_id": "job_" + "0" * 32, "mask": 0}}],
+        "start_deadline_s": 60,
+        "run_timeout_s": 60,
+    },
+]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=10), values, max_size=4),
+    max_leaves=12,
+)
+
+
+def _places(value: Any) -> list[tuple[str | int, ...]]:
+    """The path of everything that is in a JSON value, itself first."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(), *((step, *rest) for step, part in inside for rest in _places(part))]
+
+
+@st.composite
+def nearly_good_specs(draw: st.DrawFn) -> Any:
+    """A good spec of which some pieces are replaced, taken out, or put in anywhere."""
+    spec: Any = {"body": copy.deepcopy(draw(st.sampled_from(GOOD_SPECS)))}
+    for _ in range(draw(st.integers(1, 3))):
+        *path, last = draw(st.sampled_from(_places(spec)[1:]))
+        holder = spec
+        for step in path:
+            holder = holder[step]
+        match draw(st.sampled_from(["replace", "take out", "put in"])):
+            case "replace":
+                holder[last] = draw(json_values)
+            case "put in" if isinstance(holder[last], dict):
+                holder[last][draw(st.text(max_size=10))] = draw(json_values)
+            case "put in" if isinstance(holder[last], list):
+                holder[last].append(draw(json_values))
+            case _ if last != "body":
+                del holder[last]
+    return spec["body"]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=st.binary(max_size=100) | st.text(max_size=100) | (json_values | nearly_good_specs()).map(json.dumps))
+def test_anything_is_a_spec_that_survives_writing_or_a_refusal_with_a_code(text: bytes | str) -> None:
+    try:
+        spec = parse_spec(text)
+    except InvalidRequest as error:
+        refusal = error
+    else:
+        assert parse_spec(dump_spec(spec)) == spec
+        return
+
+    if refusal.code == "malformed_json":
+        assert refusal.http_status == 400
+    else:
+        assert (refusal.code, refusal.http_status) == ("invalid_spec", 422)
+        assert refusal.faults
+        assert all(fault.code and fault.detail for fault in refusal.faults)
+        assert all(fault.pointer == "" or fault.pointer.startswith("/") for fault in refusal.faults)

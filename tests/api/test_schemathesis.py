@@ -1,0 +1,108 @@
+"""Schemathesis: what the OpenAPI document allows, and what it forbids, sent to the door on its real Redis and S3.
+
+Every check of Schemathesis runs on every answer: no 5xx, the status, type, headers and body that the document names,
+what the schema forbids refused, what it allows taken in, no answer without the key.
+
+    make fuzz        # the same with more examples: at least 2,000 requests
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+import structlog
+from hypothesis import HealthCheck, settings
+
+from api.app import create_app
+from api.openapi import document
+from jobs.ledger import Ledger
+from jobs.settings import ApiSettings
+from jobs.storage import Store
+from tests.api.caller import Caller, claim, run_to_success
+from tests.api.conftest import KEYS, SettingsMaker
+
+#: Examples for each operation, beside those that Schemathesis derives from the schema one by one.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
+#: With so many, the run is to be one of this many requests or more.
+MANY, AT_LEAST = 100, 2000
+
+Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]  # Any: WSGI's own types
+
+
+class LateApp:
+    """The app, which can only be made once its servers run; tests are collected before that."""
+
+    app: Wsgi | None = None
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:  # Any: WSGI's own types
+        assert self.app is not None
+        return self.app(environ, start)
+
+
+late = LateApp()
+schema = schemathesis.openapi.from_dict(document(create_app(ApiSettings())))
+schema.app = late
+# A schema cannot say what depends on the image, the settings or the store: a point outside it, an unknown model, a
+# cursor that was never given.  The door says it with these.
+_TAKEN = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429"]
+schema.config.checks.positive_data_acceptance.expected_statuses = _TAKEN
+# A body of too many parts is refused for that before it is read.
+_REFUSED = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "429"]
+schema.config.checks.negative_data_rejection.expected_statuses = _REFUSED
+sent: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_lines() -> Iterator[None]:
+    """Keep the log of thousands of requests out of a failure's report."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _door(make_settings: SettingsMaker) -> Iterator[None]:
+    """The app, which holds no answer for long."""
+    late.app = create_app(make_settings(max_wait_s=0, max_stream_s=1))
+    yield
+    print(f"{sent.total()} requests: {dict(sent)}")  # noqa: T201
+    assert EXAMPLES < MANY or sent.total() >= AT_LEAST
+
+
+@schema.parametrize()
+# The suite sends the same every time; a long run looks further each time.
+@settings(max_examples=EXAMPLES, derandomize=EXAMPLES < MANY, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_the_document_says(
+    case: schemathesis.Case, apiary: Caller, ledger: Ledger, store: Store
+) -> None:
+    given = str(case.path_parameters.get("job_id", ""))
+    if given.startswith("job_") and len(given) == 36:
+        # An id of the right form is never one of a real job; most are to be.
+        case.path_parameters["job_id"] = _a_real_job(given, case.path.endswith("/events"), apiary, ledger, store)
+    sent[case.operation.label] += 1
+
+    case.call_and_validate(headers={"Authorization": f"Bearer {KEYS['apiary']}"})
+
+
+def _a_real_job(given: str, ended: bool, apiary: Caller, ledger: Ledger, store: Store) -> str:
+    """Make a job in a state that the id tells, so that the same case finds the same state; sometimes none."""
+    states = ("succeeded", "failed", "unknown") if ended else ("queued", "succeeded", "failed", "processing", "unknown")
+    state = states[zlib.crc32(given.encode()) % len(states)]
+    if state == "unknown":
+        return given
+    job_id = apiary.a_job(image={"url": "https://example.com/bee.jpg"})
+    if state == "succeeded":
+        run_to_success(job_id, ledger, store)
+    elif state == "failed":
+        ledger.fail(claim(job_id, ledger), "image_corrupt", "The JPEG file is damaged.")
+    elif state == "processing":
+        claim(job_id, ledger)
+    return job_id
