@@ -10,6 +10,8 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 from flask import Flask
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
@@ -159,6 +161,21 @@ def test_only_the_hash_of_a_key_is_kept_and_nothing_shows_it(
     kept = [redis_client.hgetall(f"mf:key:{key.id}"), key, text, vars(keys), key_store.listed()]
 
     assert secret not in repr(kept)
+
+
+def test_no_line_of_the_log_shows_a_key(app: Flask, key_store: KeyStore) -> None:
+    key, text = key_store.create("apiary", [Scope.READ])
+    mistyped, bootstrap = f"{text.get_secret_value()}0", KEYS["bakery"]
+
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        for one in (text.get_secret_value(), mistyped, bootstrap):
+            Caller(app, one).get("/v1/jobs")
+            Caller(app, one).send(job())
+
+    shown = repr(lines)
+    assert key.id in shown
+    assert text.get_secret_value().split("_")[2] not in shown
+    assert bootstrap not in shown
 
 
 def test_a_route_for_operators_needs_the_scope_admin(make_settings: SettingsMaker, key_store: KeyStore) -> None:
