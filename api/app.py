@@ -28,9 +28,8 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
         MAX_FORM_MEMORY_SIZE=16 * MAX_SPEC_BYTES,
         MAX_FORM_PARTS=8,
     )
-    if settings.trusted_proxies:
-        proxies = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]  # as told
+    proxies = settings.trusted_proxies
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]  # as told
     app.extensions[EXTENSION] = make_services(settings)
     register_exchange(app)
     register_problems(app)

@@ -29,6 +29,11 @@ _KEY_PROBLEMS = {
 _COMMON_PROBLEMS = {500: ("internal_error",)}
 _WITH_RETRY_AFTER = (429, 503)
 
+_LIMIT_HEADERS = {
+    "RateLimit-Limit": "Requests that your key may send in a time; absent when there is no limit.",
+    "RateLimit-Remaining": "How many are left.",
+    "RateLimit-Reset": "Seconds until more are.",
+}
 #: The form of ids in paths.
 _IDS: dict[str, Json] = {"job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"}}
 
@@ -61,6 +66,9 @@ def document(app: Flask) -> Json:
         # What callers come for first, then what operators look at.
         "paths": dict(sorted(paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0]))),
         "components": {
+            "headers": {
+                name: {"description": text, "schema": {"type": "integer"}} for name, text in _LIMIT_HEADERS.items()
+            },
             "schemas": _schemas([described for *_, described in routes]),
             "securitySchemes": {
                 "key": {
@@ -88,6 +96,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
     for some in problems:
         for status, names in some.items():
             codes[status] = (*codes.get(status, ()), *names)
+    limited = described.scope is not None
     piece: Json = {
         "operationId": name,
         "summary": described.summary,
@@ -95,7 +104,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
         "security": [{"key": [described.scope]}] if described.scope is not None else [],
         "responses": {
-            **{str(status): _answer(status, body) for status, body in described.answers.items()},
+            **{str(status): _answer(status, body, limited) for status, body in described.answers.items()},
             **{str(status): _problem(status, names) for status, names in sorted(codes.items())},
         },
     }
@@ -134,7 +143,7 @@ def _parameters(path: str, described: Operation) -> list[Json]:
     return parameters
 
 
-def _answer(status: int, body: type[BaseModel] | str | None) -> Json:
+def _answer(status: int, body: type[BaseModel] | str | None, limited: bool) -> Json:
     piece: Json = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
         # Of a stream of events, version 3.1 of the specification has no way to describe one.
@@ -142,8 +151,11 @@ def _answer(status: int, body: type[BaseModel] | str | None) -> Json:
         piece["content"] = {body: {"schema": {"type": "string"} if is_text else {}}}
     elif body is not None:
         piece["content"] = {"application/json": {"schema": _ref(body)}}
+    headers: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_HEADERS if limited}
     if status in (HTTPStatus.ACCEPTED, HTTPStatus.TEMPORARY_REDIRECT):
-        piece["headers"] = {"Location": {"schema": {"type": "string"}}}
+        headers["Location"] = {"schema": {"type": "string"}}
+    if headers:
+        piece["headers"] = headers
     return piece
 
 
