@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from api.image_header import read_header
 from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from api.services import Services, whole_view
+from api.sources import check_addresses, check_image_source, check_mask_inputs
 from jobs.errors import (
     BacklogFull,
     FieldFault,
-    InvalidImage,
     InvalidRequest,
     NotFound,
     OverQuota,
@@ -23,7 +23,6 @@ from jobs.queue import more_urgent_queues, queue_name
 from jobs.record import JobRecord, JobView, Spec
 from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
 from jobs.status import Status
-from jobs.storage import split_s3_uri, upload_key
 from jobs.transitions import BacklogLimit, Created, NewJob
 
 logger = get_logger()
@@ -45,10 +44,12 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
     """
     spec = _with_model(submission.spec, door)
     _check_size(spec, submission)
+    check_addresses(spec, door.settings)
+    check_mask_inputs(spec.prompts, tenant, door)
     if submission.image is not None:
         spec = _from_upload(spec, _store_image(spec, submission.image, tenant, door))
     else:
-        _check_source(spec.image, tenant, door)
+        check_image_source(spec.image, tenant, door)
     job = NewJob(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
@@ -81,10 +82,6 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
     )
 
 
-def image_file_too_large(max_image_bytes: int) -> InvalidRequest:
-    return InvalidRequest("image_file_too_large", f"An image's file is at most {max_image_bytes:,} bytes.", status=413)
-
-
 def _with_model(spec: Spec, door: Services) -> Spec:
     """Write the model's name into the spec, so that a later change of the default does not change the job."""
     names = door.settings.model_names
@@ -111,24 +108,6 @@ def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
     if header.size_wh is not None:
         check_prompts_on_image(spec.prompts, header.size_wh)
     return door.store.put_upload(tenant, image, header.content_type)
-
-
-def _check_source(source: ImageSource, tenant: str, door: Services) -> None:
-    if source.s3_uri is not None:
-        bucket, _ = split_s3_uri(source.s3_uri)
-        # Never our own bucket: other tenants' images and masks are in it.
-        if bucket not in door.settings.allowed_buckets or bucket == door.settings.bucket:
-            raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
-    if source.upload_id is not None:
-        stored = door.store.head(upload_key(tenant, source.upload_id))
-        if stored is None:
-            raise NotFound(
-                "upload_not_found", "Nothing was uploaded under this id, or it is gone. PUT the image first."
-            )
-        if stored.size > door.settings.max_image_bytes:
-            raise image_file_too_large(door.settings.max_image_bytes)
-        if stored.size == 0:
-            raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
 
 
 def _record(job: NewJob, model: str, door: Services) -> tuple[str, bool]:

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.addresses import PUBLIC_PORTS
+
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
 
@@ -57,12 +59,16 @@ class SharedSettings(BaseSettings):
     #: A message that was taken and whose job nobody claimed is taken for lost after this time.
     republish_s: float = Field(30.0, gt=0)
     log_level: str = "INFO"
-    #: Images and webhooks may use plain http and private addresses.  For closed networks and the demo.
+    #: Images and webhooks may use plain http, any port and private addresses.  For closed networks and the demo.
     egress_allow_private: bool = False
+    #: Else they use these ports only, and https.
+    egress_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = PUBLIC_PORTS
     #: The largest image that is fetched or taken in.
     max_image_bytes: int = Field(64 * 2**20, ge=1)
     #: The largest image that is decoded, by its header.
     max_image_pixels: int = Field(100_000_000, ge=1)
+
+    _split_ports = field_validator("egress_ports", mode="before")(_split)
 
     @property
     def model_name(self) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from jobs.addresses import AddressRefused, split_url
 from jobs.errors import FieldFault, InvalidPrompt, InvalidRequest
 
 #: The image formats that are accepted, by Pillow's names.
@@ -74,8 +75,10 @@ def _is_s3_uri(uri: str) -> str:
 
 
 def _is_http_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(?:[/?#][^\s]*)?", url):
-        raise PydanticCustomError("invalid_url", "Give an http or https URL without a user name or password.")
+    try:
+        split_url(url)
+    except AddressRefused as error:
+        raise PydanticCustomError("invalid_url", "{detail}", {"detail": error.detail}) from error
     return url
 
 

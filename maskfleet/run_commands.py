@@ -48,7 +48,6 @@ def worker_command(devices: str) -> None:
 
 @click.command("courier", help="Run the courier: it sends webhooks and looks after leases and deadlines.")
 def courier_command() -> None:
-    _require("AntiSSRF", "courier")
     from worker.courier import main
 
     main()

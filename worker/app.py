@@ -97,7 +97,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     bench = Workbench(
         ledger=Ledger(connect(settings), settings.retention_s),
         store=Store(settings),
-        egress=egress_session(allow_private=settings.egress_allow_private),
+        egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
         model=load_model(settings.model, settings.device, settings.precision),
         settings=settings,
     )

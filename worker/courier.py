@@ -46,7 +46,7 @@ class Courier:
         self._outbox = Outbox(redis, settings.republish_s)
         self._deliveries = Deliveries(redis)
         self._publisher = Publisher(settings)
-        self._session = egress_session(allow_private=settings.egress_allow_private)
+        self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0

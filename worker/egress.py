@@ -1,29 +1,245 @@
 """The one way out to addresses that callers name: image URLs and webhooks.
 
-Unless a closed network is declared, only https to public addresses: the name is resolved, every address
-is checked, and the connection goes to the address that was checked.
+Unless a closed network is declared, only https to public addresses.  Each connection resolves its name once, checks
+every address of the answer, and goes to one that was checked; the name stays in Host, in SNI and in the certificate's
+check.  ``timeout`` is the time of the whole exchange, from the look-up to the last byte of the answer.
 """
 
 from __future__ import annotations
 
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import partial
+from http.client import HTTPException, HTTPResponse
+from http.cookiejar import DefaultCookiePolicy
+from ipaddress import ip_address
+from queue import Empty, SimpleQueue
+from typing import Any
+
 import requests
-from AntiSSRF import AntiSSRFError, AntiSSRFPolicy, PolicyConfigOptions
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-#: Raised by the session for an address that is not allowed.
-AddressRefused = AntiSSRFError
+from jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, address_rules, check_url
 
+#: How often an image's address may redirect; who follows is `worker.sources`.
 MAX_REDIRECTS = 3
+#: What an answer may send before its body; browsers stop at some 256 KiB.
+MAX_HEADER_BYTES = 64 * 1024
+#: One of several addresses of a name that is silent is left for the next after this time.
+CONNECT_TIMEOUT_S = 5.0
+
+#: As `socket.getaddrinfo`.
+Resolve = Callable[..., "list[tuple[Any, ...]]"]
 
 
-def egress_session(*, allow_private: bool) -> requests.Session:
-    """Make the session; ``allow_private`` admits plain http and any address."""
-    if allow_private:
-        session = requests.Session()
-    else:
-        policy = AntiSSRFPolicy(PolicyConfigOptions.EXTERNAL_ONLY_LATEST)
-        policy.add_xff_header = False
-        session = policy.get_antissrf_session()
-    session.trust_env = False  # a proxy of the environment would make the connection, to wherever it resolves
-    session.max_redirects = MAX_REDIRECTS
-    session.headers["User-Agent"] = "maskfleet"
-    return session
+def egress_session(
+    *,
+    allow_private: bool,
+    ports: Iterable[int] = PUBLIC_PORTS,
+    resolve: Resolve = socket.getaddrinfo,
+) -> requests.Session:
+    """Make the session; ``allow_private`` admits plain http, any port and any address."""
+    return EgressSession(address_rules(allow_private=allow_private, ports=ports), resolve)
+
+
+class EgressSession(requests.Session):
+    """A session that checks where it goes.  Several threads may use it.
+
+    Every request needs a ``timeout`` in seconds.  No redirect is followed, no proxy of the environment used, no
+    cookie kept.  Raises AddressRefused, or what requests raises.
+    """
+
+    def __init__(self, rules: AddressRules, resolve: Resolve = socket.getaddrinfo) -> None:
+        super().__init__()
+        self._rules = rules
+        self.trust_env = False  # a proxy would make the connection, to wherever it resolves
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one job's must not go with another's
+        self.headers["User-Agent"] = "maskfleet"
+        self.headers["Accept-Encoding"] = "identity"
+        self.adapters.clear()
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, _CheckedAdapter(rules, resolve))
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        """Check the address as it was written, before requests puts it into its own form."""
+        check_url(str(request.url), self._rules)
+        return super().prepare_request(request)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Follow none: requests would read the whole body of a redirect."""
+
+
+class _CheckedAdapter(HTTPAdapter):
+    def __init__(self, rules: AddressRules, resolve: Resolve) -> None:
+        super().__init__()
+        self._rules = rules
+        self.poolmanager.pool_classes_by_scheme = _pools(rules, resolve)
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,  # as in requests, whose type is its own
+        verify: bool | str = True,
+        cert: Any = None,  # as in requests
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002  a proxy would make the connection
+    ) -> requests.Response:
+        check_url(str(request.url), self._rules)
+        here = _deadline.set(Deadline(float(timeout)))
+        try:
+            return super().send(request, stream, timeout, verify, cert, proxies=None)
+        finally:
+            _deadline.reset(here)
+
+
+class Deadline:
+    """The end of one exchange's time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    def left_s(self) -> float:
+        """Raises TimeoutError when none is left."""
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the exchange took too long")
+        return left
+
+
+#: That of the request which this thread sends; urllib3 has no other way to its connections.
+_deadline: ContextVar[Deadline] = ContextVar("deadline")
+
+
+def _pools(rules: AddressRules, resolve: Resolve) -> dict[str, type[HTTPConnectionPool]]:
+    """Make urllib3's pools with connections that go only where the rules let them."""
+
+    class Plain(HTTPConnection):
+        response_class = _TimedResponse
+
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, "http", rules, resolve)
+
+        def request(self, *args: Any, **named: Any) -> None:  # as in urllib3
+            _let_time_run(self)
+            super().request(*args, **named)
+
+    class Secure(HTTPSConnection):
+        response_class = _TimedResponse
+
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, "https", rules, resolve)
+
+        def request(self, *args: Any, **named: Any) -> None:  # as in urllib3
+            _let_time_run(self)
+            super().request(*args, **named)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
+
+
+def _let_time_run(connection: HTTPConnection) -> None:
+    if connection.sock is not None:  # else it is still to be made, with its own time
+        connection.sock.settimeout(_deadline.get().left_s())
+
+
+def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resolve: Resolve) -> socket.socket:
+    """Resolve a connection's host once, check every address of the answer, and connect to one of them."""
+    host, port, deadline = connection._dns_host, connection.port or 0, _deadline.get()
+    try:
+        found = _resolved(partial(resolve, host, port, type=socket.SOCK_STREAM), deadline)
+    except TimeoutError as error:
+        raise ConnectTimeoutError(connection, f"{host} was not resolved in time") from error
+    except socket.gaierror as error:
+        raise NameResolutionError(host, connection, error) from error
+    except ValueError as error:  # UnicodeError among them: a label that no name may have
+        raise AddressRefused("invalid_url", "The host's name cannot be looked up.") from error
+    for *_, address in found:
+        rules.check(scheme, port, ip_address(address[0]))
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(min(CONNECT_TIMEOUT_S, deadline.left_s()))
+            made.connect(address)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.settimeout(deadline.left_s())
+            return made
+        except OSError as error:  # TimeoutError among them
+            made.close()
+            failure = error
+    raise NewConnectionError(connection, f"no address of {host} answers: {failure}") from failure
+
+
+def _resolved(look_up: Callable[[], list[tuple[Any, ...]]], deadline: Deadline) -> list[tuple[Any, ...]]:
+    """Look a name up in a thread of its own: the C library waits for a silent name server as long as it likes."""
+    answers: SimpleQueue[list[tuple[Any, ...]] | Exception] = SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put(look_up())
+        except Exception as error:  # noqa: BLE001  it is raised in the thread that waits
+            answers.put(error)
+
+    threading.Thread(target=answer, name="look-up", daemon=True).start()
+    try:
+        found = answers.get(timeout=deadline.left_s())
+    except Empty as error:
+        raise TimeoutError from error
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class _TimedResponse(HTTPResponse):
+    """An answer whose every read ends with the exchange's time, and whose header is bounded."""
+
+    def __init__(
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        self._timed = _TimedReader(sock, _deadline.get(), MAX_HEADER_BYTES)
+        self.fp.close()
+        self.fp = io.BufferedReader(self._timed)
+
+    def begin(self) -> None:
+        super().begin()
+        self._timed.bytes_left = None
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads a socket.  bytes_left: None for as many as come."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline, bytes_left: int | None) -> None:
+        super().__init__()
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+        self.bytes_left = bytes_left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # as in io
+        if self.bytes_left is not None and self.bytes_left <= 0:
+            raise HTTPException("the answer's header is too long")
+        self._sock.settimeout(self._deadline.left_s())
+        count = self._raw.readinto(buffer)
+        if self.bytes_left is not None:
+            self.bytes_left -= count or 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from urllib.parse import urljoin
 
 import requests
 
+from jobs.addresses import AddressRefused
 from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound, SourceUnavailable
 from jobs.manifest import Manifest
 from jobs.settings import WorkerSettings
 from jobs.spec import ImageSource, MaskInput, Prompt
 from jobs.storage import ObjectDenied, Store, result_prefix, split_s3_uri, upload_key
-from worker.egress import AddressRefused
+from worker.egress import MAX_REDIRECTS
 from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 from worker.prompts import MaskInputs
 
@@ -99,26 +101,36 @@ def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> 
     deadline = time.monotonic() + settings.fetch_timeout_s
     data = bytearray()
     try:
-        with egress.get(url, stream=True, timeout=(5, min(20, settings.fetch_timeout_s))) as answer:
+        with _follow(url, egress, deadline) as answer:
             _check_status(answer)
             for chunk in answer.iter_content(_CHUNK):
                 data += chunk
                 if len(data) > settings.max_image_bytes:
                     raise _too_many_bytes(settings)
-                if time.monotonic() > deadline:
-                    raise SourceUnavailable("The image's host took too long to send it.")
             expected = answer.headers.get("Content-Length", "")
             if expected.isdigit() and "Content-Encoding" not in answer.headers and len(data) < int(expected):
                 raise SourceUnavailable("The image's host broke off before the end.")
     except AddressRefused as error:
-        raise InvalidImage("url_not_allowed", "This service does not fetch from that address.") from error
-    except requests.TooManyRedirects as error:
-        raise InvalidImage("url_redirects", "The image's address redirects too often.") from error
+        raise InvalidImage(error.code, f"This service does not fetch from there. {error.detail}") from error
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
         raise InvalidImage("invalid_url", "The image's address cannot be fetched from.") from error
     except requests.RequestException as error:
-        raise SourceUnavailable("The image's host did not answer as it should.") from error
+        raise SourceUnavailable("The image's host did not answer as it should, or not in time.") from error
     return bytes(data)
+
+
+def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Response:
+    """Get a URL's answer, behind a few redirects; the session checks each of their addresses as it did the first."""
+    for _ in range(MAX_REDIRECTS + 1):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise requests.Timeout
+        answer = egress.get(url, stream=True, timeout=left_s)
+        if not answer.is_redirect:
+            return answer
+        answer.close()  # without its body, which may be of any length
+        url = urljoin(url, answer.headers["Location"])
+    raise InvalidImage("url_redirects", "The image's address redirects too often.")
 
 
 def _check_status(answer: requests.Response) -> None:

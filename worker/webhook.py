@@ -9,8 +9,8 @@ from enum import StrEnum
 import requests
 from standardwebhooks import Webhook
 
+from jobs.addresses import AddressRefused
 from jobs.deliveries import Delivery
-from worker.egress import AddressRefused
 
 
 class Outcome(StrEnum):

@@ -55,6 +55,8 @@ logger = get_logger()
                 "image_too_large",
                 "point_outside_image",
                 "box_outside_image",
+                "mask_input_not_found",
+                "url_not_allowed",
                 "idempotency_key_reused",
             ),
             429: ("too_many_jobs_in_flight",),

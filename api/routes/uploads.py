@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 from flask import Blueprint, Response
 
-from api.admission import image_file_too_large
 from api.intake import read_json
 from api.keys import Scope
 from api.operation import Operation, operation
 from api.services import services, tenant
+from api.sources import image_file_too_large
 from jobs.answers import UploadRequest, UploadView
 
 blueprint = Blueprint("uploads", __name__)

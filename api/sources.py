@@ -1,0 +1,87 @@
+"""What a job names and does not bring: its image, earlier masks, addresses.  Checked without fetching anything.
+
+The worker, which fetches, has the last word; it uses the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from api.services import Services
+from jobs.addresses import AddressRefused, address_rules, check_url
+from jobs.errors import FieldFault, InvalidImage, InvalidPrompt, InvalidRequest, NotFound
+from jobs.record import Spec
+from jobs.settings import ApiSettings
+from jobs.spec import ImageSource, Output, Prompt
+from jobs.status import Status
+from jobs.storage import split_s3_uri, upload_key
+
+
+def check_addresses(spec: Spec, settings: ApiSettings) -> None:
+    """Raise InvalidRequest (``url_not_allowed``) for a URL that this service does not go to; no name is looked up."""
+    rules = address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
+    named = {"/image/url": spec.image.url, "/webhook/url": spec.webhook.url if spec.webhook else None}
+    for pointer, url in named.items():
+        try:
+            if url is not None:
+                check_url(url, rules)
+        except AddressRefused as error:
+            fault = FieldFault(pointer, error.code, error.detail)
+            raise InvalidRequest(error.code, f"{pointer}: {error.detail}", faults=(fault,)) from error
+
+
+def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:
+    """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an upload that is no use."""
+    if source.s3_uri is not None:
+        _check_bucket(source.s3_uri, door.settings)
+    if source.upload_id is not None:
+        stored = door.store.head(upload_key(tenant, source.upload_id))
+        if stored is None:
+            raise NotFound(
+                "upload_not_found", "Nothing was uploaded under this id, or it is gone. PUT the image first."
+            )
+        if stored.size > door.settings.max_image_bytes:
+            raise image_file_too_large(door.settings.max_image_bytes)
+        if stored.size == 0:
+            raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+
+
+def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) -> None:
+    """Raise InvalidRequest or InvalidPrompt for an earlier mask that cannot be there.
+
+    Whether a job's record is gone or another tenant's is not told apart: then the worker looks for its masks.
+    """
+    seen: set[str] = set()
+    for number, source in ((number, prompt.mask_input) for number, prompt in enumerate(prompts)):
+        if source is None:
+            continue
+        if source.s3_uri is not None:
+            _check_bucket(source.s3_uri, door.settings)
+        named = source.upload_id or source.job_id
+        if named is None or named in seen:  # many prompts may name one job
+            continue
+        seen.add(named)
+        if source.upload_id is not None:
+            there = door.store.head(upload_key(tenant, source.upload_id)) is not None
+        else:
+            there = _may_have_logits(named, tenant, door)
+        if not there:
+            raise InvalidPrompt("mask_input_not_found", f"Prompt {number}: there is no mask of {named} to start from.")
+
+
+def image_file_too_large(max_image_bytes: int) -> InvalidRequest:
+    return InvalidRequest("image_file_too_large", f"An image's file is at most {max_image_bytes:,} bytes.", status=413)
+
+
+def _may_have_logits(job_id: str, tenant: str, door: Services) -> bool:
+    record = door.ledger.read(job_id)
+    if record is None or record.tenant != tenant or not record.status.ended:
+        return True
+    return record.status is Status.SUCCEEDED and Output.LOGITS in record.spec.outputs
+
+
+def _check_bucket(s3_uri: str, settings: ApiSettings) -> None:
+    bucket, _ = split_s3_uri(s3_uri)
+    # Never our own bucket: other tenants' images and masks are in it.
+    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
+        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)

@@ -1,0 +1,189 @@
+"""Which addresses the service goes to when a caller names them: for images, and for webhooks.
+
+The form of a URL is judged here without resolving its name, at the door and again before each request.  What
+the name resolves to is judged by the same rules when the connection is made (`worker.egress`).
+
+Sources: IANA's special-purpose address registries for IPv4 and IPv6; RFC 6052 for NAT64; RFC 6761 for names;
+the WHATWG URL standard, section 3.5, for hosts that end in a number.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from urllib.parse import urlsplit
+
+IPAddress = IPv4Address | IPv6Address
+
+#: Where https is served to the public.
+PUBLIC_PORTS = (443, 8443)
+
+#: Every IPv4 block that is not the public network's; and 168.63.129.16, where Azure's hosts answer their guests.
+_NOT_PUBLIC_V4 = tuple(
+    IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "168.63.129.16/32",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
+#: All of IPv6 that is given out, and what in it is for protocols (Teredo among them), documents, and 6to4.
+_PUBLIC_V6 = IPv6Network("2000::/3")
+_NOT_PUBLIC_V6 = tuple(IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
+#: An IPv6 address that stands for the IPv4 address in its last 32 bits: NAT64, and mapped.
+_STANDS_FOR_V4 = tuple(IPv6Network(block) for block in ("64:ff9b::/96", "::ffff:0:0/96"))
+#: Last labels of names that no public server has.
+_LOCAL_NAMES = frozenset({"localhost", "localdomain", "local", "internal", "intranet", "lan", "home", "corp", "arpa"})
+
+_UNSEEN = re.compile(r"[\x00-\x20\x7f\\]")
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+class AddressRefused(Exception):
+    """An address that is not gone to.  code: ``invalid_url`` for its form, else ``url_not_allowed``."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRules:
+    """What is gone to.  ports: None for any.  local_names: whether ``localhost`` and its like may be named."""
+
+    schemes: frozenset[str]
+    ports: frozenset[int] | None
+    local_names: bool
+    admits: Callable[[IPAddress], bool]
+
+    def check(self, scheme: str, port: int, address: IPAddress) -> None:
+        """Raise AddressRefused unless a connection to this may be made."""
+        self.check_service(scheme, port)
+        if not self.admits(address):
+            raise AddressRefused("url_not_allowed", "The address is not one of the public network.")
+
+    def check_service(self, scheme: str, port: int) -> None:
+        """Raise AddressRefused for a scheme or a port that is not allowed."""
+        if scheme not in self.schemes:
+            raise AddressRefused("url_not_allowed", f"Only {', '.join(sorted(self.schemes))} is allowed.")
+        if self.ports is not None and port not in self.ports:
+            allowed = ", ".join(str(one) for one in sorted(self.ports))
+            raise AddressRefused("url_not_allowed", f"The port {port} is not allowed; allowed are {allowed}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A URL's parts that say where it leads.  host: in lower case, without brackets and a last dot.
+
+    literal: the address that the host is a notation of; None for a name.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    literal: IPAddress | None
+
+
+def address_rules(*, allow_private: bool, ports: Iterable[int] = PUBLIC_PORTS) -> AddressRules:
+    """Give the rules of the public network: https, some ports, no private address; or those of a closed one."""
+    if allow_private:
+        return AddressRules(frozenset({"http", "https"}), None, local_names=True, admits=lambda _: True)
+    return AddressRules(frozenset({"https"}), frozenset(ports), local_names=False, admits=is_public)
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether an address is a host's on the public network, and leads to no other one."""
+    if isinstance(address, IPv4Address):
+        return not any(address in block for block in _NOT_PUBLIC_V4)
+    if address.scope_id is not None:
+        return False
+    if any(address in block for block in _STANDS_FOR_V4):
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+    return address in _PUBLIC_V6 and not any(address in block for block in _NOT_PUBLIC_V6)
+
+
+def check_url(url: str, rules: AddressRules) -> None:
+    """Raise AddressRefused for a URL that the rules forbid, as far as that shows without resolving its name."""
+    parts = split_url(url)
+    if parts.literal is not None:
+        rules.check(parts.scheme, parts.port, parts.literal)
+        return
+    rules.check_service(parts.scheme, parts.port)
+    last = parts.host.rpartition(".")[2]
+    if not rules.local_names and (last == parts.host or last in _LOCAL_NAMES):
+        raise AddressRefused("url_not_allowed", "The host's name is not one of the public network.")
+
+
+def split_url(url: str) -> Url:
+    """Read where an http or https URL leads; raises AddressRefused (``invalid_url``) for any unusual form."""
+    if _UNSEEN.search(url):
+        raise _invalid("it has a space, a control character or a backslash")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise _invalid("it cannot be read") from error
+    if parts.scheme not in ("http", "https"):
+        raise _invalid("it does not start with http:// or https://")
+    if "@" in parts.netloc:
+        raise _invalid("it has a user name or password")
+    if "[" in parts.netloc and ":" not in host:
+        raise _invalid("its host is no IPv6 address")
+    if port == 0:
+        raise _invalid("its port is 0")
+    name = _plain(host)
+    return Url(parts.scheme, name, port or (443 if parts.scheme == "https" else 80), _literal(name))
+
+
+def _plain(host: str) -> str:
+    """Write a host as it is looked up: compatible characters by their plain ones, without the root's dot."""
+    plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".").lower()
+    return plain.removesuffix(".")
+
+
+def _literal(host: str) -> IPAddress | None:
+    if ":" in host:
+        try:
+            return IPv6Address(host)
+        except AddressValueError as error:
+            raise _invalid("its host is no IPv6 address") from error
+    labels = host.split(".")
+    if len(host) > 253 or not all(_is_label(label) for label in labels):
+        raise _invalid("its host is no name")
+    if not _NUMBER.fullmatch(labels[-1]):
+        return None
+    try:
+        # The notations that the C library takes, and all that looks names up with it: 127.1, 0x7f000001, 017700000001.
+        return IPv4Address(socket.inet_aton(host))
+    except OSError as error:
+        raise _invalid("its host is no IPv4 address") from error
+
+
+def _is_label(label: str) -> bool:
+    """Whether this may stand between two dots.  Of other scripts' names the resolver has the last word."""
+    if label.isascii():
+        return _LABEL.fullmatch(label) is not None
+    return len(label) <= 63 and all(char.isalnum() or char == "-" or unicodedata.combining(char) for char in label)
+
+
+def _invalid(why: str) -> AddressRefused:
+    return AddressRefused("invalid_url", f"Give an http or https URL without a user name or password: {why}.")

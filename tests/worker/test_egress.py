@@ -1,0 +1,587 @@
+"""The way out, against addresses that must not be reached and servers that misbehave, all of them real sockets."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import trustme
+
+from jobs.addresses import AddressRefused, AddressRules, address_rules, check_url, is_public
+from jobs.errors import InvalidImage, SourceUnavailable
+from jobs.settings import WorkerSettings
+from jobs.spec import ImageSource
+from jobs.storage import Store
+from worker.egress import EgressSession, egress_session
+from worker.sources import fetch_image
+
+NAME = "images.example.com"
+
+#: Refused by their form alone, before any name is looked up.  {port} is one that is allowed, and listened on.
+BY_FORM = [
+    # IPv4 in every notation that the C library takes.
+    "https://127.0.0.1:{port}/",
+    "https://127.1:{port}/",
+    "https://127.0.1:{port}/",
+    "https://2130706433:{port}/",
+    "https://0x7f000001:{port}/",
+    "https://0x7F.1:{port}/",
+    "https://0x7f.0x0.0x0.0x1:{port}/",
+    "https://017700000001:{port}/",
+    "https://0177.0.0.1:{port}/",
+    "https://0177.0.0.0x1:{port}/",
+    "https://0:{port}/",
+    "https://0.0.0.0:{port}/",
+    "https://127.0.0.1.:{port}/",
+    "https://255.255.255.255:{port}/",
+    # Private, shared, link-local and metadata.
+    "https://10.0.0.1:{port}/",
+    "https://172.16.0.1:{port}/",
+    "https://192.168.1.1:{port}/",
+    "https://100.64.0.1:{port}/",
+    "https://169.254.169.254:{port}/latest/meta-data/",
+    "https://2852039166:{port}/latest/meta-data/",
+    "https://0xa9fea9fe:{port}/",
+    "https://0251.0376.0251.0376:{port}/",
+    "https://169.254.43518:{port}/",
+    "https://169.254.170.2:{port}/v2/credentials",
+    "https://100.100.100.200:{port}/latest/meta-data/",
+    "https://192.0.0.192:{port}/opc/v2/",
+    "https://168.63.129.16:{port}/",
+    # For documents, benchmarks, multicast, the future, and relays of 6to4.
+    "https://192.0.2.1:{port}/",
+    "https://198.18.0.1:{port}/",
+    "https://198.51.100.1:{port}/",
+    "https://203.0.113.1:{port}/",
+    "https://224.0.0.1:{port}/",
+    "https://240.0.0.1:{port}/",
+    "https://192.88.99.1:{port}/",
+    # IPv6: its own special blocks, and those with an IPv4 address inside.
+    "https://[::1]:{port}/",
+    "https://[0:0:0:0:0:0:0:1]:{port}/",
+    "https://[::]:{port}/",
+    "https://[::127.0.0.1]:{port}/",
+    "https://[::ffff:127.0.0.1]:{port}/",
+    "https://[::ffff:7f00:1]:{port}/",
+    "https://[::ffff:169.254.169.254]:{port}/",
+    "https://[::ffff:0:127.0.0.1]:{port}/",
+    "https://[64:ff9b::127.0.0.1]:{port}/",
+    "https://[64:ff9b::a9fe:a9fe]:{port}/",
+    "https://[64:ff9b:1::7f00:1]:{port}/",
+    "https://[2002:7f00:1::]:{port}/",
+    "https://[2002:a9fe:a9fe::1]:{port}/",
+    "https://[2001:0:4136:e378:8000:63bf:80ff:fffe]:{port}/",
+    "https://[fe80::1]:{port}/",
+    "https://[fe80::1%25eth0]:{port}/",
+    "https://[fe80::1%lo]:{port}/",
+    "https://[::1%lo]:{port}/",
+    "https://[fec0::1]:{port}/",
+    "https://[fc00::1]:{port}/",
+    "https://[fd00:ec2::254]:{port}/latest/meta-data/",
+    "https://[2001:db8::1]:{port}/",
+    "https://[2001:2::1]:{port}/",
+    "https://[3fff::1]:{port}/",
+    "https://[ff02::1]:{port}/",
+    "https://[100::1]:{port}/",
+    "https://[v1.fe80]:{port}/",
+    # Names of the inside.
+    "https://localhost:{port}/",
+    "https://LOCALHOST.:{port}/",
+    "https://images.localhost:{port}/",
+    "https://metadata:{port}/",
+    "https://metadata.google.internal:{port}/computeMetadata/v1/",
+    "https://instance-data.ec2.internal:{port}/",
+    "https://redis:{port}/",
+    "https://printer.local:{port}/",
+    "https://api.default.svc.cluster.local:{port}/",
+    # Characters that become other ones.
+    "https://１２７.０.０.１:{port}/",
+    "https://①②⑦.⓪.⓪.①:{port}/",
+    "https://127。0。0。1:{port}/",
+    "https://127．0．0．1:{port}/",
+    "https://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}/",
+    "https://127.0.0.%31:{port}/",
+    "https://%31%32%37.0.0.1:{port}/",
+    "https://127.0.0.1\u200b.example.com:{port}/",
+    # Readers that disagree on where the host ends.
+    "https://me:secret@127.0.0.1:{port}/",
+    "https://images.example.com@127.0.0.1:{port}/",
+    "https://127.0.0.1:{port}@images.example.com/",
+    "https://@images.example.com:{port}/",
+    "https://images.example.com\\@127.0.0.1:{port}/",
+    "https:\\\\127.0.0.1:{port}/",
+    "https://127.0.0.1:{port}\\.images.example.com/",
+    "https://images.example.com:{port}\r\nHost: 127.0.0.1/",
+    "https://images.example.com:{port}/\r\nX-Injected: 1",
+    "https://images.example.com:{port}/a b",
+    "https://images.example.com\t:{port}/",
+    "https://images.example.com\x00.127.0.0.1:{port}/",
+    " https://127.0.0.1:{port}/",
+    "https://127.0.0.1:{port}#@images.example.com/",
+    "https://127.0.0.1:{port}?@images.example.com/",
+    "https:///127.0.0.1:{port}/",
+    "https://:{port}/",
+    "https://images..example.com:{port}/",
+    "https://-images.example.com:{port}/",
+    "https://1.2.3.4.5:{port}/",
+    "https://images.example.com.0x:{port}/",
+    "https://[127.0.0.1]:{port}/",
+    "https://[::1:{port}/",
+    "https://" + "a" * 64 + ".example.com:{port}/",
+    "https://" + "a." * 130 + "example.com:{port}/",
+    # Other services.
+    "http://images.example.com:{port}/",
+    "http://127.0.0.1:{port}/",
+    "https://images.example.com:22/",
+    "https://images.example.com:6379/",
+    "https://images.example.com:0/",
+    "https://images.example.com:99999/",
+    "https://images.example.com:+443/",
+    "https://images.example.com:４４３/",
+    "ftp://127.0.0.1:{port}/",
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:{port}/_INFO",
+    "dict://127.0.0.1:{port}/",
+    "data:image/png;base64,AAAA",
+    "javascript:alert(1)",
+    "//127.0.0.1:{port}/",
+    "127.0.0.1:{port}/",
+    "",
+]
+#: A name of the public network, and addresses that it has: refused when it has been looked up.
+BY_ADDRESS = [
+    ["127.0.0.1"],
+    ["169.254.169.254"],
+    ["10.1.2.3"],
+    ["::1"],
+    ["fe80::1%lo"],
+    ["fd00:ec2::254"],
+    ["::ffff:127.0.0.1"],
+    ["64:ff9b::7f00:1"],
+    ["2002:7f00:1::"],
+    ["2001::7f00:1"],
+    ["93.184.215.14", "127.0.0.1"],
+    ["127.0.0.1", "93.184.215.14"],
+    ["2606:2800:220:1::1", "93.184.215.14", "::1"],
+]
+
+
+class Sentinel:
+    """Listens on every loopback address, and counts who comes."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self._sockets = [socket.create_server(("127.0.0.1", 0))]
+        self.port = self._sockets[0].getsockname()[1]
+        if socket.has_ipv6:
+            self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
+        for listening in self._sockets:
+            threading.Thread(target=self._count, args=(listening,), daemon=True).start()
+
+    def _count(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                listening.accept()[0].close()
+            except OSError:
+                return
+            self.connections += 1
+
+    def close(self) -> None:
+        for listening in self._sockets:
+            listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[Sentinel]:
+    with closing(Sentinel()) as listening:
+        yield listening
+
+
+class Resolver:
+    """Answers for names as it is told, in turn; its last answer stays.  Addresses are looked up as ever."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+
+    def __call__(self, host: str, port: int, **named: Any) -> list[tuple[Any, ...]]:
+        if not host.endswith(".com"):
+            return list(socket.getaddrinfo(host, port, **named, flags=socket.AI_NUMERICHOST))
+        addresses = self._answers[min(self.asked, len(self._answers) - 1)]
+        self.asked += 1
+        return [entry for address in addresses for entry in socket.getaddrinfo(address, port, **named)]
+
+
+@pytest.mark.parametrize("form", BY_FORM)
+def test_a_hostile_form_is_refused_and_nothing_is_looked_up_or_reached(form: str, sentinel: Sentinel) -> None:
+    url, resolver = form.replace("{port}", str(sentinel.port)), Resolver(["127.0.0.1"])
+    ports = (443, sentinel.port)
+
+    with pytest.raises(AddressRefused):
+        check_url(url, address_rules(allow_private=False, ports=ports))
+    with pytest.raises(AddressRefused):
+        egress_session(allow_private=False, ports=ports, resolve=resolver).get(url, timeout=5)
+
+    assert (sentinel.connections, resolver.asked) == (0, 0)
+
+
+@pytest.mark.parametrize("addresses", BY_ADDRESS, ids=" ".join)
+def test_a_name_is_refused_when_any_of_its_addresses_is_private(addresses: list[str], sentinel: Sentinel) -> None:
+    url, resolver = f"https://{NAME}:{sentinel.port}/", Resolver(addresses)
+
+    check_url(url, address_rules(allow_private=False, ports=(sentinel.port,)))
+    with pytest.raises(AddressRefused) as refused:
+        egress_session(allow_private=False, ports=(sentinel.port,), resolve=resolver).get(url, timeout=5)
+
+    assert refused.value.code == "url_not_allowed"
+    assert (sentinel.connections, resolver.asked) == (0, 1)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(set(BY_FORM)) + len(BY_ADDRESS) >= 60
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["1.1.1.1", "93.184.215.14", "172.32.0.1", "2606:4700:4700::1111", "2a00:1450::1", "64:ff9b::101:101"],
+)
+def test_addresses_of_the_public_network_are_admitted(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://images.example.com/bee.jpg",
+        "https://images.example.com:8443/bee.jpg?size=1#top",
+        "https://IMAGES.example.com./bee.jpg",
+        "https://1.1.1.1/",
+        "https://[2606:4700:4700::1111]/",
+        "https://bücher.example/biene.jpg",
+        "https://my_bucket.s3-eu-west-1.example.com/a%20b@c.jpg",
+        "https://3com.example.com/",
+    ],
+)
+def test_usual_addresses_are_admitted(url: str) -> None:
+    check_url(url, address_rules(allow_private=False))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://[::1]/", "http://localhost:8000/", "http://redis/"])
+def test_a_closed_network_admits_its_own_addresses(url: str) -> None:
+    check_url(url, address_rules(allow_private=True))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@127.0.0.1/", "ftp://127.0.0.1/", "file:///etc/passwd", "http://a\\b/"]
+)
+def test_a_closed_network_still_refuses_nonsense(url: str) -> None:
+    with pytest.raises(AddressRefused) as refused:
+        egress_session(allow_private=True).get(url, timeout=5)
+
+    assert refused.value.code == "invalid_url"
+
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[int]:
+    """A server on loopback; gives its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            try:
+                answer(self)
+            except OSError:  # the other side left
+                self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer((host, 0), Handler)
+    server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def says(body: bytes, status: int = 200, **headers: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file of certificates that a client of these tests trusts."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return str(tmp_path / "ca.pem")
+
+
+def tls_of(authority: trustme.CA, name: str, sni: list[str | None]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    context.sni_callback = lambda _socket, asked, _context: sni.append(asked)
+    return context
+
+
+def test_https_keeps_the_name_in_host_and_sni_and_checks_its_certificate(authority: trustme.CA, bundle: str) -> None:
+    hosts: list[str] = []
+    sni: list[str | None] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        hosts.append(handler.headers["Host"])
+        says(b"bee")(handler)
+
+    with serving(answer, tls_of(authority, NAME, sni)) as port:
+        session = egress_session(allow_private=True, resolve=Resolver(["127.0.0.1"]))
+        session.verify = bundle
+        body = session.get(f"https://{NAME}:{port}/", timeout=10).content
+
+    assert (body, hosts, sni) == (b"bee", [f"{NAME}:{port}"], [NAME])
+
+
+def test_a_certificate_of_another_name_is_refused(authority: trustme.CA, bundle: str) -> None:
+    with serving(says(b"bee"), tls_of(authority, "other.example.com", [])) as port:
+        session = egress_session(allow_private=True, resolve=Resolver(["127.0.0.1"]))
+        session.verify = bundle
+        with pytest.raises(requests.exceptions.SSLError):
+            session.get(f"https://{NAME}:{port}/", timeout=10)
+
+
+def test_a_certificate_of_nobody_who_is_trusted_is_refused(authority: trustme.CA) -> None:
+    with serving(says(b"bee"), tls_of(authority, NAME, [])) as port:
+        session = egress_session(allow_private=True, resolve=Resolver(["127.0.0.1"]))
+        with pytest.raises(requests.exceptions.SSLError):
+            session.get(f"https://{NAME}:{port}/", timeout=10)
+
+
+def test_a_name_that_is_rebound_leads_where_it_was_checked_and_then_nowhere(sentinel: Sentinel) -> None:
+    """127.0.0.2 stands for the public network, 127.0.0.1 for what is behind the door."""
+    only_2 = AddressRules(frozenset({"http"}), None, local_names=False, admits=lambda ip: str(ip) == "127.0.0.2")
+    resolver = Resolver(["127.0.0.2"], ["127.0.0.1"])
+    session = EgressSession(only_2, resolver)
+
+    with serving(says(b"bee", Connection="close"), host="127.0.0.2") as port:
+        first = session.get(f"http://{NAME}:{port}/", timeout=5)
+    assert (first.content, resolver.asked) == (b"bee", 1)
+    with pytest.raises(AddressRefused):
+        session.get(f"http://{NAME}:{sentinel.port}/", timeout=5)
+
+    assert (sentinel.connections, resolver.asked) == (0, 2)
+
+
+def test_the_next_address_is_taken_when_the_first_is_silent() -> None:
+    with serving(says(b"bee"), host="127.0.0.2") as port:
+        session = egress_session(allow_private=True, resolve=Resolver(["127.0.0.3", "127.0.0.2"]))
+
+        assert session.get(f"http://{NAME}:{port}/", timeout=5).content == b"bee"
+
+
+def test_no_proxy_of_the_environment_is_used(sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{sentinel.port}")
+
+    with serving(says(b"bee")) as port:
+        assert egress_session(allow_private=True).get(f"http://127.0.0.1:{port}/", timeout=5).content == b"bee"
+
+    assert sentinel.connections == 0
+
+
+def test_cookies_of_one_answer_do_not_go_with_the_next_request() -> None:
+    seen: list[str | None] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        seen.append(handler.headers["Cookie"])
+        says(b"", Set_Cookie="job=1; Path=/")(handler)
+
+    with serving(answer) as port:
+        session = egress_session(allow_private=True)
+        for _ in range(2):
+            session.get(f"http://127.0.0.1:{port}/", timeout=5)
+
+    assert seen == [None, None]
+
+
+def trickle(handler: BaseHTTPRequestHandler, start: bytes, one: bytes) -> None:
+    handler.wfile.write(start)
+    while True:
+        handler.wfile.write(one)
+        time.sleep(0.05)  # it is the server that is slow here
+
+
+@pytest.mark.parametrize(
+    ("start", "one"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "chunks", "header", "continue"],
+)
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_a_trickle_ends_at_the_deadline(
+    start: bytes, one: bytes, secure: bool, authority: trustme.CA, bundle: str
+) -> None:
+    tls = tls_of(authority, NAME, []) if secure else None
+    with serving(lambda handler: trickle(handler, start, one), tls) as port:
+        session = egress_session(allow_private=True, resolve=Resolver(["127.0.0.1"]))
+        session.verify = bundle
+        began = time.monotonic()
+        with pytest.raises(requests.RequestException):
+            session.get(f"{'https' if secure else 'http'}://{NAME}:{port}/", timeout=0.5)
+
+    assert 0.4 < time.monotonic() - began < 2
+
+
+def test_a_name_server_that_is_silent_ends_at_the_deadline() -> None:
+    silence = threading.Event()
+
+    def resolve(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        silence.wait(30)
+        return []
+
+    began = time.monotonic()
+    with pytest.raises(requests.exceptions.ConnectTimeout):
+        egress_session(allow_private=True, resolve=resolve).get(f"http://{NAME}/", timeout=0.3)
+
+    assert time.monotonic() - began < 2
+    silence.set()
+
+
+def test_a_header_without_end_is_refused() -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(90):
+            handler.wfile.write(b"X-%d: " % number + b"x" * 60_000 + b"\r\n")
+        handler.wfile.write(b"Content-Length: 0\r\n\r\n")
+
+    with serving(answer) as port, pytest.raises(requests.RequestException, match="header is too long"):
+        egress_session(allow_private=True).get(f"http://127.0.0.1:{port}/", timeout=5)
+
+
+def fetch(url: str, session: requests.Session, store: Store, **fields: Any) -> bytes:
+    return fetch_image(ImageSource.model_construct(url=url), "ant", store, session, WorkerSettings(**fields))
+
+
+def test_a_redirect_is_checked_at_each_hop(sentinel: Sentinel, store: Store) -> None:
+    only_2 = AddressRules(
+        frozenset({"http"}), None, local_names=True, admits=lambda ip: str(ip) in ("127.0.0.2", "127.0.0.3")
+    )
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        moved = {
+            "/relative": "/two",
+            "/two": f"http://127.0.0.3:{handler.server.server_port}/bee",  # type: ignore[attr-defined]  # http.server's
+            "/inside": f"http://127.0.0.1:{sentinel.port}/",
+            "/chain": "/inside",
+            "/name": f"http://{NAME}:{sentinel.port}/",
+            "/decimal": f"//2130706433:{sentinel.port}/",
+            "/file": "file:///etc/passwd",
+            "/user": f"http://a:b@127.0.0.2:{sentinel.port}/",
+            "/loop": "/loop",
+        }.get(handler.path)
+        says(b"bee", 302 if moved else 200, **({"Location": moved} if moved else {}))(handler)
+
+    with serving(answer, host="0.0.0.0") as port:  # noqa: S104  the name of all of loopback
+        session = EgressSession(only_2, Resolver(["127.0.0.1"]))
+        host = f"http://127.0.0.2:{port}"
+        assert fetch(f"{host}/relative", session, store) == b"bee"
+        for path, code in {
+            "/inside": "url_not_allowed",
+            "/chain": "url_not_allowed",
+            "/name": "url_not_allowed",
+            "/decimal": "url_not_allowed",
+            "/file": "invalid_url",
+            "/user": "invalid_url",
+            "/loop": "url_redirects",
+        }.items():
+            with pytest.raises(InvalidImage) as refused:
+                fetch(host + path, session, store)
+            assert (path, refused.value.code) == (path, code)
+
+    assert sentinel.connections == 0
+
+
+def test_the_body_of_a_redirect_is_not_read(store: Store) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/bee":
+            says(b"bee")(handler)
+        else:
+            handler.send_response(302)
+            handler.send_header("Location", "/bee")
+            handler.end_headers()
+            trickle(handler, b"", b"x")
+
+    with serving(answer) as port:
+        url = f"http://127.0.0.1:{port}/"
+        assert fetch(url, egress_session(allow_private=True), store, fetch_timeout_s=5) == b"bee"
+
+
+def test_an_answer_that_grows_when_it_is_unpacked_is_cut_off_at_the_limit(store: Store) -> None:
+    packed = gzip.compress(bytes(256 * 2**20))
+    asked: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers["Accept-Encoding"])
+        says(packed, Content_Encoding="gzip")(handler)
+
+    with serving(answer) as port:
+        url = f"http://127.0.0.1:{port}/"
+        tracemalloc.start()
+        with pytest.raises(InvalidImage) as refused:
+            fetch(url, egress_session(allow_private=True), store, max_image_bytes=4 * 2**20)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert (refused.value.code, asked) == ("image_file_too_large", ["identity"])
+    assert peak < 24 * 2**20
+
+
+def test_an_endless_answer_is_cut_off_at_the_limit(store: Store) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(2**16))
+
+    with serving(answer) as port, pytest.raises(InvalidImage) as refused:
+        fetch(f"http://127.0.0.1:{port}/", egress_session(allow_private=True), store, max_image_bytes=2**20)
+
+    assert refused.value.code == "image_file_too_large"
+
+
+def test_a_slow_host_is_the_sources_fault_and_tried_again(store: Store) -> None:
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+    with serving(lambda handler: trickle(handler, start, b"x")) as port, pytest.raises(SourceUnavailable):
+        fetch(f"http://127.0.0.1:{port}/", egress_session(allow_private=True), store, fetch_timeout_s=0.5)
