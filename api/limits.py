@@ -7,7 +7,6 @@ The headers are those of draft-ietf-httpapi-ratelimit-headers up to version 7: `
 from __future__ import annotations
 
 import ipaddress
-import logging
 import math
 import time
 from typing import Any
@@ -19,11 +18,17 @@ from flask_limiter import Limiter
 from api.services import EXTENSION, Services, services
 from jobs.logs import get_logger
 
+#: After Redis did not count, nothing is counted for so long: a Redis that hangs must not hold each request twice.
+REST_S = 5.0
+
 logger = get_logger()
 
 
 def register_limits(app: Flask) -> None:
-    """Count each request that stands before a route with a scope; it is known by then who asks."""
+    """Count each request that stands before a route with a scope; it is known by then who asks.
+
+    Without Redis, or with a full one, nothing is counted; what needs the ledger answers 503 by itself.
+    """
     door: Services = app.extensions[EXTENSION]
     # Any: the extension declares strings and numbers; it hands everything on to the storage of the library `limits`.
     storage: Any = {"connection_pool": door.redis.connection_pool, "key_prefix": "mf:limits"}
@@ -34,12 +39,24 @@ def register_limits(app: Flask) -> None:
         strategy="sliding-window-counter",
         storage_uri=door.settings.redis_url.get_secret_value(),
         storage_options=storage,
-        # Without Redis, or with a full one, nothing is counted; what needs the ledger answers 503 by itself.
         swallow_errors=True,
     )
-    limiter.request_filter(lambda: not _limit())
-    limiter.logger.addFilter(_in_our_words)
-    limiter.init_app(app)
+    # It would log a stack for each request that was not counted, and the address of each that was refused.
+    limiter.logger.disabled = True
+    resting_until = 0.0
+
+    def is_to_count() -> bool:
+        return bool(_limit()) and time.monotonic() >= resting_until
+
+    limiter.request_filter(lambda: not is_to_count())
+    limiter.init_app(app)  # counts, and raises when it is too much
+
+    @app.before_request
+    def rest_when_not_counted() -> None:
+        nonlocal resting_until
+        if is_to_count() and limiter.current_limit is None:
+            resting_until = time.monotonic() + REST_S
+            logger.warning("rate_limit_not_counted", resting_s=REST_S)
 
     @app.after_request
     def tell(answer: Response) -> Response:
@@ -78,10 +95,3 @@ def _network(address: str) -> str:
     except ValueError:  # a UNIX socket has none
         return "none"
     return str(ipaddress.ip_network((whole, 64), strict=False)) if whole.version == 6 else address
-
-
-def _in_our_words(record: logging.LogRecord) -> bool:
-    """Say in one line that Redis did not count; that somebody is refused is in the figures, by its status."""
-    if record.levelno >= logging.ERROR:
-        logger.warning("rate_limit_not_counted")
-    return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -51,6 +54,20 @@ def test_a_key_that_is_made_opens_what_its_scopes_allow(app: Flask, command: Cal
     answer = reader.send(job())
     assert "jobs:write" in check_problem(answer, 403, "missing_scope").detail
     assert "insufficient_scope" in answer.headers["WWW-Authenticate"]
+
+
+def test_a_key_is_made_for_the_stack_that_runs_here(
+    key_store: KeyStore, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".maskfleet").mkdir()
+    line = {"api_url": "http://127.0.0.1:1", "api_key": "k", "redis_url": redis_url, "pids": {"api": os.getpid()}}
+    (tmp_path / ".maskfleet" / "stack.json").write_text(json.dumps(line))
+
+    made = CliRunner().invoke(main, ["keys", "create", "--tenant", "apiary", "--scope", "admin"])
+
+    assert made.exit_code == 0
+    assert [key.tenant for key in key_store.listed()] == ["apiary"]
 
 
 def test_several_keys_of_a_tenant_open_the_same_jobs(app: Flask, key_store: KeyStore) -> None:
