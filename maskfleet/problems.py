@@ -8,7 +8,7 @@ ApiError                    code, detail, status, errors: the server's problem d
 ├── Unavailable             5xx, or no answer at all: the same call may succeed later
 ├── WaitedTooLong           the deadline of a wait passed; the job goes on
 └── DamagedFile             a downloaded file is not the one in the manifest
-WebhookRejected             a webhook that is not from the server, or is too old
+WebhookRejected             code, detail: a webhook that is not from the server, or is too old
 """
 
 from __future__ import annotations
@@ -71,7 +71,16 @@ class DamagedFile(ApiError):
 
 
 class WebhookRejected(ValueError):
-    """The webhook's signature does not fit its body, or its timestamp is more than five minutes off."""
+    """A webhook that is not to be trusted, or not understood.
+
+    ``code``: ``missing_header``, ``invalid_timestamp``, ``too_old``, ``too_new``, ``wrong_signature``;
+    ``unknown_event`` for one that is signed and tells of nothing that is known here.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: WrongState}
