@@ -9,12 +9,20 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 #: Where the stack keeps what its ``--json`` line says.
 STATE_FILE = "stack.json"
+#: Where it keeps its secrets.
+KEYS_FILE = "keys.json"
 
 
 class _Pids(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     api: int
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    webhook_secret: SecretStr
 
 
 class LocalServer(BaseModel):
@@ -36,3 +44,11 @@ def local_server(data: Path) -> LocalServer | None:
     except (OSError, ValidationError):
         return None
     return server
+
+
+def local_webhook_secret(data: Path) -> SecretStr | None:
+    """Give the secret that a stack with this data folder signs webhooks with, unless its settings name others."""
+    try:
+        return _Keys.model_validate_json((data / KEYS_FILE).read_bytes()).webhook_secret
+    except (OSError, ValidationError):
+        return None

@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.keys import new_key
-from maskfleet.local_server import STATE_FILE
+from maskfleet.local_server import KEYS_FILE, STATE_FILE
 
 #: A log that is longer when the stack starts is put aside.
 LONGEST_LOG = 5 * 2**20
@@ -60,9 +60,9 @@ class StackFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.path / "logs").mkdir(exist_ok=True)
         self._lock = lock_file(self.path / "lock", wait=False)
-        self.keys = self._read("keys.json", StackKeys)
+        self.keys = self._read(KEYS_FILE, StackKeys)
         self.ports = self._read("ports.json", StackPorts)
-        self._write("keys.json", self.keys.model_dump_json())
+        self._write(KEYS_FILE, self.keys.model_dump_json())
 
     def remember_ports(self, ports: StackPorts) -> None:
         self.ports = ports

@@ -31,7 +31,9 @@ def verify_webhook(
     A webhook may come more than once: its ``webhook-id`` header is then the same.
     Raises WebhookRejected, whose ``code`` says why; ValueError for a secret that is none, or when there are none.
     """
-    signers = _signers(secrets)
+    signers = _signers([secrets] if isinstance(secrets, str) else list(secrets))
+    if not signers:
+        raise ValueError("Give at least one secret to verify webhooks with.")
     given = {name.lower(): value for name, value in headers.items()}
     missing = [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]
     if missing:
@@ -51,14 +53,15 @@ def verify_webhook(
         raise WebhookRejected("unknown_event", "It is signed, but no event that this version knows.") from error
 
 
-def _signers(secrets: str | Iterable[str]) -> list[Signer]:
-    every = [secrets] if isinstance(secrets, str) else list(secrets)
-    if not every:
-        raise ValueError("Give at least one secret to verify webhooks with.")
+def check_secrets(secrets: Iterable[str]) -> None:
+    """Raise ValueError for a secret that is none; the message does not show it."""
+    _signers(secrets)
+
+
+def _signers(secrets: Iterable[str]) -> list[Signer]:
     try:
-        return [Signer(secret) for secret in every]
+        return [Signer(secret) for secret in secrets]
     except (EmptyWebhookSecretError, ValueError) as error:
-        # The secret itself must not stand in a log.
         raise ValueError("A webhook secret is whsec_ and base64 after it, as the operator has it.") from error
 
 
