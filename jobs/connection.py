@@ -30,13 +30,13 @@ def connect(settings: SharedSettings) -> redis.Redis:
 
 
 def load_script(client: redis.Redis, name: str, *, takes_in: bool = False) -> Script:
-    """Make the script of this name, with the prelude that all share.
+    """Make the script of this name, with what all share before it.
 
     takes_in: a full Redis refuses it.  All others are let through: what was taken in must still come to its end,
     which is what makes room again.
     """
     scripts = importlib.resources.files("jobs") / "lua"
-    text = (scripts / "prelude.lua").read_text() + (scripts / f"{name}.lua").read_text()
+    text = "".join((scripts / f"{part}.lua").read_text() for part in ("lanes", "prelude", name))
     return client.register_script(text if takes_in else f"#!lua flags=allow-oom\n{text}")
 
 

@@ -1,18 +1,27 @@
-"""What a webhook says: that a job has ended, and how.  Thin on purpose; masks are never in it."""
+"""What a webhook says: that a job has started or ended, and how.  Thin on purpose; masks are never in it."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import Field
 
 from jobs.record import Failure, JobRecord, JobUrls, Metrics
 from jobs.spec import EventName, Wire
+from jobs.status import Status
+
+#: Standard Webhooks ask for bodies below this, in bytes.
+MAX_BODY_BYTES = 20_000
+#: Characters of an error that are told; the job's record has all of it.
+_MAX_DETAIL = 1000
 
 
 class EventData(Wire):
-    """The job's end in short."""
+    """The job in short."""
 
     id: str
-    status: EventName
+    status: Status
     mode: str
     model: str
     attempt: int
@@ -22,8 +31,8 @@ class EventData(Wire):
     best_score: float | None
     metrics: Metrics | None
     error: Failure | None
-    metadata: dict[str, str]
-    urls: JobUrls
+    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
+    urls: JobUrls = Field(description="Where the rest is; ``result`` answers with the manifest.")
 
 
 class Event(Wire):
@@ -34,15 +43,39 @@ class Event(Wire):
     data: EventData
 
 
-def job_ended(record: JobRecord, model: str, base_url: str) -> Event:
-    """Make the event of a job's end.  It depends on the record alone, so every try sends the same bytes."""
+class PingData(Wire):
+    """What a ping says."""
+
+    url: str
+
+
+class Ping(Wire):
+    """The body of a webhook that its owner asked for, to see whether the receiver listens."""
+
+    type: Literal["webhook.ping"] = "webhook.ping"
+    timestamp: datetime
+    data: PingData
+
+
+def is_true(event: str, record: JobRecord) -> bool:
+    """Whether an event still tells how the job stands: it may have ended, or been retried, since."""
+    return not record.status.ended if event == EventName.STARTED else str(record.status) == event
+
+
+def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event:
+    """Make the event of a job's start or end.
+
+    model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+    """
+    started = event == EventName.STARTED
     view = record.view(model, base_url)
-    return Event(
-        type=f"job.{record.status}",
-        timestamp=datetime.fromtimestamp((record.ended_ms or record.created_ms) / 1000, UTC),
+    time_ms = record.started_ms if started else record.ended_ms
+    body = Event(
+        type=f"job.{event}",
+        timestamp=datetime.fromtimestamp((time_ms or record.created_ms) / 1000, UTC),
         data=EventData(
             id=view.id,
-            status=EventName(record.status),
+            status=Status.PROCESSING if started else view.status,
             mode=view.mode,
             model=view.model,
             attempt=view.attempt,
@@ -51,8 +84,15 @@ def job_ended(record: JobRecord, model: str, base_url: str) -> Event:
             masks=view.result.masks if view.result else None,
             best_score=view.result.best_score if view.result else None,
             metrics=view.result.metrics if view.result else None,
-            error=view.error,
+            error=_clipped(view.error),
             metadata=view.metadata,
             urls=view.urls,
         ),
     )
+    if len(body.model_dump_json().encode()) < MAX_BODY_BYTES:
+        return body
+    return body.model_copy(update={"data": body.data.model_copy(update={"metadata": None})})
+
+
+def _clipped(error: Failure | None) -> Failure | None:
+    return error and Failure(code=error.code, detail=error.detail[:_MAX_DETAIL])

@@ -18,8 +18,16 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     pace                  hash    queue → a moving average of the time that one job takes, in ms
     totals                hash    counts since the beginning: created, each end, fenced, requeued, retried
     outbox                zset    job id → when it is to be published (again); left by the claim  (jobs/outbox.py)
-    deliveries            zset    delivery id → when it is to be sent                         (jobs/deliveries.py)
-    delivery:{id}         hash    job, event, url, tries, outcome; expires as the record does (jobs/deliveries.py)
+    deliveries            zset    delivery id → when it is to be sent; who waits              (jobs/deliveries.py)
+    delivery:{id}         hash    a webhook: whose, what, where, state, its bytes; expires ``retention_s`` after
+                                  its end, and a week after the week in which it is given up at the latest
+    tries:{id}            list    the latest tries at it as JSON; expires as the delivery does
+    deliveries:{tenant}   zset    delivery id → created; the tenant's log; forgets expired ones by itself
+    told:{job}            list    ids of the job's deliveries; expires two weeks after the last
+    lanes, lanes:{tenant}  zset   tenant, host → when to look what is due; nothing due, no entry
+    due:{tenant}:{host}, sending:{tenant}:{host}  zset  delivery id → when due, until when taken
+    breaker:{tenant}:{host}  hash  failures in a row, until when the host is left alone; expires after a day
+    disabled:{tenant}:{SHA-1 of the URL}  string  when the endpoint answered 410; expires after ``DISABLED_S``
     workers               zset    node → last seen, in seconds                                (jobs/roster.py)
     swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/sweep.py)
     sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)

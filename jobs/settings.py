@@ -167,9 +167,22 @@ class CourierSettings(SharedSettings):
 
     #: Standard Webhooks secrets, ``whsec_…``; the first signs, all are sent while keys rotate.
     webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    #: Waits before each try; the last failure gives the delivery up.
-    webhook_schedule_s: Annotated[tuple[float, ...], NoDecode] = (0, 5, 300, 1800, 7200)
+    #: Waits before each try, and up to a fifth more; the last failure gives the delivery up.  The schedule of Standard
+    #: Webhooks: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h, three days in all.
+    webhook_schedule_s: Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode, Field(min_length=1)] = (
+        *(0, 5, 5 * 60, 30 * 60),
+        *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)),
+    )
+    #: The time of one try, from looking the host up to the last byte of its answer.
     webhook_timeout_s: float = Field(15.0, gt=0)
+    #: Webhooks that one courier sends at once; one tenant has three quarters of them at most.
+    webhook_senders: int = Field(32, ge=1)
+    #: Webhooks of one tenant that are sent to one host at once, by all couriers.
+    webhook_per_host: int = Field(8, ge=1)
+    #: A host that failed so often in a row is left alone; 0 for never.
+    webhook_breaker_failures: int = Field(5, ge=0)
+    #: For how long at first; twice as long after each look at it that fails, up to 32 times.
+    webhook_breaker_s: float = Field(10.0, gt=0)
     #: The address that clients reach the API under; links in webhooks start with it.
     public_url: str = "http://127.0.0.1:8000"
     #: How often leases, deadlines and the outbox are looked through.

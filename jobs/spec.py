@@ -60,12 +60,17 @@ class Priority(StrEnum):
 
 
 class EventName(StrEnum):
-    """The end of a job that a webhook tells of."""
+    """What of a job a webhook tells: its start, or one of its ends."""
 
+    STARTED = "started"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
     EXPIRED = "expired"
+
+
+#: What is told unless a job says otherwise: each way to end.
+ENDS = tuple(name for name in EventName if name is not EventName.STARTED)
 
 
 def _is_s3_uri(uri: str) -> str:
@@ -224,11 +229,11 @@ class PromptParams(Wire):
 
 
 class Webhook(Wire):
-    """Where to tell that the job has ended, as a Standard Webhook."""
+    """Where to tell of the job, as a Standard Webhook."""
 
     url: HttpUrl
     events: tuple[EventName, ...] = Field(
-        tuple(EventName), min_length=1, description="The ends to tell of. Default: all."
+        ENDS, min_length=1, description="What to tell of. Default: every end, and not the start."
     )
 
 

@@ -5,15 +5,19 @@ CPU only.  Several may run: whatever one takes, it takes by a script of the ledg
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jobs.connection import connect
-from jobs.deliveries import Deliveries, Delivery
+from jobs.deliveries import Breaker, Deliveries, Delivery, Shares
+from jobs.delivery import DeliveryState, TryOutcome
 from jobs.errors import JobError, QueueUnavailable
-from jobs.events import job_ended
+from jobs.events import is_true, job_event
 from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
 from jobs.outbox import Outbox
@@ -22,12 +26,12 @@ from jobs.settings import CourierSettings
 from worker.children import StopSignals
 from worker.egress import egress_session
 from worker.sweep import Sweep
-from worker.webhook import Outcome, Try, send
+from worker.webhook import Sent, send
 
 log = get_logger()
 
-#: Webhooks that are sent at once; a slow receiver holds one of these.
-SENDERS = 16
+#: One tenant has so much of a courier's senders at most, however many receivers of its own hang.
+TENANT_SHARE = 0.75
 #: A courier reports on what it took within so many of a receiver's time limits, or another courier takes it.
 LEASE_TIMEOUTS = 4
 #: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
@@ -44,32 +48,51 @@ class Courier:
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
         self._outbox = Outbox(redis, settings.republish_s)
-        self._deliveries = Deliveries(redis)
+        breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s)
+        self._deliveries = Deliveries(redis, breaker, settings.retention_s)
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
+        #: The tenants of the webhooks that are being sent.
+        self._sending: dict[Future[None], str] = {}
+        self._sent = threading.Event()
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` says so; then end the tries under way."""
-        lease_s = LEASE_TIMEOUTS * self._settings.webhook_timeout_s
-        sending: set[Future[None]] = set()
         # One more than senders: a sweep takes its time, and no webhook waits for it.
-        with ThreadPoolExecutor(SENDERS + 1, thread_name_prefix="sender") as senders:
+        with ThreadPoolExecutor(self._settings.webhook_senders + 1, thread_name_prefix="sender") as senders:
+            next_look = 0.0
             while not is_over():
                 try:
-                    self._reap()
-                    self._publish()
-                    # No more than can be sent at once: what waits here would wait on its lease, and lose a try by it.
-                    sending = {future for future in sending if not future.done()}
-                    for delivery in self._deliveries.due(SENDERS - len(sending), lease_s=lease_s):
-                        sending.add(senders.submit(self._deliver, delivery))
-                    if self._sweep_is_due():
-                        senders.submit(self._sweep_up, is_over)
+                    if time.monotonic() >= next_look:
+                        next_look = time.monotonic() + self._settings.tick_s
+                        self._reap()
+                        self._publish()
+                        if self._sweep_is_due():
+                            senders.submit(self._sweep_up, is_over)
+                    self._take(senders)
                 except QueueUnavailable:
                     log.warning("queue_unavailable")
-                time.sleep(self._settings.tick_s)
+                    self._sent.clear()  # what ends meanwhile is no reason to ask again at once
+                # A sender that is free again takes what is due without waiting for the next look.
+                self._sent.wait(max(0.0, next_look - time.monotonic()))
+
+    def _take(self, senders: ThreadPoolExecutor) -> None:
+        settings = self._settings
+        self._sent.clear()
+        self._sending = {future: tenant for future, tenant in self._sending.items() if not future.done()}
+        # No more than can be sent at once: what waits here would wait on its lease, and lose a try by it.
+        free = settings.webhook_senders - len(self._sending)
+        if free == 0:
+            return
+        per_tenant = math.ceil(settings.webhook_senders * TENANT_SHARE)
+        shares = Shares(settings.webhook_per_host, per_tenant, Counter(self._sending.values()))
+        for delivery in self._deliveries.due(free, lease_s=LEASE_TIMEOUTS * settings.webhook_timeout_s, shares=shares):
+            future = senders.submit(self._deliver, delivery)
+            self._sending[future] = delivery.tenant
+            future.add_done_callback(lambda _: self._sent.set())
 
     def _reap(self) -> None:
         reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
@@ -101,36 +124,50 @@ class Courier:
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            record = self._ledger.read(delivery.job_id)
-            if record is None:
-                self._deliveries.ended(delivery, "the job is forgotten")
-                return
-            if str(record.status) != str(delivery.event):
-                self._deliveries.ended(delivery, "the job was retried")
-                return
-            event = job_ended(record, self._settings.model_name, self._settings.public_url.rstrip("/"))
-            result = send(
-                delivery, event.model_dump_json(), self._secrets, self._session, self._settings.webhook_timeout_s
-            )
-            self._note(delivery, result)
+            body = self._body(delivery)
+            if body:
+                timeout_s = self._settings.webhook_timeout_s
+                self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
         except QueueUnavailable:
             log.warning("delivery_not_noted", delivery=delivery.id)  # it is due again when its lease ends
         except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
             log.exception("delivery_broke", delivery=delivery.id)
 
-    def _note(self, delivery: Delivery, result: Try) -> None:
-        fields = {"delivery": delivery.id, "tries": delivery.tries, "detail": result.detail}
-        schedule = self._settings.webhook_schedule_s
-        if result.outcome is not Outcome.FAILED:
-            self._deliveries.ended(delivery, result.outcome)
-            log.info(f"webhook_{result.outcome}", **fields)
-        elif delivery.tries >= len(schedule):
-            self._deliveries.ended(delivery, "given up")
+    def _body(self, delivery: Delivery) -> str:
+        """Give the bytes to send; empty, and the webhook is dropped, when they would not be true any more."""
+        if delivery.forced and delivery.body:
+            return delivery.body
+        record = self._ledger.read(delivery.job_id)
+        if record is None and delivery.body:  # a short retention does not cut the schedule short
+            return delivery.body
+        if record is None or not is_true(delivery.event, record):
+            detail = "The job is forgotten." if record is None else "The job was retried, or has ended since."
+            self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
+            log.info("webhook_dropped", delivery=delivery.id, detail=detail)
+            return ""
+        if delivery.body:
+            return delivery.body
+        event = job_event(delivery.event, record, self._settings.model_name, self._settings.public_url.rstrip("/"))
+        return self._deliveries.keep_body(delivery, event.model_dump_json())
+
+    def _note(self, delivery: Delivery, sent: Sent) -> None:
+        made, schedule = sent.made, self._settings.webhook_schedule_s
+        fields = {"delivery": delivery.id, "try": made.number, "status": made.status, "error": made.error}
+        if made.outcome is TryOutcome.DELIVERED:
+            self._deliveries.ended(delivery, DeliveryState.DELIVERED, made)
+            log.info("webhook_delivered", **fields)
+        elif made.outcome is TryOutcome.REFUSED:
+            self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
+            log.warning("webhook_refused", **fields)
+        elif delivery.tries >= len(schedule) or not delivery.job_id:  # whoever sends a ping looks at it at once
+            self._deliveries.ended(
+                delivery, DeliveryState.GIVEN_UP, made, detail="The last try of the schedule failed."
+            )
             log.warning("webhook_given_up", **fields)
         else:
-            delay_s = max(schedule[delivery.tries], result.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
-            self._deliveries.postponed(delivery, delay_s)
-            log.info("webhook_postponed", delay_s=delay_s, **fields)
+            delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
+            self._deliveries.postponed(delivery, delay_s, made)
+            log.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
 
 
 def main() -> None:

@@ -1,33 +1,31 @@
-"""One try at telling a caller that a job has ended: signed as Standard Webhooks say."""
+"""One try at telling a caller of a job: signed as Standard Webhooks say."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
+from email.utils import parsedate_to_datetime
 
 import requests
 from standardwebhooks import Webhook
+from urllib3.exceptions import HTTPError
 
 from jobs.addresses import AddressRefused
 from jobs.deliveries import Delivery
+from jobs.delivery import TryOutcome, TryView
 
-
-class Outcome(StrEnum):
-    """What a try came to."""
-
-    DELIVERED = "delivered"
-    #: The receiver says that it is gone (410), or its address is one that is not sent to.
-    REFUSED = "refused"
-    FAILED = "failed"
+#: The first bytes of an answer that are kept, for its owner to see.
+ANSWER_BYTES = 1024
+#: A receiver that asks to be left alone is, for no longer than this.
+LONGEST_RETRY_AFTER_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """A try's outcome.  ``retry_after_s`` is what the receiver asked for."""
+class Sent:
+    """A try, and how long the receiver asked to be left alone."""
 
-    outcome: Outcome
-    detail: str
+    made: TryView
     retry_after_s: float = 0.0
 
 
@@ -44,29 +42,73 @@ def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: d
     }
 
 
-def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Try:
+def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Sent:
     """Post the body once.  Redirects are not followed: a receiver that moved must be told by its owner."""
     # Redis' clock and not ours: a receiver refuses what is signed at another time than its own.
-    headers = signed_headers(delivery.id, body, secrets, datetime.fromtimestamp(delivery.now_s, UTC))
+    now = datetime.fromtimestamp(delivery.now_s, UTC)
+    headers = signed_headers(delivery.id, body, secrets, now)
+    began = time.monotonic()
+
+    def made(outcome: TryOutcome, detail: str | None = None, **fields: int | str) -> TryView:
+        return TryView.model_validate(
+            {
+                "number": delivery.number,
+                "at": now,
+                "duration_s": round(time.monotonic() - began, 3),
+                "outcome": outcome,
+                "detail": detail,
+                "headers": None if delivery.job_id else headers,
+                **fields,
+            }
+        )
+
     try:
         answer = session.post(
             delivery.url, data=body.encode(), headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
         )
-    except AddressRefused:
-        return Try(Outcome.REFUSED, "This service does not send to that address.")
+    except AddressRefused as error:
+        refused = f"This service does not send to that address: {error.detail}"
+        return Sent(made(TryOutcome.REFUSED, refused, error=error.code))
     except requests.RequestException as error:
-        return Try(Outcome.FAILED, type(error).__name__)
+        return Sent(made(TryOutcome.FAILED, error=type(error).__name__))
     with answer:
-        status = answer.status_code
-        if 200 <= status < 300:
-            return Try(Outcome.DELIVERED, str(status))
-        if status == 410:
-            return Try(Outcome.REFUSED, "The receiver answers 410: it wants no more.")
-        if 300 <= status < 400:
-            return Try(Outcome.FAILED, f"The receiver answers {status}; redirects are not followed.")
-        return Try(Outcome.FAILED, f"The receiver answers {status}.", _seconds(answer.headers.get("Retry-After", "")))
+        outcome, detail = _judged(answer.status_code)
+        tried = made(outcome, detail, status=answer.status_code, answer=_beginning(answer))
+        return Sent(tried, 0.0 if outcome is TryOutcome.DELIVERED else _retry_after_s(answer))
 
 
-def _seconds(retry_after: str) -> float:
-    """Read ``Retry-After`` in seconds, at most a day; its form as a date is not waited for."""
-    return min(float(retry_after), 86400.0) if retry_after.isdigit() else 0.0
+def _judged(status: int) -> tuple[TryOutcome, str | None]:
+    if 200 <= status < 300:
+        return TryOutcome.DELIVERED, None
+    if status == 410:
+        return TryOutcome.REFUSED, "The receiver wants no more: this endpoint is disabled."
+    if 300 <= status < 400:
+        return TryOutcome.FAILED, "Redirects are not followed; name the address that the receiver is at."
+    return TryOutcome.FAILED, None
+
+
+def _beginning(answer: requests.Response) -> str:
+    """Read the first bytes of an answer as text; whatever cannot be one is replaced."""
+    try:
+        data = answer.raw.read(ANSWER_BYTES, decode_content=False)
+    except (HTTPError, OSError):  # the status has come, and is what counts
+        return ""
+    text = data.decode("utf-8", errors="replace")
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
+
+
+def _retry_after_s(answer: requests.Response) -> float:
+    """Read ``Retry-After``, in seconds or as a date, at most a day.  Source: RFC 9110, section 10.2.3."""
+    asked = answer.headers.get("Retry-After", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return min(float(asked), LONGEST_RETRY_AFTER_S)
+    until, now = _date(asked), _date(answer.headers.get("Date", "")) or datetime.now(UTC)
+    return min(max((until - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER_S) if until else 0.0
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

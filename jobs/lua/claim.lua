@@ -4,7 +4,7 @@
 local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local key = job_key(id)
 local now = now_ms()
-local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token')
+local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token', 'tenant', 'webhook_url', 'webhook_events', 'ends')
 local status, attempt = job[1], tonumber(job[2])
 
 if not status then return {'unknown'} end
@@ -39,5 +39,10 @@ redis.call('ZREM', 'mf:outbox', id)
 redis.call('ZREM', queued_key(job[3]), id)
 
 begin_attempt(id, attempt + 1, worker, now)
+if attempt == 0 and job[6] and asked_for(job[7], 'started') then
+  local delivery = delivery_id(id, tonumber(job[8] or 0) + 1, 'started')
+  -- An attempt that was handed back uncharged was the first one, too.
+  if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, job[5], id, 'started', job[6], now) end
+end
 changed(id)
 return claimed()

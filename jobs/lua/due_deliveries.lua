@@ -1,17 +1,95 @@
 -- Take the webhooks that are due.  Each is due again after a lease, in case that its courier dies.
--- ARGV: limit, lease_ms
--- Returns {delivery, job, event, url, tries, now_s, …}
+-- Tenants take turns, and each tenant's hosts; a host whose breaker is open is left alone but for one webhook at a time.
+-- ARGV: limit, lease_ms, per_host (sent to one host at once, by all couriers), per_tenant (by this courier),
+--       breaker_failures (0: there is none), retention_ms, then tenant, how many of its this courier is sending, …
+-- Returns {delivery, tenant, job, event, url, body, tries, made, forced, now_s, …}
 local now = now_ms()
+local limit, lease_ms, per_host, per_tenant = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local breaker_failures, retention_ms = tonumber(ARGV[5]), ARGV[6]
+local sending = {}
+for i = 7, #ARGV, 2 do sending[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
+-- Hosts and webhooks that are looked at in one turn; the rest has the next.
+local TENANTS, HOSTS, WEBHOOKS = 256, 64, 100
 local due = {}
-for _, delivery in ipairs(redis.call('ZRANGEBYSCORE', 'mf:deliveries', '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  local key = 'mf:delivery:' .. delivery
-  local fields = redis.call('HMGET', key, 'job', 'event', 'url')
-  if fields[1] then
-    redis.call('ZADD', 'mf:deliveries', now + ARGV[2], delivery)
-    local tries = redis.call('HINCRBY', key, 'tries', 1)
-    for _, value in ipairs({delivery, fields[1], fields[2], fields[3], tostring(tries), tostring(math.floor(now / 1000))}) do table.insert(due, value) end
+
+local function take(id, tenant, host, delivery)
+  redis.call('ZREM', due_key(tenant, host), id)
+  redis.call('ZADD', sending_key(tenant, host), now + lease_ms, id)
+  redis.call('ZADD', 'mf:deliveries', now + lease_ms, id)
+  local tries = redis.call('HINCRBY', delivery_key(id), 'tries', 1)
+  local made = redis.call('HINCRBY', delivery_key(id), 'made', 1)
+  for _, value in ipairs({id, tenant, delivery[2], delivery[3], delivery[4], delivery[5] or '', tostring(tries),
+    tostring(made), delivery[6] or '', tostring(math.floor(now / 1000))}) do table.insert(due, value) end
+end
+
+-- How many more may be sent to a host just now.
+local function room(tenant, host)
+  local under_way = redis.call('ZCARD', sending_key(tenant, host))
+  local breaker = redis.call('HMGET', breaker_key(tenant, host), 'failures', 'until_ms')
+  if breaker_failures == 0 or tonumber(breaker[1] or 0) < breaker_failures then return per_host - under_way end
+  if tonumber(breaker[2] or 0) > now then return 0 end
+  return 1 - under_way
+end
+
+local function take_from(tenant, host, share)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', sending_key(tenant, host), '-inf', now)) do
+    redis.call('ZREM', sending_key(tenant, host), id)
+    redis.call('ZADD', due_key(tenant, host), now, id)
+  end
+  local most, taken = math.min(room(tenant, host), share), 0
+  if most <= 0 then return 0 end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due_key(tenant, host), '-inf', now, 'LIMIT', 0, WEBHOOKS)) do
+    local delivery = redis.call('HMGET', delivery_key(id), 'state', 'job', 'event', 'url', 'body', 'forced', 'queued_ms')
+    if delivery[1] ~= 'waiting' then
+      unqueue_delivery(id, tenant, host)
+    elseif now - delivery[7] > GIVEN_UP_MS then
+      end_delivery(id, tenant, delivery[4], 'given_up', 'The receiver was away all the time.', now, retention_ms)
+    elseif not delivery[6] and redis.call('EXISTS', disabled_key(tenant, delivery[4])) == 1 then
+      end_delivery(id, tenant, delivery[4], 'disabled', 'The receiver has answered 410 before.', now, retention_ms)
+    else
+      take(id, tenant, host, delivery)
+      taken = taken + 1
+      if taken == most then break end
+    end
+  end
+  return taken
+end
+
+-- Say when a host is to be looked at next: when it has room and something is due, or a lease runs out.
+local function settle(tenant, host)
+  local next_ms = nil
+  local first = redis.call('ZRANGE', due_key(tenant, host), 0, 0, 'WITHSCORES')[2]
+  local breaker_ms = breaker_failures > 0 and redis.call('HGET', breaker_key(tenant, host), 'until_ms') or 0
+  if first and (room(tenant, host) > 0 or tonumber(breaker_ms) > now) then
+    next_ms = math.max(tonumber(first), tonumber(breaker_ms), now)
+  end
+  local lease = redis.call('ZRANGE', sending_key(tenant, host), 0, 0, 'WITHSCORES')[2]
+  if lease and (not next_ms or tonumber(lease) < next_ms) then next_ms = tonumber(lease) end
+  if next_ms then
+    redis.call('ZADD', 'mf:lanes:' .. tenant, next_ms, host)
   else
-    redis.call('ZREM', 'mf:deliveries', delivery)
+    redis.call('ZREM', 'mf:lanes:' .. tenant, host)
+  end
+end
+
+for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes', '-inf', now, 'LIMIT', 0, TENANTS)) do
+  local left = limit - #due / 10
+  if left <= 0 then break end
+  local share = math.min(per_tenant - (sending[tenant] or 0), left)
+  if share > 0 then
+    for _, host in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes:' .. tenant, '-inf', now, 'LIMIT', 0, HOSTS)) do
+      share = share - take_from(tenant, host, share)
+      settle(tenant, host)
+      if share <= 0 then break end
+    end
+    local next_ms = redis.call('ZRANGE', 'mf:lanes:' .. tenant, 0, 0, 'WITHSCORES')[2]
+    if next_ms then
+      -- Never the past: whoever has just had a turn comes after those that wait for theirs.
+      redis.call('ZADD', 'mf:lanes', math.max(tonumber(next_ms), now), tenant)
+    else
+      redis.call('ZREM', 'mf:lanes', tenant)
+    end
   end
 end
 return due

@@ -46,6 +46,11 @@ local function fenced()
   return 'fenced'
 end
 
+-- A webhook's id.  number: how many ends the job has had, with the one that is told of or to come.
+local function delivery_id(id, number, event) return 'msg_' .. id .. '_' .. number .. '_' .. event end
+
+local function asked_for(events, event) return string.find(',' .. events .. ',', ',' .. event .. ',', 1, true) end
+
 -- Puts a job into a terminal state, with everything that follows from it, in one step: it leaves the queues,
 -- its record gets an expiry, and the webhook that was asked for is queued.
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
@@ -75,11 +80,12 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
     redis.call('HSET', 'mf:pace', queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
   end
 
-  if webhook_url and string.find(',' .. webhook_events .. ',', ',' .. status .. ',', 1, true) then
-    local delivery = 'msg_' .. id .. '_' .. redis.call('HINCRBY', key, 'ends', 1) .. '_' .. status
-    redis.call('HSET', 'mf:delivery:' .. delivery, 'job', id, 'event', status, 'url', webhook_url, 'tries', 0)
-    redis.call('PEXPIRE', 'mf:delivery:' .. delivery, retention_ms)
-    redis.call('ZADD', 'mf:deliveries', now, delivery)
+  if webhook_url then
+    local number = redis.call('HINCRBY', key, 'ends', 1)
+    drop_started(delivery_id(id, number, 'started'), tenant, now, retention_ms)
+    if asked_for(webhook_events, status) then
+      queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now)
+    end
   end
 end
 

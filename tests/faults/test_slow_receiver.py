@@ -39,6 +39,7 @@ def test_a_webhook_that_waits_for_a_free_sender_uses_up_no_try(
         webhook_secrets=("whsec_" + "c2VjcmV0" * 4,),
         webhook_schedule_s=(0, 600, 600, 600, 600),
         webhook_timeout_s=0.5,
+        webhook_breaker_failures=0,
         tick_s=0.02,
         sweep_s=0,
         egress_allow_private=True,

@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from jobs.deliveries import Deliveries
-from jobs.events import job_ended
+from jobs.delivery import DeliveryState
+from jobs.events import job_event
 from jobs.ledger import Ledger
 from jobs.queue import queue_name
 from jobs.record import Metrics, ResultSummary
@@ -186,7 +187,8 @@ def test_of_a_failure_that_was_retried_meanwhile_nobody_is_told(
 
     [(headers, _)] = receiver.requests
     assert headers["webhook-id"] == f"msg_{job_id}_2_canceled"
-    assert redis_client.hget(f"mf:delivery:msg_{job_id}_1_failed", "outcome") == "the job was retried"
+    [dropped, _] = deliveries.of_job(job_id, "ant")
+    assert (dropped.id, dropped.state, dropped.tries) == (f"msg_{job_id}_1_failed", DeliveryState.DROPPED, ())
 
 
 def test_a_receiver_that_is_gone_for_good_is_not_told_again(
@@ -211,7 +213,8 @@ def test_a_receiver_at_a_private_address_is_not_told_on_an_open_network(
         wait_until(lambda: deliveries.waiting() == 0)
 
     assert receiver.requests == []
-    assert redis_client.hget(f"mf:delivery:msg_{job_id}_1_succeeded", "outcome") == "refused"
+    [told] = deliveries.of_job(job_id, "ant")
+    assert (told.state, [made.error for made in told.tries]) == (DeliveryState.REFUSED, ["url_not_allowed"])
 
 
 def test_a_job_whose_worker_died_is_published_again(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:
@@ -270,6 +273,6 @@ def test_an_event_depends_on_the_record_alone(ledger: Ledger) -> None:
     record = ledger.read(job_id)
     assert record is not None
 
-    bodies = {job_ended(record, "sam-demo", "https://x").model_dump_json() for _ in range(2)}
+    bodies = {job_event("canceled", record, "sam-demo", "https://x").model_dump_json() for _ in range(2)}
 
     assert len(bodies) == 1

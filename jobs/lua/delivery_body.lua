@@ -1,0 +1,7 @@
+-- Keep a webhook's body, so that every try sends the same bytes.
+-- ARGV: id, body
+-- Returns the body that is kept, '' when the webhook is unknown.
+local key = delivery_key(ARGV[1])
+if redis.call('EXISTS', key) == 0 then return '' end
+redis.call('HSETNX', key, 'body', ARGV[2])
+return redis.call('HGET', key, 'body')

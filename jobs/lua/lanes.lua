@@ -1,0 +1,74 @@
+-- What scripts that touch webhooks share.  It stands before prelude.lua, whose end_job queues them.
+--
+-- A lane is what one tenant sends to one host.  Each has a queue of its own, a list of what is being sent, and a breaker,
+-- so that a host that hangs holds up what this tenant sends to it, and nothing else.  Two indexes say where to look next:
+-- mf:lanes, tenant → when; mf:lanes:{tenant}, host → when.  Too early costs a look, too late would cost a webhook.
+
+-- A webhook that no try decided for so long is given up; it is remembered as long again, then for retention_ms.
+local GIVEN_UP_MS = 7 * 86400 * 1000
+-- Tries that are remembered of each webhook.
+local TRIES_KEPT = 20
+
+local function delivery_key(id) return 'mf:delivery:' .. id end
+local function tries_key(id) return 'mf:tries:' .. id end
+local function host_of(url) return string.lower(string.match(url, '^%a+://([^/?#]+)') or url) end
+local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
+local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
+local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
+local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
+
+-- See that a lane is looked at no later than at_ms.
+local function wake_lane(tenant, host, at_ms)
+  redis.call('ZADD', 'mf:lanes:' .. tenant, 'LT', at_ms, host)
+  redis.call('ZADD', 'mf:lanes', 'LT', at_ms, tenant)
+end
+
+local function enqueue_delivery(id, tenant, url, due_ms, now)
+  local host = host_of(url)
+  redis.call('ZADD', due_key(tenant, host), due_ms, id)
+  redis.call('ZADD', 'mf:deliveries', due_ms, id)
+  wake_lane(tenant, host, math.max(due_ms, now))
+end
+
+-- Record a webhook, and queue it to be sent at once.  job: '' for none.
+local function queue_delivery(id, tenant, job, event, url, now)
+  redis.call('HSET', delivery_key(id), 'tenant', tenant, 'job', job, 'event', event, 'url', url, 'state', 'waiting',
+    'tries', 0, 'made', 0, 'created_ms', now, 'queued_ms', now, 'next_ms', now)
+  redis.call('PEXPIRE', delivery_key(id), 2 * GIVEN_UP_MS)
+  if job ~= '' then
+    redis.call('RPUSH', 'mf:told:' .. job, id)
+    redis.call('PEXPIRE', 'mf:told:' .. job, 2 * GIVEN_UP_MS)
+  end
+  local log = 'mf:deliveries:' .. tenant
+  redis.call('ZADD', log, now, id)
+  redis.call('PEXPIRE', log, 2 * GIVEN_UP_MS)
+  -- The log forgets what has expired: two looks for each new webhook keep it from growing.
+  for _, oldest in ipairs(redis.call('ZRANGE', log, 0, 1)) do
+    if redis.call('EXISTS', delivery_key(oldest)) == 0 then redis.call('ZREM', log, oldest) end
+  end
+  enqueue_delivery(id, tenant, url, now, now)
+end
+
+-- Take a webhook out of its lane, without saying what became of it.
+local function unqueue_delivery(id, tenant, host)
+  redis.call('ZREM', due_key(tenant, host), id)
+  redis.call('ZREM', sending_key(tenant, host), id)
+  redis.call('ZREM', 'mf:deliveries', id)
+end
+
+-- End a webhook.  detail: why, in words; '' when the state says it.
+local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
+  unqueue_delivery(id, tenant, host_of(url))
+  redis.call('HSET', delivery_key(id), 'state', state, 'ended_ms', now, 'detail', detail)
+  redis.call('HDEL', delivery_key(id), 'next_ms', 'forced')
+  redis.call('PEXPIRE', delivery_key(id), retention_ms)
+  redis.call('PEXPIRE', tries_key(id), retention_ms)
+end
+
+-- A job has ended: that it started is no news any more, unless it is being told at this moment.
+local function drop_started(id, tenant, now, retention_ms)
+  local delivery = redis.call('HMGET', delivery_key(id), 'state', 'url')
+  if delivery[1] ~= 'waiting' then return end
+  if redis.call('ZSCORE', sending_key(tenant, host_of(delivery[2])), id) then return end
+  end_delivery(id, tenant, delivery[2], 'dropped', 'The job ended first.', now, retention_ms)
+end

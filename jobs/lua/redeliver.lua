@@ -1,0 +1,31 @@
+-- Queue webhooks again, at once and with their schedule from its start, each under its own id.
+-- Such a webhook is sent though its endpoint is disabled, and though its host's breaker is open: somebody wants to see.
+-- ARGV: tenant, states (',given_up,refused,', or '' for any), id, …
+-- Returns {id, 'queued' | 'waiting' (it is being sent just now) | 'skipped' (it is in another state) | 'unknown', …}
+local tenant, states, now = ARGV[1], ARGV[2], now_ms()
+local replies = {}
+
+local function redeliver(id)
+  local key = delivery_key(id)
+  local delivery = redis.call('HMGET', key, 'tenant', 'url', 'state')
+  if delivery[1] ~= tenant then return 'unknown' end
+  if states ~= '' and not string.find(states, ',' .. delivery[3] .. ',', 1, true) then return 'skipped' end
+  local url, host = delivery[2], host_of(delivery[2])
+  if redis.call('ZSCORE', sending_key(tenant, host), id) then return 'waiting' end
+  redis.call('HSET', key, 'state', 'waiting', 'tries', 0, 'queued_ms', now, 'next_ms', now, 'forced', 1)
+  redis.call('HDEL', key, 'ended_ms', 'detail')
+  redis.call('PEXPIRE', key, 2 * GIVEN_UP_MS)
+  redis.call('PEXPIRE', tries_key(id), 2 * GIVEN_UP_MS)
+  if redis.call('EXISTS', breaker_key(tenant, host)) == 1 then
+    redis.call('HSET', breaker_key(tenant, host), 'until_ms', now)
+  end
+  enqueue_delivery(id, tenant, url, now, now)
+  redis.call('ZADD', due_key(tenant, host), 0, id)  -- the first in its queue
+  return 'queued'
+end
+
+for i = 3, #ARGV do
+  table.insert(replies, ARGV[i])
+  table.insert(replies, redeliver(ARGV[i]))
+end
+return replies
