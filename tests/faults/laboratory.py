@@ -248,6 +248,7 @@ class Laboratory:
             "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
             "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.3,0.5,1,1,2,2,3,3,5,5,5,5,5,5",
             "MASKFLEET_WEBHOOK_TIMEOUT_S": "1",
+            "MASKFLEET_WEBHOOK_BREAKER_S": "0.3",
             "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
             "MASKFLEET_LEASE_S": str(LEASE_S),
             "MASKFLEET_BEAT_S": "0.3",
