@@ -90,6 +90,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     from worker.attempt import Workbench
     from worker.egress import egress_session
     from worker.model import load_model
+    from worker.sandbox import Sandbox
 
     started = time.monotonic()
     if settings.torch_threads:
@@ -98,6 +99,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         ledger=Ledger(connect(settings), settings.retention_s),
         store=Store(settings),
         egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
+        sandbox=Sandbox(),
         model=load_model(settings.model, settings.device, settings.precision),
         settings=settings,
     )

@@ -20,11 +20,11 @@ from jobs.status import Stage
 from jobs.storage import Store
 from jobs.transitions import Reply
 from worker.device import is_lost_device
-from worker.images import decode_photo
 from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
 from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
 from worker.retry import GiveUp, TryAgain, decide
+from worker.sandbox import Sandbox
 from worker.segment import segment
 from worker.sources import fetch_image, fetch_mask_inputs
 
@@ -41,6 +41,7 @@ class Workbench:
     ledger: Ledger
     store: Store
     egress: requests.Session
+    sandbox: Sandbox
     model: SegmentationModel
     settings: WorkerSettings
 
@@ -81,7 +82,8 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     started = time.monotonic()
     data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
     mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
-    photo = decode_photo(data, bench.settings.max_image_pixels)
+    photo = bench.sandbox.decode(data, bench.settings.max_image_pixels)
+    del data  # up to max_image_bytes, which the masks need not wait beside
     fetch_s = time.monotonic() - started
     segmentation = segment(photo, record.spec, bench.model, lease, mask_inputs)
     lease.stage(Stage.WRITING)

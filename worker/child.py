@@ -63,8 +63,9 @@ class WorkerChild:
             self._consumed_at = time.monotonic()
 
     def leave(self) -> None:
-        """Withdraw from the roster."""
+        """Withdraw from the roster, and end what this process started."""
         self._over.set()
+        self._bench.sandbox.close()
         try:
             self._roster.withdraw(self._bench.settings.node)
         except QueueUnavailable:

@@ -6,11 +6,13 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jobs.errors import InvalidImage
 from jobs.spec import IMAGE_FORMATS
@@ -26,6 +28,7 @@ _DECODER_ERRORS = (
     AttributeError,
     ArithmeticError,
     RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -40,6 +43,21 @@ _SIGNATURES = {
     "BMP": (b"BM",),
     "GIF": (b"GIF87a", b"GIF89a"),
 }
+#: What each EXIF orientation but the first wants done.  Source: Exif 2.32, 4.6.4.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: Those that make rows of columns, and those after which the last stored row is the first row or column.
+_QUARTERS = {_TURNS[number] for number in (5, 6, 7, 8)}
+_LAST_ROW_FIRST = {_TURNS[number] for number in (3, 4, 6, 7)}
+#: A band has about so many pixels: few beside an image, many beside what each band costs.
+_BAND_PIXELS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +72,100 @@ class Photo:
     format: str
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A part of the upright picture.  pixels: (h, w, 3) RGB, of which the first is at ``top_left``."""
+
+    top_left: tuple[int, int]
+    pixels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file of which only the header has been read."""
+
+    image: Image.Image
+    format: str
+    data: bytes
+
+    @property
+    def stored_pixels(self) -> int:
+        return self.image.width * self.image.height
+
+    def decoded(self) -> tuple[tuple[int, int], Iterator[Band]]:
+        """Decode the first frame; give its upright size (W, H), and its parts until they cover it.
+
+        Beside Pillow's own copy there is one band at a time.
+        Raises InvalidImage: ``image_truncated``, ``image_corrupt``, ``image_needs_too_much_memory``.
+        """
+        with self._refusals():
+            self.image.load()
+            turn = _turn(self.image)
+        width, height = self.image.size
+        return (height, width) if turn in _QUARTERS else (width, height), self._bands(turn)
+
+    def _bands(self, turn: Image.Transpose | None) -> Iterator[Band]:
+        width, height = self.image.size
+        rows = max(1, _BAND_PIXELS // width)
+        with self._refusals():
+            rgb = _rgb(self.image, rows)
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                band = rgb(self.image.crop((0, top, width, bottom)))
+                turned = band if turn is None else band.transpose(turn)
+                first = height - bottom if turn in _LAST_ROW_FIRST else top
+                yield Band((0, first) if turn in _QUARTERS else (first, 0), np.asarray(turned))
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        with _quiet():
+            try:
+                yield
+            except _DECODER_ERRORS as error:
+                raise _broken(self.format, self.data, error) from error
+
+
 def decode_photo(data: bytes, max_pixels: int) -> Photo:
     """Decode an image's first frame as a viewer shows it: upright, transparent parts white.
 
-    The size in the header is compared with max_pixels before anything is decoded.
+    In this process, which a broken file may end; a worker asks `worker.sandbox` instead.
+    Raises InvalidImage, as open_picture and Picture.decoded do.
+    """
+    with open_picture(data, max_pixels) as picture:
+        size_wh, bands = picture.decoded()
+        pixels = np.empty((size_wh[1], size_wh[0], 3), np.uint8)
+        for band in bands:
+            top, left = band.top_left
+            height, width = band.pixels.shape[:2]
+            pixels[top : top + height, left : left + width] = band.pixels
+    return Photo(pixels, size_wh, picture.format)
+
+
+@contextmanager
+def open_picture(data: bytes, max_pixels: int) -> Iterator[Picture]:
+    """Read an image's header, and compare its size with max_pixels.
+
     Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``,
-    ``image_corrupt``.
+    ``image_corrupt``, ``image_needs_too_much_memory``.
     """
     if not data:
         raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
     # Pillow's own limit is one number for the whole process; max_pixels stands in its place here.
     Image.MAX_IMAGE_PIXELS = None
+    _check_size(_declared_size_wh(data), max_pixels)
+    with _quiet():
+        image = _open(data)
+    with image:
+        _check_size(image.size, max_pixels)
+        # A JPEG with a second picture, as some telephones write, is called MPO by Pillow.
+        yield Picture(image, "JPEG" if image.format == "MPO" else str(image.format), data)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata, not for an operator's log
-        _check_size(_declared_size_wh(data), max_pixels)
-        with _open(data) as image:
-            _check_size(image.size, max_pixels)
-            # A JPEG with a second picture, as some telephones write, is called MPO by Pillow.
-            file_format = "JPEG" if image.format == "MPO" else str(image.format)
-            try:
-                image.load()
-                pixels = np.array(_rgb(_upright(image)))
-            except _DECODER_ERRORS as error:
-                raise _broken(file_format, data, error) from error
-    height, width = pixels.shape[:2]
-    return Photo(pixels, (width, height), file_format)
+        yield
 
 
 def _open(data: bytes) -> Image.Image:
@@ -146,45 +233,66 @@ def _check_size(size_wh: tuple[int, int] | None, max_pixels: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation.  Metadata that cannot be read is passed over, as viewers do."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the EXIF orientation wants the picture turned; metadata that cannot be read is passed over, as viewers do."""
     try:
-        return ImageOps.exif_transpose(image)
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DECODER_ERRORS:
-        return image
+        return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB of 8 bits.
+def _rgb(image: Image.Image, rows: int) -> Callable[[Image.Image], Image.Image]:
+    """Give what converts a band of an image, of any mode, to RGB of 8 bits.
 
     Transparent pixels are laid on white.  Many viewers do so, and transformers' image processors; its
     pipeline drops alpha first, and shows colours that nobody has ever seen.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image).convert("RGB")
+        low, high = _black_and_white(image, rows)
+        return lambda band: _eight_bits(band, low, high).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return image.convert("RGB")
+        return _on_white
+    return lambda band: band.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale deep grey values to 0..255; Pillow's own conversion clips them.
+def _on_white(band: Image.Image) -> Image.Image:
+    seen = band.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _black_and_white(image: Image.Image, rows: int) -> tuple[float, float]:
+    """Choose the values of a deep grey image that are black and white.
 
     16-bit files are scaled by their depth.  32-bit and floating files name no white: they are taken as 8-bit,
     16-bit or 0..1 when all values fit there, else stretched from their lowest value to their highest.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = 0.0, 65535.0
-    if not image.mode.startswith("I;16"):
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        low, top = float(values.min()), float(values.max())
-        high = next((white for white in whites if low >= 0 and top <= white), top)
-        low = 0.0 if high in whites and low >= 0 else low
-    return Image.fromarray(np.rint((values - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        return 0.0, 65535.0
+    bands = (
+        _deep(image.crop((0, top, image.width, min(top + rows, image.height)))) for top in range(0, image.height, rows)
+    )
+    ends = [(float(values.min()), float(values.max())) for values in bands]
+    low, top = min(low for low, _ in ends), max(high for _, high in ends)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    high = next((white for white in whites if low >= 0 and top <= white), top)
+    return (0.0 if high in whites and low >= 0 else low), high
+
+
+def _eight_bits(band: Image.Image, low: float, high: float) -> Image.Image:
+    """Scale deep grey values to 0..255; Pillow's own conversion clips them."""
+    return Image.fromarray(np.rint((_deep(band) - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8))
+
+
+def _deep(band: Image.Image) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage:
+    # -9 is Pillow's own number for it, which its reader of TIFFs does not put into words.
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or str(error) == "decoder error -9":
+        return InvalidImage(
+            "image_needs_too_much_memory", f"The {file_format} file needs far more memory than its picture has pixels."
+        )
     if "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(file_format, data):
         return InvalidImage("image_truncated", f"The {file_format} file ends before its picture does. Upload it again.")
     return InvalidImage("image_corrupt", f"The {file_format} file is damaged and cannot be decoded.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from worker.attempt import Workbench
 from worker.egress import egress_session
 from worker.images import Photo, decode_photo
 from worker.model import SegmentationModel, load_model
+from worker.sandbox import Sandbox
 
 SOMEWHERE = ImageSource(s3_uri="s3://photos/any.jpg")
 MAX_PIXELS = 100_000_000
@@ -71,7 +72,23 @@ def worker_settings(shared_fields: dict[str, str], demo_model: str) -> WorkerSet
     )
 
 
+@pytest.fixture(scope="session")
+def coins(repository: Path) -> bytes:
+    """A photo."""
+    return (repository / "examples" / "coins.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """A process that decodes images."""
+    sandbox = Sandbox()
+    yield sandbox
+    sandbox.close()
+
+
 @pytest.fixture
-def bench(ledger: Ledger, store: Store, model: SegmentationModel, worker_settings: WorkerSettings) -> Workbench:
+def bench(
+    ledger: Ledger, store: Store, sandbox: Sandbox, model: SegmentationModel, worker_settings: WorkerSettings
+) -> Workbench:
     """What a worker process holds."""
-    return Workbench(ledger, store, egress_session(allow_private=True), model, worker_settings)
+    return Workbench(ledger, store, egress_session(allow_private=True), sandbox, model, worker_settings)

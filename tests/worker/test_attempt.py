@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -32,11 +31,6 @@ from worker.lease import Fenced, Lease
 
 BOX = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
 SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}
-
-
-@pytest.fixture(scope="session")
-def coins(repository: Path) -> bytes:
-    return (repository / "examples" / "coins.png").read_bytes()
 
 
 def create(bench: Workbench, image: dict[str, str], **fields: object) -> str:

@@ -128,5 +128,5 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     record = ledger.read(job_id)
     assert record is not None
     assert (record.status, record.attempt) == (Status.QUEUED, 0)
-    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    wait_until(lambda: all(not process.is_running() or process.status() == "zombie" for process in family))
     assert roster.workers() == []

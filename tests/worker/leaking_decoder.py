@@ -1,0 +1,23 @@
+"""`worker.decoding` with a decoder of bitmaps that leaves memory behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import BmpImagePlugin, Image
+
+from worker.decoding import ELSE_BYTES, main
+
+left_behind: list[bytearray] = []
+
+
+class LeakingBmp(BmpImagePlugin.BmpImageFile):
+    def load(self) -> Any:  # as in Pillow
+        left_behind.append(bytearray(ELSE_BYTES // 3))
+        return super().load()
+
+
+if __name__ == "__main__":
+    Image.preinit()
+    Image.register_open("BMP", LeakingBmp)
+    main()

@@ -1,0 +1,259 @@
+"""Decoding apart from the worker: what a file can do to that process, and what it cannot do to the worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from jobs.errors import InvalidImage
+from jobs.record import Status
+from tests.waiting import wait_until
+from tests.worker.test_attempt import read, upload
+from tests.worker.test_images import corners, written
+from worker.attempt import Workbench, attempt_job
+from worker.decoding import BAND, END, PART, PLACE, REQUEST, SIZE
+from worker.images import decode_photo
+from worker.sandbox import Sandbox
+
+MAX_PIXELS = 20_000_000
+CRASHING = (sys.executable, "-m", "tests.worker.crashing_decoder")
+LEAKING = (sys.executable, "-m", "tests.worker.leaking_decoder")
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory, and no /proc")
+
+
+@pytest.fixture
+def crashing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox whose decoder of GIFs crashes."""
+    monkeypatch.chdir(repository)
+    with closing(Sandbox(CRASHING)) as sandbox:
+        yield sandbox
+
+
+def fault_of(sandbox: Sandbox, data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+    with pytest.raises(InvalidImage) as refused:
+        sandbox.decode(data, max_pixels)
+    return refused.value.code
+
+
+@pytest.mark.parametrize("name", ["coins.png", "chelsea.jpg", "rocket.jpg"])
+def test_the_pixels_are_those_of_decoding_in_this_process(sandbox: Sandbox, repository: Path, name: str) -> None:
+    data = (repository / "examples" / name).read_bytes()
+
+    here, apart = decode_photo(data, MAX_PIXELS), sandbox.decode(data, MAX_PIXELS)
+
+    assert np.array_equal(here.pixels, apart.pixels)
+    assert (here.size_wh, here.format) == (apart.size_wh, apart.format)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("rows", [1700, 3000])
+def test_a_picture_of_several_bands_is_put_together_as_it_is_turned(
+    sandbox: Sandbox, orientation: int, rows: int
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (rows, 1500, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = {
+        1: noise,
+        2: noise[:, ::-1],
+        3: noise[::-1, ::-1],
+        4: noise[::-1],
+        5: noise.transpose(1, 0, 2),
+        6: noise[::-1].transpose(1, 0, 2),
+        7: noise[::-1, ::-1].transpose(1, 0, 2),
+        8: noise[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+
+    data = written(Image.fromarray(noise), "PNG", exif=exif, compress_level=0)
+
+    assert np.array_equal(sandbox.decode(data, MAX_PIXELS).pixels, turned)
+
+
+def test_a_file_that_crashes_the_decoder_is_refused_and_the_next_one_decoded(crashing: Sandbox) -> None:
+    assert crashing.decode(written(corners(), "PNG"), MAX_PIXELS).size_wh == (64, 48)
+    assert fault_of(crashing, written(corners(), "GIF")) == "image_crashes_decoder"
+    assert crashing.decode(written(corners(), "PNG"), MAX_PIXELS).size_wh == (64, 48)
+
+
+def test_a_job_whose_image_crashes_the_decoder_fails_and_the_next_one_is_done(
+    bench: Workbench, crashing: Sandbox, coins: bytes
+) -> None:
+    bench = dataclasses.replace(bench, sandbox=crashing)
+    poisoned, good = upload(bench, written(corners(), "GIF")), upload(bench, coins)
+
+    attempt_job(poisoned, bench)
+    attempt_job(good, bench)
+
+    record = read(bench, poisoned)
+    assert record.error is not None
+    assert (record.status, record.attempt, record.error.code) == (Status.FAILED, 1, "image_crashes_decoder")
+    assert read(bench, good).status is Status.SUCCEEDED
+
+
+def test_a_decoder_that_is_killed_from_outside_blames_no_image() -> None:
+    with closing(Sandbox()) as sandbox:
+        os.kill(sandbox._process.pid, signal.SIGKILL)
+
+        assert sandbox.decode(written(corners(), "PNG"), MAX_PIXELS).size_wh == (64, 48)
+
+
+def test_an_image_that_takes_too_long_is_refused_and_the_next_one_decoded() -> None:
+    slow = written(Image.new("L", (10_000, 10_000)), "PNG", compress_level=1)
+    with closing(Sandbox(timeout_s=0.3)) as sandbox:
+        assert fault_of(sandbox, slow, 10**8) == "image_takes_too_long"
+        wait_until(lambda: decoded(sandbox, written(corners(), "PNG")), 30)
+
+
+def test_a_decoder_that_hears_nothing_any_more_is_killed_and_the_next_image_decoded() -> None:
+    with closing(Sandbox(timeout_s=2, kill_grace_s=0)) as sandbox:
+        stopped = sandbox._process
+        os.kill(stopped.pid, signal.SIGSTOP)
+
+        assert fault_of(sandbox, bytes(2**22)) == "image_takes_too_long"
+        assert stopped.returncode == -signal.SIGKILL
+        wait_until(lambda: decoded(sandbox, written(corners(), "PNG")), 30)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"?" * 100,
+        PART.pack(BAND, 0),
+        PART.pack(END, 0),
+        PART.pack(SIZE, 2**60),
+        PART.pack(SIZE, 43) + b'{"size_wh": [100000, 100000], "format": ""}',
+        PART.pack(SIZE, 33) + b'{"size_wh": [2, 2], "format": ""}' + PART.pack(BAND, 0) + PLACE.pack(1, 1, 2, 2),
+        PART.pack(SIZE, 33) + b'{"size_wh": [2, 2], "format": ""}' + PART.pack(BAND, 0) + PLACE.pack(0, 0, 0, 2),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_a_crash(answer: bytes) -> None:
+    program = f"import sys; sys.stdin.buffer.read({REQUEST.size}); sys.stdout.buffer.write({answer!r})"
+    with closing(Sandbox((sys.executable, "-c", program))) as sandbox:
+        assert fault_of(sandbox, b"an image") == "image_crashes_decoder"
+
+
+@only_linux
+def test_a_decoder_in_which_a_file_left_much_behind_makes_room_for_a_new_one(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    with closing(Sandbox(LEAKING)) as sandbox:
+        first = sandbox._process
+        for _ in range(4):
+            assert sandbox.decode(written(corners(), "BMP"), MAX_PIXELS).size_wh == (64, 48)
+
+        assert first.wait(10) == 0
+
+
+@only_linux
+@pytest.mark.parametrize("side", [16_000, 40_000])
+def test_a_small_picture_that_unpacks_to_gigabytes_is_stopped_by_the_limit(sandbox: Sandbox, side: int) -> None:
+    assert fault_of(sandbox, a_tiff_of_one_tile(side)) == "image_needs_too_much_memory"
+    assert _status(sandbox, "VmHWM") < 2**30
+
+
+@only_linux
+def test_a_large_image_takes_one_copy_of_it_apart_and_one_here() -> None:
+    data = written(Image.new("RGB", (5184, 3456)), "PNG", compress_level=1)
+    with closing(Sandbox()) as sandbox:
+        sandbox.decode(written(corners(), "PNG"), MAX_PIXELS)
+        before = _status(sandbox, "VmHWM")
+
+        photo = sandbox.decode(data, MAX_PIXELS)
+
+        # Pillow keeps 4 bytes a pixel, where our copy has 3.
+        assert _status(sandbox, "VmHWM") - before < photo.pixels.nbytes * 4 / 3 + 40 * 2**20
+        wait_until(lambda: _status(sandbox, "VmRSS") - before < 40 * 2**20)
+
+
+@only_linux
+def test_the_decoder_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKFLEET_S3_SECRET_KEY", "a-secret")
+    with closing(Sandbox()) as sandbox:
+        sandbox.decode(written(corners(), "PNG"), MAX_PIXELS)
+        told = Path(f"/proc/{sandbox._process.pid}/environ").read_bytes()
+
+    assert b"MASKFLEET" not in told
+    assert b"a-secret" not in told
+
+
+def test_the_decoder_ends_when_it_is_told() -> None:
+    sandbox = Sandbox()
+
+    assert sandbox.close() == 0
+
+
+@only_linux
+def test_the_decoder_ends_with_its_worker_in_the_midst_of_an_image(tmp_path: Path) -> None:
+    image = tmp_path / "slow.png"
+    image.write_bytes(written(Image.new("L", (10_000, 10_000)), "PNG", compress_level=1))
+    program = f"""
+from pathlib import Path
+from worker.sandbox import Sandbox
+sandbox = Sandbox()
+print(sandbox._process.pid, flush=True)
+while True:
+    sandbox.decode(Path({str(image)!r}).read_bytes(), 10**8)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    with worker.stdout:
+        decoder = psutil.Process(int(worker.stdout.readline()))
+    wait_until(lambda: decoder.cpu_times().user > 1, 30)
+
+    worker.kill()
+    worker.wait()
+
+    wait_until(lambda: not decoder.is_running() or decoder.status() == "zombie")
+
+
+def decoded(sandbox: Sandbox, data: bytes) -> bool:
+    """Whether it is decoded in the little time that this sandbox gives: not always on a busy machine."""
+    try:
+        return sandbox.decode(data, MAX_PIXELS).size_wh == (64, 48)
+    except InvalidImage:
+        return False
+
+
+def a_tiff_of_one_tile(side: int) -> bytes:
+    """16×16 pixels, in one tile of side×side that holds zeros."""
+    packed = zlib.compress(bytes(2**16))
+    entries: list[tuple[int, int, int]] = [
+        (256, 3, 16),
+        (257, 3, 16),
+        (258, 3, 8),
+        (259, 3, 8),  # deflate
+        (262, 3, 1),
+        (277, 3, 1),
+        (322, 4, side),
+        (323, 4, side),
+        (324, 4, 0),
+        (325, 4, len(packed)),
+    ]
+    after = 8 + 2 + 12 * len(entries) + 4
+    directory = struct.pack("<H", len(entries))
+    for tag, kind, value in entries:
+        directory += struct.pack("<HHII", tag, kind, 1, after if tag == 324 else value)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + packed
+
+
+def _status(sandbox: Sandbox, name: str) -> int:
+    """A figure of the process' memory, in bytes."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{sandbox._process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
