@@ -24,10 +24,11 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     tries:{id}            list    the latest tries at it as JSON; expires as the delivery does
     deliveries:{tenant}   zset    delivery id → created; the tenant's log; forgets expired ones by itself
     told:{job}            list    ids of the job's deliveries; expires two weeks after the last
-    lanes, lanes:{tenant}  zset   tenant, host → when to look what is due; nothing due, no entry
-    due:{tenant}:{host}, sending:{tenant}:{host}  zset  delivery id → when due, until when taken
+    lanes, lanes:{tenant}  zset, zset  tenant, and host → when to look what is due; nothing due, no entry
+    due:{tenant}:{host}   zset    delivery id → when it is due
+    sending:{tenant}:{host}  zset  delivery id → until when a courier has it
     breaker:{tenant}:{host}  hash  failures in a row, until when the host is left alone; expires after a day
-    disabled:{tenant}:{SHA-1 of the URL}  string  when the endpoint answered 410; expires after ``DISABLED_S``
+    disabled:{tenant}:{sha1}  string  of a URL: when it answered 410; expires after ``DISABLED_S`` (jobs/deliveries.py)
     workers               zset    node → last seen, in seconds                                (jobs/roster.py)
     swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/sweep.py)
     sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)
