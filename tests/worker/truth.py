@@ -1,0 +1,244 @@
+"""Ours against transformers, end to end, on any SAM checkpoint: kept set, order, scores, boxes and every pixel.
+
+    python -m tests.worker.truth models/sam-demo --megapixels 0.3 1 4 12 18
+    python -m tests.worker.truth path/to/a/checkpoint --megapixels 1 4 --points 8 --pred-iou 0.62 --stability 0.9
+    python -m tests.worker.truth models/sam-demo --megapixels 18 --library-itself
+
+Our decoder adds up in another order than the library's, which moves logits in their last digits.  So a pixel may differ
+where the library's own logit, at full size, stands within ``NEAR`` of the threshold; that logit is printed for each.
+How many such pixels there are grows with a mask's outline, and as it is enlarged: at 18 MP a mask of most of the image
+has an outline of over 60,000 pixels, and the library itself, on one thread and on two, makes some that differ in 7.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any  # the library's models and processors ship no types
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from transformers import SamModel, SamProcessor, pipeline
+
+from jobs.spec import BoxJob, EverythingJob, ImageSource, PointJob
+from worker.images import Photo
+from worker.masks import Mask, decode_rle
+from worker.model import SegmentationModel, load_model
+from worker.segment import segment
+
+#: Most pixels that may differ in a mask, and where its outline is long, in how many pixels of it one may.
+MOST_PIXELS, OUTLINE_PIXELS = 5, 1000
+#: How far from the threshold the library's logits of those may be.
+NEAR = 1e-3
+SCORE_TOLERANCE = 1e-5
+
+_SOMEWHERE = ImageSource(s3_uri="s3://photos/any.png")
+_COINS = Path(__file__).parents[2] / "examples" / "coins.png"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a run of both showed, for each mask.
+
+    near: the library's |logit - threshold| where a pixel differs.  outlines: of the library's mask, in pixels.
+    """
+
+    near: tuple[npt.NDArray[np.float32], ...]
+    outlines: tuple[int, ...]
+
+    def check(self, name: str) -> None:
+        """Print every pixel that differs, and assert that there are few and that all are near the threshold."""
+        pixels = [float(distance) for distances in self.near for distance in distances]
+        most = max(map(len, self.near), default=0)
+        shown = " ".join(f"{distance:.1e}" for distance in pixels)
+        print(f"{name}: {len(self.near)} masks, {len(pixels)} pixels differ, {most} in one {shown}")  # noqa: T201
+        for distances, outline in zip(self.near, self.outlines, strict=True):
+            assert len(distances) <= max(MOST_PIXELS, outline // OUTLINE_PIXELS)
+        assert max(pixels, default=0) <= NEAR
+
+
+class Truth:
+    """One checkpoint, loaded by us and by the library."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._ours: SegmentationModel = load_model(str(folder), "cpu")
+        self._network: Any = SamModel.from_pretrained(folder).eval()
+        self._processor: Any = SamProcessor.from_pretrained(folder)
+
+    def everything(self, image: Image.Image, **params: Any) -> Comparison:
+        """Compare mode everything with the pipeline; asserts kept set, order, scores and boxes."""
+        job = EverythingJob(mode="everything", image=_SOMEWHERE, params={"crops_suppression": "library", **params})
+        generate = pipeline("mask-generation", model=self._network, image_processor=self._processor.image_processor)
+        theirs = generate(
+            image,
+            output_rle_mask=True,
+            output_bboxes_mask=True,
+            **job.params.model_dump(exclude={"crops_suppression"}),
+        )
+
+        ours = segment(_photo(image), job, self._ours).masks
+
+        _assert_scores(ours, theirs["scores"].tolist())
+        near, outlines = [], []
+        for mask, rle, box in zip(ours, theirs["rle_mask"], theirs["bounding_boxes"].tolist(), strict=True):
+            pixels = coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0
+            different = decode_rle(mask) ^ pixels
+            near.append(self._distances(image, mask, different, job.params.mask_threshold))
+            outlines.append(_outline(pixels))
+            if not different.any():
+                assert _first_and_last_pixel(mask) == box
+        return Comparison(tuple(near), tuple(outlines))
+
+    def prompt(self, image: Image.Image, prompt: dict[str, Any], *, multimask: bool) -> Comparison:
+        """Compare a prompt's three candidates, or the best of them, with the model's and its processor's."""
+        job_class = BoxJob if "box" in prompt else PointJob
+        mode = "box" if "box" in prompt else "point"
+        job: Any = job_class(mode=mode, image=_SOMEWHERE, prompts=(prompt,), params={"multimask": multimask})
+        logits, scores = self._logits(image, prompt)
+        chosen = range(3) if multimask else [int(np.argmax(scores))]
+
+        ours = segment(_photo(image), job, self._ours).masks
+
+        _assert_scores(ours, [scores[candidate] for candidate in chosen])
+        near, outlines = [], []
+        for mask, candidate in zip(ours, chosen, strict=True):
+            inside = logits[candidate] > 0
+            different = decode_rle(mask) ^ inside
+            near.append(np.abs(logits[candidate][different]))
+            outlines.append(_outline(inside))
+            if not different.any():
+                assert mask.bbox_xywh == _box_xywh(inside)
+        return Comparison(tuple(near), tuple(outlines))
+
+    def library_itself(self, image: Image.Image, prompt: dict[str, Any]) -> list[int]:
+        """In how many pixels the library's three masks of a prompt differ from its own, on one thread and on two."""
+        inside = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            logits, _ = self._logits(image, prompt)
+            inside.append(logits > 0)
+        return [int(count) for count in (inside[0] ^ inside[1]).sum((1, 2))]
+
+    def _distances(
+        self, image: Image.Image, mask: Mask, different: npt.NDArray[np.bool_], threshold: float
+    ) -> npt.NDArray[np.float32]:
+        """How far from the threshold the library's logits of a grid point's mask are where pixels differ."""
+        if not different.any():
+            return np.zeros(0, dtype=np.float32)
+        logits, scores = self._logits(image, {"points": [list(mask.point_coords[0])]})
+        candidate = int(np.argmin(np.abs(np.array(scores) - mask.predicted_iou)))
+        distances: npt.NDArray[np.float32] = np.abs(logits[candidate][different] - threshold)
+        return distances
+
+    def _logits(self, image: Image.Image, prompt: dict[str, Any]) -> tuple[npt.NDArray[np.float32], list[float]]:
+        """The library's logits at full size (3, H, W) and its scores for one prompt."""
+        given: dict[str, Any] = {}
+        if "points" in prompt:
+            given["input_points"] = [[prompt["points"]]]
+            given["input_labels"] = [[prompt.get("labels", [1] * len(prompt["points"]))]]
+        if "box" in prompt:
+            given["input_boxes"] = [[prompt["box"]]]
+        inputs = self._processor(images=image.convert("RGB"), return_tensors="pt", **given)
+        with torch.inference_mode():
+            outputs = self._network(**inputs)
+        full = self._processor.post_process_masks(
+            outputs.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"], binarize=False
+        )
+        return full[0][0].numpy(), outputs.iou_scores[0, 0].tolist()
+
+
+def coins(size_wh: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """The example photograph at a size, stretched."""
+    return Image.open(_COINS).convert(mode).resize(size_wh, Image.Resampling.BICUBIC)
+
+
+def of_megapixels(megapixels: float) -> tuple[int, int]:
+    """Width and height of 4 to 3."""
+    height = (megapixels * 1e6 * 3 / 4) ** 0.5
+    return round(height * 4 / 3), round(height)
+
+
+def prompts_on(size_wh: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """A prompt of every shape, on shares of an image."""
+    width, height = size_wh
+
+    def at(x: float, y: float) -> list[float]:
+        return [x * width, y * height]
+
+    return {
+        "a point": {"points": [at(0.15, 0.17)]},
+        "points": {"points": [at(0.31, 0.18), at(0.37, 0.2), at(0.4, 0.4)], "labels": [1, 1, 0]},
+        "a box": {"box": [*at(0.23, 0.1), *at(0.37, 0.25)]},
+        "a box and points": {
+            "box": [*at(0.05, 0.1), *at(0.18, 0.26)],
+            "points": [at(0.12, 0.17), at(0.2, 0.25)],
+            "labels": [1, 0],
+        },
+    }
+
+
+def _photo(image: Image.Image) -> Photo:
+    return Photo(np.ascontiguousarray(np.asarray(image.convert("RGB"))), image.size, "PNG")
+
+
+def _assert_scores(ours: Sequence[Mask], scores: Sequence[float]) -> None:
+    assert len(ours) == len(scores)
+    assert np.allclose([mask.predicted_iou for mask in ours], scores, atol=SCORE_TOLERANCE, rtol=0)
+
+
+def _first_and_last_pixel(mask: Mask) -> list[float]:
+    x, y, width, height = mask.bbox_xywh
+    return [x, y, x + max(width - 1, 0), y + max(height - 1, 0)]
+
+
+def _outline(inside: npt.NDArray[np.bool_]) -> int:
+    """How often a mask begins or ends along its rows and columns."""
+    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
+
+
+def _box_xywh(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[0.3, 1])
+    parser.add_argument("--points", type=int, default=6, help="along a side, in mode everything")
+    parser.add_argument("--batch", type=int, default=4, help="the library holds 12 bytes a pixel and point of a batch")
+    parser.add_argument("--pred-iou", type=float, default=0.75)
+    parser.add_argument("--stability", type=float, default=0.8)
+    parser.add_argument("--library-itself", action="store_true", help="the library on one thread against it on two")
+    options = parser.parse_args()
+    truth = Truth(options.checkpoint)
+    for megapixels in options.megapixels:
+        image = coins(of_megapixels(megapixels))
+        if options.library_itself:
+            steps = [(number + 0.5) / options.points for number in range(options.points)]
+            for x, y in itertools.product(steps, steps):
+                point = [x * image.width, y * image.height]
+                print(f"{megapixels} MP, {point}: {truth.library_itself(image, {'points': [point]})}")  # noqa: T201
+            continue
+        truth.everything(
+            image,
+            points_per_crop=options.points,
+            points_per_batch=options.batch,
+            pred_iou_thresh=options.pred_iou,
+            stability_score_thresh=options.stability,
+        ).check(f"{megapixels} MP, everything")
+        for name, prompt in prompts_on(image.size).items():
+            for multimask in (True, False):
+                truth.prompt(image, prompt, multimask=multimask).check(f"{megapixels} MP, {name}, {multimask=}")
+
+
+if __name__ == "__main__":
+    main()
