@@ -55,7 +55,7 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
         queue=queue_name(str(spec.model), spec.priority),
         spec_json=dump_spec(spec),
         start_deadline_s=spec.start_deadline_s,
-        webhook=spec.webhook,
+        webhook=spec.webhook or door.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
         # An inline image is in the spec by its upload id, which is derived from its bytes.
         body_digest=hashlib.sha256(dump_spec(spec).encode()).hexdigest() if idempotency_key else "",

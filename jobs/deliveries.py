@@ -167,7 +167,7 @@ class Deliveries:
     def redeliver(self, delivery_id: str, tenant: str) -> Redelivered:
         """Queue a webhook again, at once and with its schedule from the start; its id and its bytes stay.
 
-        It is sent though its endpoint is disabled; an answer of 2xx enables that again.
+        It is sent though its endpoint is disabled or its host left alone; an answer of 2xx enables the endpoint again.
         """
         with redis_errors():
             _, reply = self._redeliver(args=[tenant, "", delivery_id])
@@ -212,7 +212,7 @@ class Deliveries:
         return tuple(queued)
 
     def ping(self, tenant: str, url: str, body: str) -> str:
-        """Queue a webhook that tells of no job; gives its id.  It is tried once, a disabled endpoint too."""
+        """Queue a webhook that tells of no job; gives its id.  It is tried once, whatever is known of the endpoint."""
         delivery_id = f"msg_ping_{uuid.uuid4().hex}"
         with redis_errors():
             self._ping(args=[delivery_id, tenant, url, body])

@@ -6,12 +6,13 @@ Every setting is an environment variable ``MASKFLEET_`` + the field's name in ca
 from __future__ import annotations
 
 import socket
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs.addresses import PUBLIC_PORTS
+from jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
+from jobs.spec import HttpUrl, Webhook
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
@@ -36,10 +37,17 @@ def _split_pairs(value: object) -> object:
     return value
 
 
+def _split_endpoints(value: object) -> object:
+    """Read ``a:https://…,b:https://…`` as a mapping; a comma in a URL is written %2C."""
+    if isinstance(value, str):
+        return dict(part.strip().partition(":")[::2] for part in value.split(",") if part.strip())
+    return value
+
+
 class SharedSettings(BaseSettings):
     """What every program needs: where Redis and S3 are, and how long things are kept."""
 
-    model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     #: Empty: Amazon's own S3, with the credentials that boto3 finds by itself.
@@ -85,6 +93,8 @@ class ApiSettings(SharedSettings):
     models: Names = ()
     #: Buckets that jobs may name in an ``s3_uri``.
     allowed_buckets: Names = ()
+    #: Where to tell of the ends of a tenant's jobs that name no webhook, as in ``apiary:https://example.com/hook``.
+    webhook_endpoints: Annotated[dict[str, HttpUrl], NoDecode] = Field(default_factory=dict, repr=False)
     #: Jobs of one tenant that are queued or running at once.
     max_jobs_in_flight: int = Field(10_000, ge=1)
     #: The same for some tenants, as in ``apiary:100,bakery:50000``.
@@ -118,6 +128,22 @@ class ApiSettings(SharedSettings):
 
     _split_names = field_validator("api_keys", "models", "allowed_buckets", "cors_origins", mode="before")(_split)
     _split_pairs = field_validator("tenant_jobs_in_flight", mode="before")(_split_pairs)
+    _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
+
+    @model_validator(mode="after")
+    def _endpoints_are_gone_to(self) -> Self:
+        rules = address_rules(allow_private=self.egress_allow_private, ports=self.egress_ports)
+        for tenant, url in self.webhook_endpoints.items():
+            try:
+                check_url(url, rules)
+            except AddressRefused as error:
+                raise ValueError(f"webhook_endpoints: that of {tenant} is not sent to: {error.detail}") from error
+        return self
+
+    def default_webhook(self, tenant: str) -> Webhook | None:
+        """Where to tell of a tenant's jobs that name no webhook."""
+        url = self.webhook_endpoints.get(tenant)
+        return Webhook(url=url) if url else None
 
     def jobs_in_flight(self, tenant: str) -> int:
         """How many jobs of a tenant may be queued or running at once."""

@@ -30,6 +30,16 @@ local function enqueue_delivery(id, tenant, url, due_ms, now)
   wake_lane(tenant, host, math.max(due_ms, now))
 end
 
+-- Put a webhook that somebody waits to see before all others, and let its host's breaker look at once.
+local function rush_delivery(id, tenant, url, now)
+  local host = host_of(url)
+  redis.call('HSET', delivery_key(id), 'forced', 1)
+  redis.call('ZADD', due_key(tenant, host), 0, id)
+  if redis.call('EXISTS', breaker_key(tenant, host)) == 1 then
+    redis.call('HSET', breaker_key(tenant, host), 'until_ms', now)
+  end
+end
+
 -- Record a webhook, and queue it to be sent at once.  job: '' for none.
 local function queue_delivery(id, tenant, job, event, url, now)
   redis.call('HSET', delivery_key(id), 'tenant', tenant, 'job', job, 'event', event, 'url', url, 'state', 'waiting',

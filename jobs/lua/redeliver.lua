@@ -12,15 +12,12 @@ local function redeliver(id)
   if states ~= '' and not string.find(states, ',' .. delivery[3] .. ',', 1, true) then return 'skipped' end
   local url, host = delivery[2], host_of(delivery[2])
   if redis.call('ZSCORE', sending_key(tenant, host), id) then return 'waiting' end
-  redis.call('HSET', key, 'state', 'waiting', 'tries', 0, 'queued_ms', now, 'next_ms', now, 'forced', 1)
+  redis.call('HSET', key, 'state', 'waiting', 'tries', 0, 'queued_ms', now, 'next_ms', now)
   redis.call('HDEL', key, 'ended_ms', 'detail')
   redis.call('PEXPIRE', key, 2 * GIVEN_UP_MS)
   redis.call('PEXPIRE', tries_key(id), 2 * GIVEN_UP_MS)
-  if redis.call('EXISTS', breaker_key(tenant, host)) == 1 then
-    redis.call('HSET', breaker_key(tenant, host), 'until_ms', now)
-  end
   enqueue_delivery(id, tenant, url, now, now)
-  redis.call('ZADD', due_key(tenant, host), 0, id)  -- the first in its queue
+  rush_delivery(id, tenant, url, now)
   return 'queued'
 end
 

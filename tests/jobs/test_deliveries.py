@@ -323,6 +323,17 @@ def test_what_its_owner_sends_again_waits_for_no_breaker(ledger: Ledger, redis_c
     assert [one.id for one in deliveries.due()] == [delivery.id]
 
 
+def test_a_ping_waits_for_no_breaker(ledger: Ledger, redis_client: redis.Redis) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=1, first_s=100))
+    canceled(ledger)
+    [delivery] = deliveries.due()
+    deliveries.postponed(delivery, 0, tried(delivery, None))
+
+    ping = deliveries.ping("ant", URL, "{}")
+
+    assert [one.id for one in deliveries.due()] == [ping]
+
+
 def test_another_tenants_breaker_is_its_own(ledger: Ledger, redis_client: redis.Redis) -> None:
     deliveries = Deliveries(redis_client, Breaker(failures=1, first_s=100))
     canceled(ledger)

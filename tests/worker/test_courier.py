@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,7 +20,7 @@ from jobs.ledger import Ledger
 from jobs.queue import queue_name
 from jobs.record import Metrics, ResultSummary
 from jobs.settings import CourierSettings
-from jobs.spec import Priority, Webhook
+from jobs.spec import EventName, Priority, Webhook
 from jobs.status import Status
 from jobs.transitions import NewJob
 from maskfleet.webhooks import verify_webhook
@@ -30,9 +33,9 @@ QUEUE = queue_name("sam-demo", Priority.NORMAL)
 
 
 class Receiver:
-    """Answers as it is told, in turn, then 200; keeps all that came."""
+    """Answers as it is told, in turn, then 200; keeps all that came.  says: the body of each answer."""
 
-    def __init__(self, *answers: int) -> None:
+    def __init__(self, *answers: int, says: bytes = b"", **headers: str) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
         pending = list(answers)
         receiver = self
@@ -45,8 +48,11 @@ class Receiver:
                 self.send_response(status)
                 if 300 <= status < 400:
                     self.send_header("Location", "/moved")
-                self.send_header("Content-Length", "0")
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(says)))
                 self.end_headers()
+                self.wfile.write(says)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -64,8 +70,8 @@ class Receiver:
 def receive() -> Iterator[Callable[..., Receiver]]:
     with ExitStack() as receivers:
 
-        def started(*answers: int) -> Receiver:
-            receiver = Receiver(*answers)
+        def started(*answers: int, says: bytes = b"", **headers: str) -> Receiver:
+            receiver = Receiver(*answers, says=says, **headers)
             receivers.callback(receiver.close)
             return receiver
 
@@ -80,6 +86,7 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
             "redis_url": redis_url,
             "webhook_secrets": (SECRET,),
             "webhook_schedule_s": (0, 0.01, 0.01),
+            "webhook_breaker_failures": 0,
             "tick_s": 0.02,
             "egress_allow_private": True,
             "public_url": "https://masks.example.com/",
@@ -104,7 +111,7 @@ def create(ledger: Ledger, url: str | None = None, **fields: object) -> str:
     job = NewJob(
         **{"tenant": "ant", "queue": QUEUE, "spec_json": SPEC, "start_deadline_s": 60, "webhook": webhook, **fields}
     )
-    return ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).job_id
+    return ledger.create(job, max_in_flight=1000, idempotency_ttl_s=60).job_id
 
 
 def succeed(ledger: Ledger, url: str) -> str:
@@ -113,6 +120,15 @@ def succeed(ledger: Ledger, url: str) -> str:
     assert record is not None
     ledger.succeed(record, ResultSummary(prefix="p/", manifest_key="p/m", masks=3, best_score=0.9, metrics=Metrics()))
     return job_id
+
+
+def _being_sent(client: redis.Redis) -> int:
+    return sum(client.zcard(key) for key in client.scan_iter("mf:sending:*"))
+
+
+def _failed_tries(client: redis.Redis) -> int:
+    tries = [made for key in client.scan_iter("mf:tries:*", count=1000) for made in client.lrange(key, 0, -1)]
+    return sum('"failed"' in made for made in tries)
 
 
 def test_a_receiver_can_verify_what_it_is_told(
@@ -156,6 +172,173 @@ def test_a_receiver_that_fails_is_told_again_with_the_same_id_and_body(
 
     assert len(receiver.requests) == 3
     assert len({(headers["webhook-id"], body) for headers, body in receiver.requests}) == 1
+
+
+def test_each_try_is_kept_with_what_the_receiver_answered(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
+) -> None:
+    receiver = receive(503, 302, says=b"<p>\r\n\xff\x00 " + "bees 蜂 ".encode() * 400)
+    job_id = succeed(ledger, receiver.url)
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    [told] = deliveries.of_job(job_id, "ant")
+    assert told.state is DeliveryState.DELIVERED
+    assert [(made.number, made.status, made.outcome) for made in told.tries] == [
+        (1, 503, "failed"),
+        (2, 302, "failed"),
+        (3, 200, "delivered"),
+    ]
+    assert "Redirects are not followed" in (told.tries[1].detail or "")
+    answer = told.tries[0].answer
+    assert answer.startswith("<p>\n\ufffd\ufffd bees 蜂 ")
+    assert 800 < len(answer.encode()) <= 1024 + 8
+    assert all(0 < made.duration_s < 10 and made.error is None and made.headers is None for made in told.tries)
+
+
+def test_a_receiver_that_does_not_answer_is_named_in_the_try(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
+) -> None:
+    gone = receive()
+    gone.close()
+    job_id = succeed(ledger, gone.url)
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    [told] = deliveries.of_job(job_id, "ant")
+    assert told.state is DeliveryState.GIVEN_UP
+    assert {(made.status, made.error) for made in told.tries} == {(None, "ConnectionError")}
+
+
+@pytest.mark.parametrize(
+    ("asked", "at_least_s", "at_most_s"),
+    [
+        ("600", 600, 720),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 4320),
+        ("999999999", 86400, 86400 * 1.2),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 100, 120),
+        ("soon", 100, 120),
+    ],
+)
+def test_a_receiver_that_asks_for_time_gets_it(
+    ledger: Ledger,
+    redis_url: str,
+    receive: Callable[..., Receiver],
+    deliveries: Deliveries,
+    asked: str,
+    at_least_s: float,
+    at_most_s: float,
+) -> None:
+    receiver = receive(429, Retry_After=asked)
+    job_id = succeed(ledger, receiver.url)
+
+    with courier(redis_url, webhook_schedule_s=(0, 100)):
+        wait_until(lambda: deliveries.of_job(job_id, "ant")[0].tries)
+
+    [told] = deliveries.of_job(job_id, "ant")
+    delay_s = (told.next_try_ms or 0) / 1000 - told.tries[0].at.timestamp()
+    assert at_least_s - 1 <= delay_s <= at_most_s + 15
+
+
+def test_a_410_disables_the_endpoint_and_a_redelivery_that_arrives_enables_it(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
+) -> None:
+    receiver = receive(410)
+    first = succeed(ledger, receiver.url)
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+        second = succeed(ledger, receiver.url)
+        wait_until(lambda: deliveries.waiting() == 0)
+        seen = [deliveries.of_job(job_id, "ant")[0] for job_id in (first, second)]
+        deliveries.redeliver(seen[1].id, "ant")
+        wait_until(lambda: deliveries.waiting() == 0)
+        succeed(ledger, receiver.url)
+        wait_until(lambda: len(receiver.requests) == 3)
+
+    assert [told.state for told in seen] == [DeliveryState.REFUSED, DeliveryState.DISABLED]
+    assert receiver.requests[1][0]["webhook-id"] == seen[1].id
+
+
+def test_every_try_sends_the_same_bytes_whatever_becomes_of_the_record(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    receiver = receive(500, 500, 500)
+    job_id = succeed(ledger, receiver.url)
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+    redis_client.delete(f"mf:job:{job_id}")
+    [given_up] = deliveries.of_job(job_id, "ant")
+
+    deliveries.redeliver(given_up.id, "ant")
+    with courier(redis_url, public_url="https://moved.example.com"):
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    assert given_up.state is DeliveryState.GIVEN_UP
+    assert len(receiver.requests) == 4
+    assert len({(headers["webhook-id"], body) for headers, body in receiver.requests}) == 1
+
+
+def test_a_start_is_told_before_the_end(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
+) -> None:
+    receiver = receive()
+    job_id = create(ledger, webhook=Webhook(url=receiver.url, events=tuple(EventName)))
+    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    assert record is not None
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+        ledger.fail(record, "internal_error", "It broke.")
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    events = [verify_webhook(body, headers, SECRET) for headers, body in receiver.requests]
+    assert [(event.type, str(event.data.status)) for event in events] == [
+        ("job.started", "processing"),
+        ("job.failed", "failed"),
+    ]
+
+
+def test_a_ping_shows_the_bytes_and_headers_that_were_sent(
+    redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    receiver = receive(500)
+    delivery_id = deliveries.ping("ant", receiver.url, '{"type":"webhook.ping"}')
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    told = deliveries.read(delivery_id, "ant")
+    [(headers, body)] = receiver.requests
+    assert told is not None
+    assert (told.state, body.decode()) == (DeliveryState.GIVEN_UP, told.body)
+    assert (told.tries[0].headers or {}).items() <= headers.items()
+
+
+def test_a_receiver_that_hangs_delays_no_other_one(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    """Hundreds are due to a host that takes connections and never answers, before another host's few."""
+    receiver = receive()
+    hanging = socket.create_server(("127.0.0.1", 0), backlog=512)
+    for number in range(300):
+        create(ledger, f"http://127.0.0.1:{hanging.getsockname()[1]}/{number}", start_deadline_s=0)
+    ledger.reap(max_attempts=3, limit=300)
+
+    with courier(redis_url, webhook_timeout_s=60, webhook_schedule_s=(0, 600), webhook_breaker_failures=5):
+        wait_until(lambda: _being_sent(redis_client) == 8)
+        for _ in range(20):
+            succeed(ledger, receiver.url)
+        wait_until(lambda: len(receiver.requests) == 20)
+        still_hanging = _being_sent(redis_client)
+        hanging.close()  # each try at it fails at once from here on
+        wait_until(lambda: _being_sent(redis_client) == 0)
+
+    # The breaker opens when five have failed, and those that were under way then; all others wait uncharged.
+    assert (still_hanging, deliveries.waiting()) == (8, 300)
+    assert 8 <= _failed_tries(redis_client) <= 8 + 4
 
 
 def test_a_webhook_is_given_up_at_the_end_of_its_schedule(
