@@ -28,6 +28,8 @@ _SIGNATURES = {
     "image/gif": (b"GIF87a", b"GIF89a"),
 }
 _ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
+#: A value that decoders read differently, or that may stand elsewhere: it is the worker's to find.
+_OPEN = -1
 #: Orientations that turn the picture by a quarter.
 _TURNED = (5, 6, 7, 8)
 #: The shapes of tags' values, by their kind: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
@@ -70,7 +72,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
             f"The image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are accepted. "
             "Scale it down.",
         )
-    if orientation is None or width == 0 or height == 0:
+    if orientation == _OPEN or width == 0 or height == 0:
         return ImageHeader(content_type, None)
     return ImageHeader(content_type, (height, width) if orientation in _TURNED else (width, height))
 
@@ -89,10 +91,10 @@ def _what_it_is(data: bytes) -> str:
     return f"The bytes are not an image of a format that is accepted. {accepted}"
 
 
-# Each reader gives the size as stored and the orientation, 1 to 8.  A size of None is one that the header leaves
-# open; an orientation of None is one that may stand behind the pixels.
+# Each reader gives the size as stored and the orientation, 1 to 8 or _OPEN.  A size of None is one that the header
+# leaves open.
 
-_Reading = tuple[Size | None, int | None]
+_Reading = tuple[Size | None, int]
 
 
 def _png(data: bytes) -> _Reading:
@@ -106,12 +108,12 @@ def _png(data: bytes) -> _Reading:
             orientation = _exif_orientation(data[at + 8 : at + 8 + length])
         at += 12 + length
     if data.find(b"eXIf", at) >= 0:
-        return size, None
+        return size, _OPEN
     if orientation:
         return size, orientation
     # XMP, or EXIF as text, perhaps compressed: the worker's to read.
     as_text = data.find(b"XML:com.adobe.xmp") >= 0 or data.find(b"Raw profile type") >= 0
-    return size, None if as_text else 1
+    return size, _OPEN if as_text else 1
 
 
 def _jpeg(data: bytes) -> _Reading:
@@ -124,7 +126,7 @@ def _jpeg(data: bytes) -> _Reading:
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, start + 1)
             size = width, height
-    return size, (exif or xmp or 1) if marker == _START_OF_SCAN else None
+    return size, (exif or xmp or 1) if marker == _START_OF_SCAN else _OPEN
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -155,7 +157,7 @@ def _webp(data: bytes) -> _Reading:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return (width & 0x3FFF, height & 0x3FFF), 1
-    return (None, None) if len(data) >= 16 else _cut_short()
+    return (None, _OPEN) if len(data) >= 16 else _cut_short()
 
 
 def _webp_orientation(data: bytes) -> int:
@@ -171,10 +173,11 @@ def _webp_orientation(data: bytes) -> int:
 
 
 def _tiff(data: bytes) -> _Reading:
-    tags = _tiff_tags(data)
-    if tags.get(_WIDTH) is None or tags.get(_HEIGHT) is None:
-        return None, None
-    return (tags[_WIDTH], tags[_HEIGHT]), tags.get(_ORIENTATION, None if _XMP in tags else 1)
+    tags, is_whole = _tiff_tags(data)
+    width, height = tags.get(_WIDTH, _OPEN), tags.get(_HEIGHT, _OPEN)
+    if _OPEN in (width, height):
+        return (None, _OPEN) if is_whole else _cut_short()
+    return (width, height), tags.get(_ORIENTATION, _OPEN if _XMP in tags else 1) if is_whole else _OPEN
 
 
 def _bmp(data: bytes) -> _Reading:
@@ -192,7 +195,7 @@ def _gif(data: bytes) -> _Reading:
             at += 1 + data[at]
         at += 1
     if data[at] != 0x2C:
-        return (width, height), None
+        return (width, height), _OPEN
     # A first frame that reaches over the screen's edge makes the picture larger.
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
     return (max(width, left + frame_width), max(height, top + frame_height)), 1
@@ -208,22 +211,29 @@ _READERS = {
 }
 
 
-def _tiff_tags(data: bytes) -> dict[int, int]:
-    """Read the first directory's width, height and orientation, of TIFF or BigTIFF, and whether it has XMP."""
+def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
+    """Read the first directory's width, height and orientation, of TIFF or BigTIFF, and whether it has XMP.
+
+    Says also whether the directory is whole; decoders take what there is.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
-    entry, value_at = (20, 12) if big else (12, 8)
+    head, entry, value_at = (order + "HHQ", 20, 12) if big else (order + "HHI", 12, 8)
     tags: dict[int, int] = {}
     for start in range(at, at + entry * min(count, _MAX_TAGS), entry):
-        tag, kind = struct.unpack_from(order + "HH", data, start)
+        if start + entry > len(data):
+            return tags, False
+        tag, kind, values = struct.unpack_from(head, data, start)
         if tag == _XMP:
             tags[tag] = 1
+        elif tag in tags or values != 1:
+            tags[tag] = _OPEN
         elif tag in (_WIDTH, _HEIGHT, _ORIENTATION) and kind in _SHAPES:
             (tags[tag],) = struct.unpack_from(order + _SHAPES[kind], data, start + value_at)
-    return tags
+    return tags, True
 
 
 def _exif_orientation(exif: bytes) -> int:
@@ -232,7 +242,7 @@ def _exif_orientation(exif: bytes) -> int:
     if not tiff.startswith(_SIGNATURES["image/tiff"]):
         return 0
     try:
-        return _tiff_tags(tiff).get(_ORIENTATION, 0)
+        return _tiff_tags(tiff)[0].get(_ORIENTATION, 0)
     except (IndexError, struct.error):
         return 0
 

@@ -34,8 +34,12 @@ _LIMIT_HEADERS = {
     "RateLimit-Remaining": "How many are left.",
     "RateLimit-Reset": "Seconds until more are.",
 }
+DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|job_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
 #: The form of ids in paths.
-_IDS: dict[str, Json] = {"job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"}}
+_IDS: dict[str, Json] = {
+    "job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"},
+    "delivery_id": {"type": "string", "pattern": DELIVERY_ID},
+}
 
 _EXAMPLE_JOB: Json = {
     "mode": "box",

@@ -38,6 +38,7 @@ class Services:
     keys: ApiKeys
     ledger: Ledger
     outbox: Outbox
+    deliveries: Deliveries
     roster: Roster
     store: Store
     publisher: Publisher
@@ -49,17 +50,19 @@ def make_services(settings: ApiSettings) -> Services:
     client = connect(settings)
     ledger = Ledger(client, settings.retention_s)
     outbox, roster = Outbox(client, settings.republish_s), Roster(client)
+    deliveries = Deliveries(client, retention_s=settings.retention_s)
     return Services(
         settings=settings,
         redis=client,
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
         outbox=outbox,
+        deliveries=deliveries,
         roster=roster,
         store=Store(settings),
         publisher=Publisher(settings),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(Census(client), outbox, Deliveries(client), roster)),
+        metrics=RequestMetrics(JobFigures(Census(client), outbox, deliveries, roster)),
     )
 
 

@@ -19,15 +19,19 @@ from jobs.storage import split_s3_uri, upload_key
 
 def check_addresses(spec: Spec, settings: ApiSettings) -> None:
     """Raise InvalidRequest (``url_not_allowed``) for a URL that this service does not go to; no name is looked up."""
-    rules = address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
     named = {"/image/url": spec.image.url, "/webhook/url": spec.webhook.url if spec.webhook else None}
     for pointer, url in named.items():
-        try:
-            if url is not None:
-                check_url(url, rules)
-        except AddressRefused as error:
-            fault = FieldFault(pointer, error.code, error.detail)
-            raise InvalidRequest(error.code, f"{pointer}: {error.detail}", faults=(fault,)) from error
+        if url is not None:
+            check_address(pointer, url, settings)
+
+
+def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
+    """Raise InvalidRequest for one URL as ``check_addresses`` does.  pointer: where the body names it."""
+    try:
+        check_url(url, address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports))
+    except AddressRefused as error:
+        fault = FieldFault(pointer, error.code, error.detail)
+        raise InvalidRequest(error.code, f"{pointer}: {error.detail}", faults=(fault,)) from error
 
 
 def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:

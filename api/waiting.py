@@ -39,14 +39,22 @@ class Waits:
 
     def until_ended(self, job_id: str, seconds: float) -> bool:
         """Wait for a job's end, for so long at most; False when there was no place to wait."""
+
+        def ended() -> bool:
+            status = self._ledger.status(job_id)
+            return status is None or status.ended
+
+        return self.until(ended, seconds)
+
+    def until(self, is_so: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something is so, for so long at most; False when there was no place to wait."""
         if not self.take_slot():
             return False
         try:
             deadline, pause = time.monotonic() + seconds, FIRST_LOOK_S
             while not self.stopping():
-                status = self._ledger.status(job_id)
-                left = deadline - time.monotonic()
-                if status is None or status.ended or left <= 0:
+                so, left = is_so(), deadline - time.monotonic()
+                if so or left <= 0:
                     break
                 time.sleep(min(pause, left))
                 pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)

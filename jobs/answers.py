@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
+from jobs.delivery import DeliveryView
 from jobs.record import JobView
-from jobs.spec import Wire
+from jobs.spec import HttpUrl, Wire
 from jobs.status import Status
 
 
@@ -67,6 +70,64 @@ class UploadView(Wire):
     method: Literal["PUT"] = "PUT"
     headers: dict[str, str]
     expires_at: datetime = Field(description="The link works until then.")
+
+
+class DeliveryList(Wire):
+    """A job's webhooks, the oldest first."""
+
+    deliveries: tuple[DeliveryView, ...]
+
+
+def _read_time(value: object) -> object:
+    """Read a time as RFC 3339 writes it; pydantic would take a number of seconds for one, even in a text."""
+    if isinstance(value, datetime):
+        return value
+    form = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)"
+    try:
+        if isinstance(value, str) and re.fullmatch(form, value, re.ASCII):
+            return datetime.fromisoformat(value.upper())
+    except ValueError:  # a 13th month
+        pass
+    raise PydanticCustomError("invalid_time", "Write a time with its offset, as in 2026-01-02T03:00:00Z.")
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
+
+
+class RedeliveryRange(Wire):
+    """Which webhooks to send again: those of events in a time, both ends with it."""
+
+    since: Time = Field(alias="from", examples=["2026-01-02T03:00:00Z"])
+    until: Time | None = Field(None, alias="to", description="Default: now.")
+    only_failed: bool = Field(
+        True, description="Only what was refused, given up or not sent to a disabled endpoint; else what arrived, too."
+    )
+
+
+class Redeliveries(Wire):
+    """What is sent again."""
+
+    queued: tuple[str, ...] = Field(description="The webhooks' ids, the oldest first.")
+    more: bool = Field(description="There may be more than one call queues; ask again for a shorter time.")
+
+
+class PingRequest(Wire):
+    """Where a ping is to go."""
+
+    url: HttpUrl
+
+
+class PingView(Wire):
+    """A ping: a webhook of type `webhook.ping`, with all that was signed, and what came back."""
+
+    code: Literal["delivered", "not_delivered", "not_sent_yet"] = Field(
+        description="`not_sent_yet`: no courier has tried in time; look at the delivery later."
+    )
+    delivery: DeliveryView = Field(description="Its one try has the receiver's answer, and the time that it took.")
+    body: str = Field(description="The bytes that were sent and signed, as UTF-8.")
+    headers: dict[str, str] | None = Field(
+        description="The headers that were sent with them, the signature among them; null when nothing was sent."
+    )
 
 
 class ModelView(Wire):

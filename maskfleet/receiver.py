@@ -12,7 +12,7 @@ from typing import Self
 from jobs.events import Event
 from maskfleet.hook_server import HookServer
 from maskfleet.problems import WebhookRejected
-from maskfleet.webhooks import ID, verify_webhook
+from maskfleet.webhooks import ID, WebhookEvent, verify_webhook
 
 
 class Receiver:
@@ -21,7 +21,7 @@ class Receiver:
     def __init__(self, *secrets: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self._secrets = secrets
         self._news = threading.Condition()
-        self._events: dict[str, Event] = {}
+        self._events: dict[str, WebhookEvent] = {}
         self._refused: list[str] = []
         self._server = HookServer(self._take, host=host, port=port)
 
@@ -38,7 +38,7 @@ class Receiver:
         return self._server.url
 
     @property
-    def events(self) -> tuple[Event, ...]:
+    def events(self) -> tuple[WebhookEvent, ...]:
         """The verified events, each once however often it came."""
         with self._news:
             return tuple(self._events.values())
@@ -53,7 +53,8 @@ class Receiver:
         """Give the event of a job's end, waiting for it.  Raises TimeoutError."""
 
         def found() -> Event | None:
-            return next((event for event in self._events.values() if event.data.id == job_id), None)
+            told = (event for event in self._events.values() if isinstance(event, Event))
+            return next((event for event in told if event.data.id == job_id), None)
 
         with self._news:
             event = self._news.wait_for(found, timeout_s)

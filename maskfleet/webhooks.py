@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from standardwebhooks import Webhook as Signer
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-from jobs.events import Event
+from jobs.events import Event, Ping
 from maskfleet.problems import WebhookRejected
 
 #: The time that a webhook may have been on its way, and clocks apart.  Source: Standard Webhooks' own libraries.
@@ -20,10 +20,14 @@ TOLERANCE_S = 300.0
 #: The headers that must be there.  Source: the Standard Webhooks specification, section "Webhook Headers".
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 
+#: What a webhook tells: of a job, or that its receiver is to be seen listening.
+WebhookEvent = Event | Ping
+_EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
+
 
 def verify_webhook(
     body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, tolerance_s: float = TOLERANCE_S
-) -> Event:
+) -> WebhookEvent:
     """Check a webhook's signature and give the event that it tells of.
 
     body: the request's bytes as they came.  headers: their names in any case.  secrets: one as the operator has
@@ -48,7 +52,7 @@ def verify_webhook(
     if not any(hmac.compare_digest(one, other) for one in expected for other in shown):
         raise WebhookRejected("wrong_signature", "It was signed with another secret, or changed on its way.")
     try:
-        return Event.model_validate_json(body)
+        return _EVENTS.validate_json(body)
     except ValidationError as error:
         raise WebhookRejected("unknown_event", "It is signed, but no event that this version knows.") from error
 

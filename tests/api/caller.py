@@ -88,6 +88,7 @@ def check_problem(answer: TestResponse, status: int, code: str) -> Problem:
     assert problem.instance == f"urn:maskfleet:request:{answer.headers['X-Request-Id']}"
     path = re.sub(r"/jobs/[^/]+", "/jobs/{job_id}", answer.request.path)
     path = re.sub(r"/files/.+", "/files/{name}", path)
+    path = re.sub(r"/deliveries/(?!redeliver$)[^/]+", "/deliveries/{delivery_id}", path)
     if code not in ("route_not_found", "method_not_allowed"):
         described = _described()["paths"][path][answer.request.method.lower()]["responses"]
         assert code in described[str(status)]["content"]["application/problem+json"]["examples"]

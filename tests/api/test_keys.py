@@ -229,7 +229,7 @@ def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, s
 
 
 #: What stands in each variable part of a path when it does not matter.
-UNKNOWN = {"job_id": UNKNOWN_JOB, "delivery_id": "dlv_unknown", "name": "coco.json"}
+UNKNOWN = {"job_id": UNKNOWN_JOB, "delivery_id": f"msg_{UNKNOWN_JOB}_1_failed", "name": "coco.json"}
 
 
 def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open(app: Flask) -> None:
@@ -264,15 +264,17 @@ def test_every_route_refuses_no_key_an_unknown_key_and_a_key_without_its_scope(a
 def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
     app: Flask, apiary: Caller, ledger: Ledger, store: Store
 ) -> None:
-    marks = {"order": "a-secret-of-the-apiary"}
-    running, ended = apiary.a_job(metadata=marks), apiary.a_job(metadata=marks)
+    fields = {"metadata": {"order": "a-secret-of-the-apiary"}, "webhook": {"url": "https://example.com/hook"}}
+    running, ended = apiary.a_job(**fields), apiary.a_job(**fields)
     run_to_success(ended, ledger, store)
+    delivery = f"msg_{ended}_1_succeeded"
+    assert apiary.get(f"/v1/deliveries/{delivery}").status_code == 200
     walked = 0
     for method, rule in _routes(app):
         if _scope(app, rule) is None or not rule.arguments:
             continue
         for job_id in (running, ended):
-            ids = {**UNKNOWN, "job_id": job_id}
+            ids = {**UNKNOWN, "job_id": job_id, "delivery_id": delivery}
             foreign = _open(app, method, rule, KEYS["bakery"], ids)
             unknown = _open(app, method, rule, KEYS["bakery"], UNKNOWN)
 
@@ -281,7 +283,7 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
             assert foreign.json["detail"] == unknown.json["detail"]
         walked += 1
 
-    assert walked >= 7
+    assert walked >= 10
     assert Caller(app, KEYS["bakery"]).get("/v1/jobs").json["jobs"] == []
     assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == {running, ended}
     assert [apiary.get(f"/v1/jobs/{job_id}").json["status"] for job_id in (running, ended)] == ["queued", "succeeded"]

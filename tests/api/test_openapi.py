@@ -30,7 +30,7 @@ def test_the_document_and_the_app_have_the_same_routes(document: Json, app: Flas
     described = {(method, path) for path, operations in document["paths"].items() for method in operations}
 
     routed = {
-        (method.lower(), re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from api.app import create_app
-from api.openapi import document
+from api.openapi import DELIVERY_ID, document
 from jobs.ledger import Ledger
 from jobs.settings import ApiSettings
 from jobs.storage import Store
@@ -89,6 +90,8 @@ def test_every_answer_is_as_the_document_says(
     if given.startswith("job_") and len(given) == 36:
         # An id of the right form is never one of a real job; most are to be.
         case.path_parameters["job_id"] = _a_real_job(given, case.path.endswith("/events"), apiary, ledger, store)
+    if "delivery_id" in case.path_parameters:
+        case.path_parameters["delivery_id"] = _a_real_delivery(str(case.path_parameters["delivery_id"]), apiary, ledger)
     sent[case.operation.label] += 1
 
     case.call_and_validate(headers={"Authorization": f"Bearer {KEYS['apiary']}"})
@@ -108,3 +111,12 @@ def _a_real_job(given: str, ended: bool, apiary: Caller, ledger: Ledger, store: 
     elif state == "processing":
         claim(job_id, ledger)
     return job_id
+
+
+def _a_real_delivery(given: str, apiary: Caller, ledger: Ledger) -> str:
+    """Make a webhook for every second id of the right form."""
+    if not re.fullmatch(DELIVERY_ID, given) or zlib.crc32(given.encode()) % 2:
+        return given
+    job_id = apiary.a_job(image={"url": "https://example.com/bee.jpg"}, webhook={"url": "https://example.com/hook"})
+    ledger.fail(claim(job_id, ledger), "image_corrupt", "The JPEG file is damaged.")
+    return f"msg_{job_id}_1_failed"

@@ -8,7 +8,7 @@ import pytest
 import requests
 from standardwebhooks import Webhook
 
-from jobs.events import Event, EventData
+from jobs.events import Event, EventData, Ping, PingData
 from jobs.record import JobUrls
 from jobs.spec import EventName
 from maskfleet.client import verify_webhook
@@ -52,6 +52,13 @@ def signed(body: bytes = BODY, *, secret: str = WEBHOOK_SECRET, age: timedelta =
 
 def test_a_signed_webhook_gives_its_event() -> None:
     assert verify_webhook(BODY, signed(), WEBHOOK_SECRET) == EVENT
+
+
+def test_a_signed_ping_gives_a_ping() -> None:
+    ping = Ping(timestamp=datetime(2026, 1, 2, tzinfo=UTC), data=PingData(url="https://example.com/hook"))
+    body = ping.model_dump_json().encode()
+
+    assert verify_webhook(body, signed(body), WEBHOOK_SECRET) == ping
 
 
 def test_any_one_of_several_signatures_will_do_while_secrets_are_rotated() -> None:

@@ -1,0 +1,126 @@
+"""A job's webhooks: each try at them, and sent again on request.  The courier sends; this only asks it to."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flask import Blueprint, Response
+from werkzeug.routing import BaseConverter
+
+from api.intake import read_json
+from api.keys import Scope
+from api.operation import Operation, operation
+from api.routes.jobs import find_job
+from api.services import base_url, services, tenant
+from jobs.answers import DeliveryList, Redeliveries, RedeliveryRange
+from jobs.deliveries import MAX_REDELIVERED, Redelivered
+from jobs.delivery import DeliveryRecord, DeliveryView
+from jobs.errors import FieldFault, InvalidRequest, NotFound
+from jobs.logs import get_logger
+
+blueprint = Blueprint("deliveries", __name__)
+logger = get_logger()
+
+
+class MessageId(BaseConverter):
+    """The part of a path that begins as a webhook's id does, so that ``redeliver`` is none."""
+
+    regex = "msg_[^/]+"
+
+
+@blueprint.get("/jobs/<job_id>/deliveries")
+@operation(
+    Operation(
+        summary="A job's webhooks, with each try: when, how long it took, and the first 1 kB of the answer.",
+        scope=Scope.READ,
+        answers={200: DeliveryList},
+        problems={404: ("job_not_found",)},
+    )
+)
+def list_deliveries(job_id: str) -> Response:
+    records = services().deliveries.of_job(find_job(job_id).id, tenant())
+    listed = DeliveryList(deliveries=tuple(record.view() for record in records))
+    return Response(listed.model_dump_json(), mimetype="application/json")
+
+
+@blueprint.get("/deliveries/<msg:delivery_id>")
+@operation(
+    Operation(
+        summary="Look at one webhook.",
+        scope=Scope.READ,
+        answers={200: DeliveryView},
+        problems={404: ("delivery_not_found",)},
+    )
+)
+def show_delivery(delivery_id: str) -> Response:
+    return Response(find_delivery(delivery_id).view().model_dump_json(), mimetype="application/json")
+
+
+@blueprint.post("/deliveries/<msg:delivery_id>/redeliver")
+@operation(
+    Operation(
+        summary="Send a webhook again, at once, under the same id and with the same bytes.",
+        scope=Scope.WRITE,
+        description=(
+            "Its schedule begins anew. It is sent even to an endpoint that answered 410; a good answer enables that "
+            "again. One that is being sent at this moment is left to that."
+        ),
+        answers={202: DeliveryView},
+        problems={404: ("delivery_not_found",)},
+    )
+)
+def redeliver(delivery_id: str) -> Response:
+    if services().deliveries.redeliver(delivery_id, tenant()) is Redelivered.UNKNOWN:
+        raise _delivery_not_found()
+    logger.info("redelivery_queued", delivery=delivery_id)
+    return show_queued(find_delivery(delivery_id).view())
+
+
+@blueprint.post("/deliveries/redeliver")
+@operation(
+    Operation(
+        summary="Send the webhooks of a time again, each under its own id.",
+        scope=Scope.WRITE,
+        description=f"The oldest first, {MAX_REDELIVERED:,} at most. For when a receiver was away for long.",
+        body=RedeliveryRange,
+        answers={202: Redeliveries},
+        problems={
+            400: ("malformed_json",),
+            413: ("body_too_large",),
+            415: ("unsupported_media_type",),
+            422: ("invalid_range",),
+        },
+    )
+)
+def redeliver_range() -> Response:
+    wanted = read_json(RedeliveryRange, "invalid_range")
+    until = wanted.until or datetime.now(UTC)
+    if wanted.since > until:
+        fault = FieldFault("/from", "range_is_empty", "It is later than the end of the range.")
+        raise InvalidRequest("invalid_range", f"{fault.pointer}: {fault.detail}", faults=(fault,))
+    queued = services().deliveries.redeliver_range(tenant(), wanted.since, until, only_failed=wanted.only_failed)
+    logger.info("redeliveries_queued", deliveries=len(queued))
+    shown = Redeliveries(queued=queued, more=len(queued) >= MAX_REDELIVERED)
+    return Response(shown.model_dump_json(), status=202, mimetype="application/json")
+
+
+def find_delivery(delivery_id: str) -> DeliveryRecord:
+    """Give a webhook of the caller's; raises NotFound (``delivery_not_found``)."""
+    record = services().deliveries.read(delivery_id, tenant())
+    if record is None:
+        raise _delivery_not_found()
+    return record
+
+
+def show_queued(view: DeliveryView) -> Response:
+    answer = Response(view.model_dump_json(), status=202, mimetype="application/json")
+    answer.headers["Location"] = delivery_url(view.id)
+    return answer
+
+
+def delivery_url(delivery_id: str) -> str:
+    return f"{base_url()}/v1/deliveries/{delivery_id}"
+
+
+def _delivery_not_found() -> NotFound:
+    return NotFound("delivery_not_found", "You have no webhook with this id, or it ended long ago and is forgotten.")

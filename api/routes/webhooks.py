@@ -1,0 +1,83 @@
+"""A ping: a webhook that its owner asks for, to see whether a receiver listens and verifies."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from flask import Blueprint, Response, request
+
+from api.exchange import note_wait
+from api.intake import read_json
+from api.keys import Scope
+from api.operation import Header, Operation, operation
+from api.routes.deliveries import delivery_url, find_delivery
+from api.services import services, tenant
+from api.sources import check_address
+from api.waiting import preferred_wait_s
+from jobs.answers import PingRequest, PingView
+from jobs.delivery import DeliveryRecord, DeliveryState
+from jobs.events import Ping, PingData
+from jobs.logs import get_logger
+
+#: Without a ``Prefer``: a courier's look, its time limit for one try, and some.
+USUAL_WAIT_S = 20
+
+blueprint = Blueprint("webhooks", __name__)
+logger = get_logger()
+
+
+@blueprint.post("/webhooks/ping")
+@operation(
+    Operation(
+        summary="Send a signed test event, and see the bytes and headers that were signed and what was answered.",
+        scope=Scope.WRITE,
+        description=(
+            "A courier sends it, once, as it sends all webhooks; the answer is held until it did. 202: no courier "
+            "did in time, `code` is `not_sent_yet`, and `Location` is where its try will be seen. A good answer of "
+            "the receiver enables an endpoint that was disabled by a 410."
+        ),
+        body=PingRequest,
+        answers={200: PingView, 202: PingView},
+        problems={
+            400: ("malformed_json",),
+            413: ("body_too_large",),
+            415: ("unsupported_media_type",),
+            422: ("invalid_ping", "url_not_allowed"),
+        },
+        headers=(Header("Prefer", f"`wait=N` holds the answer N seconds at most; else {USUAL_WAIT_S}.", "wait=30"),),
+    )
+)
+def ping() -> Response:
+    door = services()
+    url = read_json(PingRequest, "invalid_ping").url
+    check_address("/url", url, door.settings)
+    body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()
+    delivery_id = door.deliveries.ping(tenant(), url, body)
+    logger.info("ping_queued", delivery=delivery_id)
+    record = _wait(delivery_id)
+    last = record.tries[-1] if record.tries else None
+    waiting = record.state is DeliveryState.WAITING
+    delivered = record.state is DeliveryState.DELIVERED
+    view = PingView(
+        code="not_sent_yet" if waiting else "delivered" if delivered else "not_delivered",
+        delivery=record.view(),
+        body=body,
+        headers=last.headers if last else None,
+    )
+    answer = Response(view.model_dump_json(), status=202 if waiting else 200, mimetype="application/json")
+    if waiting:
+        answer.headers["Location"] = delivery_url(delivery_id)
+    return answer
+
+
+def _wait(delivery_id: str) -> DeliveryRecord:
+    """Hold the answer until the ping's try is noted, or the time is over."""
+    door = services()
+    wanted_s = preferred_wait_s(request.headers.get("Prefer"))
+    granted_s = min(USUAL_WAIT_S if wanted_s is None else wanted_s, door.settings.max_wait_s)
+    if granted_s > 0:
+        began = time.monotonic()
+        door.waits.until(lambda: find_delivery(delivery_id).state is not DeliveryState.WAITING, granted_s)
+        note_wait(time.monotonic() - began)
+    return find_delivery(delivery_id)
