@@ -114,7 +114,7 @@ class Redeliveries(Wire):
 class PingRequest(Wire):
     """Where a ping is to go."""
 
-    url: HttpUrl
+    url: HttpUrl | None = Field(None, description="Default: where your jobs that name no webhook are told of.")
 
 
 class PingView(Wire):

@@ -305,6 +305,19 @@ def test_a_ping_to_where_nobody_listens_says_so(inside: Caller, redis_url: str) 
     assert only["error"]
 
 
+def test_a_ping_goes_to_a_tenants_own_endpoint_when_it_names_none(
+    make_settings: SettingsMaker, redis_client: redis.Redis
+) -> None:
+    app = create_app(make_settings(webhook_endpoints=f"apiary:{HOOK}", max_wait_s=0))
+
+    answer = Caller(app, KEYS["apiary"]).post("/v1/webhooks/ping", {})
+    problem = check_problem(Caller(app, KEYS["bakery"]).post("/v1/webhooks/ping", {}), 422, "invalid_ping")
+
+    assert answer.json["delivery"]["url"] == HOOK
+    assert problem.errors is not None
+    assert problem.errors[0].code == "no_endpoint"
+
+
 @pytest.mark.parametrize("prefer", ["wait=0", "wait=1"])
 def test_without_a_courier_a_ping_says_that_it_was_not_sent_and_where_to_look(
     inside: Caller, redis_url: str, prefer: str
