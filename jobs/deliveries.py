@@ -53,7 +53,7 @@ class Breaker:
     Then one webhook is sent to see whether the host is back.  Who waits meanwhile is charged no try.
     """
 
-    failures: int = 5
+    failures: int = 10
     first_s: float = 10.0
 
 

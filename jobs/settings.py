@@ -205,8 +205,8 @@ class CourierSettings(SharedSettings):
     webhook_senders: int = Field(32, ge=1)
     #: Webhooks of one tenant that are sent to one host at once, by all couriers.
     webhook_per_host: int = Field(8, ge=1)
-    #: A host that failed so often in a row is left alone; 0 for never.
-    webhook_breaker_failures: int = Field(5, ge=0)
+    #: A host that failed so often in a row is left alone; 0 for never.  One that fails a third of the time is not.
+    webhook_breaker_failures: int = Field(10, ge=0)
     #: For how long at first; twice as long after each look at it that fails, up to 32 times.
     webhook_breaker_s: float = Field(10.0, gt=0)
     #: The address that clients reach the API under; links in webhooks start with it.
