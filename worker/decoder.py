@@ -27,6 +27,12 @@ class Candidates:
     logits: Callable[[Tensor, Tensor], Tensor]
     object_score: Tensor | None = None
 
+    def from_column(self, first: int) -> Candidates:
+        """Those of the same prompts from one candidate on."""
+        return Candidates(
+            self.predicted_iou[:, first:], lambda rows, columns: self.logits(rows, columns + first), self.object_score
+        )
+
     def on_host(self, rows: Tensor, columns: Tensor) -> Candidates:
         """Make the masks of chosen candidates now and bring them, and no others, to the host's memory.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from worker.crew import Crew, in_parts
 from worker.decoder import Candidates, at_hand
 from worker.folding import fold
-from worker.image_state import ImageState, image_state
+from worker.image_state import Added, ImageState, biases_alone, image_state
 from worker.low_rank import Scratch, run_or_indices
 from worker.prompts import PromptBatch
 from worker.tokens import PromptTokens, Tokens
@@ -32,24 +33,8 @@ _WEIGHTS_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 #: What decoded prompts may hold until their masks are made.
 HELD_ON_CPU_BYTES = 32 * 2**20
 _HELD_BYTES = {"cpu": HELD_ON_CPU_BYTES, "cuda": 2 * 2**30}
-#: The library's multimask output leaves the first mask token out, the one for a single mask.
-_FIRST_MASK = 1
-
-
-def unsuited(network: Any) -> str | None:
-    """Say why a SamModel cannot go this way; None when it can.  Every published checkpoint can."""
-    decoder = network.mask_decoder
-    layers = decoder.transformer.layers
-    convolutions = (decoder.upscale_conv1, decoder.upscale_conv2)
-    if len(layers) != 2:
-        return f"its decoder has {len(layers)} layers instead of 2"
-    if [layer.skip_first_layer_pe for layer in layers] != [True, False]:
-        return "its decoder adds the tokens' first form in other layers"
-    if any(one.kernel_size != (2, 2) or one.stride != (2, 2) for one in convolutions):
-        return "it upscales by other convolutions"
-    if not isinstance(decoder.activation, torch.nn.GELU) or decoder.activation.approximate != "none":
-        return "it upscales with another activation"
-    return None
+#: A prompt of one point has two tokens: the point, and "not a point".
+_POINT_TOKENS = 2
 
 
 class FastSam:
@@ -59,16 +44,40 @@ class FastSam:
     GPU, while sums of squares in half precision would give other masks.
     """
 
+    #: Whether a token for the object score stands before the others.
+    scores_objects: ClassVar[bool] = False
+    #: Whether the token "not a point" stands behind a box too.
+    ends_boxes: ClassVar[bool] = False
+
+    @classmethod
+    def unsuited(cls, network: Any) -> str | None:
+        """Say why a network cannot go this way; None when it can.  Every published checkpoint can."""
+        decoder = network.mask_decoder
+        layers = decoder.transformer.layers
+        convolutions = (decoder.upscale_conv1, decoder.upscale_conv2)
+        if len(layers) != 2:
+            return f"its decoder has {len(layers)} layers instead of 2"
+        if [layer.skip_first_layer_pe for layer in layers] != [True, False]:
+            return "its decoder adds the tokens' first form in other layers"
+        if any(one.kernel_size != (2, 2) or one.stride != (2, 2) for one in convolutions):
+            return "it upscales by other convolutions"
+        if not isinstance(decoder.activation, torch.nn.GELU) or decoder.activation.approximate != "none":
+            return "it upscales with another activation"
+        return None
+
     def __init__(self, network: Any, together: int | None = None) -> None:
         decoder, prompt_encoder = (_in_float32(part) for part in (network.mask_decoder, network.prompt_encoder))
         device = decoder.iou_token.weight.device
         positions = network.get_image_wide_positional_embeddings()[0].flatten(1).t().float().contiguous()
-        tokens = 1 + decoder.num_mask_tokens + 2
-        weights = 4 * tokens * decoder.config.num_attention_heads * len(positions)
+        own = [decoder.obj_score_token.weight] if self.scores_objects else []
+        output = torch.cat([*own, decoder.iou_token.weight, decoder.mask_tokens.weight])
+        self._iou_place = len(own)
+        self._fewest_tokens = len(output) + _POINT_TOKENS
+        weights = 4 * self._fewest_tokens * decoder.config.num_attention_heads * len(positions)
         self._together = together or max(1, _share(_WEIGHTS_BYTES, device) // weights)
         with torch.inference_mode():
             self._folded = fold(decoder, positions)
-            self._tokens = PromptTokens(prompt_encoder, decoder)
+            self._tokens = PromptTokens(prompt_encoder, output, ends_boxes=self.ends_boxes)
             self._crew = Crew(device)
             self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._crew, self._together)
             self._upscaling = Upscaling(decoder, self._folded)
@@ -78,58 +87,77 @@ class FastSam:
     @property
     def point_bytes(self) -> int:
         """What a prompt of one point holds until its masks are made."""
-        return self._held_bytes(1 + int(self._decoder.num_mask_tokens) + 2)
+        return self._held_bytes(self._fewest_tokens)
 
-    def image_state(self, embedding: Tensor) -> ImageState:
-        """Prepare an image.  embedding: (1, C, h, w)."""
+    def image_state(self, embeddings: Any) -> ImageState:
+        """Prepare an image.  embeddings: what the encoder makes of it, for SAM a tensor (1, C, h, w)."""
         with torch.inference_mode():
-            no_mask = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
-            return image_state(self._folded, self._decoder, embedding.float(), no_mask)
+            return self._state_of(embeddings.float(), biases_alone(self._folded))
 
-    def decode(self, state: ImageState, batch: PromptBatch) -> Candidates:
-        """Decode N prompts on an image, of any shapes: three candidates for each, their masks when asked for."""
+    def decode(self, state: ImageState, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
+        """Decode N prompts on an image, of any shapes: three candidates for each, or without multimask one.
+
+        Of SAM's four mask tokens the first is for a single mask, the others for three.
+        """
         with torch.inference_mode():
-            tokens = self._tokens.of(batch)
-            if batch.mask_input is not None:
-                return self._decode_masked(state, tokens, batch.mask_input.to(tokens.values))
-            at_once = max(1, _share(_HELD_BYTES, tokens.values.device) // self._held_bytes(tokens.values.shape[1]))
-            everyone = range(len(tokens.values))
-            if len(everyone) <= at_once:
-                conversation = self._two_way.converse(state, tokens)
-                logits = partial(self._logits, state, conversation)
-                return Candidates(self._predicted_iou(state, conversation), logits)
-            # More than may be held until somebody asks: they are heard in parts, and the chosen ones once more.
-            ious = [
-                self._predicted_iou(state, self._two_way.converse(state, tokens.take(part)))
-                for part in in_parts(everyone, at_once)
-            ]
-            return Candidates(torch.cat(ious), partial(self._logits_again, state, tokens, at_once))
+            candidates = self._candidates(state, batch)
+            return candidates.from_column(1) if multimask else self._single(candidates)
 
-    def _decode_masked(self, state: ImageState, tokens: Tokens, mask_input: Tensor) -> Candidates:
+    def _single(self, candidates: Candidates) -> Candidates:
+        """Of a candidate for each mask token, give the one for a single mask."""
+        return replace(candidates, predicted_iou=candidates.predicted_iou[:, :1])
+
+    def _state_of(self, embedding: Tensor, added: Added, dense: Tensor | None = None) -> ImageState:
+        """Prepare an image, with a mask prompt or what stands for none."""
+        if dense is None:
+            dense = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        return image_state(self._folded, self._decoder, embedding, dense, added)
+
+    def _candidates(self, state: ImageState, batch: PromptBatch) -> Candidates:
+        """Decode prompts: a candidate for each mask token."""
+        tokens = self._tokens.of(batch)
+        if batch.mask_input is not None:
+            return self._masked_candidates(state, tokens, batch.mask_input.to(tokens.values))
+        at_once = max(1, _share(_HELD_BYTES, tokens.values.device) // self._held_bytes(tokens.values.shape[1]))
+        everyone = range(len(tokens.values))
+        if len(everyone) <= at_once:
+            conversation = self._two_way.converse(state, tokens)
+            predicted_iou, object_score = self._judged(state, conversation)
+            return Candidates(predicted_iou, partial(self._logits, state, conversation), object_score)
+        # More than may be held until somebody asks: they are heard in parts, and the chosen ones once more.
+        parts = in_parts(everyone, at_once)
+        judged = [self._judged(state, self._two_way.converse(state, tokens.take(part))) for part in parts]
+        predicted_iou, object_score = _joined(judged)
+        return Candidates(predicted_iou, partial(self._logits_again, state, tokens, at_once), object_score)
+
+    def _masked_candidates(self, state: ImageState, tokens: Tokens, mask_input: Tensor) -> Candidates:
         """Decode prompts that bring a mask, which changes the image for each: every prompt prepares its own.
 
         mask_input: (N, 4h, 4w).
         """
-        ious, made = [], []
+        judged, made = [], []
         for prompt in range(len(mask_input)):
             dense = self._prompt_encoder.mask_embed(mask_input[prompt, None, None])
-            own = image_state(self._folded, self._decoder, state.embedding, dense)
+            own = self._state_of(state.embedding, state.added, dense)
             conversation = self._two_way.converse(own, tokens.take([prompt]))
-            ious.append(self._predicted_iou(own, conversation))
-            columns = torch.arange(ious[0].shape[1])
+            judged.append(self._judged(own, conversation))
+            columns = torch.arange(judged[0][0].shape[1], device=mask_input.device)
             made.append(self._logits(own, conversation, torch.zeros_like(columns), columns))
-        return at_hand(torch.stack(made), torch.cat(ious))
+        predicted_iou, object_score = _joined(judged)
+        return at_hand(torch.stack(made), predicted_iou, object_score)
 
-    def _predicted_iou(self, state: ImageState, conversation: Conversation) -> Tensor:
-        """Ask the IoU token alone.  Returns (N, C)."""
+    def _judged(self, state: ImageState, conversation: Conversation) -> tuple[Tensor, Tensor | None]:
+        """Ask the tokens that make no masks.  Returns predicted IoU (N, C) and object score (N,) if there is one."""
         everyone = range(len(conversation.tokens))
-        iou_token = torch.zeros(len(everyone), 1, dtype=torch.int64, device=conversation.tokens.device)
-        concluded = self._two_way.conclude(state, conversation, everyone, iou_token)
-        predicted: Tensor = self._decoder.iou_prediction_head(concluded[:, 0])[:, _FIRST_MASK:]
-        return predicted
+        places = torch.arange(self._iou_place + 1, device=conversation.tokens.device).expand(len(everyone), -1)
+        concluded = self._two_way.conclude(state, conversation, everyone, places)
+        predicted_iou: Tensor = self._decoder.iou_prediction_head(concluded[:, self._iou_place])
+        if not self.scores_objects:
+            return predicted_iou, None
+        return predicted_iou, self._decoder.pred_obj_score_head(concluded[:, 0])[:, 0]
 
     def _logits(self, state: ImageState, conversation: Conversation, rows: Tensor, columns: Tensor) -> Tensor:
-        """Make the masks of chosen candidates.  rows, columns: (K,).  Returns (K, 4h, 4w)."""
+        """Make the masks of chosen candidates.  rows, columns: (K,), columns of mask tokens.  Returns (K, 4h, 4w)."""
         made = _empty_masks(len(rows), state)
         order, masks_of = _by_prompt(rows.tolist(), columns.tolist())
         if not order:
@@ -139,8 +167,8 @@ class FastSam:
         filled = [[*masks, *masks[:1] * (most - len(masks))] for masks in masks_of.values()]
         places = [0, *accumulate(map(len, masks_of.values()))]
         with torch.inference_mode():
-            masks = torch.tensor(filled, device=made.device) + _FIRST_MASK
-            concluded = self._two_way.conclude(state, conversation, prompts, 1 + masks)
+            masks = torch.tensor(filled, device=made.device)
+            concluded = self._two_way.conclude(state, conversation, prompts, self._iou_place + 1 + masks)
             vectors = self._upscaling.vectors(concluded, masks)
 
             def work(part: Sequence[int], scratch: Scratch) -> None:
@@ -168,6 +196,12 @@ class FastSam:
     def _held_bytes(self, tokens: int) -> int:
         """What a prompt of so many tokens, the output's included, holds until its masks are made."""
         return 4 * 2 * (1 + self._folded.heads * (tokens - 1)) * len(self._folded.positions)
+
+
+def _joined(judged: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Put together what parts of a batch were judged."""
+    scores = [score for _, score in judged if score is not None]
+    return torch.cat([predicted_iou for predicted_iou, _ in judged]), torch.cat(scores) if scores else None
 
 
 def _empty_masks(count: int, state: ImageState) -> Tensor:

@@ -44,7 +44,7 @@ class FoldedDecoder:
     query2_at: (H, d, P), their part from positions and shifts.  shift2: (C,), what layer 2 adds everywhere, centred.
     layer2, final: the readings after layer 1 and after layer 2.  eps1, eps2: of the norms.
     upscale1: (2, C, 2·c4), the first transposed convolution after the second norm's gain, for the upper and the lower
-    row of output; upscale1_bias: (2, 2·c4).
+    row of output; upscale1_bias: (2, 2·c4).  upscale2: (2, c4, 2·c8) and upscale2_bias: (2·c8,), the second.
     """
 
     heads: int
@@ -61,6 +61,8 @@ class FoldedDecoder:
     final: Reading
     upscale1: Tensor
     upscale1_bias: Tensor
+    upscale2: Tensor
+    upscale2_bias: Tensor
 
 
 def centred(values: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def centred(values: Tensor) -> Tensor:
 
 
 def fold(decoder: Any, positions: Tensor) -> FoldedDecoder:
-    """Fold a SamMaskDecoder in float32.  positions: (P, C)."""
+    """Fold the mask decoder of SAM or SAM 2, in float32.  positions: (P, C)."""
     first, second = decoder.transformer.layers
     heads = int(decoder.config.num_attention_heads)
     norm1, norm2 = first.layer_norm4, second.layer_norm4
@@ -81,19 +83,26 @@ def fold(decoder: Any, positions: Tensor) -> FoldedDecoder:
     return FoldedDecoder(
         heads=heads,
         positions=positions,
-        spread1=centred(_columns_by_head(first.cross_attn_image_to_token.out_proj.weight, heads)),
+        spread1=centred(_columns_by_head(out_projection(first.cross_attn_image_to_token).weight, heads)),
         gain1=norm1.weight,
         eps1=norm1.eps,
         layer2=_reading(second.cross_attn_token_to_image, norm1, positions, heads),
         query2=query * norm1.weight,
         query2_at=(query @ positions.t() + query_shift[:, :, None]).contiguous(),
-        spread2=centred(_columns_by_head(asking.out_proj.weight, heads)),
-        shift2=centred(norm1.bias + asking.out_proj.bias),
+        spread2=centred(_columns_by_head(out_projection(asking).weight, heads)),
+        shift2=centred(norm1.bias + out_projection(asking).bias),
         eps2=norm2.eps,
         final=_reading(decoder.transformer.final_attn_token_to_image, norm2, positions, heads),
         upscale1=norm2.weight[:, None] * upscale1,
         upscale1_bias=upscale1_bias,
+        upscale2=_kernel(decoder.upscale_conv2),
+        upscale2_bias=decoder.upscale_conv2.bias.repeat(2),
     )
+
+
+def out_projection(attention: Any) -> Any:
+    """What brings an attention's heads together: the library calls it by one name in SAM, by another in SAM 2."""
+    return attention.out_proj if hasattr(attention, "out_proj") else attention.o_proj
 
 
 def _reading(attention: Any, norm: Any, positions: Tensor, heads: int) -> Reading:

@@ -8,6 +8,9 @@ keys, values and queries of layer 1 are computed once.  After layer 1 a position
 with a prompt's own few vectors vᵣ and their weights aᵣ at p (``worker.two_way``).  The part in x̃ is linear up to the
 factor s₁, so its way through every later projection, and its inner products with what a prompt adds (vᵣ is a token's
 head through an output projection), are computed once as well.  After layer 2 the same goes for x̂ = gain₁ ⊙ x̃, centred.
+
+SAM 2 adds two finer maps of the image to the outputs of the upscaling convolutions.  They are the same for all prompts,
+mask prompt or not, and so are the convolutions' biases: the sums take the place of the biases.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from worker.folding import FoldedDecoder, Reading, centred
+from worker.folding import FoldedDecoder, Reading, centred, out_projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,18 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """What the upscaling convolutions add at each output: their bias, in SAM 2 with a finer map of the image.
+
+    first: (2, P, 2·c4), by row of output.  second: (2, 2, 2·P, 2·c8), by row of the first one's output, and by row of
+    its own.  Without finer maps these are views of one bias.
+    """
+
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class ImageState:
     """Tables over an image's P = h·w positions.
 
@@ -38,7 +53,7 @@ class ImageState:
     layer1: keys (H, P, d) here, as fused attention wants them, and values (H, P, d).  queries1, queries2: (H, d, P).
     power1, power2: (P,), the square of x̃ and of x̂.  overlap1: (H, d, P), x̃ on the spread of layer 1; overlap2: the
     same of x̂ on the spreads of layers 1 and 2.  overlap2_shift: (P,), x̂ on shift₂.  layer2, final: x̃ and x̂ as read
-    there.  upscaled: (2, P, 2·c4), x̂ through the first transposed convolution, by row of its output.
+    there.  upscaled: (2, P, 2·c4), x̂ through the first transposed convolution, by row of its output; added: to it.
     """
 
     embedding: Tensor
@@ -54,19 +69,22 @@ class ImageState:
     overlap2_shift: Tensor
     final: Shared
     upscaled: Tensor
+    added: Added
 
 
-def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor) -> ImageState:
+def image_state(
+    folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added | None = None
+) -> ImageState:
     """Prepare an image.
 
-    decoder: the SamMaskDecoder that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt
-    or what stands for none.
+    decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or what
+    stands for none; added: with the image's finer maps, if the decoder wants them.
     """
     first = decoder.transformer.layers[0]
     reading, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
     x = (embedding + dense)[0].flatten(1).t().contiguous()
     at_place = x + folded.positions
-    own1 = centred(x + asking.out_proj.bias)
+    own1 = centred(x + out_projection(asking).bias)
     own2 = centred(own1 * folded.gain1)
     by_head = (len(x), folded.heads, -1)
     return ImageState(
@@ -86,7 +104,35 @@ def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: T
         overlap2_shift=own2 @ folded.shift2,
         final=_shared(folded.final, own2),
         upscaled=torch.matmul(own2, folded.upscale1),
+        added=biases_alone(folded) if added is None else added,
     )
+
+
+def biases_alone(folded: FoldedDecoder) -> Added:
+    """What a decoder without finer maps adds."""
+    positions = len(folded.positions)
+    return Added(
+        folded.upscale1_bias[:, None].expand(-1, positions, -1),
+        folded.upscale2_bias.expand(2, 2, 2 * positions, -1),
+    )
+
+
+def with_finer_maps(folded: FoldedDecoder, twice: Tensor, four_times: Tensor) -> Added:
+    """Add maps of the image, (1, c4, 2h, 2w) and (1, c8, 4h, 4w), to the biases."""
+    return Added(
+        _blocks(twice, rows=2) + folded.upscale1_bias[:, None],
+        _blocks(four_times, rows=4).view(2, 2, -1, len(folded.upscale2_bias)) + folded.upscale2_bias,
+    )
+
+
+def _blocks(finer: Tensor, rows: int) -> Tensor:
+    """Lay out a map as the upscaling has its outputs: for each row of a block, the blocks' pixels in pairs.
+
+    finer: (1, c, rows·h, 2·w).  Returns (rows, h·w, 2·c).
+    """
+    channels, height, width = finer.shape[1:]
+    by_row = finer[0].view(channels, height // rows, rows, width // 2, 2)
+    return by_row.permute(2, 1, 3, 4, 0).reshape(rows, -1, 2 * channels)
 
 
 def _shared(reading: Reading, own: Tensor) -> Shared:

@@ -1,9 +1,9 @@
 """Prompts as tokens: points and boxes embedded as SAM does, prompts of different shapes in one padded batch.
 
-SAM makes a token of each point, two of a box (its corners), and where there is no box one more, "not a point".  Prompts
-with fewer tokens than others in their batch are padded, and the padding is marked, so that every attention leaves it
-out: a prompt is decoded as if it were alone.  (transformers pads with tokens of zeros, label -10, which its decoder
-attends to: huggingface/transformers#32488.)
+SAM makes a token of each point, two of a box (its corners), and where there is no box one more, "not a point"; SAM 2
+has that one behind a box too.  Prompts with fewer tokens than others in their batch are padded, and the padding is
+marked, so that every attention leaves it out: a prompt is decoded as if it were alone.  (transformers pads with tokens
+of zeros, label -10, which its decoder attends to: huggingface/transformers#32488.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_A_POINT = -1
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """N prompts' tokens, n each: IoU, masks, then the prompt's own.
+    """N prompts' tokens, n each: the decoder's own, which it answers with, then the prompt's.
 
     values: (N, n, C).  padded: (N, n), True where a token is none and must count for nothing; None where all count.
     """
@@ -39,16 +39,21 @@ class Tokens:
 
 
 class PromptTokens:
-    """The prompt encoder's weights for points and boxes, and the decoder's own tokens."""
+    """The prompt encoder's weights for points and boxes, and the decoder's own tokens.
 
-    def __init__(self, prompt_encoder: Any, decoder: Any) -> None:
+    output: (k, C), the decoder's own.  ends_boxes: whether "not a point" stands behind a box too.
+    """
+
+    def __init__(self, prompt_encoder: Any, output: Tensor, *, ends_boxes: bool) -> None:
         self._frequencies: Tensor = prompt_encoder.shared_embedding.positional_embedding
         self._image_size = prompt_encoder.input_image_size
-        off, on, *corners = (embedding.weight[0] for embedding in prompt_encoder.point_embed)
+        # SAM has an embedding for each label, SAM 2 one for all of them.
+        off, on, *corners = torch.cat(list(prompt_encoder.point_embed.parameters()))
         self._of_label = torch.stack([off, on])
         self._of_corner = torch.stack(corners)
         self._not_a_point: Tensor = prompt_encoder.not_a_point_embed.weight[0]
-        self._output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        self._output = output
+        self._ends_boxes = ends_boxes
 
     def of(self, batch: PromptBatch) -> Tokens:
         """Embed a batch of N prompts."""
@@ -63,9 +68,9 @@ class PromptTokens:
         if boxes_xyxy is not None:
             missing = boxes_xyxy.isnan().any(1)
             parts.append(self._boxes(boxes_xyxy, missing))
-            # "Not a point" stands in the first corner's place, and the second stays empty.
-            padded.append(torch.stack([torch.zeros_like(missing), missing], dim=1))
-        else:
+            # "Not a point", if it does not follow anyhow, stands in the first corner's place; the second stays empty.
+            padded.append(torch.stack([missing & self._ends_boxes, missing], dim=1))
+        if boxes_xyxy is None or self._ends_boxes:
             parts.append(self._not_a_point.expand(len(parts[0]), 1, -1))
             padded.append(padded[0].new_zeros(len(parts[0]), 1))
         output = self._output.expand(len(parts[0]), -1, -1)

@@ -1,4 +1,4 @@
-"""SAM's two-way transformer over a low-rank image: the same tokens and the same image as the library's, less work.
+"""The two-way transformer of SAM over a low-rank image: the same tokens and the same image as the library's, less work.
 
 Layer 1 (keys₀ = the image, shared):  tokens read keys₀;  keys₁ = norm(keys₀ + what keys₀ takes up from the tokens).
 Layer 2:  tokens read keys₁;  keys₂ = norm(keys₁ + what keys₁ takes up).  Final: the output tokens read keys₂.
@@ -11,7 +11,8 @@ With keys = scale·own + rowsᵀ·basis (``worker.low_rank``; gains and shifts a
 - The norm needs the variance of each position's channels.  All parts being centred, that is the square of a sum:
   own·own (a table), 2·scale·own·basis (tokens through a table) and basis·basisᵀ between the rows.
 
-A final reading is made for the IoU token alone; those of mask tokens wait until their mask is wanted.
+A final reading is made for the IoU token alone, and SAM 2's object-score token; those of mask tokens wait until their
+mask is wanted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 from worker.crew import Crew
-from worker.folding import FoldedDecoder, Reading, centred
+from worker.folding import FoldedDecoder, Reading, centred, out_projection
 from worker.image_state import ImageState, Shared
 from worker.low_rank import LowRankImage, Scratch, basis_of, by_head, overlaps_of, run_or_indices, without_first_token
 from worker.tokens import Tokens
@@ -239,7 +240,8 @@ def _softmax_rows(scores: Tensor, padded: Tensor | None, part: slice) -> Tensor:
 
 
 def _out(attention: Any, read: Tensor) -> Tensor:
-    return linear(read, attention.out_proj.weight, attention.out_proj.bias)
+    projection = out_projection(attention)
+    return linear(read, projection.weight, projection.bias)
 
 
 def _norm(norm: Any, values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ and a convolution is a matrix product, after which each position holds its 2 × 
 for the upper and the lower row of each block apart: then the positions of a row of the image, the columns of their
 blocks, and the columns of the blocks within those follow one another in memory as in the mask, whose rows are copied
 whole.  The first product takes the image in its low-rank form: (keys·U) = scale·(own·U) + rowsᵀ·(basis·U), where own·U
-is a table.
+is a table.  What either convolution adds at each output, in SAM 2 from finer maps of the image, is a table too.
 """
 
 from __future__ import annotations
@@ -32,18 +32,13 @@ class Upscaling:
         self._folded = folded
         self._norm = decoder.upscale_layer_norm
         self._towers = decoder.output_hypernetworks_mlps
-        # (2, c4, 2·c8), by row of output
-        convolution = decoder.upscale_conv2
-        inward, outward = convolution.weight.shape[:2]
-        self._upscale2 = convolution.weight.permute(2, 0, 3, 1).reshape(2, inward, 2 * outward).contiguous()
-        self._upscale2_bias = convolution.bias.repeat(2)
 
     def vectors(self, tokens: Tensor, masks: Tensor) -> Tensor:
         """Give the vectors that make masks.  tokens: (U, k, C); masks: (U, k), which of the mask tokens they are.
 
         Returns (U, k, c8).
         """
-        vectors = tokens.new_empty(*masks.shape, self._upscale2.shape[2] // 2)
+        vectors = tokens.new_empty(*masks.shape, self._folded.upscale2.shape[2] // 2)
         for number, tower in enumerate(self._towers):
             here = masks == number
             vectors[here] = tower(tokens[here])
@@ -63,29 +58,31 @@ class Upscaling:
             for top in range(0, height, rows_at_once):
                 rows = slice(top, min(top + rows_at_once, height))
                 positions = slice(rows.start * width, rows.stop * width)
-                once = self._once(state.upscaled[upper, positions], upper, image, positions, on_basis, scratch)
+                once = self._once(state, upper, image, positions, on_basis, scratch)
+                outputs = slice(2 * positions.start, 2 * positions.stop)
                 for lower in (0, 1):
-                    twice = self._twice(once, lower, scratch)
+                    twice = self._twice(once, lower, state.added.second[upper, lower, outputs], scratch)
                     made = torch.bmm(vectors, twice.transpose(1, 2))
                     out[:, :, rows, 2 * upper + lower] = made.view(prompts, masks, -1, 4 * width)
         return out.view(prompts, masks, 4 * height, 4 * width)
 
     def _once(
-        self, shared: Tensor, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor, scratch: Scratch
+        self, state: ImageState, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor, scratch: Scratch
     ) -> Tensor:
-        """The first convolution, normed.  shared: (p, 2·c4).  Returns (B, 2·p, c4)."""
+        """The first convolution, normed.  Returns (B, 2·p, c4)."""
+        shared, added = state.upscaled[upper, positions], state.added.first[upper, positions]
         once = scratch.take("once", len(image.scale), *shared.shape)
-        torch.addcmul(self._folded.upscale1_bias[upper], shared, image.scale[:, positions, None], out=once)
+        torch.addcmul(added, shared, image.scale[:, positions, None], out=once)
         once.baddbmm_(image.rows[:, :, positions].transpose(1, 2), on_basis)
         norm = self._norm
         pixels = once.view(len(once), -1, *norm.normalized_shape)
         return _gelu_(layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
 
-    def _twice(self, once: Tensor, lower: int, scratch: Scratch) -> Tensor:
-        """The second convolution.  Returns (B, 4·p, c8)."""
-        weight = self._upscale2[lower]
-        twice = scratch.take("twice", len(once) * once.shape[1], weight.shape[1])
-        torch.addmm(self._upscale2_bias, once.flatten(0, 1), weight, out=twice)
+    def _twice(self, once: Tensor, lower: int, added: Tensor, scratch: Scratch) -> Tensor:
+        """The second convolution.  added: (2·p, 2·c8).  Returns (B, 4·p, c8)."""
+        twice = scratch.take("twice", len(once), *added.shape)
+        twice.copy_(added)
+        twice.flatten(0, 1).addmm_(once.flatten(0, 1), self._folded.upscale2[lower])
         return _gelu_(twice).view(len(once), 2 * once.shape[1], -1)
 
 

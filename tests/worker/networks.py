@@ -1,11 +1,17 @@
-"""SAM networks of any shape with random weights that make a difference."""
+"""Networks of SAM and SAM 2 of any shape with random weights that make a difference."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import SamConfig, SamModel
+from torch import Tensor
+from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+
+
+def random_network(kind: str, channels: int, heads: int, grid: int) -> Any:
+    """Make a SamModel or Sam2Model, by its ``model_type``."""
+    return {"sam": random_sam, "sam2": random_sam2}[kind](channels, heads, grid)
 
 
 def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision: Any) -> Any:
@@ -35,8 +41,41 @@ def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision:
             "iou_head_hidden_dim": channels,
         },
     )
-    network: Any = SamModel(config).eval().requires_grad_(False)
-    for name, weight in network.named_parameters():
+    return _drawn_anew(SamModel(config))
+
+
+def random_sam2(channels: int, heads: int, grid: int, *, seed: int = 0, **backbone: Any) -> Any:
+    """Make a Sam2Model with a decoder of a shape, and a thin encoder unless the backbone says more."""
+    torch.manual_seed(seed)
+    thin = {
+        "hidden_size": 8,
+        "blocks_per_stage": [1, 1, 1, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 1, 1],
+        "global_attention_blocks": [],
+    }
+    backbone = {"model_type": "sam2_hiera_det_model", "image_size": [16 * grid, 16 * grid], **thin, **backbone}
+    config = Sam2Config(
+        vision_config={
+            "backbone_config": backbone,
+            "backbone_channel_list": backbone["embed_dim_per_stage"][::-1],
+            "backbone_feature_sizes": [[times * grid, times * grid] for times in (4, 2, 1)],
+            "fpn_hidden_size": channels,
+        },
+        prompt_encoder_config={"image_size": 16 * grid, "hidden_size": channels},
+        mask_decoder_config={
+            "hidden_size": channels,
+            "num_attention_heads": heads,
+            "mlp_dim": 4 * channels,
+            "iou_head_hidden_dim": channels,
+        },
+    )
+    return _drawn_anew(Sam2Model(config))
+
+
+def _drawn_anew(network: Any) -> Any:
+    network.eval().requires_grad_(False)
+    for name, weight in [*network.named_parameters(), *network.named_buffers()]:
         if "positional_embedding" in name:
             weight.normal_()
         elif "norm" in name:
@@ -50,9 +89,19 @@ def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision:
     return network
 
 
-def random_embedding(network: Any, *, seed: int = 1) -> torch.Tensor:
+def random_embedding(network: Any, *, seed: int = 1) -> Tensor:
     """Make an image embedding for a network, (1, C, h, w), without its encoder."""
     torch.manual_seed(seed)
     config = network.config.prompt_encoder_config
-    side = config.image_embedding_size
+    side = config.image_size // config.patch_size
     return torch.randn(1, config.hidden_size, side, side) * 0.5
+
+
+def random_embeddings(network: Any, *, seed: int = 1) -> Any:
+    """Make what a network's encoder gives: an embedding, for SAM 2 behind two finer maps."""
+    embedding = random_embedding(network, seed=seed)
+    if isinstance(network, SamModel):
+        return embedding
+    _, channels, height, width = embedding.shape
+    finer = [torch.randn(1, channels // (8 // k), 4 * height // k, 4 * width // k) * 0.5 for k in (1, 2)]
+    return [*finer, embedding]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Sam2Model
 
-from tests.worker.networks import random_sam
+from tests.worker.networks import random_network
 from worker.prompts import PADDING, PromptBatch
 from worker.tokens import PromptTokens, Tokens
 
@@ -16,9 +17,9 @@ GRID = 8
 NO_BOX = (torch.nan,) * 4
 
 
-@pytest.fixture(scope="module")
-def network() -> Any:
-    return random_sam(32, 2, GRID)
+@pytest.fixture(scope="module", params=["sam", "sam2"])
+def network(request: pytest.FixtureRequest) -> Any:
+    return random_network(request.param, 32, 2, GRID)
 
 
 def batch(points: Any = None, labels: Any = None, boxes: Any = None, dtype: torch.dtype = torch.float64) -> PromptBatch:
@@ -33,7 +34,12 @@ def batch(points: Any = None, labels: Any = None, boxes: Any = None, dtype: torc
 
 
 def ours(network: Any, prompts: PromptBatch) -> Tokens:
-    return PromptTokens(network.prompt_encoder, network.mask_decoder).of(prompts)
+    ends_boxes = isinstance(network, Sam2Model)
+    return PromptTokens(network.prompt_encoder, output_tokens(network), ends_boxes=ends_boxes).of(prompts)
+
+
+def output_tokens(network: Any) -> Tensor:
+    return torch.cat([network.mask_decoder.iou_token.weight, network.mask_decoder.mask_tokens.weight])
 
 
 def theirs(network: Any, prompts: PromptBatch) -> Tensor:
@@ -41,8 +47,7 @@ def theirs(network: Any, prompts: PromptBatch) -> Tensor:
         *(None if given is None else given[None] for given in (prompts.points_xy, prompts.labels, prompts.boxes_xyxy)),
         None,
     )
-    output = torch.cat([network.mask_decoder.iou_token.weight, network.mask_decoder.mask_tokens.weight])
-    return torch.cat([output.expand(sparse.shape[1], -1, -1), sparse[0]], dim=1)
+    return torch.cat([output_tokens(network).expand(sparse.shape[1], -1, -1), sparse[0]], dim=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

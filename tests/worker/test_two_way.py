@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.networks import random_embedding, random_sam
+from tests.worker.networks import random_embedding, random_network
 from tests.worker.test_attention import LargestTensor
 from worker.crew import Crew
-from worker.folding import FoldedDecoder, centred, fold
+from worker.folding import FoldedDecoder, centred, fold, out_projection
 from worker.image_state import ImageState, image_state
 from worker.low_rank import LowRankImage, Scratch
 from worker.tokens import Tokens
@@ -21,13 +21,14 @@ CPU = torch.device("cpu")
 
 #: (channels, heads, positions to a side): small and odd; the demo's; ViT-B's.
 SHAPES = [(24, 3, 5), (128, 4, 24), (256, 8, 64)]
+KINDS = ("sam", "sam2")
 
 
 class Side:
     """A network's decoder beside the library's, with one image."""
 
-    def __init__(self, channels: int, heads: int, grid: int) -> None:
-        self.network = random_sam(channels, heads, grid)
+    def __init__(self, channels: int, heads: int, grid: int, kind: str = "sam") -> None:
+        self.network = random_network(kind, channels, heads, grid)
         self.decoder = self.network.mask_decoder
         self.embedding = random_embedding(self.network)
         self.dense = self.network.prompt_encoder.no_mask_embed.weight[:, :, None, None]
@@ -38,6 +39,8 @@ class Side:
     def tokens(self, prompts: int, own: int, *, seed: int = 2) -> Tensor:
         torch.manual_seed(seed)
         output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
+        if hasattr(self.decoder, "obj_score_token"):
+            output = torch.cat([self.decoder.obj_score_token.weight, output])
         return torch.cat([output.expand(prompts, -1, -1), torch.randn(prompts, own, output.shape[1])], dim=1)
 
     def converse(self, tokens: Tokens, together: int = 1) -> tuple[TwoWay, Conversation]:
@@ -57,7 +60,7 @@ def written_out(side: Side, image: LowRankImage) -> Tensor:
     """The image after layer 2, (N, P, C), by the definition of its low-rank form."""
     first, second = side.decoder.transformer.layers
     x = (side.embedding + side.dense)[0].flatten(1).t()
-    own = centred(centred(x + first.cross_attn_image_to_token.out_proj.bias) * first.layer_norm4.weight)
+    own = centred(centred(x + out_projection(first.cross_attn_image_to_token).bias) * first.layer_norm4.weight)
     normed = image.scale[:, :, None] * own + image.rows.transpose(1, 2) @ image.basis
     return normed * second.layer_norm4.weight + second.layer_norm4.bias
 
@@ -69,12 +72,13 @@ def assert_as_exact(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("together", [1, 2])
-def test_tokens_and_image_are_as_exact_as_the_librarys(shape: tuple[int, int, int], together: int) -> None:
-    side = Side(*shape)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_and_image_are_as_exact_as_the_librarys(kind: str, shape: tuple[int, int, int], together: int) -> None:
+    side = Side(*shape, kind)
     tokens = side.tokens(prompts=3, own=2)
 
     two_way, conversation = side.converse(Tokens(tokens, None), together)
-    concluded = two_way.conclude(side.state, conversation, range(3), torch.arange(7).expand(3, -1))
+    concluded = two_way.conclude(side.state, conversation, range(3), torch.arange(tokens.shape[1]).expand(3, -1))
 
     their_tokens, their_image = side.theirs(tokens)
     exact_tokens, exact_image = side.theirs(tokens.double())

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor
 
+from tests.worker.networks import random_embeddings
 from tests.worker.test_two_way import CPU, SHAPES, Side, written_out
+from worker.image_state import with_finer_maps
 from worker.low_rank import Scratch
 from worker.tokens import Tokens
 from worker.upscaling import Upscaling
 
 
-def library_masks(side: Side, image: torch.Tensor, tokens: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The masks (N, k, 4h, 4w) by the library's modules, as its decoder's forward has them."""
+def library_masks(
+    side: Side, image: Tensor, tokens: Tensor, masks: Tensor, finer: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+) -> Tensor:
+    """The masks (N, k, 4h, 4w) by the library's modules, as its decoder's forward has them.
+
+    finer: SAM 2's maps of the image, at four times and at twice its size.
+    """
     decoder, (height, width) = side.decoder, side.state.size_hw
     maps = image.transpose(1, 2).reshape(len(image), -1, height, width)
-    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps)))
-    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(maps) + finer[1]))
+    upscaled = decoder.activation(decoder.upscale_conv2(upscaled) + finer[0])
     vectors = torch.stack(
         [
             torch.stack([decoder.output_hypernetworks_mlps[mask](token) for token, mask in zip(*pair, strict=True)])
@@ -39,6 +49,24 @@ def test_masks_are_the_librarys(shape: tuple[int, int, int]) -> None:
     theirs = library_masks(side, written_out(side, conversation.image), tokens, masks)
     assert ours.shape == (2, 3, 4 * shape[2], 4 * shape[2])
     assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_finer_maps_of_the_image_are_added_as_the_library_does(shape: tuple[int, int, int]) -> None:
+    side = Side(*shape, "sam2")
+    four_times, twice, _ = random_embeddings(side.network)
+    state = dataclasses.replace(side.state, added=with_finer_maps(side.folded, twice, four_times))
+    _, conversation = side.converse(Tokens(side.tokens(prompts=2, own=2), None))
+    tokens = torch.randn(2, 3, shape[0])
+    masks = torch.tensor([[1, 2, 3], [3, 0, 0]])
+    upscaling = Upscaling(side.decoder, side.folded)
+
+    ours = upscaling.logits(state, conversation.image, upscaling.vectors(tokens, masks), Scratch(CPU))
+
+    image = written_out(side, conversation.image)
+    theirs = library_masks(side, image, tokens, masks, (four_times, twice))
+    assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+    assert not torch.allclose(theirs, library_masks(side, image, tokens, masks), atol=0.01 * float(theirs.abs().max()))
 
 
 def test_one_prompt_at_a_time_is_as_all_at_once() -> None:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import structlog
-from torch import Tensor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from worker.attention import attend_in_chunks
-from worker.decoder import Candidates
-from worker.embedding import Embedding, Preprocessing
+from worker.embedding import Preprocessing
+from worker.families.fast import Fast
 from worker.families.library import Family
-from worker.fast_sam import HELD_ON_CPU_BYTES, FastSam, unsuited
-from worker.prompts import PromptBatch
-
-_log = structlog.get_logger()
+from worker.fast_sam import FastSam
 
 
 class LibrarySam(Family):
@@ -43,29 +38,11 @@ class LibrarySam(Family):
         )
 
 
-class Sam(LibrarySam):
-    """SAM, the fast way; through the library where a checkpoint is built otherwise than those that are known."""
+class Sam(Fast, LibrarySam):
+    """SAM, the fast way."""
+
+    fast_decoder: ClassVar[type[FastSam]] = FastSam
 
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         super().__init__(network, preprocessing)
         attend_in_chunks(network.vision_encoder)
-        reason = unsuited(network)
-        self._fast = FastSam(network) if reason is None else None
-        if self._fast is None:
-            _log.warning("decoding_slowly", reason=reason)
-            return
-        self.pads_prompts = True
-        self.cpu_batch_bytes = HELD_ON_CPU_BYTES
-
-    @property
-    def point_bytes(self) -> int:
-        return super().point_bytes if self._fast is None else self._fast.point_bytes
-
-    def encode(self, values: Tensor) -> Any:
-        embedding = super().encode(values)
-        return embedding if self._fast is None else self._fast.image_state(embedding)
-
-    def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        if self._fast is None:
-            return super().decode(embedding, batch, multimask=multimask)
-        return self._fast.decode(embedding.values, batch)

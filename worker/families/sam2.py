@@ -14,11 +14,14 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from worker.embedding import Preprocessing
+from worker.families.fast import Fast
 from worker.families.library import Family
+from worker.fast_sam import FastSam
+from worker.fast_sam2 import FastSam2
 
 
-class Sam2(Family):
-    """SAM 2, without its memory of frames.
+class LibrarySam2(Family):
+    """SAM 2, without its memory of frames, through the library's own decoder.
 
     When one mask is wanted it is the network's own choice: the single-mask output if that is stable, else the best of
     the three.
@@ -40,3 +43,9 @@ class Sam2(Family):
             mean=tuple(numbers.get("image_mean") or IMAGENET_DEFAULT_MEAN),
             std=tuple(numbers.get("image_std") or IMAGENET_DEFAULT_STD),
         )
+
+
+class Sam2(Fast, LibrarySam2):
+    """SAM 2, the fast way."""
+
+    fast_decoder: ClassVar[type[FastSam]] = FastSam2
