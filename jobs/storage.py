@@ -13,7 +13,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -107,7 +107,8 @@ class Store:
         try:
             with _s3_errors():
                 answer = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
-                with answer["Body"] as body:
+                # Not the body's own ``with``, which gives the bare connection: its errors are urllib3's.
+                with closing(answer["Body"]) as body:
                     return body.read()
         except ClientError as error:
             if _code(error) == "InvalidRange":  # an empty object has no first byte

@@ -1,0 +1,47 @@
+"""Whatever keeps S3 from giving an object is told in one way, so that the attempt is repeated and nobody is blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.errors import StoreUnavailable
+from jobs.settings import SharedSettings
+from jobs.storage import Store
+from tests.faults.proxy import Fault, Mode, Proxy
+
+KEY, OBJECT = "photos/large", b"x" * 1_000_000
+
+
+@pytest.fixture
+def way(store: Store, store_fields: dict[str, str]) -> Iterator[Proxy]:
+    store.put(KEY, OBJECT, "image/png")
+    with Proxy(int(store_fields["s3_endpoint"].rpartition(":")[2])) as way:
+        yield way
+
+
+@pytest.fixture
+def behind(way: Proxy, store_fields: dict[str, str]) -> Store:
+    """The store, by a way that can break."""
+    return Store(SharedSettings(**{**store_fields, "s3_endpoint": f"http://127.0.0.1:{way.port}"}))
+
+
+@pytest.mark.parametrize("after_bytes", [50, 2_000, 500_000], ids=["in its head", "soon in it", "in the middle of it"])
+def test_an_object_that_breaks_off_is_not_given_in_part(way: Proxy, behind: Store, after_bytes: int) -> None:
+    way.set(Fault(Mode.TRUNCATE, after_bytes=after_bytes))
+
+    with pytest.raises(StoreUnavailable):
+        behind.read(KEY)
+
+    way.heal()
+    assert behind.read(KEY) == OBJECT
+
+
+def test_a_page_in_place_of_a_listing_is_no_listing(way: Proxy, behind: Store) -> None:
+    page = b"<html>the store is being mended"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(page)
+    way.set(Fault(Mode.ANSWER, answer=head + page))
+
+    with pytest.raises(StoreUnavailable):
+        list(behind.listed("photos/"))
