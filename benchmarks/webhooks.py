@@ -3,10 +3,10 @@
     python -m benchmarks.webhooks
 
 A real Redis, the ledger and one courier process run on this machine, and the receiver with them: threads of this
-process that verify every signature.  First, with a receiver that is well: all events are queued, the courier starts, and
-the time from the first arrival to the last is taken; once for one host, once for eight.  Then with one that fails: for a
-minute nothing listens while the jobs end; from then on 30 % of what comes is answered with 500 and 5 % is left without
-an answer.  The schedule has as many tries as the default one, in seconds; so have the time limit and the breaker.
+process that verify every signature.  First, with a receiver that is well: all events are queued, the courier starts,
+and the time from the first arrival to the last is taken; once for one host, once for eight.  Then with one that fails:
+for a minute nothing listens while the jobs end; from then on 30 % of what comes is answered with 500 and 5 % is left
+without an answer.  The schedule has as many tries as the default one, in seconds; the time limit is shorter, too.
 """
 
 from __future__ import annotations
