@@ -56,6 +56,7 @@ bench-gpu: setup
 bench: setup
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.webhooks
 
 clean:
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
