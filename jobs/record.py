@@ -126,7 +126,9 @@ class JobRecord:
     status: Status
     spec_json: str
     created_ms: int
+    #: The first claim, and the latest.
     started_ms: int | None
+    claimed_ms: int | None
     ended_ms: int | None
     attempt: int
     fence: int
@@ -149,6 +151,7 @@ class JobRecord:
             spec_json=fields["spec"],
             created_ms=int(fields["created_ms"]),
             started_ms=_int_or_none(fields.get("started_ms")),
+            claimed_ms=_int_or_none(fields.get("claimed_ms")),
             ended_ms=_int_or_none(fields.get("ended_ms")),
             attempt=int(fields["attempt"]),
             fence=int(fields["fence"]),
@@ -170,6 +173,11 @@ class JobRecord:
     @cached_property
     def spec(self) -> Spec:
         return parse_spec(self.spec_json)
+
+    @property
+    def tried_for_s(self) -> float:
+        """How long after the first claim the latest one came."""
+        return (self.claimed_ms - self.started_ms) / 1000 if self.started_ms and self.claimed_ms else 0.0
 
     def view(
         self,

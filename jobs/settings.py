@@ -177,6 +177,8 @@ class WorkerSettings(SharedSettings):
     ready_within_s: float = Field(60.0, gt=0)
     #: Attempts before a job fails with ``attempts_exhausted``.
     max_attempts: int = Field(3, ge=1)
+    #: So long after a job's first claim, attempts that meet a store or a Redis which is away do not count.
+    outage_patience_s: float = Field(900.0, ge=0)
     #: Celery waits this long for a child to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     allowed_buckets: Names = ()

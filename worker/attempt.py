@@ -23,7 +23,7 @@ from worker.device import is_lost_device
 from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
 from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
-from worker.retry import GiveUp, TryAgain, decide
+from worker.retry import GiveUp, Patience, TryAgain, decide
 from worker.sandbox import Sandbox
 from worker.segment import segment
 from worker.sources import fetch_image, fetch_mask_inputs
@@ -94,10 +94,11 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
 def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:
     """Queue the job again after a while, or end it as failed."""
     ledger = bench.ledger
-    match decide(error, record.attempt, bench.settings.max_attempts, random.random()):  # noqa: S311 (jitter)
-        case TryAgain(delay_s):
-            back = partial(ledger.release, record, delay_s=delay_s, charged=True, outcome=error.code)
-            _end(back, "job_released", code=error.code)
+    patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
+    match decide(error, record.attempt, record.tried_for_s, patience, random.random()):  # noqa: S311 (jitter)
+        case TryAgain(delay_s, charged):
+            back = partial(ledger.release, record, delay_s=delay_s, charged=charged, outcome=error.code)
+            _end(back, "job_released", code=error.code, charged=charged)
         case GiveUp(code, detail):
             _end(partial(ledger.fail, record, code, detail), "job_failed", code=code)
 

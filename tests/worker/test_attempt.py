@@ -219,18 +219,40 @@ def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(bench: Workbenc
     ]
 
 
-def test_a_store_that_is_down_is_tried_again_and_then_the_job_fails(bench: Workbench) -> None:
+@pytest.fixture
+def without_store(bench: Workbench) -> Iterator[Workbench]:
+    """The workbench, with nothing where the store should be."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound and not listening: refuses
         down = SharedSettings(s3_endpoint=address, s3_access_key="a", s3_secret_key="b")
-        cut_off = dataclasses.replace(bench, store=Store(down))
-        job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+        yield dataclasses.replace(bench, store=Store(down))
 
-        statuses = []
-        for _ in range(bench.settings.max_attempts):
-            attempt_job(job_id, cut_off)
-            statuses.append(read(bench, job_id).status)
+
+def test_a_store_that_is_down_for_a_while_costs_a_job_no_attempt(
+    bench: Workbench, without_store: Workbench, coins: bytes
+) -> None:
+    job_id = upload(bench, coins)
+
+    for _ in range(bench.settings.max_attempts + 1):
+        attempt_job(job_id, without_store)
+        assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    attempt_job(job_id, bench)
+
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.SUCCEEDED, 1)
+
+
+def test_a_store_that_stays_down_is_tried_again_and_then_the_job_fails(
+    bench: Workbench, without_store: Workbench
+) -> None:
+    impatient = bench.settings.model_copy(update={"outage_patience_s": 0})
+    cut_off = dataclasses.replace(without_store, settings=impatient)
+    job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+
+    statuses = []
+    for _ in range(bench.settings.max_attempts):
+        attempt_job(job_id, cut_off)
+        statuses.append(read(bench, job_id).status)
 
     assert statuses == [Status.QUEUED, Status.QUEUED, Status.FAILED]
     assert read(bench, job_id).error.code == "store_unavailable"  # type: ignore[union-attr]
