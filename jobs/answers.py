@@ -126,7 +126,7 @@ class PingView(Wire):
     delivery: DeliveryView = Field(description="Its one try has the receiver's answer, and the time that it took.")
     body: str = Field(description="The bytes that were sent and signed, as UTF-8.")
     headers: dict[str, str] | None = Field(
-        description="The headers that were sent with them, the signature among them; null when nothing was sent."
+        description="The headers that its try was signed with, the signature among them; null before its try."
     )
 
 

@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("maskfleet.remote_commands:retry_command", "Queue a failed job once more."),
     "delete": ("maskfleet.remote_commands:delete_command", "Delete an ended job and its results."),
     "fetch": ("maskfleet.remote_commands:fetch_command", "Download a job's result."),
+    "deliveries": ("maskfleet.delivery_commands:deliveries_command", "Show a job's webhooks, and each try at them."),
+    "redeliver": ("maskfleet.delivery_commands:redeliver_command", "Have webhooks sent again."),
     "webhook": ("maskfleet.webhook_commands:webhook_command", "Listen for webhooks on this machine; have one sent."),
     "keys": ("maskfleet.keys_command:keys_command", "Make, list and revoke API keys."),
     "api": ("maskfleet.run_commands:api_command", "Run the API."),

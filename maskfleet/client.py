@@ -12,12 +12,21 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Self, Unpack
 
 import requests
 
-from jobs.answers import JobPage, ModelList, UploadView
+from jobs.answers import (
+    DeliveryList,
+    JobPage,
+    ModelList,
+    PingView,
+    Redeliveries,
+    UploadView,
+)
+from jobs.delivery import DeliveryView
 from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
 from jobs.record import JobView, Spec
@@ -35,6 +44,8 @@ __all__ = ["Client", "JobFields", "Photo", "verify_webhook"]
 MULTIPART_BYTES = 8 * 2**20
 #: How long the API is asked to hold an answer: long when only the end matters, short to see progress.
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
+#: A ping's try takes a courier's look and the receiver's time to answer, 15 s by default.
+HELD_FOR_PING_S = 20
 #: A stream is not worth its while, or is no stream, when it is shorter than this.
 SHORTEST_STREAM_S = 1.0
 
@@ -226,6 +237,46 @@ class Client:
             if error.status != requests.codes.precondition_failed:
                 raise
         return upload.upload_id
+
+    def deliveries(self, job_id: str) -> tuple[DeliveryView, ...]:
+        """Give a job's webhooks, the oldest first, each with its tries."""
+        answer = self._transport.call("GET", f"/v1/jobs/{job_id}/deliveries")
+        return DeliveryList.model_validate_json(answer.content).deliveries
+
+    def delivery(self, delivery_id: str) -> DeliveryView:
+        """Give one webhook with its tries."""
+        return DeliveryView.model_validate_json(self._transport.call("GET", f"/v1/deliveries/{delivery_id}").content)
+
+    def redeliver(self, delivery_id: str) -> DeliveryView:
+        """Have a webhook sent again, at once, under its id."""
+        answer = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
+        return DeliveryView.model_validate_json(answer.content)
+
+    def redeliver_range(
+        self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
+    ) -> Redeliveries:
+        """Have the webhooks of a time sent again: those that failed, or all.
+
+        since, until: with their time zone; without ``until`` up to now.  Raises Refused (``invalid_range``).
+        """
+        body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
+        answer = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
+        return Redeliveries.model_validate_json(answer.content)
+
+    def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
+        """Have a signed test event sent, to your tenant's own endpoint without a URL; give what came of it.
+
+        held_s: how long the API is to wait for a courier to send it; then the ping's ``code`` is ``not_sent_yet``.
+        A ping whose answer is lost on its way back is sent a second time.  Raises Refused (``url_not_allowed``, …).
+        """
+        answer = self._transport.call(
+            "POST",
+            "/v1/webhooks/ping",
+            json={"url": url} if url is not None else {},
+            headers={"Prefer": f"wait={held_s}"},
+            held_s=held_s,
+        )
+        return PingView.model_validate_json(answer.content)
 
     def models(self) -> tuple[str, ...]:
         """Name the models that a job may ask for, the default first."""

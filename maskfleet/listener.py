@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from maskfleet.problems import WebhookRejected
+from maskfleet.terminal import printable
 from maskfleet.webhooks import ID, TIMESTAMP, verify_webhook
 
 
@@ -30,14 +31,14 @@ class Listener:
         status = self._answer or (204 if believed else 400)
         text, kind = _read(body)
         # Indented, so that no body can pass for a line of ours.
-        body_lines = "\n".join(f"  {_printable(line)}" for line in text.split("\n"))
+        body_lines = "\n".join(f"  {printable(line)}" for line in text.split("\n"))
         with self._turn:
             name = given.get(ID, "")
             self._came[name] += 1
             again = f", here for the {_nth(self._came[name])} time" if name and self._came[name] > 1 else ""
             self._say(
-                f"{datetime.now(UTC):%H:%M:%S} UTC  {_printable(kind)}  {_printable(name) or '(no id)'}{again}\n"
-                f"  {verdict}; signed {_printable(_when(given.get(TIMESTAMP, '')))}; answered {status}\n"
+                f"{datetime.now(UTC):%H:%M:%S} UTC  {printable(kind)}  {printable(name) or '(no id)'}{again}\n"
+                f"  {verdict}; signed {printable(_when(given.get(TIMESTAMP, '')))}; answered {status}\n"
                 f"{body_lines}\n"
             )
         return status
@@ -74,8 +75,3 @@ def _when(timestamp: str) -> str:
 def _nth(count: int) -> str:
     ending = "th" if 10 <= count % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
     return f"{count}{ending}"
-
-
-def _printable(text: str) -> str:
-    """Write out what a terminal would obey: anyone can post to this."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from jobs.delivery import DeliveryView, TryView
 from jobs.errors import CallerError, JobError
 from jobs.record import JobView
 from maskfleet.problems import ApiError, Refused
@@ -58,6 +59,29 @@ def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -
         words = f"{job.progress.stage}, {job.progress.masks} masks" if job.progress.masks else str(job.progress.stage)
         done, total = job.progress.done, job.progress.total or None
     bars.update(task, description=f"{label or job.mode}: {words}", completed=done, total=total)
+
+
+def printable(text: str) -> str:
+    """Write out what a terminal would obey, in what others may have written."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def delivery_summary(delivery: DeliveryView) -> str:
+    """Tell a webhook and its tries, a line each."""
+    lines = [f"{delivery.id}  {delivery.type}  {delivery.state}  {printable(delivery.url)}"]
+    lines += [f"  {try_summary(one)}" for one in delivery.tries]
+    if delivery.detail:
+        lines.append(f"  {printable(delivery.detail)}")
+    if delivery.next_try_at is not None:
+        lines.append(f"  next try at {delivery.next_try_at:%Y-%m-%d %H:%M:%S} UTC")
+    return "\n".join(lines)
+
+
+def try_summary(made: TryView) -> str:
+    """Tell a try at a webhook in a line: number, time, how long it took, and what came back."""
+    said = str(made.status) if made.status is not None else made.error or "no answer"
+    words = "  ".join(printable(text) for text in (said, made.detail or "", made.answer) if text)
+    return f"{made.number}  {made.at:%Y-%m-%d %H:%M:%S} UTC  {made.duration_s:.2f} s  {words}"
 
 
 def summary(job: JobView) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from jobs.answers import PingView
 from jobs.settings import CourierSettings
 from maskfleet.hook_server import HookServer
 from maskfleet.listener import Listener
 from maskfleet.local_server import local_webhook_secret
+from maskfleet.remote_commands import connect, server_options
+from maskfleet.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
 from maskfleet.webhooks import check_secrets
 
 
@@ -59,3 +63,31 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
         verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: give a --secret"
         click.echo(f"Listening on {server.url}, {verified}. Ctrl-C ends it.\n")
         threading.Event().wait()
+
+
+@webhook_command.command("ping")
+@click.argument("url", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the ping as one line of JSON.")
+@server_options
+def ping_command(url: str | None, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Have the service send a signed test event to URL, or to your tenant's own endpoint.
+
+    Prints the headers and bytes that were signed, and what was answered. The exit status is 0 when it arrived.
+    """
+    with reporting_errors(), connect(api_url, api_key) as client:
+        ping = client.ping_webhook(url)
+    click.echo(ping.model_dump_json() if as_json else _shown(ping))
+    if ping.code != "delivered":
+        why = {
+            "not_delivered": "the receiver did not take it",
+            "not_sent_yet": f"no courier has sent it in time; look later with: maskfleet deliveries {ping.delivery.id}",
+        }
+        click.echo(f"{ping.code}: {why[ping.code]}", err=True)
+        sys.exit(EXIT_SERVICE)
+
+
+def _shown(ping: PingView) -> str:
+    headers = [f"{name}: {value}" for name, value in (ping.headers or {}).items()]
+    return "\n".join(
+        [f"POST {printable(ping.delivery.url)}", *headers, "", ping.body, "", delivery_summary(ping.delivery)]
+    )

@@ -156,7 +156,10 @@ def test_every_command_tells_its_options(cli: Cli) -> None:
         assert cli(name, "--help").stdout.startswith(f"Usage: maskfleet {name} ")
 
 
-@pytest.mark.parametrize("module", ["cli", "remote_commands", "client", "run_commands", "up_command", "demo"])
+@pytest.mark.parametrize(
+    "module",
+    ["cli", "remote_commands", "delivery_commands", "webhook_commands", "client", "run_commands", "up_command", "demo"],
+)
 def test_no_command_imports_torch_before_it_needs_it(module: str) -> None:
     code = f"import sys, maskfleet.{module}; print(*sys.modules)"
 
