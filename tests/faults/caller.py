@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import requests
@@ -20,9 +20,10 @@ from jobs.errors import JobError, QueueUnavailable
 from jobs.manifest import Manifest
 from jobs.storage import Store, result_prefix
 from tests.faults.faults import Held
+from tests.faults.follower import follow
 from tests.faults.history import Accepted, CancelAsked, Reference, Refused, Shown, Stored
 from tests.faults.laboratory import MODEL, STAND_IN, TENANT, Laboratory
-from tests.faults.promises import ENDED, POISONED, TOO_LONG
+from tests.faults.promises import DEVICE_LOST, ENDED, HUNG, POISONED, TOO_LONG
 from tests.scenes import plain_scene
 from tests.waiting import wait_until
 
@@ -38,11 +39,13 @@ SHARES = {
     LASTING: 0.03,
     TOO_LONG: 0.005,
 }
+#: Kinds of which each run has one, after so large a part of its jobs; they are the stand-in's, which does as they ask.
+ONCE = {POISONED: 0.25, HUNG: 0.4, DEVICE_LOST: 0.55}
 #: A job that is sent for it has a node within this time, or its fault is left out.
 HOLD_S = 15.0
 #: So many of the jobs are sent twice at once under one key, and so many canceled soon after.
 TWINS, CANCELS = 0.05, 0.03
-SENDERS = 6
+SENDERS, FOLLOWERS = 6, 2
 AGAIN_S = 0.3
 
 
@@ -76,9 +79,11 @@ class Callers:
             LASTING: long_grid,
             TOO_LONG: {"mode": "everything", "params": {"points_per_batch": 1}, "run_timeout_s": 1},
             POISONED: {**box, "image": {"url": self._lab.images.url}},
+            HUNG: {**box, "run_timeout_s": 1, "metadata": {"kind": HUNG}},
+            DEVICE_LOST: {**box, "metadata": {"kind": DEVICE_LOST}},
         }
         kind, _, model = kind.partition(" on ")
-        hook = {"url": self._lab.receiver.url, "events": ["succeeded", "failed", "canceled", "expired"]}
+        hook = {"url": self._lab.receiver.url, "events": ["started", *sorted(ENDED)]}
         return {"image": {"upload_id": self._upload_id}, "webhook": hook, "model": model, **bodies[kind]}
 
     def learn_references(self) -> None:
@@ -128,12 +133,14 @@ class Callers:
     def send_all(self, jobs: int, seconds: float) -> None:
         """Send so many jobs, spread over the time; comes back when the last one is accepted."""
         began = time.monotonic()
+        once = {int(part * jobs): kind for kind, part in ONCE.items()}
         with ThreadPoolExecutor(SENDERS) as senders:
             sent = []
             for number in range(jobs):
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
-                draw, kind = self._random.random(), POISONED if number == jobs // 4 else self._kind()
-                kind += f" on {MODEL.name if self._random.random() < REAL else STAND_IN}"
+                draw, kind = self._random.random(), once.get(number) or self._kind()
+                real = self._random.random() < REAL and number not in once
+                kind += f" on {MODEL.name if real else STAND_IN}"
                 if draw < TWINS:
                     key = uuid.uuid4().hex
                     sent.append(senders.submit(self.send, kind, key=key))
@@ -147,15 +154,18 @@ class Callers:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at jobs all the while: the open ones by turns, and now and then at one that has ended."""
+        """Look at jobs all the while: the open ones by turns, and now and then at one that has ended; follow a few."""
         over = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(over,), name="watcher")
-        watcher.start()
+        looking = [self._watch, *(self._follow for _ in range(FOLLOWERS))]
+        watchers = [threading.Thread(target=look, args=(over,), name="watcher") for look in looking]
+        for watcher in watchers:
+            watcher.start()
         try:
             yield
         finally:
             over.set()
-            watcher.join()
+            for watcher in watchers:
+                watcher.join()
             self._over.set()
 
     def open_jobs(self) -> int:
@@ -194,6 +204,14 @@ class Callers:
             for job in dict.fromkeys(looked_at):
                 self._look(job)
 
+    def _follow(self, over: threading.Event) -> None:
+        while not over.wait(0.1):
+            with self._news:
+                # The latest: those before it may have a long queue behind them already.
+                job = next(reversed(self._open), None)
+            if job:
+                follow(self._lab, job, over)
+
     def _look(self, job: str) -> None:
         try:
             answer = self._lab.ask("GET", f"/v1/jobs/{job}", timeout_s=8)
@@ -206,23 +224,29 @@ class Callers:
             error = (view.get("error") or {}).get("code", "")
             self._lab.history.note(Shown(job=job, status=view["status"], error=error))
             with self._news:
-                if view["status"] in ENDED and self._open.pop(job, None):
+                ended = view["status"] in ENDED and self._open.pop(job, None) is not None
+                if ended:
                     self._ended.append(job)
+            if ended and view["status"] == "succeeded":
+                with suppress(JobError):  # the store is away; it is looked at once more in the end
+                    self._lab.history.note(stored(self._lab.store, job))
 
 
 def stored(store: Store, job: str) -> Stored:
-    """See what the store holds of a job."""
-    key = f"{result_prefix(TENANT, job)}/manifest.json"
-    try:
-        body = store.read(key)
-    except JobError:
+    """See what the store holds of a job.  Raises StoreUnavailable."""
+    keys = [found.key for found in store.listed(f"{result_prefix(TENANT, job)}/")]
+    manifests = [key for key in keys if key.endswith("manifest.json")]
+    if not manifests:
         return Stored(job=job, manifests=0)
+    body = store.read(manifests[0])
     manifest = Manifest.model_validate_json(body)
     files = {file.name: store.read(file.key) for file in manifest.files}
     whole = all(hashlib.sha256(files[file.name]).hexdigest() == file.sha256 for file in manifest.files)
     masks = json.loads(files["coco.json"])["annotations"] if whole else ()
     digest = hashlib.sha256(json.dumps(masks).encode()).hexdigest()
-    return Stored(job=job, manifests=1, masks=digest, whole=whole, manifest=hashlib.sha256(body).hexdigest())
+    return Stored(
+        job=job, manifests=len(manifests), masks=digest, whole=whole, manifest=hashlib.sha256(body).hexdigest()
+    )
 
 
 def _code(answer: requests.Response) -> str:

@@ -81,7 +81,7 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
         ("other broken promises", ours.broken_promises - ours.lost - ours.stuck - ours.doubled, "not looked at"),
         ("attempts that were fenced", ours.fenced, "no such thing"),
         ("jobs put back after a lease ran out", ours.requeued, "no such thing"),
-        ("jobs that were executed more than once", ours.executed_more_than_once, "not counted"),
+        ("jobs that were begun more than once", ours.executed_more_than_once, plain.executed_more_than_once),
         ("from the fault to the job's being queued again, p50 / p99", put_back, "not measured"),
         ("from the fault to its next claim, behind what waits before it", recovery, "not measured"),
         ("webhooks, and how many were sent again", f"{ours.webhooks}, {ours.webhooks_sent_again}", "no such thing"),
@@ -102,10 +102,9 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "|---|---|---|",
             *(f"| {what} | {one} | {other} |" for what, one, other in rows),
             "",
-            "Ends: " + ", ".join(f"{count} {status}" for status, count in sorted(ours.ends.items())) + ". Submits that "
-            "were not accepted at once and were sent again under the same key: "
-            + (", ".join(f"{count} × {answer or 'no answer'}" for answer, count in ours.submits_not_accepted.items()))
-            + " (0: no answer at all).",
+            f"Ends: {_counts(ours.ends)}. How the attempts at them ended: {_counts(ours.attempts)}. Submits that were "
+            f"not accepted at once and were sent again under the same key: {_counts(ours.submits_not_accepted)} (0: "
+            f"no answer at all). {ours.followed} jobs were followed to their end by their streams of events.",
             "",
             "One job in five is done by a node with the bundled model, the others by three nodes whose model is",
             "replaced by one that only waits; all else of these is the worker's own. A lease is 2 s here, and 30 s by",
@@ -120,6 +119,10 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "",
         ]
     )
+
+
+def _counts(of: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in of.items())
 
 
 if __name__ == "__main__":

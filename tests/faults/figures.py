@@ -14,7 +14,10 @@ from tests.faults.promises import ENDED, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """put_back_s: from a fault that broke an attempt to the job's being queued again; recovery_s: to its next claim."""
+    """put_back_s: from a fault that broke an attempt to the job's being queued again; recovery_s: to its next claim.
+
+    attempts: how each ended.  followed: jobs whose stream of events was read to their end.
+    """
 
     jobs: int
     lost: int
@@ -24,7 +27,9 @@ class Figures:
     fenced: int
     requeued: int
     ends: dict[str, int]
+    attempts: dict[str, int]
     executed_more_than_once: int
+    followed: int
     submits_not_accepted: dict[str, int]
     webhooks: int
     webhooks_sent_again: int
@@ -37,7 +42,8 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
     """Sum a history up."""
     accepted = {sight.job for sight in history if isinstance(sight, Accepted)}
     totals = next((sight.totals for sight in history if isinstance(sight, Counted)), {})
-    last = {sight.job: sight.status for sight in history if isinstance(sight, Shown)}
+    shown = [sight for sight in history if isinstance(sight, Shown)]
+    last = {sight.job: sight.status for sight in shown if sight.way == "asked"}
     faults = [sight for sight in history if isinstance(sight, Broke)]
     attempts: dict[str, list[Attempted]] = defaultdict(list)
     for sight in history:
@@ -55,6 +61,8 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
         fenced=totals.get("fenced", 0),
         requeued=totals.get("requeued", 0),
         ends=dict(Counter(status for job, status in last.items() if status in ENDED)),
+        attempts=dict(Counter(attempt.outcome or "" for tries in attempts.values() for attempt in tries).most_common()),
+        followed=len({sight.job for sight in shown if sight.way == "followed" and sight.status in ENDED}),
         executed_more_than_once=sum(len(tries) > 1 for tries in attempts.values()),
         submits_not_accepted=dict(refused),
         webhooks=len({sight.webhook_id for sight in notified}),

@@ -48,11 +48,16 @@ class Refused(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown(Sight):
-    """A job's state as the API showed it; ``absent`` when the API knew no such job."""
+    """A job's state as the API showed it; ``absent`` when the API knew no such job.
+
+    way: ``asked`` for it, or ``followed`` its stream of events.  version: the event's id.
+    """
 
     job: str
     status: str
     error: str = ""
+    way: str = "asked"
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +69,15 @@ class CancelAsked(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notified(Sight):
-    """A webhook that came in.  answered: the status it was given; 0 when it was let to time out."""
+    """A webhook that came in.  answered: the status it was given; 0 when it was let to time out.  body: a digest."""
 
     job: str
     webhook_id: str
     status: str
     answered: int
     signed: bool = True
+    event: str = ""
+    body: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -252,6 +252,8 @@ class Laboratory:
             "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
             "MASKFLEET_LEASE_S": str(LEASE_S),
             "MASKFLEET_BEAT_S": "0.3",
+            "MASKFLEET_STOP_GRACE_S": "2",
+            "MASKFLEET_DRAIN_GRACE_S": "0.3",
             "MASKFLEET_TICK_S": "0.2",
             "MASKFLEET_REPUBLISH_S": "3",
             "MASKFLEET_CANARY_S": "1",

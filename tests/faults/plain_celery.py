@@ -67,7 +67,8 @@ def make_app(redis_url: str) -> Celery:
 
 def segment(job: str, batches: int, hook: str) -> None:
     """Do a job: take a while, write the result, tell of its end."""
-    (Path(os.environ["PLAIN_FOLDER"]) / job).write_text(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}")
+    with (Path(os.environ["PLAIN_FOLDER"]) / job).open("a") as executions:
+        executions.write(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}\n")
     for _ in range(batches):
         time.sleep(BATCH_S)
     _store().put(f"results/{job}/manifest.json", b"{}", "application/json")
@@ -88,6 +89,7 @@ class PlainFigures:
     never_ended: int
     of_these_nowhere: int
     ended_twice: int
+    executed_more_than_once: int
     sends_that_failed: int
     faults: dict[str, int]
 
@@ -125,7 +127,7 @@ class PlainCallers:
         place = self._lab.folder / "plain" / job
         with suppress(AssertionError):
             wait_until(lambda: place.exists() and place.read_text(), 15, every_s=0.01)
-            name, pid = place.read_text().split()
+            name, pid = place.read_text().splitlines()[-1].split()
             return Held(self._lab.programs[name], int(pid), job)
         return None
 
@@ -171,9 +173,14 @@ def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: N
             never_ended=len(unended),
             of_these_nowhere=len(unended - _messages(lab.redis, unended)),
             ended_twice=sum(len(ends[job]) > 1 for job in callers.accepted),
+            executed_more_than_once=sum(_executions(folder / "plain" / job) > 1 for job in callers.accepted),
             sends_that_failed=callers.failed,
             faults=dict(sorted(faults.items())),
         )
+
+
+def _executions(place: Path) -> int:
+    return len(place.read_text().splitlines()) if place.exists() else 0
 
 
 def _messages(client: redis.Redis, jobs: set[str]) -> set[str]:

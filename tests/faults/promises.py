@@ -22,10 +22,17 @@ from tests.faults.history import (
 )
 
 ENDED = {"succeeded", "failed", "canceled", "expired"}
-#: Jobs of this kind kill whoever fetches their image, jobs of that one run longer than they allow themselves.
-POISONED, TOO_LONG = "poisoned", "too long"
+STARTED = "job.started"
+#: Jobs that kill whoever fetches their image; that run longer than they allow themselves; that hang in a call which
+#: looks at nothing; that lose their worker its device.
+POISONED, TOO_LONG, HUNG, DEVICE_LOST = "poisoned", "too long", "hung", "device lost"
 #: The kinds whose end is a failure, with its code.
-FAILING_KINDS = {POISONED: "attempts_exhausted", TOO_LONG: "timeout"}
+FAILING_KINDS = {
+    POISONED: "attempts_exhausted",
+    TOO_LONG: "timeout",
+    HUNG: "timeout",
+    DEVICE_LOST: "internal_error",
+}
 #: What a fault may break, and the outcomes of an attempt that it explains.
 HARMS = {
     "worker": {"lease_ran_out"},
@@ -101,7 +108,11 @@ class _Trial:
 
     def end_of(self, job: str) -> str:
         """The state in which a job was last seen; empty when it was never seen."""
-        return self.shown[job][-1].status if self.shown[job] else ""
+        return self._last_shown(job).status
+
+    def _last_shown(self, job: str) -> Shown:
+        """The last sight of one that asked: all are asked for once more when all is over."""
+        return next((sight for sight in reversed(self.shown[job]) if sight.way == "asked"), Shown(job=job, status=""))
 
     def lost(self) -> Iterator[str]:
         return (job for job in self.accepted if self.end_of(job) in ("", "absent"))
@@ -113,24 +124,36 @@ class _Trial:
         """An end that was seen twice: two states, two webhooks' ids, two manifests, or counted twice."""
         for job in self.accepted:
             ends = {sight.status for sight in self.shown[job] if sight.status in ENDED}
-            ends |= {sight.status for sight in self.notified[job]}
+            told = [sight for sight in self.notified[job] if sight.event != STARTED]
+            ends |= {sight.status for sight in told}
             if len(ends) > 1:
                 yield f"{job} ended as {' and as '.join(sorted(ends))}"
-            ids = {sight.webhook_id for sight in self.notified[job]}
-            if len(ids) > 1:
-                yield f"{job} was told of under several ids: {', '.join(sorted(ids))}"
+            starts = [sight for sight in self.notified[job] if sight.event == STARTED]
+            for what, sights in (("end", told), ("start", starts)):
+                ids = {sight.webhook_id for sight in sights}
+                if len(ids) > 1:
+                    yield f"the {what} of {job} was told under several ids: {', '.join(sorted(ids))}"
+                elif len({sight.body for sight in sights}) > 1:
+                    yield f"the {what} of {job} was told in different words"
             if (job in self.stored and self.stored[job].manifests > 1) or len(self.manifests[job]) > 1:
                 yield f"{job} has several manifests"
 
     def changed(self) -> Iterator[str]:
-        """A state that came after the end."""
+        """A state that came after the end, or one that was sent again to who had seen it.
+
+        Each way of looking is in order by itself; two of them see a change at different times.
+        """
         for job in self.accepted:
-            ended = False
-            for sight in self.shown[job]:
-                if ended and sight.status not in ENDED:
-                    yield f"{job} was {sight.status} after its end"
-                    break
-                ended = ended or sight.status in ENDED
+            for way in ("asked", "followed"):
+                ended, version = False, -1
+                for sight in (sight for sight in self.shown[job] if sight.way == way):
+                    if ended and sight.status not in ENDED:
+                        yield f"{job} was {sight.status} after its end"
+                        break
+                    if way == "followed" and sight.version < version:
+                        yield f"{job} went back from version {version} to {sight.version}"
+                        break
+                    ended, version = ended or sight.status in ENDED, sight.version
 
     def wrong_results(self) -> Iterator[str]:
         for job, accepted in self.accepted.items():
@@ -149,8 +172,9 @@ class _Trial:
         for job, accepted in self.accepted.items():
             if not accepted.hooked or self.end_of(job) not in ENDED:
                 continue
-            answers = {sight.answered for sight in self.notified[job]}
-            if not any(200 <= answer < 300 or answer == 410 for answer in answers):
+            told = {sight.answered for sight in self.notified[job] if sight.event != STARTED}
+            gone = any(sight.answered == 410 for sight in self.notified[job])  # then it is told of nothing more
+            if not gone and not any(200 <= answer < 300 for answer in told):
                 yield f"the end of {job} was never told"
             if any(not sight.signed for sight in self.notified[job]):
                 yield f"the end of {job} was told under a signature that does not hold"
@@ -161,17 +185,18 @@ class _Trial:
             if end == "canceled" and job not in self.canceled:
                 yield f"{job} was canceled, and nobody asked for it"
             kind, _, _ = accepted.kind.partition(" on ")
-            if kind in FAILING_KINDS and end in ENDED:
-                wanted = FAILING_KINDS[kind]
-                if end != "canceled" and self.shown[job][-1].error != wanted:
-                    yield f"{job} is {kind} and ended as {end} {self.shown[job][-1].error}"
-            elif end in ("failed", "expired"):
-                broken = [attempt for attempt in self.attempts[job] if not self._is_explained(attempt)]
+            wanted, error = FAILING_KINDS.get(kind), self._last_shown(job).error
+            if wanted and end in ("succeeded", "expired"):
+                yield f"{job} is {kind} and ended as {end} {error}"
+            elif end in ("failed", "expired") and error != wanted:
+                broken = [attempt for attempt in self.attempts[job] if not self._is_explained(attempt, wanted)]
                 if broken or not self.attempts[job] or end == "expired":
-                    yield f"{job} ended as {end} ({self.shown[job][-1].error}), which no fault explains"
+                    yield f"{job} ended as {end} ({error}), which no fault explains"
 
-    def _is_explained(self, attempt: Attempted) -> bool:
-        """Whether a fault was on while an attempt ran that can have broken it in this way."""
+    def _is_explained(self, attempt: Attempted, wanted: str | None) -> bool:
+        """Whether an attempt broke as its kind does, or a fault was on that can have broken it in this way."""
+        if attempt.outcome == wanted:
+            return True
         ended = attempt.ended or attempt.at
         return any(
             fault.at <= ended and fault.until + AFTERMATH_S >= attempt.started

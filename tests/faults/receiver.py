@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -89,12 +90,19 @@ class HookReceiver:
 
 def _sight(body: bytes, headers: dict[str, str], secret: str, answered: int) -> Notified:
     headers = {name.lower(): value for name, value in headers.items()}
-    data = json.loads(body)["data"]
+    event = json.loads(body)
+    data = event["data"]
     try:
         verify_webhook(body, headers, secret)
         signed = True
     except WebhookRejected:
         signed = False
     return Notified(
-        job=data["id"], webhook_id=headers["webhook-id"], status=data["status"], answered=answered, signed=signed
+        job=data["id"],
+        webhook_id=headers["webhook-id"],
+        status=data["status"],
+        answered=answered,
+        signed=signed,
+        event=event.get("type", ""),
+        body=hashlib.sha256(body).hexdigest(),
     )

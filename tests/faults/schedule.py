@@ -15,6 +15,7 @@ from tests.faults.faults.on_processes import (
     courier_clock_off,
     courier_killed,
     node_cut_off,
+    node_drained,
     node_frozen_past_its_lease,
     node_killed,
 )
@@ -42,6 +43,7 @@ OF_ANY_FLEET = (
     FaultKind(node_killed, "worker", weight=2),
     FaultKind(node_frozen_past_its_lease, "worker", weight=3),
     FaultKind(node_cut_off, "worker", weight=2),
+    FaultKind(node_drained, "nothing", weight=2),
     FaultKind(redis_connections_killed, "redis", weight=3),
     FaultKind(redis_connections_reset, "redis", weight=2),
     FaultKind(redis_slow, "redis"),

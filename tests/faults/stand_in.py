@@ -18,6 +18,7 @@ from typing import Any
 from jobs.record import Metrics, Spec
 from jobs.spec import EverythingJob
 from jobs.status import Stage
+from tests.faults.promises import DEVICE_LOST, HUNG
 
 #: What its jobs name, and how long a batch of points takes.
 MODEL = "stand-in"
@@ -49,7 +50,13 @@ class Artifact:
 
 def segment(photo: Any, spec: Spec, model: object, watch: Any, mask_inputs: object) -> Segmentation:
     """Take a while for each prompt, or for each point of the grid; report as the real one does."""
+    kind = spec.metadata.get("kind")
     watch.stage(Stage.EMBEDDING)
+    if kind == HUNG:
+        time.sleep(3600)  # as a native call does: other threads go on, and nothing is looked at
+    if kind == DEVICE_LOST or _lost:
+        _lost.append(True)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     time.sleep(BATCH_S)
     watch.stage(Stage.DECODING)
     grid = isinstance(spec, EverythingJob)
@@ -63,6 +70,10 @@ def segment(photo: Any, spec: Spec, model: object, watch: Any, mask_inputs: obje
         masks.append(Mask(digest[0], (digest[1], digest[2], 9, 9), digest[3] / 255, 1.0, None if grid else number))
     watch.batch(total, total, len(masks))
     return Segmentation(tuple(masks), Metrics(points=total, points_per_batch=1))
+
+
+#: Not empty once this process has lost its device, and with it every further call.
+_lost: list[bool] = []
 
 
 def make_artifacts(photo: object, spec: Spec, segmentation: Segmentation) -> Iterator[Artifact]:

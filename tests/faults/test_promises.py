@@ -31,6 +31,7 @@ PROCESSING = Shown(at=3, job="a", status="processing")
 SUCCEEDED = Shown(at=4, job="a", status="succeeded")
 FAILED = Shown(at=4, job="a", status="failed", error="attempts_exhausted")
 TOLD = Notified(at=5, job="a", webhook_id="msg_a_1", status="succeeded", answered=204)
+BEGUN = Notified(at=3, job="a", webhook_id="msg_a_1_started", status="processing", answered=204, event="job.started")
 TOLD_FAILED = replace(TOLD, status="failed")
 STORED = Stored(at=6, job="a", manifests=1, masks="digest", manifest="first")
 REFERENCE = Reference(at=0, kind="box", masks="digest")
@@ -38,6 +39,11 @@ COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
 BROKEN_OFF = Attempted(at=7, job="a", number=3, started=2, ended=4, outcome="attempts_exhausted")
 KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker")
 GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, COUNTED)
+
+
+def followed(*sights: Shown) -> tuple[Shown, ...]:
+    """The same sights as events of a stream."""
+    return tuple(replace(sight, way="followed", version=version) for version, sight in enumerate(sights))
 
 
 def without(*sights: Sight) -> tuple[Sight, ...]:
@@ -52,8 +58,13 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
         (*GOOD, replace(TOLD, answered=500), replace(TOLD, answered=0)),
         # It wants no more.
         (*without(TOLD), replace(TOLD, answered=410)),
+        (*without(TOLD), replace(BEGUN, answered=410)),
+        # It is told of the start, too.
+        (*GOOD, replace(BEGUN, answered=500), BEGUN),
         # The caller was not answered, or asked to come again, and sent the job once more.
         (Refused(key="k", status=503, code="queue_unavailable"), Refused(key="k", status=0, code=""), *GOOD, ACCEPTED),
+        # Who follows its stream is told later than who asks.
+        (*GOOD, *followed(QUEUED, PROCESSING, SUCCEEDED)),
         # All attempts met a fault that kills workers.
         (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, KILLED),
         # The job kills its workers itself.
@@ -80,7 +91,12 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, FAILED), "a ended as failed and as succeeded"),
         ((*GOOD, TOLD_FAILED), "a ended as failed and as succeeded"),
         ((*GOOD, PROCESSING, SUCCEEDED), "a was processing after its end"),
-        ((*GOOD, replace(TOLD, webhook_id="msg_a_2")), "a was told of under several ids"),
+        ((*GOOD, *followed(SUCCEEDED, PROCESSING)), "a was processing after its end"),
+        ((*GOOD, *followed(PROCESSING, QUEUED)[::-1]), "a went back from version 1 to 0"),
+        ((*GOOD, replace(TOLD, webhook_id="msg_a_2")), "the end of a was told under several ids"),
+        ((*GOOD, replace(TOLD, body="others")), "the end of a was told in different words"),
+        ((*GOOD, BEGUN, replace(BEGUN, webhook_id="msg_a_2_started")), "the start of a was told under several ids"),
+        ((*without(TOLD), BEGUN), "the end of a was never told"),
         ((*without(STORED), replace(STORED, manifests=2)), "a has several manifests"),
         ((*GOOD, replace(STORED, manifest="second")), "a has several manifests"),
         ((*without(STORED),), "a succeeded without a manifest"),
@@ -101,6 +117,17 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*without(SUCCEEDED, TOLD), replace(FAILED, status="expired")), "a ended as expired .*, which no fault"),
         ((*without(SUCCEEDED, TOLD), replace(SUCCEEDED, status="canceled")), "a was canceled, and nobody asked"),
         ((*without(ACCEPTED), replace(ACCEPTED, kind=POISONED)), "a is poisoned and ended as succeeded"),
+        (
+            (
+                *without(ACCEPTED, SUCCEEDED, TOLD),
+                replace(ACCEPTED, kind=POISONED),
+                replace(FAILED, error="store_unavailable"),
+                TOLD_FAILED,
+                replace(BROKEN_OFF, outcome="store_unavailable"),
+                KILLED,
+            ),
+            r"a ended as failed \(store_unavailable\), which no fault explains",
+        ),
         ((*GOOD, replace(ACCEPTED, job="b")), "the key k stands for 2 jobs"),
         ((*GOOD, LeftOver(what="leases", found=1, expected=0)), "leases: 1 are left"),
         ((*GOOD, Refused(key="k", status=500, code="internal_error")), "answered with 500"),

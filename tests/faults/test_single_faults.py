@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 
 import pytest
 
 from jobs.census import Census
+from jobs.ledger import __doc__ as ledger_described
 from jobs.record import JobRecord
 from tests.faults.caller import Callers, stored
 from tests.faults.faults import Scene
@@ -26,11 +29,13 @@ from tests.faults.faults.on_processes import (
 from tests.faults.faults.on_redis import redis_full
 from tests.faults.history import Notified
 from tests.faults.laboratory import LEASE_S, STAND_IN, Laboratory
-from tests.faults.promises import POISONED
+from tests.faults.promises import DEVICE_LOST, HUNG, POISONED, STARTED
 from tests.waiting import wait_until
 
 BOX = f"box on {STAND_IN}"
 LASTS_S = 60
+#: A line of the table in the ledger's docstring: names, and the types of their values.
+DESCRIBED_KEYS = re.compile(r"^    (\S+(?:, \S+)*) +((?:string|hash|set|zset|list)\b[a-z, ]*?)  ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class Stage:
         return self.record(job)
 
     def told(self, job: str) -> list[Notified]:
-        return [sight for sight in self.lab.history.read() if isinstance(sight, Notified) and sight.job == job]
+        """How its owner was told of its end."""
+        told = (sight for sight in self.lab.history.read() if isinstance(sight, Notified) and sight.job == job)
+        return [sight for sight in told if sight.event != STARTED]
 
     def fenced(self) -> int:
         return Census(self.lab.redis).totals().get("fenced", 0)
@@ -103,6 +110,58 @@ def test_a_job_that_kills_its_workers_fails_after_its_last_attempt(stage: Stage)
     assert record.error is not None
     assert (record.status, record.error.code) == ("failed", "attempts_exhausted")
     assert len(stage.lab.images.killed) - killed == record.attempt == 3
+
+
+def test_a_job_that_hangs_in_a_call_is_ended_at_its_time_with_its_process(stage: Stage) -> None:
+    children = {node.name: stage.lab.child_of(node) for node in stage.lab.nodes}
+
+    record = stage.ended(stage.callers.send(f"{HUNG} on {STAND_IN}"))
+
+    assert record.error is not None
+    assert (record.status, record.error.code, record.attempt) == ("failed", "timeout", 1)
+    assert record.worker is not None
+    node = stage.lab.programs[record.worker]
+    wait_until(lambda: stage.lab.child_of(node) not in (None, children[node.name]), LASTS_S)
+
+
+def test_a_hung_job_that_is_canceled_is_ended_by_force(stage: Stage) -> None:
+    job = stage.callers.send(f"{HUNG} on {STAND_IN}")
+    wait_until(lambda: stage.record(job).status == "processing", LASTS_S)
+
+    assert stage.lab.ask("POST", f"/v1/jobs/{job}/cancel").status_code == 202
+
+    assert stage.ended(job).status == "canceled"
+    stage.lab.await_nodes()
+
+
+def test_a_lost_device_is_met_by_no_second_job(stage: Stage) -> None:
+    """Every further call of the process would fail, so the process ends."""
+    node, other = stage.lab.nodes
+    other.kill()
+    child = stage.lab.child_of(node)
+    losing = stage.callers.send(f"{DEVICE_LOST} on {STAND_IN}")
+    [broken, *_] = wait_until(lambda: [one for one in stage.lab.ledger.attempts(losing) if one.outcome], LASTS_S)
+    stage.lab.ask("POST", f"/v1/jobs/{losing}/cancel")
+
+    record = stage.ended(stage.callers.send(BOX))
+
+    other.start()
+    stage.lab.await_nodes()
+    assert (broken.worker, broken.outcome) == (node.name, "internal_error")
+    assert stage.lab.child_of(node) != child
+    assert (record.status, record.attempt) == ("succeeded", 1)
+
+
+def test_a_node_that_is_told_to_end_hands_its_job_back_uncharged(stage: Stage) -> None:
+    held = stage.scene.hold()
+    assert held is not None
+
+    os.kill(held.node.pid, signal.SIGTERM)
+    record = stage.ended(held.job)
+
+    assert (record.status, record.attempt) == ("succeeded", 1)
+    assert [attempt.outcome for attempt in stage.lab.ledger.attempts(held.job)] == ["drained", "succeeded"]
+    stage.lab.await_nodes()
 
 
 def test_a_job_that_the_api_recorded_and_died_is_found_by_the_same_key_and_done(stage: Stage) -> None:
@@ -204,3 +263,20 @@ def test_a_worker_whose_clock_is_off_blames_the_service_and_not_the_caller(stage
     wrong.start()
     stage.lab.await_nodes()
     assert record.status == "succeeded"
+
+
+def test_every_key_is_one_that_the_ledger_describes(stage: Stage) -> None:
+    """After all of the above there are most of them."""
+    described = [
+        (re.compile(re.sub(r"\\\{.*?\\\}", ".+", re.escape(f"mf:{name}"))), kind)
+        for names, kinds in DESCRIBED_KEYS.findall(ledger_described or "")
+        for name, kind in zip(names.split(", "), cycle(kinds.split(", ")), strict=False)
+    ]
+    keys = [(key, stage.lab.redis.type(key)) for key in stage.lab.redis.scan_iter("mf:*", count=1000)]
+
+    unknown = [
+        found for found in keys if not any(name.fullmatch(found[0]) and kind == found[1] for name, kind in described)
+    ]
+
+    assert len(keys) > 20
+    assert unknown == []

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from tests.faults.faults import Scene
 from tests.faults.laboratory import LEASE_S, ROOT, Laboratory, Program
@@ -57,6 +58,18 @@ def node_cut_off(scene: Scene) -> str:
     way.set(Fault(Mode.BLACKHOLE))
     time.sleep(1.5 * LEASE_S)
     way.heal()
+    return f"{held.node.name} was at {held.job}"
+
+
+def node_drained(scene: Scene) -> str:
+    """Tell a node to end in the middle of a job; it is started again when it has."""
+    held = scene.hold()
+    if held is None:
+        return NOBODY
+    ending = held.node.pid
+    os.kill(ending, signal.SIGTERM)
+    with suppress(AssertionError):  # how long it takes is not what is looked at here
+        wait_until(lambda: held.node.pid != ending, MOMENT_S)
     return f"{held.node.name} was at {held.job}"
 
 
