@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos fuzz lint bench clean bench-core bench-gpu
+.PHONY: setup demo test test-gpu chaos fuzz fuzz-images lint bench clean bench-core bench-gpu
 
 setup: .venv/.installed
 
@@ -34,6 +34,11 @@ chaos: setup
 EXAMPLES ?= 200
 fuzz: setup
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py
+
+# Damaged image files through the door's look at them and the decoder; writes benchmarks/results/image_fuzz.json.
+COUNT ?= 10000
+fuzz-images: setup
+	$(BIN)/python -m tests.fuzz.images --count $(COUNT) --seed $(SEED) --keep
 
 lint: setup
 	$(BIN)/ruff check

@@ -34,6 +34,7 @@ _OPEN = -1
 _TURNED = (5, 6, 7, 8)
 #: The shapes of tags' values, by their kind: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
 _SHAPES = {3: "H", 4: "I", 8: "h", 9: "i", 13: "I", 16: "Q"}
+_WEBP_HAS_EXIF, _WEBP_HAS_XMP = 0x08, 0x04
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 #: A directory with more entries than this is not an image's; each of ours has three at most.
 _MAX_TAGS = 4096
@@ -169,14 +170,18 @@ def _webp_orientation(data: bytes) -> int:
         elif kind == b"XMP ":
             xmp = xmp or _xmp_orientation(data[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
+    if (exif and not data[20] & _WEBP_HAS_EXIF) or (xmp and not data[20] & _WEBP_HAS_XMP):
+        return _OPEN
     return exif or xmp or 1
 
 
 def _tiff(data: bytes) -> _Reading:
     tags, is_whole = _tiff_tags(data)
+    if not is_whole and not {_WIDTH, _HEIGHT} <= tags.keys():
+        return _cut_short()
     width, height = tags.get(_WIDTH, _OPEN), tags.get(_HEIGHT, _OPEN)
     if _OPEN in (width, height):
-        return (None, _OPEN) if is_whole else _cut_short()
+        return None, _OPEN
     return (width, height), tags.get(_ORIENTATION, _OPEN if _XMP in tags else 1) if is_whole else _OPEN
 
 
@@ -219,6 +224,8 @@ def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    if at >= len(data):  # BigTIFF's numbers may be larger than struct's
+        _cut_short()
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
     head, entry, value_at = (order + "HHQ", 20, 12) if big else (order + "HHI", 12, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,24 @@ _UNDAMAGED = {
     file_format: a_picture((40, 30), file_format, **({"orientation": 6} if file_format in FORMATS_WITH_EXIF else {}))
     for file_format in FORMATS
 }
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_numbers_of_big_tiff_beyond_any_file_are_a_truncated_file(order: str) -> None:
+    mark = b"II" if order == "<" else b"MM"
+
+    with pytest.raises(InvalidImage) as refusal:
+        read_header(mark + struct.pack(order + "HHHQ", 43, 8, 0, 2**64 - 1) + bytes(64), 10_000)
+
+    assert refusal.value.code == "image_truncated"
+
+
+@pytest.mark.parametrize("damage", [{"count": 3}, {"count": 2**30}, {"tag": 256}])
+def test_a_tag_that_decoders_read_differently_leaves_the_size_to_the_worker(damage: dict[str, int]) -> None:
+    """A height with several values, or a width that is there twice."""
+    width, height = struct.pack("<HHII", 256, 4, 1, 64), struct.pack("<HHII", 257, 4, 1, 48)
+    odd = struct.pack("<HHII", damage.get("tag", 257), 4, damage.get("count", 1), 999)
+    entries = width + (height + odd if "tag" in damage else odd)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries) // 12) + entries + bytes(4)
+
+    assert read_header(tiff, 10_000).size_wh is None
