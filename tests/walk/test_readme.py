@@ -12,13 +12,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from maskfleet.client import Client
 from maskfleet.stack_process import StackLine, StackProcess
+from tests.conftest import WEBHOOK_SECRET
+from tests.maskfleet.test_webhooks import BODY, OTHER_SECRET, signed
 
 #: Commands that are not run here, by their beginning, and why.
 ELSEWHERE = {
@@ -27,6 +29,9 @@ ELSEWHERE = {
     ".venv/bin/maskfleet up": "the fixture running_stack is such a process",
     "export MASKFLEET_API_URL=": "the test gives its own stack's values",
     ".venv/bin/maskfleet worker --devices all": "tests/worker/test_fleet.py, with a stand-in for NVML",
+    "MASKFLEET_EGRESS_ALLOW_PRIVATE=1 .venv/bin/maskfleet up": "the fixture running_stack is such a process",
+    ".venv/bin/maskfleet webhook listen": "tests/maskfleet/test_webhook_listen.py runs it",
+    ".venv/bin/maskfleet webhook ping": "tests/maskfleet/test_webhook_commands.py runs it, with a receiver",
     "docker compose up": "tests/maskfleet/test_compose.py; there is no Docker engine to be had",
 }
 MODEL_COMMAND = "MASKFLEET_MODEL=facebook/sam-vit-base .venv/bin/maskfleet up"
@@ -95,7 +100,7 @@ def test_every_command_works_in_its_order(
 
 
 def test_the_python_snippet_works(readme: str, running_stack: StackLine, workplace: Path, demo_model: str) -> None:
-    [snippet] = blocks(readme, "python")
+    [snippet, _] = blocks(readme, "python")
 
     answer = subprocess.run(
         [sys.executable, "-c", snippet],
@@ -110,6 +115,19 @@ def test_the_python_snippet_works(readme: str, running_stack: StackLine, workpla
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("1 mask, predicted IoU 0.9")
     assert (workplace / "masks" / "coco.json").is_file()
+
+
+def test_the_receivers_snippet_takes_what_is_signed_and_nothing_else(
+    readme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [_, snippet] = blocks(readme, "python")
+    monkeypatch.setenv("WEBHOOK_SECRETS", f"{OTHER_SECRET},{WEBHOOK_SECRET}")
+    names: dict[str, Callable[[bytes, dict[str, str]], int]] = {}
+
+    exec(snippet, names)  # noqa: S102 - the document's own code
+
+    assert names["receive"](BODY, signed()) == 204
+    assert names["receive"](BODY + b" ", signed()) == 400
 
 
 def test_another_model_is_one_setting(readme: str, tmp_path: Path, repository: Path) -> None:
