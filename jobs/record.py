@@ -26,7 +26,9 @@ class Metrics(Wire):
     decode_s: float = 0.0
     write_s: float = 0.0
     points: int = Field(0, description="Prompts that were decoded.")
-    points_per_batch: int = Field(0, description="The batch that was used.")
+    points_per_batch: int = Field(
+        0, description="Points that were decoded at once; fewer than were asked for where memory held no more."
+    )
 
 
 class ResultSummary(Wire):

@@ -19,7 +19,7 @@ from jobs.settings import WorkerSettings
 from jobs.status import Stage
 from jobs.storage import Store
 from jobs.transitions import Reply
-from worker.device import is_lost_device
+from worker.device import is_lost_device, is_out_of_memory
 from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
 from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
@@ -69,8 +69,7 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
             _give_back_or_fail(error, record, bench)
         except Exception as error:  # the task's border: whatever breaks, the job must not hang
             log.exception("attempt_broke")
-            fault = AttemptFailed("internal_error", f"The attempt broke: {type(error).__name__}.")
-            _give_back_or_fail(fault, record, bench)
+            _give_back_or_fail(_what_broke(error), record, bench)
             if is_lost_device(error):
                 log.error("device_lost")
                 kill_this_process()  # every further call on the device would fail as well
@@ -89,6 +88,13 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     lease.stage(Stage.WRITING)
     model = bench.settings.model_name
     return write_result(record, photo, segmentation, bench.store, lease, model=model, fetch_s=fetch_s)
+
+
+def _what_broke(error: Exception) -> AttemptFailed:
+    if is_out_of_memory(error):
+        detail = "The worker's memory did not hold the job, not even one point at a time. Send a smaller image."
+        return AttemptFailed("out_of_memory", detail)
+    return AttemptFailed("internal_error", f"The attempt broke: {type(error).__name__}.")
 
 
 def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:

@@ -110,6 +110,11 @@ def _text(answer: bytes | str) -> str:
     return answer.decode() if isinstance(answer, bytes) else answer
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not hold what was wanted, a device's or the machine's; told by its name, as below."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+
+
 def is_lost_device(error: BaseException) -> bool:
     """Whether an error leaves the process's CUDA context unusable, as an illegal memory access does.
 

@@ -1,0 +1,65 @@
+"""A device whose memory ends: the job goes on in smaller batches and its manifest says so, or fails by its own code."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from jobs.manifest import Manifest
+from jobs.status import Status
+from jobs.transitions import NewJob
+from worker.attempt import Workbench, attempt_job
+from worker.decoder import Candidates
+from worker.prompts import PromptBatch
+
+SPEC = (
+    '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_crop":4,"points_per_batch":16,'
+    '"pred_iou_thresh":0.5,"stability_score_thresh":0.5}}'
+)
+
+
+def with_memory_for(bench: Workbench, points: int) -> Workbench:
+    """The workbench, with a model that decodes so many points at once and no more."""
+    family = copy.copy(bench.model.family)
+
+    class Short(type(family)):  # type: ignore[misc]
+        def decode(self, embedding: object, prompts: PromptBatch, **asked: bool) -> Candidates:
+            if len(prompts.indices) > points:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().decode(embedding, prompts, **asked)
+
+    family.__class__ = Short
+    return dataclasses.replace(bench, model=dataclasses.replace(bench.model, family=family))
+
+
+@pytest.fixture
+def job_id(bench: Workbench, coins: bytes) -> str:
+    spec = SPEC % bench.store.put_upload("ant", coins, "image/png")
+    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=spec, start_deadline_s=60)
+    return bench.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+
+
+@pytest.mark.parametrize(("points", "said"), [(16, 16), (5, 4), (1, 1)])
+def test_the_manifest_says_how_many_points_were_decoded_at_once(
+    bench: Workbench, job_id: str, points: int, said: int
+) -> None:
+    attempt_job(job_id, with_memory_for(bench, points))
+
+    record = bench.ledger.read(job_id)
+    assert record is not None
+    assert record.result is not None
+    manifest = Manifest.model_validate_json(bench.store.read(record.result.manifest_key))
+    assert (record.status, manifest.metrics.points_per_batch, manifest.metrics.points) == (Status.SUCCEEDED, said, 16)
+
+
+def test_a_job_that_no_memory_holds_fails_by_that_code(bench: Workbench, job_id: str) -> None:
+    for _ in range(bench.settings.max_attempts):
+        attempt_job(job_id, with_memory_for(bench, 0))
+
+    record = bench.ledger.read(job_id)
+    assert record is not None
+    assert record.error is not None
+    assert (record.status, record.error.code) == (Status.FAILED, "out_of_memory")
