@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -89,10 +90,10 @@ def _judged(status: int) -> tuple[TryOutcome, str | None]:
 
 def _beginning(answer: requests.Response) -> str:
     """Read the first bytes of an answer as text; whatever cannot be one is replaced."""
-    try:
-        data = answer.raw.read(ANSWER_BYTES, decode_content=False)
-    except (HTTPError, OSError):  # the status has come, and is what counts
-        return ""
+    data = b""
+    with suppress(HTTPError, OSError):  # the status has come, and is what counts
+        while len(data) < ANSWER_BYTES and (more := answer.raw.read1(ANSWER_BYTES - len(data), decode_content=False)):
+            data += more
     text = data.decode("utf-8", errors="replace")
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
 

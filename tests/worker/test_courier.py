@@ -197,6 +197,27 @@ def test_each_try_is_kept_with_what_the_receiver_answered(
     assert all(0 < made.duration_s < 10 and made.error is None and made.headers is None for made in told.tries)
 
 
+def test_an_answer_that_breaks_off_or_does_not_end_counts_by_its_status(
+    ledger: Ledger, redis_url: str, deliveries: Deliveries
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        job_id = succeed(ledger, f"http://127.0.0.1:{listening.getsockname()[1]}/hook")
+        with courier(redis_url, webhook_timeout_s=0.5):
+            first, _ = listening.accept()
+            with first:
+                first.recv(65536)
+                first.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 900\r\n\r\nso busy")
+            second, _ = listening.accept()
+            with second:
+                second.recv(65536)
+                second.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ntaken\r\n")
+                wait_until(lambda: deliveries.waiting() == 0)
+
+    [told] = deliveries.of_job(job_id, "ant")
+    assert told.state is DeliveryState.DELIVERED
+    assert [(made.status, made.answer) for made in told.tries] == [(503, "so busy"), (200, "taken")]
+
+
 def test_a_receiver_that_does_not_answer_is_named_in_the_try(
     ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries
 ) -> None:
@@ -216,7 +237,7 @@ def test_a_receiver_that_does_not_answer_is_named_in_the_try(
     ("asked", "at_least_s", "at_most_s"),
     [
         ("600", 600, 720),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 4320),
+        ("in an hour", 3000, 4320),
         ("999999999", 86400, 86400 * 1.2),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 100, 120),
         ("soon", 100, 120),
@@ -231,7 +252,8 @@ def test_a_receiver_that_asks_for_time_gets_it(
     at_least_s: float,
     at_most_s: float,
 ) -> None:
-    receiver = receive(429, Retry_After=asked)
+    in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    receiver = receive(429, Retry_After=in_an_hour if asked == "in an hour" else asked)
     job_id = succeed(ledger, receiver.url)
 
     with courier(redis_url, webhook_schedule_s=(0, 100)):
