@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -9,9 +10,14 @@ import pytest
 import torch
 
 from tests.worker.conftest import boxes, everything, points
+from tests.worker.networks import random_embeddings, random_sam2
+from tests.worker.test_fast_sam import POINTS, RAGGED, assert_same, with_masks
+from worker.decoder import at_hand
+from worker.fast_sam2 import FastSam2
 from worker.images import Photo
 from worker.masks import decode_rle
 from worker.model import SegmentationModel, load_model
+from worker.prompts import PromptBatch
 from worker.segment import segment
 
 pytestmark = pytest.mark.gpu
@@ -45,6 +51,23 @@ def test_prompts_give_the_cpus_masks(
 
     assert max(pixels_apart(photo, some_points, model, on_gpu)) <= 5
     assert max(pixels_apart(photo, boxes({"box": (304, 14, 366, 73)}, multimask=True), model, on_gpu)) <= 5
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("prompts", [RAGGED, with_masks(POINTS, 20)], ids=["ragged", "with masks"])
+def test_sam_2s_decoder_gives_the_cpus_candidates(prompts: PromptBatch, multimask: bool) -> None:
+    network = random_sam2(32, 2, 5)
+    embeddings = random_embeddings(network)
+    expected = FastSam2(network)
+    fast = FastSam2(copy.deepcopy(network).to("cuda"))
+
+    found = fast.decode(fast.image_state([one.cuda() for one in embeddings]), prompts, multimask=multimask)
+
+    rows, columns = torch.ones_like(found.predicted_iou).nonzero(as_tuple=True)
+    made = found.logits(rows, columns).cpu().view(*found.predicted_iou.shape, 20, 20)
+    assert found.object_score is not None
+    on_host = at_hand(made, found.predicted_iou.cpu(), found.object_score.cpu())
+    assert_same(on_host, expected.decode(expected.image_state(embeddings), prompts, multimask=multimask))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
