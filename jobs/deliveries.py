@@ -122,7 +122,7 @@ class Deliveries:
     def keep_body(self, delivery: Delivery, body: str) -> str:
         """Keep the bytes that every try sends; gives those that were kept first."""
         with redis_errors():
-            return str(self._body(args=[delivery.id, body])) or body
+            return str(self._body(args=[delivery.id, body, self._retention_ms])) or body
 
     def ended(self, delivery: Delivery, state: DeliveryState, made: TryView | None = None, *, detail: str = "") -> None:
         """Note that a webhook arrived, or need not be sent again; 410 disables its endpoint, 2xx enables it."""

@@ -6,7 +6,8 @@ token can change nothing.
 
 Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds since the epoch):
 
-    job:{id}              hash    the record; expires ``retention_s`` after the job's end
+    job:{id}              hash    the record; expires ``retention_s`` after the job's end, and not before the
+                                  webhook of that end was tried once, or a week has passed
     jobs:{tenant}         zset    job id → created; the tenant's list; forgets expired records by itself
     inflight:{tenant}     set     ids of jobs that have not ended
     idempotency:{tenant}:{key}  hash    job, digest of the body; expires after ``idempotency_ttl_s``

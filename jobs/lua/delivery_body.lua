@@ -1,7 +1,8 @@
 -- Keep a webhook's body, so that every try sends the same bytes.
--- ARGV: id, body
+-- ARGV: id, body, retention_ms
 -- Returns the body that is kept, '' when the webhook is unknown.
 local key = delivery_key(ARGV[1])
 if redis.call('EXISTS', key) == 0 then return '' end
 redis.call('HSETNX', key, 'body', ARGV[2])
+let_job_go(ARGV[1], redis.call('HGET', key, 'job'), now_ms(), ARGV[3])
 return redis.call('HGET', key, 'body')

@@ -9,8 +9,9 @@ local breaker_failures, retention_ms = tonumber(ARGV[5]), ARGV[6]
 local sending = {}
 for i = 7, #ARGV, 2 do sending[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- Hosts and webhooks that are looked at in one turn; the rest has the next.
-local TENANTS, HOSTS, WEBHOOKS = 256, 64, 100
+-- What is looked at in one turn, of all, of a tenant and of a host; the rest has the next.
+local TENANTS, LANES, HOSTS, WEBHOOKS = 256, 512, 64, 100
+local looks = 0
 local due = {}
 
 local function take(id, tenant, host, delivery)
@@ -75,12 +76,13 @@ end
 
 for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes', '-inf', now, 'LIMIT', 0, TENANTS)) do
   local left = limit - #due / 10
-  if left <= 0 then break end
+  if left <= 0 or looks >= LANES then break end
   local share = math.min(per_tenant - (sending[tenant] or 0), left)
   if share > 0 then
     for _, host in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes:' .. tenant, '-inf', now, 'LIMIT', 0, HOSTS)) do
       share = share - take_from(tenant, host, share)
       settle(tenant, host)
+      looks = looks + 1
       if share <= 0 then break end
     end
     local next_ms = redis.call('ZRANGE', 'mf:lanes:' .. tenant, 0, 0, 'WITHSCORES')[2]

@@ -66,6 +66,18 @@ local function unqueue_delivery(id, tenant, host)
   redis.call('ZREM', 'mf:deliveries', id)
 end
 
+-- A job's record outlives its retention until the webhook of its end has been tried once: its bytes are made of it.
+local function keep_job_for(job, retention_ms)
+  if tonumber(retention_ms) < GIVEN_UP_MS then redis.call('PEXPIRE', 'mf:job:' .. job, GIVEN_UP_MS) end
+end
+
+-- The webhook has its bytes, or needs none any more.
+local function let_job_go(id, job, now, retention_ms)
+  if job == '' or redis.call('LINDEX', 'mf:told:' .. job, -1) ~= id then return end
+  local ended_ms = redis.call('HGET', 'mf:job:' .. job, 'ended_ms')
+  if ended_ms then redis.call('PEXPIRE', 'mf:job:' .. job, math.max(ended_ms + retention_ms - now, 1000)) end
+end
+
 -- End a webhook.  detail: why, in words; '' when the state says it.
 local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   unqueue_delivery(id, tenant, host_of(url))
@@ -73,6 +85,7 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   redis.call('HDEL', delivery_key(id), 'next_ms', 'forced')
   redis.call('PEXPIRE', delivery_key(id), retention_ms)
   redis.call('PEXPIRE', tries_key(id), retention_ms)
+  let_job_go(id, redis.call('HGET', delivery_key(id), 'job'), now, retention_ms)
 end
 
 -- A job has ended: that it started is no news any more, unless it is being told at this moment.

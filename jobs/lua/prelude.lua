@@ -85,6 +85,7 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
     drop_started(delivery_id(id, number, 'started'), tenant, now, retention_ms)
     if asked_for(webhook_events, status) then
       queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now)
+      keep_job_for(id, retention_ms)
     end
   end
 end

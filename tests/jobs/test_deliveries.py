@@ -377,6 +377,32 @@ def test_a_webhook_outlives_its_schedule_and_then_is_kept_as_long_as_its_job(
     assert redis_client.ttl(f"mf:told:{job_id}") > 13 * 86400
 
 
+def test_a_job_with_a_short_retention_is_kept_until_its_webhook_has_its_bytes(redis_client: redis.Redis) -> None:
+    ledger, deliveries = Ledger(redis_client, retention_s=60), Deliveries(redis_client, retention_s=60)
+    job_id = canceled(ledger)
+    while_held_back = redis_client.ttl(f"mf:job:{job_id}")
+
+    [delivery] = deliveries.due()
+    deliveries.keep_body(delivery, "{}")
+
+    assert while_held_back > 6 * 86400
+    assert 0 < redis_client.ttl(f"mf:job:{job_id}") <= 60
+    assert only(deliveries, job_id).state is DeliveryState.WAITING
+
+
+def test_a_job_whose_webhook_is_not_sent_is_kept_no_longer_for_it(redis_client: redis.Redis) -> None:
+    ledger, deliveries = Ledger(redis_client, retention_s=60), Deliveries(redis_client, retention_s=60)
+    canceled(ledger)
+    [gone] = deliveries.due()
+    deliveries.ended(gone, DeliveryState.REFUSED, tried(gone, 410))
+
+    job_id = canceled(ledger)
+    deliveries.due()
+
+    assert only(deliveries, job_id).state is DeliveryState.DISABLED
+    assert 0 < redis_client.ttl(f"mf:job:{job_id}") <= 60
+
+
 def test_a_tenants_log_forgets_what_has_expired(
     ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
