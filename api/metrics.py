@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from jobs.census import Census
 from jobs.deliveries import Deliveries
+from jobs.delivery import DeliveryState
 from jobs.errors import QueueUnavailable
 from jobs.outbox import Outbox
 from jobs.queue import model_queues
@@ -99,6 +100,13 @@ class _JobCollector(Collector):
             ("jobs_retried", "Failed jobs that their owners queued once more."),
         ):
             yield CounterMetricFamily(f"maskfleet_{name}", text, totals.get(name.rpartition("_")[2], 0))
+        webhooks = CounterMetricFamily(
+            "maskfleet_deliveries", "Webhooks since the beginning, by how they ended.", labels=("state",)
+        )
+        for state in DeliveryState:
+            if state is not DeliveryState.WAITING:
+                webhooks.add_metric((state,), totals.get(f"webhooks_{state}", 0))
+        yield webhooks
         queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that wait.", labels=("queue",))
         queues = tuple(queue for model in self._models for queue in model_queues(model))
         for queue, count in self._jobs.census.queued(queues).items():

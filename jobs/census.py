@@ -16,7 +16,7 @@ class Census:
         self._redis = client
 
     def totals(self) -> dict[str, int]:
-        """Count since the beginning: created, each way to end, and fenced, requeued and retried attempts."""
+        """Count since the beginning: created, each way to end, fenced, requeued and retried attempts, webhooks_…."""
         with redis_errors():
             counts = cast("dict[str, str]", self._redis.hgetall("mf:totals"))
         return {name: int(count) for name, count in counts.items()}

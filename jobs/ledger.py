@@ -17,7 +17,8 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
     attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
     draining:{node}       string  when the node hands its jobs back; expires a minute later
     pace                  hash    queue → a moving average of the time that one job takes, in ms
-    totals                hash    counts since the beginning: created, each end, fenced, requeued, retried
+    totals                hash    counts since the beginning: created, each end, fenced, requeued, retried, and
+                                  webhooks by how they ended
     outbox                zset    job id → when it is to be published (again); left by the claim  (jobs/outbox.py)
     deliveries            zset    delivery id → when it is to be sent; who waits              (jobs/deliveries.py)
     delivery:{id}         hash    a webhook: whose, what, where, state, its bytes; expires ``retention_s`` after

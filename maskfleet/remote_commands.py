@@ -45,7 +45,7 @@ _timeout_option = click.option("--timeout", "timeout_s", type=float, metavar="SE
 @click.option("--run-timeout-s", type=int, help="Fail when one attempt runs for longer.")
 @click.option("--webhook", "webhook_url", metavar="URL", help="Where to tell of the job's end.")
 @click.option(
-    "--webhook-event", multiple=True, type=click.Choice([str(name) for name in EventName]), help="[default: all]"
+    "--webhook-event", multiple=True, type=click.Choice([str(name) for name in EventName]), help="[default: each end]"
 )
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Your own strings, given back with the job.")
 @click.option("--idempotency-key", help="The same key finds the same job again.  [default: made up]")

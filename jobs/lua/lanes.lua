@@ -85,6 +85,7 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   redis.call('HDEL', delivery_key(id), 'next_ms', 'forced')
   redis.call('PEXPIRE', delivery_key(id), retention_ms)
   redis.call('PEXPIRE', tries_key(id), retention_ms)
+  redis.call('HINCRBY', 'mf:totals', 'webhooks_' .. state, 1)
   let_job_go(id, redis.call('HGET', delivery_key(id), 'job'), now, retention_ms)
 end
 

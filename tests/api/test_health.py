@@ -107,6 +107,7 @@ def test_the_figures_show_requests_and_jobs(
         "maskfleet_jobs_created_total 3.0",
         "maskfleet_jobs_processing 1.0",
         "maskfleet_deliveries_waiting 0.0",
+        'maskfleet_deliveries_total{state="given_up"} 0.0',
         "maskfleet_publishes_due 0.0",
         'maskfleet_workers_ready{model="sam-demo"} 1.0',
         "maskfleet_ledger_up 1.0",

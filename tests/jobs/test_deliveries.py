@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
+from jobs.census import Census
 from jobs.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
 from jobs.delivery import DeliveryRecord, DeliveryState, TryOutcome, TryView
 from jobs.ledger import Ledger
@@ -48,7 +49,9 @@ def only(deliveries: Deliveries, job_id: str, tenant: str = "ant") -> DeliveryRe
     return record
 
 
-def test_a_webhook_shows_each_try_until_it_arrives(ledger: Ledger, deliveries: Deliveries) -> None:
+def test_a_webhook_shows_each_try_until_it_arrives(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
     job_id = canceled(ledger)
     waiting = only(deliveries, job_id)
 
@@ -62,6 +65,7 @@ def test_a_webhook_shows_each_try_until_it_arrives(ledger: Ledger, deliveries: D
     told = only(deliveries, job_id)
     assert (told.id, told.state, told.next_try_ms) == (first.id, DeliveryState.DELIVERED, None)
     assert [(made.number, made.status, made.answer) for made in told.tries] == [(1, 503, "said"), (2, 200, "said")]
+    assert Census(redis_client).totals()["webhooks_delivered"] == 1
     view = told.view()
     assert (view.type, view.job_id, view.url, view.ended_at is not None) == ("job.canceled", job_id, URL, True)
 
