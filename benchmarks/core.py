@@ -5,13 +5,17 @@
     python -m benchmarks.core --model vit-b --megapixels 1 18 --points 4 --runs 3
     python -m benchmarks.core --model demo --megapixels 1 --allocator tuned
     python -m benchmarks.core --model demo --megapixels 1 --threads 2
+    python -m benchmarks.core --model sam2 --megapixels 1 --points 8 --stage decoder
 
 Each side runs in a process of its own, and after a warm-up the two take turns: library, ours, library, ours.  The
 figures are medians.  ``coins`` is a photograph, where one candidate in fourteen passes the filters; ``scene`` is drawn
 so that nearly all pass, which is as hard as it gets for a core that saves its work on those that do not.  A whole
 job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in points
 (see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
-eight passes the IoU filter, as with trained weights.  ``tuned`` keeps freed memory, by glibc's MALLOC_ settings.
+eight passes the IoU filter, as with trained weights.  ``sam2`` is the same of SAM 2's shape, hiera tiny, on a square
+picture: on another the library's grid does not cover the image.  ``tuned`` keeps freed memory, by glibc's MALLOC_
+settings.  Stage ``decoder`` leaves out the encoder and what follows: the library's modules give the low-resolution
+masks of all candidates, ours those of candidates that pass the IoU filter.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import SamImageProcessor
+from transformers import Sam2ImageProcessor, SamImageProcessor
 
 from benchmarks.machine import RESULTS, describe
 from tests.scenes import plain_scene
@@ -41,6 +45,8 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "100000000",
 }
+#: What stands for the library and for us, by stage.
+SIDES = {"whole": ("library", "ours"), "decoder": ("library-decoder", "our-decoder")}
 #: The library holds every candidate of a batch at full size: 16 points at 18 MP are 3.5 GB.
 SMALL_BATCH_FROM_MP = 8
 
@@ -78,38 +84,53 @@ class Side:
         return self._process.stdout.readline().strip()
 
 
-def picture(name: str, megapixels: float) -> np.ndarray[Any, Any]:
-    """The example photograph of coins, or a drawn scene, enlarged to so many megapixels."""
+def picture(name: str, megapixels: float, *, square: bool = False) -> np.ndarray[Any, Any]:
+    """The example photograph of coins, or a drawn scene, enlarged to so many megapixels; square: its left part."""
     if name == "coins":
         small = Image.open(ROOT / "examples" / "coins.png").convert("RGB")
     else:
         small = Image.fromarray(plain_scene(1).pixels)
+    if square:
+        small = small.crop((0, 0, min(small.size), min(small.size)))
     scale = (megapixels * 1e6 / (small.width * small.height)) ** 0.5
     return np.asarray(small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC))
 
 
 def vit_b(folder: Path) -> Path:
-    """Save a checkpoint of ViT-B's shape with random weights that keeps masks of the coins.
-
-    Its IoU head is shifted so that one candidate in eight passes at 0.88, and its logits are as large as trained ones.
-    """
+    """Save a checkpoint of ViT-B's shape with random weights that keeps masks."""
     from tests.worker.networks import random_sam
 
     network = random_sam(
         256, 8, 64, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
         global_attn_indexes=[2, 5, 8, 11], window_size=14,
     )  # fmt: skip
+    return _save_with_masks(folder, network, SamImageProcessor(), picture("coins", 1))
+
+
+def sam2(folder: Path) -> Path:
+    """Save a checkpoint of SAM 2's shape, with the encoder hiera tiny, with random weights that keeps masks."""
+    from tests.worker.networks import random_sam2
+
+    network = random_sam2(
+        256, 8, 64, hidden_size=96, blocks_per_stage=[1, 2, 7, 2], embed_dim_per_stage=[96, 192, 384, 768],
+        num_attention_heads_per_stage=[1, 2, 4, 8], global_attention_blocks=[5, 7, 9],
+    )  # fmt: skip
+    return _save_with_masks(folder, network, Sam2ImageProcessor(), picture("coins", 1, square=True))
+
+
+def _save_with_masks(folder: Path, network: Any, processor: Any, pixels: np.ndarray[Any, Any]) -> Path:
+    """Shift the IoU head so that one candidate in eight passes at 0.88, and make logits as large as trained ones."""
     for tower in network.mask_decoder.output_hypernetworks_mlps:
         tower.proj_out.weight *= 10
         tower.proj_out.bias *= 10
-    processor = SamImageProcessor()
-    inputs = processor(images=picture("coins", 1), return_tensors="pt")
+    inputs = processor(images=pixels, return_tensors="pt")
     steps = torch.arange(64.0, 1024, 128)
     grid = torch.cartesian_prod(steps, steps)[None, :, None]
     with torch.inference_mode():
         embedding = network.get_image_embeddings(inputs["pixel_values"])
-        scores = network(input_points=grid, image_embeddings=embedding).iou_scores
-    network.mask_decoder.iou_prediction_head.proj_out.bias += 0.88 - scores.quantile(7 / 8)
+        least = network(input_points=grid, image_embeddings=embedding).iou_scores.quantile(7 / 8)
+    passing, head = torch.tensor(0.88), network.mask_decoder.iou_prediction_head
+    head.proj_out.bias += passing.logit() - least.logit() if head.sigmoid_output else passing - least
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -117,11 +138,12 @@ def vit_b(folder: Path) -> Path:
 
 def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse.Namespace) -> dict[str, object]:
     image = folder / "image.npy"
-    np.save(image, picture(options.picture, megapixels))
+    np.save(image, picture(options.picture, megapixels, square=options.model == "sam2"))
     batch = 16 if megapixels >= SMALL_BATCH_FROM_MP else 64
     names = ("library", "ours")
     sides = {
-        name: Side(name, checkpoint, image, batch, options.threads, options.allocator, options.device) for name in names
+        name: Side(side, checkpoint, image, batch, options.threads, options.allocator, options.device)
+        for name, side in zip(names, SIDES[options.stage], strict=True)
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for side in sides.values():
@@ -140,7 +162,11 @@ def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse
         whole[name] = statistics.median(totals)
         row[name] = {
             "encode_s": round(middle["encode_s"], 2),
-            "decode_s_per_64_points": round(middle["decode_s"] * 64 / options.points**2, 3),
+            **{
+                f"{key}_per_64_points": round(middle[key] * 64 / options.points**2, 3)
+                for key in ("decode_s", "decode_cpu_s")
+                if key in middle
+            },
             "whole_job_s": round(whole[name], 1),
             "whole_job_s_min_max": [round(min(totals), 1), round(max(totals), 1)],
             "peak_gb": round(max(run["peak_gb"] for run in runs[name]), 3),
@@ -152,19 +178,22 @@ def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("demo", "vit-b"), default="demo")
+    parser.add_argument("--model", choices=("demo", "vit-b", "sam2"), default="demo")
     parser.add_argument("--picture", choices=("coins", "scene"), default="coins")
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4])
     parser.add_argument("--points", type=int, default=16, help="points along a side that are decoded")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="0: one for each core")
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default")
+    parser.add_argument("--stage", choices=tuple(SIDES), default="whole")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     options.threads = options.threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = ROOT / "models" / "sam-demo" if options.model == "demo" else vit_b(folder / "vit-b")
+        made = {"vit-b": vit_b, "sam2": sam2}
+        demo = ROOT / "models" / "sam-demo"
+        checkpoint = demo if options.model == "demo" else made[options.model](folder / options.model)
         rows = []
         for megapixels in options.megapixels:
             rows.append(measure(checkpoint, folder, megapixels, options))

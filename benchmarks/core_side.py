@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from worker.images import Photo
 
 #: Noise is never stable: keep the test for stability in, and let everything pass it.
 STABILITY = 0.001
+SOMEWHERE = ImageSource(s3_uri="s3://bench/any.png")
 
 Pixels = np.ndarray[Any, Any]
 
@@ -53,7 +55,7 @@ class Ours:
             "points_per_batch": self._points_per_batch,
             "stability_score_thresh": STABILITY,
         }
-        spec = EverythingJob(mode="everything", image=ImageSource(s3_uri="s3://bench/any.png"), params=params)
+        spec = EverythingJob(mode="everything", image=SOMEWHERE, params=params)
         started = time.perf_counter()
         result = segment(photo, spec, self._model)
         whole_s = time.perf_counter() - started
@@ -65,17 +67,19 @@ class Library:
     """The steps of transformers' mask-generation pipeline, in its order."""
 
     def __init__(self, checkpoint: str, points_per_batch: int, device: str) -> None:
-        from transformers import SamImageProcessor, SamModel
+        from transformers import AutoConfig, Sam2ImageProcessor, Sam2Model, SamImageProcessor, SamModel
 
-        self._network: Any = SamModel.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
-        self._processor: Any = SamImageProcessor.from_pretrained(checkpoint)
+        is_sam = AutoConfig.from_pretrained(checkpoint).model_type == "sam"
+        network, processor = (SamModel, SamImageProcessor) if is_sam else (Sam2Model, Sam2ImageProcessor)
+        self._network: Any = network.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
+        self._processor: Any = processor.from_pretrained(checkpoint)
         self._points_per_batch = points_per_batch
 
     @torch.inference_mode()
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
         processor = self._processor
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        target = processor.size["longest_edge"]
+        target = processor.size.get("longest_edge") or processor.size["height"]
         boxes, points, crops, labels = processor.generate_crop_boxes(image, target, 0, 512 / 1500, side, 1)
         inputs = processor(images=crops, return_tensors="pt")
         device = self._network.device
@@ -84,6 +88,7 @@ class Library:
         embeddings = self._network.get_image_embeddings(inputs["pixel_values"].to(device))
         encode_s = time.perf_counter() - started
         size = inputs["original_sizes"].tolist()
+        sizes = [size, inputs["reshaped_input_sizes"].tolist()] if "reshaped_input_sizes" in inputs else [size]
         masks, scores, found_boxes = [], [], []
         started = time.perf_counter()
         for start in range(0, points.shape[1], self._points_per_batch):
@@ -91,9 +96,7 @@ class Library:
             output = self._network(
                 input_points=points[:, batch, 0:1], input_labels=labels[:, batch, 0:1], image_embeddings=embeddings
             )
-            full = processor.post_process_masks(
-                output.pred_masks, size, inputs["reshaped_input_sizes"].tolist(), mask_threshold=0, binarize=False
-            )
+            full = processor.post_process_masks(output.pred_masks, *sizes, mask_threshold=0, binarize=False)
             kept = processor.filter_masks(full[0], output.iou_scores[0], size[0], boxes[0], 0.88, STABILITY, 0, 1)
             masks.extend(kept[0])
             scores.append(kept[1])
@@ -104,11 +107,56 @@ class Library:
         return {"encode_s": encode_s, "decode_s": time.perf_counter() - started, "kept": len(kept_masks)}
 
 
+class Decoder:
+    """A decoder alone, on a grid of points: ours makes the low-resolution masks that pass, the library's makes all.
+
+    An image is encoded once, which is not counted.
+    """
+
+    def __init__(self, checkpoint: str, points_per_batch: int, device: str, *, ours: bool) -> None:
+        from worker.families.sam import LibrarySam, Sam
+        from worker.families.sam2 import LibrarySam2
+        from worker.model import batch_that_fits, load_model
+
+        model = load_model(checkpoint, device)
+        self._family = model.family
+        if not ours:
+            through_library = LibrarySam if isinstance(model.family, Sam) else LibrarySam2
+            self._family = through_library(model.family.network, model.family.preprocessing)
+        self._points_per_batch = batch_that_fits(model, points_per_batch) if ours else points_per_batch
+        self._embedded: tuple[Pixels, Any] | None = None
+
+    def run(self, pixels: Pixels, side: int) -> dict[str, float]:
+        from worker.crops import lay_out
+        from worker.masks import choose_promising
+        from worker.prompts import grid_batches
+
+        spec = EverythingJob(mode="everything", image=SOMEWHERE, params={"points_per_crop": side})
+        [crop] = lay_out((pixels.shape[1], pixels.shape[0]), spec.params)
+        if self._embedded is None or self._embedded[0] is not pixels:
+            self._embedded = (pixels, self._family.embed(pixels))
+        embedding, promising = self._embedded[1], 0
+        started, started_cpu = time.perf_counter(), time.process_time()
+        for batch in grid_batches(crop, embedding.frame, self._points_per_batch):
+            candidates = self._family.decode(embedding, batch)
+            chosen = choose_promising(candidates, spec.params.pred_iou_thresh)
+            promising += len(candidates.logits(chosen.rows, chosen.columns))
+        decode_s, decode_cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+        return {"encode_s": 0.0, "decode_s": decode_s, "decode_cpu_s": decode_cpu_s, "kept": promising}
+
+
+SIDES: dict[str, Callable[[str, int, str], Ours | Library | Decoder]] = {
+    "ours": Ours,
+    "library": Library,
+    "our-decoder": partial(Decoder, ours=True),
+    "library-decoder": partial(Decoder, ours=False),
+}
+
+
 def main() -> None:
     side_name, checkpoint, image, points_per_batch, threads, device = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    make: Callable[..., Ours | Library] = Ours if side_name == "ours" else Library
-    side = make(checkpoint, int(points_per_batch), device)
+    side = SIDES[side_name](checkpoint, int(points_per_batch), device)
     side.run(np.zeros((64, 64, 3), np.uint8), 2)  # weights are read, and code is compiled, at their first use
     pixels = np.load(image)
     loaded_gb = resident_gb("VmHWM")
