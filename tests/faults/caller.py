@@ -61,6 +61,7 @@ class Callers:
         self._news = threading.Condition()
         self._open: dict[str, str] = {}  # job → kind
         self._ended: list[str] = []
+        self._followed: set[str] = set()
 
     def spec(self, kind: str) -> dict[str, Any]:
         """Make the body of a job of a kind."""
@@ -207,8 +208,10 @@ class Callers:
     def _follow(self, over: threading.Event) -> None:
         while not over.wait(0.1):
             with self._news:
-                # The latest: those before it may have a long queue behind them already.
-                job = next(reversed(self._open), None)
+                # The latest, from its beginning; by one alone, so that what is noted is in order.
+                job = next((job for job in reversed(self._open) if job not in self._followed), None)
+                if job:
+                    self._followed.add(job)
             if job:
                 follow(self._lab, job, over)
 
