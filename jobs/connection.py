@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,11 +23,20 @@ def connect(settings: SharedSettings) -> redis.Redis:
         decode_responses=True,
         socket_timeout=5,
         socket_connect_timeout=2,
+        **tls_options(settings),
         health_check_interval=30,
         # One immediate retry repairs a pooled connection that the server has closed.  A script may so run twice; what
         # the second run finds is said at each script.
         retry=Retry(NoBackoff(), 1),
     )
+
+
+def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-py's connections take
+    """How the server's certificate is checked; empty where the URL asks for no TLS."""
+    if not settings.redis_url.get_secret_value().startswith("rediss://"):
+        return {}
+    authorities = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **authorities}
 
 
 def load_script(client: redis.Redis, name: str, *, takes_in: bool = False) -> Script:

@@ -11,6 +11,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import round_robin_cycle
 
+from jobs.connection import tls_options
 from jobs.errors import QueueUnavailable
 from jobs.settings import SharedSettings
 from jobs.spec import Priority
@@ -62,6 +63,7 @@ def celery_app(settings: SharedSettings) -> Celery:
             "socket_connect_timeout": 2,
         },
         task_create_missing_queues=True,
+        broker_use_ssl=tls_options(settings) or None,
     )
     return app
 

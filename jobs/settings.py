@@ -49,7 +49,10 @@ class SharedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
+    #: ``rediss://`` for TLS; the server's certificate is checked.
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: A file with the authorities that the certificate may be signed by.  Empty: the system's.
+    redis_ca: str = ""
     #: Empty: Amazon's own S3, with the credentials that boto3 finds by itself.
     s3_endpoint: str = ""
     #: The address that clients reach the same S3 under; presigned links are made for it.  Empty: s3_endpoint.
@@ -77,6 +80,14 @@ class SharedSettings(BaseSettings):
     max_image_pixels: int = Field(100_000_000, ge=1)
 
     _split_ports = field_validator("egress_ports", mode="before")(_split)
+
+    @model_validator(mode="after")
+    def _authorities_are_for_tls(self) -> Self:
+        if self.redis_ca and not self.redis_url.get_secret_value().startswith("rediss://"):
+            raise ValueError(
+                "redis_ca is set, and redis_url does not begin with rediss://: nothing would be encrypted."
+            )
+        return self
 
     @property
     def model_name(self) -> str:

@@ -130,6 +130,6 @@ def main() -> None:
         worker_enable_remote_control=False,
     )
     queues = ",".join((*model_queues(settings.model_name), canary_queue(settings.node)))
-    app.worker_main(
-        ["--quiet", "worker", "--queues", queues, "--hostname", settings.node, "--without-gossip", "--without-mingle"]
-    )
+    # No events: nobody listens to them, and a worker may publish to no channel.
+    without = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", settings.node, *without])

@@ -27,6 +27,7 @@ SETTINGS: dict[str, type[SharedSettings]] = {
     "worker": WorkerSettings,
     "courier": CourierSettings,
     "buckets": ApiSettings,
+    "operator": SharedSettings,
 }
 #: What a user must put into ``.env``.
 ENV = {
@@ -34,6 +35,7 @@ ENV = {
     "MASKFLEET_WEBHOOK_SECRETS": "whsec_MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw",
     "MASKFLEET_S3_ACCESS_KEY": "access",
     "MASKFLEET_S3_SECRET_KEY": "secret",
+    **{f"MASKFLEET_REDIS_PASSWORD_{user.upper()}": f"of-{user}" for user in ("api", "worker", "courier", "operator")},
 }
 
 
@@ -48,13 +50,45 @@ def gpu(repository: Path) -> dict[str, Any]:
     return read_compose(repository / "deploy" / "compose.gpu.yml")
 
 
+@pytest.fixture(scope="module")
+def tls(repository: Path) -> dict[str, Any]:
+    return read_compose(repository / "deploy" / "compose.tls.yml")
+
+
 @pytest.fixture(scope="module", params=["api", "worker"])
 def dockerfile(request: pytest.FixtureRequest, repository: Path) -> list[tuple[str, str]]:
     return read_dockerfile(repository / "deploy" / f"{request.param}.Dockerfile")
 
 
 def test_the_programs_are_the_local_stacks(compose: dict[str, Any]) -> None:
-    assert set(compose) == {"api", "worker", "courier", "redis", "s3", "buckets"}
+    assert set(compose) == {"api", "worker", "courier", "redis", "s3", "buckets", "operator"}
+
+
+@pytest.mark.parametrize("program", ["api", "worker", "courier"])
+def test_every_program_is_a_user_of_its_own_of_redis(
+    compose: dict[str, Any], tls: dict[str, Any], repository: Path, program: str
+) -> None:
+    users = (repository / "deploy" / "redis" / "users.acl").read_text()
+
+    assert f"\nuser {program} on #<{program}> " in users
+    assert compose["redis"]["environment"][f"REDIS_PASSWORD_{program.upper()}"] == f"of-{program}"
+    assert compose[program]["environment"]["MASKFLEET_REDIS_URL"] == f"redis://{program}:of-{program}@redis:6379/0"
+    with_tls = tls[program]["environment"]
+    assert with_tls["MASKFLEET_REDIS_URL"] == f"rediss://{program}:of-{program}@redis:6379/0"
+    assert tls[program]["volumes"] == [f"./tls/ca.crt:{with_tls['MASKFLEET_REDIS_CA']}:ro"]
+
+
+def test_with_tls_redis_reads_the_certificates_that_are_mounted(tls: dict[str, Any], repository: Path) -> None:
+    options = read_conf(repository / "deploy" / "redis" / "tls.conf")
+
+    assert tls["redis"]["command"] == ["sh", "/maskfleet/start.sh", "--include", "/maskfleet/tls.conf"]
+    assert tls["redis"]["volumes"] == ["./tls:/tls:ro"]
+    assert (options["port"], options["tls-port"]) == ("0", "6379")
+    assert {options[f"tls-{name}-file"] for name in ("cert", "key", "ca-cert")} == {
+        "/tls/redis.crt",
+        "/tls/redis.key",
+        "/tls/ca.crt",
+    }
 
 
 @pytest.mark.parametrize("program", ["api", "worker", "courier"])
@@ -95,7 +129,7 @@ def test_every_setting_is_known_to_its_program_and_valid(
 
 
 def test_all_programs_speak_to_the_same_servers(compose: dict[str, Any]) -> None:
-    shared = {f"MASKFLEET_{name.upper()}" for name in SharedSettings.model_fields}
+    shared = {f"MASKFLEET_{name.upper()}" for name in SharedSettings.model_fields} - {"MASKFLEET_REDIS_URL"}
     told = [
         {name: value for name, value in compose[program]["environment"].items() if name in shared}
         for program in SETTINGS
@@ -117,20 +151,19 @@ def test_ports_agree_from_end_to_end(compose: dict[str, Any], repository: Path) 
     assert f"127.0.0.1:{port}/ready" in last(api, "HEALTHCHECK")
     assert compose["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
     assert compose["courier"]["environment"]["MASKFLEET_PUBLIC_URL"] == f"http://127.0.0.1:{port}"
-    assert settings["MASKFLEET_REDIS_URL"] == "redis://redis:6379/0"
     assert settings["MASKFLEET_S3_ENDPOINT"] == "http://s3:8333"
     assert "-s3.port=8333" in compose["s3"]["command"]
     assert compose["s3"]["ports"] == ["127.0.0.1:8333:8333"]
 
 
-def test_redis_keeps_everything_and_drops_nothing(compose: dict[str, Any]) -> None:
-    command = compose["redis"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
+def test_redis_keeps_everything_and_drops_nothing(compose: dict[str, Any], repository: Path) -> None:
+    options = read_conf(repository / "deploy" / "redis" / "redis.conf")
 
     assert compose["redis"]["image"] == "redis:8"
-    assert options["--appendonly"] == "yes"
-    assert options["--maxmemory-policy"] == "noeviction"
-    assert "redis:/data" in compose["redis"]["volumes"]
+    assert compose["redis"]["command"] == ["sh", "/maskfleet/start.sh"]
+    assert options["appendonly"] == "yes"
+    assert options["maxmemory-policy"] == "noeviction"
+    assert compose["redis"]["volumes"] == ["redis:/data", "./deploy/redis:/maskfleet:ro"]
 
 
 def test_s3_is_the_servers_own_keys_and_tells_nobody(compose: dict[str, Any]) -> None:
@@ -165,6 +198,7 @@ def test_every_image_is_built_by_a_file_that_is_there(compose: dict[str, Any], r
         "api": "deploy/api.Dockerfile",
         "worker": "deploy/worker.Dockerfile",
         "courier": "deploy/api.Dockerfile",
+        "operator": "deploy/api.Dockerfile",
     }
     assert all((repository / path).is_file() for path in built.values())
 
@@ -218,6 +252,12 @@ def read_compose(path: Path) -> dict[str, Any]:
 
     services: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", fill, path.read_text()))["services"]
     return services
+
+
+def read_conf(path: Path) -> dict[str, str]:
+    """Redis' own settings in a file."""
+    lines = (line.partition(" ") for line in path.read_text().splitlines() if line and not line.startswith("#"))
+    return {name: value for name, _, value in lines}
 
 
 def read_dockerfile(path: Path) -> list[tuple[str, str]]:

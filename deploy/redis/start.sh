@@ -1,0 +1,21 @@
+#!/bin/sh
+# Starts Redis with the users of users.acl.  Their passwords come from the environment and go no further than their hashes.
+set -eu
+here=$(dirname "$0")
+
+hash() {
+    test "${#1}" -ge 16 || { echo "A password of Redis is shorter than 16 characters." >&2; exit 1; }
+    printf '%s' "$1" | sha256sum | cut -d ' ' -f 1
+}
+
+api=$(hash "$REDIS_PASSWORD_API")
+worker=$(hash "$REDIS_PASSWORD_WORKER")
+courier=$(hash "$REDIS_PASSWORD_COURIER")
+operator=$(hash "$REDIS_PASSWORD_OPERATOR")
+users=$(mktemp)
+sed -e "s/#<api>/#$api/" -e "s/#<worker>/#$worker/" -e "s/#<courier>/#$courier/" -e "s/#<operator>/#$operator/" \
+    "$here/users.acl" > "$users"
+chmod 644 "$users"  # the image's own start gives up root before the server reads it
+unset REDIS_PASSWORD_API REDIS_PASSWORD_WORKER REDIS_PASSWORD_COURIER REDIS_PASSWORD_OPERATOR
+# Not quoted: two words.
+exec ${REDIS_SERVER:-docker-entrypoint.sh redis-server} "$here/redis.conf" "$@" --aclfile "$users"
