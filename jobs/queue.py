@@ -17,6 +17,8 @@ from jobs.settings import SharedSettings
 from jobs.spec import Priority
 
 TASK_NAME = "maskfleet.segment"
+#: What a message may name.
+_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 #: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
 VISIBILITY_TIMEOUT_S = 3 * 3600
 
@@ -35,6 +37,11 @@ def more_urgent_queues(queue: str) -> tuple[str, ...]:
     """Name the queues of the same model that workers drain before this one."""
     model, _, priority = queue.rpartition(".")
     return tuple(f"{model}.{other}" for other in list(Priority)[: list(Priority).index(Priority(priority))])
+
+
+def is_job_id(argument: object) -> bool:
+    """Whether this is what a message may name."""
+    return isinstance(argument, str) and _JOB_ID.fullmatch(argument) is not None
 
 
 def canary_queue(node: str) -> str:

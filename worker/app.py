@@ -17,7 +17,7 @@ from jobs.connection import connect
 from jobs.errors import JobError, QueueUnavailable
 from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
-from jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, model_queues
+from jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, is_job_id, model_queues
 from jobs.roster import Roster
 from jobs.settings import WorkerSettings
 from worker.child import WorkerChild
@@ -42,6 +42,9 @@ def segment_job(job_id: str) -> None:
     """Celery's one task: look at this job."""
     if _child is None:
         raise RuntimeError("the task runs outside a worker's child process")
+    if not is_job_id(job_id):
+        log.error("message_refused", argument=repr(job_id)[:80])  # somebody else writes to our queues
+        return
     _child.work(job_id)
 
 
@@ -129,6 +132,10 @@ def main() -> None:
         worker_send_task_events=False,
         worker_enable_remote_control=False,
     )
+    # Celery's own tasks would run whatever a message tells them to, of ours and of theirs.
+    app.finalize()
+    for name in [name for name in app.tasks if name != TASK_NAME]:
+        app.tasks.unregister(name)
     queues = ",".join((*model_queues(settings.model_name), canary_queue(settings.node)))
     # No events: nobody listens to them, and a worker may publish to no channel.
     without = ("--without-gossip", "--without-mingle", "--without-heartbeat")
