@@ -42,6 +42,7 @@ NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS 
 URGENT = "urgent"
 SHORT, LONG = 2, 65
 BATCH_S = 0.02
+RETRIES = 6
 #: When nothing has ended for this long, nothing will: redelivery and the longest back-off are well over.
 QUIET_S = 120.0
 
@@ -60,7 +61,7 @@ def make_app(redis_url: str) -> Celery:
             "socket_connect_timeout": 2,
         },
     )
-    retries: dict[str, Any] = {"autoretry_for": (Exception,), "retry_backoff": 1, "max_retries": 6}
+    retries: dict[str, Any] = {"autoretry_for": (Exception,), "retry_backoff": 1, "max_retries": RETRIES}
     app.task(name="plain.segment", **retries)(segment)
     return app
 
@@ -83,10 +84,14 @@ def _store() -> Store:
 
 @dataclass(frozen=True, slots=True)
 class PlainFigures:
-    """never_ended: accepted by the broker, and told of nothing.  ended_twice: told of two ends or more."""
+    """never_ended: accepted by the broker, and told of nothing.  ended_twice: told of two ends or more.
+
+    of_these_given_up: executed until no retry was left.  of_these_nowhere: not so, and no message names them.
+    """
 
     jobs: int
     never_ended: int
+    of_these_given_up: int
     of_these_nowhere: int
     ended_twice: int
     executed_more_than_once: int
@@ -167,11 +172,13 @@ def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: N
             await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
         ends = callers.told()
         unended = set(callers.accepted) - set(ends)
+        given_up = {job for job in unended if _executions(folder / "plain" / job) > RETRIES}
         faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke))
         return PlainFigures(
             jobs=len(callers.accepted),
             never_ended=len(unended),
-            of_these_nowhere=len(unended - _messages(lab.redis, unended)),
+            of_these_given_up=len(given_up),
+            of_these_nowhere=len(unended - given_up - _messages(lab.redis, unended)),
             ended_twice=sum(len(ends[job]) > 1 for job in callers.accepted),
             executed_more_than_once=sum(_executions(folder / "plain" / job) > 1 for job in callers.accepted),
             sends_that_failed=callers.failed,
