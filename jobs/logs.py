@@ -7,6 +7,9 @@ import sys
 
 import structlog
 
+#: Libraries that write signed URLs and what they sign, at level DEBUG.
+_TELL_SECRETS = ("urllib3", "botocore", "boto3", "s3transfer")
+
 
 def configure_logs(level: str, *, program: str) -> None:
     """Send this process's logs to stderr; to be called once, at the program's entry.
@@ -44,6 +47,8 @@ def configure_logs(level: str, *, program: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in _TELL_SECRETS:
+        logging.getLogger(name).setLevel(max(root.level, logging.INFO))
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

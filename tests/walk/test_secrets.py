@@ -1,0 +1,197 @@
+"""What a real stack writes at its most talkative, searched for every secret that went through it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+import requests
+
+from jobs.connection import connect
+from jobs.queue import celery_app
+from jobs.settings import ApiSettings, CourierSettings, SharedSettings, WorkerSettings
+from jobs.storage import Store
+from maskfleet.servers import start_redis
+from maskfleet.stack_process import StackProcess
+from tests.conftest import WEBHOOK_SECRET
+from tests.waiting import wait_until
+
+PASSWORD = secrets.token_hex(16)
+#: Of a stranger who tries a key, and of a caller whose addresses carry passwords and signatures of their own.
+WRONG_KEY = f"wrong-{secrets.token_hex(16)}"
+TOKEN = f"token-{secrets.token_hex(16)}"
+
+
+@dataclass(frozen=True)
+class Traces:
+    """All that was written, by where it stands, and all that must not be in it."""
+
+    logs: dict[str, str]
+    ledger: dict[str, str]
+    answers: dict[str, str]
+    secrets: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository: Path) -> Iterator[Traces]:
+    folder = tmp_path_factory.mktemp("secrets")
+    server = start_redis(folder / "redis", log=folder / "redis.log")
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", PASSWORD)
+    url = server.url.replace("redis://", f"redis://:{PASSWORD}@")
+    settings = {
+        "MASKFLEET_MODEL": demo_model,
+        "MASKFLEET_REDIS_URL": url,
+        "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
+        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+        "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.2",
+        "MASKFLEET_LOG_LEVEL": "DEBUG",
+    }
+    try:
+        with StackProcess(folder / "stack", settings) as stack:
+            line = stack.line
+            found = walk(line.api_url, line.api_key, url, (repository / "examples" / "coins.png").read_bytes())
+            found.secrets.update({"S3's secret key": line.s3_secret_key, "the stack's API key": line.api_key})
+            with closing(connect(SharedSettings(redis_url=url))) as client:
+                found.ledger.update({key: read(client, key) for key in client.scan_iter()})
+        paths = [stack.log, *(folder / "stack" / "logs").glob("*.log"), folder / "redis.log"]
+        found.logs.update({path.name: path.read_text(errors="replace") for path in paths})
+        yield found
+    finally:
+        server.stop()
+
+
+def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
+    """Do what callers do, well and badly."""
+    found = Traces({}, {}, {}, {})
+    made = subprocess.run(
+        [sys.executable, "-m", "maskfleet", "keys", "create", "--tenant", "local", "--scope", "admin"],
+        env={**os.environ, "MASKFLEET_REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+    def ask(method: str, path: str, **options: object) -> requests.Response:
+        with_key = {"headers": {"Authorization": f"Bearer {made}"}, **options}
+        answer = requests.request(method, api + path, timeout=40, **with_key)  # type: ignore[arg-type]  # requests' own
+        found.answers[f"{method} {path} {len(found.answers)}"] = answer.text
+        return answer
+
+    def job(image: dict[str, str]) -> str:
+        hook = {"url": f"http://127.0.0.1:9/hook?secret={TOKEN}", "events": ["succeeded", "failed"]}
+        body = {"mode": "box", "image": image, "prompts": [{"box": [20, 20, 80, 80]}], "webhook": hook}
+        answer = ask("POST", "/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def has_ended(job_id: str) -> bool:
+        return ask("GET", f"/v1/jobs/{job_id}").json()["status"] in ("succeeded", "failed")
+
+    upload = ask("POST", "/v1/uploads", json={"content_type": "image/png", "size": len(photo)}).json()
+    sent = requests.request(upload["method"], upload["url"], headers=upload["headers"], data=photo, timeout=40)
+    assert sent.ok, sent.text
+    good = job({"upload_id": upload["upload_id"]})
+    refused = requests.get(f"{api}/v1/jobs", headers={"Authorization": f"Bearer {WRONG_KEY}"}, timeout=40)
+    assert refused.status_code == 401
+    broken = [
+        job({"url": f"{api}/live?X-Amz-Signature={TOKEN}"}),
+        job({"url": f"http://127.0.0.1:9/away.png?X-Amz-Signature={TOKEN}"}),
+        job({"url": f"{api}/nowhere?X-Amz-Signature={TOKEN}"}),
+    ]
+    wait_until(lambda: has_ended(good) and has_ended(broken[0]) and has_ended(broken[2]), 90, every_s=0.3)
+    result = requests.get(f"{api}/v1/jobs/{good}/result", headers={"Authorization": f"Bearer {made}"}, timeout=40).text
+    wait_until(lambda: '"given_up"' in ask("GET", f"/v1/jobs/{good}/deliveries").text, 60, every_s=0.3)
+    ask("POST", "/v1/jobs", data=b"{", headers={"Authorization": f"Bearer {made}", "Content-Type": "application/json"})
+    for path in ("/v1/jobs", "/v1/jobs/job_0", "/metrics", "/ready", "/openapi.json"):
+        ask("GET", path)
+    signatures = re.findall(r"X-Amz-Signature=([0-9a-f]{64})", result)
+    assert signatures
+    found.secrets.update({f"signature {number}": text for number, text in enumerate(signatures)})
+    found.secrets.update(
+        {
+            "the signature of the upload": re.findall(r"X-Amz-Signature=([0-9a-f]{64})", upload["url"])[0],
+            "the key that was made": made,
+            "the key that was tried": WRONG_KEY,
+            "the webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
+            "the password of Redis": PASSWORD,
+        }
+    )
+    return found
+
+
+def read(client: redis.Redis, key: str) -> str:
+    """All that is under a key, and its name."""
+    readers = {
+        "hash": client.hgetall,
+        "string": client.get,
+        "list": lambda name: client.lrange(name, 0, -1),
+        "set": client.smembers,
+        "zset": lambda name: client.zrange(name, 0, -1, withscores=True),
+    }
+    kind = str(client.type(key))
+    return f"{key} {readers[kind](key) if kind in readers else ''}"
+
+
+def places(of: dict[str, str], secret: str) -> list[str]:
+    """Where a secret stands, with what stands before it."""
+    return [
+        f"{name}: …{text[max(0, text.find(secret) - 120) : text.find(secret)]}"
+        for name, text in of.items()
+        if secret in text
+    ]
+
+
+def test_no_log_shows_a_secret(traces: Traces) -> None:
+    assert {"api.log", "worker.log", "courier.log"} <= traces.logs.keys()
+    assert '"level": "debug"' in "".join(traces.logs.values())
+    hidden = {**traces.secrets, "a caller's own signature": TOKEN}
+
+    assert {name: places(traces.logs, secret) for name, secret in hidden.items() if places(traces.logs, secret)} == {}
+
+
+def test_the_ledger_holds_no_secret_of_the_service(traces: Traces) -> None:
+    assert any(key.startswith("mf:tries:") for key in traces.ledger)
+
+    shown = {name: places(traces.ledger, secret) for name, secret in traces.secrets.items()}
+
+    assert {name: found for name, found in shown.items() if found} == {}
+
+
+def test_no_answer_shows_a_secret_but_the_link_that_was_asked_for(traces: Traces) -> None:
+    hidden = {name: secret for name, secret in traces.secrets.items() if "signature" not in name}
+
+    shown = {name: places(traces.answers, secret) for name, secret in hidden.items()}
+
+    assert {name: found for name, found in shown.items() if found} == {}
+
+
+def test_nothing_that_is_printed_in_a_trace_shows_a_secret() -> None:
+    fields = {
+        "redis_url": f"redis://:{PASSWORD}@127.0.0.1:1/0",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "s3_access_key": "access",
+        "s3_secret_key": TOKEN,
+    }
+    things: list[object] = [
+        ApiSettings(**fields, api_keys=f"me:{WRONG_KEY}"),
+        CourierSettings(**fields, webhook_secrets=WEBHOOK_SECRET),
+        WorkerSettings(**fields),
+    ]
+    shared = SharedSettings(**fields)
+    app = celery_app(shared)
+    things += [shared, connect(shared), Store(shared), app, app.connection_for_write()]
+
+    for thing in things:
+        for text in (repr(thing), str(thing)):
+            for secret in (PASSWORD, TOKEN, WRONG_KEY, WEBHOOK_SECRET.removeprefix("whsec_")):
+                assert secret not in text, type(thing)
