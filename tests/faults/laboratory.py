@@ -58,8 +58,9 @@ class Program:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        with self._lock:  # while it is being started again there is none
+            assert self._process is not None
+            return self._process.pid
 
     def start(self, **extra: str) -> None:
         with self._lock:
