@@ -53,6 +53,8 @@ bench-core: setup
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --allocator tuned
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 --threads 0
 	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 4 12 18 --points 4
+	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 --points 4 --allocator tuned
+	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 --points 4 --threads 0
 	$(BIN)/python -m benchmarks.core --model sam2 --megapixels 1 4 --points 8
 	$(BIN)/python -m benchmarks.core --model sam2 --megapixels 1 --points 8 --stage decoder
 
