@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,21 @@ BUCKET = "maskfleet"
 PHOTOS_BUCKET = "photos"
 #: The secret that the stack's courier signs with.
 WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
+
+
+#: What secrets look like: those of webhooks, keys that were made, signed links, and the keys that tests give.
+SECRET = re.compile(
+    rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_log_of_the_suite_shows_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Search all logs that programs wrote for the tests, when all have ended."""
+    yield
+    logs = [path for path in tmp_path_factory.getbasetemp().rglob("*.log") if path.is_file()]
+    shown = {str(path): found[0] for path in logs if (found := SECRET.search(path.read_bytes()))}
+    assert shown == {}
 
 
 @pytest.fixture(autouse=True)
