@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -59,6 +60,7 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
         raise click.ClickException(
             f"{host}:{port} cannot be listened on: {error.strerror}. Give another --port, 0 for any that is free."
         ) from error
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background program inherits that it is ignored
     with suppress(KeyboardInterrupt), server:
         verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: give a --secret"
         click.echo(f"Listening on {server.url}, {verified}. Ctrl-C ends it.\n")
