@@ -20,6 +20,7 @@ from jobs.settings import ApiSettings
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS
 
+PARTS = {"<job_id>": "job_" + "0" * 32, "<msg:delivery_id>": "msg_1", "<path:name>": "coco.json"}
 OPEN_ROUTES = ["/live", "/ready", "/metrics", "/openapi.json", "/docs", "/docs/start.js"]
 
 
@@ -33,7 +34,10 @@ def test_all_others_do(app: Flask, client: FlaskClient) -> None:
 
     assert len(closed) >= 8
     for rule in closed:
-        path = rule.rule.replace("<job_id>", "job_" + "0" * 32).replace("<path:name>", "coco.json")
+        path = rule.rule
+        for part, value in PARTS.items():
+            path = path.replace(part, value)
+        assert "<" not in path
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             answer = client.open(path, method=method)
             check_problem(answer, 401, "no_api_key")
