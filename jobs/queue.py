@@ -57,6 +57,7 @@ def celery_app(settings: SharedSettings) -> Celery:
     """
     app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
+        broker_transport="jobs.messages:Transport",
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
