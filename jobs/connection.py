@@ -39,14 +39,15 @@ def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **authorities}
 
 
-def load_script(client: redis.Redis, name: str, *, takes_in: bool = False) -> Script:
+def load_script(client: redis.Redis, name: str, *, takes_in: bool = False, after: tuple[str, ...] = ()) -> Script:
     """Make the script of this name, with what all share before it.
 
+    after: what it shares with some.
     takes_in: a full Redis refuses it.  All others are let through: what was taken in must still come to its end,
     which is what makes room again.
     """
     scripts = importlib.resources.files("jobs") / "lua"
-    text = "".join((scripts / f"{part}.lua").read_text() for part in ("lanes", "prelude", name))
+    text = "".join((scripts / f"{part}.lua").read_text() for part in ("lanes", "batches", "prelude", *after, name))
     return client.register_script(text if takes_in else f"#!lua flags=allow-oom\n{text}")
 
 

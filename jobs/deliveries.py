@@ -1,7 +1,8 @@
 """Webhooks that have to be sent, and the log of what became of them.
 
-Whoever ends a job queues its webhook in the same script.  Couriers take what is due, for a limited time, and note each
-try.  What one tenant sends to one host has a queue and a breaker of its own: see jobs/lua/lanes.lua.
+Whoever ends a job, or with it a batch, queues its webhook in the same script.  Couriers take what is due, for a
+limited time, and note each try.  What one tenant sends to one host has a queue and a breaker of its own: see
+jobs/lua/lanes.lua.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _PAGE = 500
 class Delivery:
     """A webhook that is due.
 
+    subject: the job or batch that it tells of, empty for a ping.
     tries: since it was queued, with this one.  number: of this try, over all redeliveries.
     body: empty before the first try.  forced: its owner asked for it.  now_s: Redis' clock, in seconds since the epoch.
     """
 
     id: str
     tenant: str
-    job_id: str
+    subject: str
     event: str
     url: str
     body: str
@@ -113,8 +115,8 @@ class Deliveries:
                 ]
             )
         return [
-            Delivery(delivery, tenant, job_id, event, url, body, int(tries), int(number), bool(forced), int(now_s))
-            for delivery, tenant, job_id, event, url, body, tries, number, forced, now_s in zip(
+            Delivery(delivery, tenant, subject, event, url, body, int(tries), int(number), bool(forced), int(now_s))
+            for delivery, tenant, subject, event, url, body, tries, number, forced, now_s in zip(
                 *[iter(flat)] * 10, strict=True
             )
         ]
@@ -158,10 +160,10 @@ class Deliveries:
         """Give a webhook, or None when the tenant has none of this id (any more)."""
         return next(iter(self._read([delivery_id], tenant)), None)
 
-    def of_job(self, job_id: str, tenant: str) -> list[DeliveryRecord]:
-        """Give a job's webhooks, the oldest first."""
+    def of(self, subject: str, tenant: str) -> list[DeliveryRecord]:
+        """Give the webhooks that tell of a job or a batch, the oldest first."""
         with redis_errors():
-            ids = cast("list[str]", self._redis.lrange(f"mf:told:{job_id}", 0, -1))
+            ids = cast("list[str]", self._redis.lrange(f"mf:told:{subject}", 0, -1))
         return self._read(ids, tenant)
 
     def redeliver(self, delivery_id: str, tenant: str) -> Redelivered:

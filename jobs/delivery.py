@@ -64,6 +64,7 @@ class DeliveryView(Wire):
 
     id: str = Field(description="The header `webhook-id`; the same in every try.")
     job_id: str | None
+    batch_id: str | None = None
     type: str = Field(description="The event that it tells of.", examples=["job.succeeded"])
     url: str
     state: DeliveryState
@@ -78,12 +79,13 @@ class DeliveryView(Wire):
 class DeliveryRecord:
     """A webhook as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.
 
-    job_id: empty for a ping.  body: the bytes that are signed and sent; empty before the first try.
+    subject: the job or batch that it tells of, empty for a ping.
+    body: the bytes that are signed and sent; empty before the first try.
     """
 
     id: str
     tenant: str
-    job_id: str
+    subject: str
     event: str
     url: str
     state: DeliveryState
@@ -100,7 +102,7 @@ class DeliveryRecord:
         return cls(
             id=delivery_id,
             tenant=fields["tenant"],
-            job_id=fields["job"],
+            subject=fields["subject"],
             event=fields["event"],
             url=fields["url"],
             state=DeliveryState(fields["state"]),
@@ -114,10 +116,12 @@ class DeliveryRecord:
 
     def view(self) -> DeliveryView:
         """Show the webhook to its owner."""
+        kind, _, _ = self.subject.partition("_")
         return DeliveryView(
             id=self.id,
-            job_id=self.job_id or None,
-            type=f"job.{self.event}" if self.job_id else f"webhook.{self.event}",
+            job_id=self.subject if kind == "job" else None,
+            batch_id=self.subject if kind == "batch" else None,
+            type=f"{kind or 'webhook'}.{self.event}",
             url=self.url,
             state=self.state,
             detail=self.detail or None,

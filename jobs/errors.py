@@ -2,10 +2,10 @@
 
     JobError
     ├── CallerError              the request must change; never retried
-    │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, …
+    │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, too_many_images, …
     │   ├── Unauthorized         no_api_key, unknown_api_key
     │   ├── Forbidden            missing_scope
-    │   ├── NotFound             job_not_found, upload_not_found, …
+    │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
     │   ├── OverQuota            too_many_jobs_in_flight; the one to send again later
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
@@ -25,7 +25,7 @@ the request when it can be known at once, on the failed job when only the worker
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class JobError(Exception):
@@ -34,6 +34,8 @@ class JobError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Something went wrong"
     retry_after_s: int | None = None
+    #: Each field at fault, where that is known.
+    faults: tuple[FieldFault, ...] = ()
 
     def __init__(self, code: str, detail: str, *, status: int | None = None) -> None:
         super().__init__(detail)
@@ -43,6 +45,12 @@ class JobError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
+
+    def locate(self, pointer: str) -> Self:
+        """Say where in the body the fault is, by a JSON pointer; gives the error back, to be raised again."""
+        self.faults = (FieldFault(pointer, self.code, self.detail),)
+        self.detail = f"{pointer}: {self.detail}"
+        return self
 
 
 class CallerError(JobError):
@@ -64,7 +72,7 @@ class FieldFault:
 
 
 class InvalidRequest(CallerError):
-    """The request is malformed, or does not describe a job.  ``faults`` names each field at fault."""
+    """The request is malformed, or does not describe a job."""
 
     status = 422
     title = "The request is not valid"

@@ -1,12 +1,16 @@
-"""What a webhook says: that a job has started or ended, and how.  Thin on purpose; masks are never in it."""
+"""What a webhook says: that a job has started or ended, and how, or that a batch has.
+
+Thin on purpose; masks are never in it.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from jobs.batch import BatchEnds, BatchRecord, BatchStatus, BatchUrls
 from jobs.record import Failure, JobRecord, JobUrls, Metrics
 from jobs.spec import EventName, Wire
 from jobs.status import Status
@@ -43,6 +47,25 @@ class Event(Wire):
     data: EventData
 
 
+class BatchData(Wire):
+    """The batch in short."""
+
+    id: str
+    status: Literal[BatchStatus.COMPLETED] = BatchStatus.COMPLETED
+    total: int
+    counts: BatchEnds
+    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
+    urls: BatchUrls = Field(description="Where the rest is; ``self`` names the jobs.")
+
+
+class BatchEvent(Wire):
+    """The body of a webhook that tells of a batch whose jobs have all ended."""
+
+    type: Literal["batch.completed"] = "batch.completed"
+    timestamp: datetime
+    data: BatchData
+
+
 class PingData(Wire):
     """What a ping says."""
 
@@ -55,6 +78,9 @@ class Ping(Wire):
     type: Literal["webhook.ping"] = "webhook.ping"
     timestamp: datetime
     data: PingData
+
+
+Told = TypeVar("Told", Event, BatchEvent)
 
 
 def is_true(event: str, record: JobRecord) -> bool:
@@ -89,6 +115,28 @@ def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event
             urls=view.urls,
         ),
     )
+    return _thin(body)
+
+
+def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
+    """Make the event of a batch's end.  base_url: the API's address, without a slash."""
+    counts = record.counts
+    body = BatchEvent(
+        timestamp=datetime.fromtimestamp((record.ended_ms or record.created_ms) / 1000, UTC),
+        data=BatchData(
+            id=record.id,
+            total=record.total,
+            counts=BatchEnds(
+                succeeded=counts.succeeded, failed=counts.failed, canceled=counts.canceled, expired=counts.expired
+            ),
+            metadata=record.metadata,
+            urls=record.urls(base_url),
+        ),
+    )
+    return _thin(body)
+
+
+def _thin(body: Told) -> Told:
     if len(body.model_dump_json().encode()) < MAX_BODY_BYTES:
         return body
     return body.model_copy(update={"data": body.data.model_copy(update={"metadata": None})})

@@ -10,10 +10,14 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
                                   webhook of that end was tried once, or a week has passed
     jobs:{tenant}         zset    job id → created; the tenant's list; forgets expired records by itself
     inflight:{tenant}     set     ids of jobs that have not ended
-    idempotency:{tenant}:{key}  hash    job, digest of the body; expires after ``idempotency_ttl_s``
+    idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
     queued:{queue}        zset    job id → created; who waits, and at which place
     leases                zset    job id → when the lease runs out; who is running
     deadlines             zset    job id → when it must have started
+    batch:{id}            hash    a batch: whose, when, how many of its jobs are in each state; expires ``retention_s``
+                                  after the end of the last one, and not before its webhook was tried once, or a week
+                                  has passed                                                  (jobs/batches.py)
+    batch_jobs:{id}       list    ids of its jobs, in the order of its images; expires ``retention_s`` after that end
     attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
     draining:{node}       string  when the node hands its jobs back; expires a minute later
     pace                  hash    queue → a moving average of the time that one job takes, in ms
@@ -25,7 +29,7 @@ Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds s
                                   its end, and a week after the week in which it is given up at the latest
     tries:{id}            list    the latest tries at it as JSON; expires as the delivery does
     deliveries:{tenant}   zset    delivery id → created; the tenant's log; forgets expired ones by itself
-    told:{job}            list    ids of the job's deliveries; expires two weeks after the last
+    told:{id}             list    ids of the deliveries that tell of the job or batch; expires two weeks after the last
     lanes, lanes:{tenant}  zset, zset  tenant, and host → when to look what is due; nothing due, no entry
     due:{tenant}:{host}   zset    delivery id → when it is due
     sending:{tenant}:{host}  zset  delivery id → until when a courier has it
@@ -74,7 +78,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, retention_s: int) -> None:
         self._redis = client
         self._retention_ms = retention_s * 1000
-        self._create = load_script(client, "create", takes_in=True)
+        self._create = load_script(client, "create", takes_in=True, after=("admission",))
         self._claim = load_script(client, "claim")
         self._beat = load_script(client, "beat")
         self._finish = load_script(client, "finish")
@@ -174,18 +178,21 @@ class Ledger:
         records: list[JobRecord] = []
         with redis_errors():
             while len(records) < limit:
-                ids = cast(
-                    "list[str]",
-                    self._redis.zrange(key, newest, "-inf", byscore=True, desc=True, offset=offset, num=limit),
+                places = cast(
+                    "list[tuple[str, float]]",
+                    self._redis.zrange(
+                        key, newest, "-inf", byscore=True, desc=True, offset=offset, num=limit, withscores=True
+                    ),
                 )
-                if not ids:
+                if not places:
                     break
-                offset += len(ids)
+                offset += len(places)
                 pipeline = self._redis.pipeline(transaction=False)
-                for job_id in ids:
-                    pipeline.hgetall(f"mf:job:{job_id}")
-                found = (JobRecord.from_fields(fields) for fields in pipeline.execute() if fields)
-                records += (record for record in found if before is None or (record.created_ms, record.id) < before)
+                for job_id, created_ms in places:
+                    # Those of a batch are all of one millisecond.
+                    if before is None or (int(created_ms), job_id) < before:
+                        pipeline.hgetall(f"mf:job:{job_id}")
+                records += (JobRecord.from_fields(fields) for fields in pipeline.execute() if fields)
         return records[:limit]
 
     def cancel(self, job_id: str, tenant: str) -> Cancel:
@@ -197,7 +204,9 @@ class Ledger:
         """Queue a failed job once more, with all its attempts before it."""
         with redis_errors():
             token = uuid.uuid4().hex
-            return Retried(self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight, token]))
+            return Retried(
+                self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight, token, self._retention_ms])
+            )
 
     def begin_deletion(self, job_id: str, tenant: str) -> Deleted:
         """Close an ended job to retries, so that its objects can be removed."""

@@ -115,6 +115,7 @@ class JobView(Wire):
     error: Failure | None = None
     result: ResultSummary | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    batch_id: str | None = Field(None, description="The batch that it is of.")
     urls: JobUrls
 
 
@@ -141,6 +142,7 @@ class JobRecord:
     result: ResultSummary | None
     #: Grows with every change that a watcher wants to see.
     version: int
+    batch_id: str | None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Self:
@@ -170,6 +172,7 @@ class JobRecord:
             error=Failure(code=fields["error_code"], detail=fields["error_detail"]) if "error_code" in fields else None,
             result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,
             version=int(fields.get("version", 1)),
+            batch_id=fields.get("batch"),
         )
 
     @cached_property
@@ -213,6 +216,7 @@ class JobRecord:
             error=self.error,
             result=self.result,
             metadata=self.spec.metadata,
+            batch_id=self.batch_id,
             urls=JobUrls(
                 self=url,
                 events=f"{url}/events",

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
-from jobs.spec import HttpUrl, Webhook
+from jobs.spec import MAX_BATCH_IMAGES, HttpUrl, Webhook
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
@@ -110,6 +110,8 @@ class ApiSettings(SharedSettings):
     max_jobs_in_flight: int = Field(10_000, ge=1)
     #: The same for some tenants, as in ``apiary:100,bakery:50000``.
     tenant_jobs_in_flight: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
+    #: Images of one batch.
+    max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
     #: A job is refused while what is queued before it would take longer than this; 0 for never.
     max_backlog_s: float = Field(0, ge=0)
     #: Requests of one key, as in ``600/minute``; empty for any number.

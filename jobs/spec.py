@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,8 @@ from jobs.errors import FieldFault, InvalidPrompt, InvalidRequest
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 #: Bounds on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
+#: The ids of all jobs are in every look at a batch; so many are some 40 kB.
+MAX_BATCH_IMAGES = 1000
 MAX_POINTS_PER_PROMPT = 256
 MAX_METADATA_KEYS = 16
 
@@ -246,18 +248,18 @@ Metadata = Annotated[
 ]
 
 
-class _JobFields(Wire):
-    image: ImageSource
+class JobOptions(Wire):
+    """What a job says beside its image and its mode; for all jobs of a batch the same."""
+
     outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The forms to write the result in.")
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
     start_deadline_s: int = Field(24 * 3600, ge=1, le=7 * 24 * 3600, description="Expire when not started by then.")
     run_timeout_s: int = Field(900, ge=1, le=3600, description="Fail when one attempt runs for longer.")
-    webhook: Webhook | None = None
     metadata: Metadata = Field(default_factory=dict, description="Your own strings, given back with the job.")
 
 
-class EverythingJob(_JobFields):
+class Everything(Wire):
     """Segment everything: a grid of points over the whole image."""
 
     mode: Literal["everything"]
@@ -268,7 +270,7 @@ class EverythingJob(_JobFields):
         return ()
 
 
-class PointJob(_JobFields):
+class Points(Wire):
     """Segment the objects under points."""
 
     mode: Literal["point"]
@@ -276,7 +278,7 @@ class PointJob(_JobFields):
     params: PromptParams = PromptParams()
 
     @model_validator(mode="after")
-    def _points_only(self) -> PointJob:
+    def _points_only(self) -> Self:
         for number, prompt in enumerate(self.prompts):
             if not prompt.points or prompt.box is not None:
                 raise PydanticCustomError(
@@ -287,7 +289,7 @@ class PointJob(_JobFields):
         return self
 
 
-class BoxJob(_JobFields):
+class Boxes(Wire):
     """Segment the objects inside boxes; a box may carry points that refine it."""
 
     mode: Literal["box"]
@@ -295,13 +297,33 @@ class BoxJob(_JobFields):
     params: PromptParams = PromptParams()
 
     @model_validator(mode="after")
-    def _boxes(self) -> BoxJob:
+    def _boxes(self) -> Self:
         for number, prompt in enumerate(self.prompts):
             if prompt.box is None:
                 raise PydanticCustomError(
                     "prompt_mode", "Prompt {number}: mode box takes a box for each prompt.", {"number": number}
                 )
         return self
+
+
+class _OneImage(Wire):
+    image: ImageSource
+
+
+class _JobFields(JobOptions, _OneImage):
+    webhook: Webhook | None = None
+
+
+class EverythingJob(Everything, _JobFields):
+    """Segment everything: a grid of points over the whole image."""
+
+
+class PointJob(Points, _JobFields):
+    """Segment the objects under points."""
+
+
+class BoxJob(Boxes, _JobFields):
+    """Segment the objects inside boxes; a box may carry points that refine it."""
 
 
 JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]

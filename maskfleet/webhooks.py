@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from standardwebhooks import Webhook as Signer
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-from jobs.events import Event, Ping
+from jobs.events import BatchEvent, Event, Ping
 from maskfleet.problems import WebhookRejected
 
 #: The time that a webhook may have been on its way, and clocks apart.  Source: Standard Webhooks' own libraries.
@@ -20,8 +20,8 @@ TOLERANCE_S = 300.0
 #: The headers that must be there.  Source: the Standard Webhooks specification, section "Webhook Headers".
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 
-#: What a webhook tells: of a job, or that its receiver is to be seen listening.
-WebhookEvent = Event | Ping
+#: What a webhook tells: of a job, of a batch, or that its receiver is to be seen listening.
+WebhookEvent = Event | BatchEvent | Ping
 _EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
 
 

@@ -13,15 +13,18 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from jobs.batch import BatchRecord
+from jobs.batches import Batches
 from jobs.connection import connect
 from jobs.deliveries import Breaker, Deliveries, Delivery, Shares
 from jobs.delivery import DeliveryState, TryOutcome
 from jobs.errors import JobError, QueueUnavailable
-from jobs.events import is_true, job_event
+from jobs.events import batch_event, is_true, job_event
 from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
 from jobs.outbox import Outbox
 from jobs.queue import Publisher
+from jobs.record import JobRecord
 from jobs.settings import CourierSettings
 from worker.children import StopSignals
 from worker.egress import egress_session
@@ -47,6 +50,7 @@ class Courier:
         self._settings = settings
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
+        self._batches = Batches(redis)
         self._outbox = Outbox(redis, settings.republish_s)
         breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s)
         self._deliveries = Deliveries(redis, breaker, settings.retention_s)
@@ -137,18 +141,22 @@ class Courier:
         """Give the bytes to send; empty, and the webhook is dropped, when they would not be true any more."""
         if delivery.forced and delivery.body:
             return delivery.body
-        record = self._ledger.read(delivery.job_id)
+        of_batch = delivery.subject.startswith("batch_")
+        record = self._batches.read(delivery.subject) if of_batch else self._ledger.read(delivery.subject)
         if record is None and delivery.body:  # a short retention does not cut the schedule short
             return delivery.body
-        if record is None or not is_true(delivery.event, record):
-            detail = "The job is forgotten." if record is None else "The job was retried, or has ended since."
+        if record is None or not _is_true(delivery, record):
+            detail = "It is forgotten." if record is None else "A job was retried, or has ended since."
             self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
             log.info("webhook_dropped", delivery=delivery.id, detail=detail)
             return ""
-        if delivery.body:
-            return delivery.body
-        event = job_event(delivery.event, record, self._settings.model_name, self._settings.public_url.rstrip("/"))
-        return self._deliveries.keep_body(delivery, event.model_dump_json())
+        return delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
+
+    def _event(self, delivery: Delivery, record: JobRecord | BatchRecord) -> str:
+        base_url = self._settings.public_url.rstrip("/")
+        if isinstance(record, BatchRecord):
+            return batch_event(record, base_url).model_dump_json()
+        return job_event(delivery.event, record, self._settings.model_name, base_url).model_dump_json()
 
     def _note(self, delivery: Delivery, sent: Sent) -> None:
         made, schedule = sent.made, self._settings.webhook_schedule_s
@@ -159,7 +167,7 @@ class Courier:
         elif made.outcome is TryOutcome.REFUSED:
             self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
             log.warning("webhook_refused", **fields)
-        elif delivery.tries >= len(schedule) or not delivery.job_id:  # whoever sends a ping looks at it at once
+        elif delivery.tries >= len(schedule) or not delivery.subject:  # whoever sends a ping looks at it at once
             self._deliveries.ended(
                 delivery, DeliveryState.GIVEN_UP, made, detail="The last try of the schedule failed."
             )
@@ -168,6 +176,12 @@ class Courier:
             delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
             self._deliveries.postponed(delivery, delay_s, made)
             log.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
+
+
+def _is_true(delivery: Delivery, record: JobRecord | BatchRecord) -> bool:
+    if isinstance(record, BatchRecord):  # a job of it that is retried opens it again, and its next end is another
+        return record.ended_ms is not None and delivery.id == record.completion_id
+    return is_true(delivery.event, record)
 
 
 def main() -> None:

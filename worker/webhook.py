@@ -58,7 +58,7 @@ def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: reque
                 "duration_s": round(time.monotonic() - began, 3),
                 "outcome": outcome,
                 "detail": detail,
-                "headers": None if delivery.job_id else headers,
+                "headers": None if delivery.subject else headers,
                 **fields,
             }
         )

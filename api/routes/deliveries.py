@@ -38,7 +38,7 @@ class MessageId(BaseConverter):
     )
 )
 def list_deliveries(job_id: str) -> Response:
-    records = services().deliveries.of_job(find_job(job_id).id, tenant())
+    records = services().deliveries.of(find_job(job_id).id, tenant())
     listed = DeliveryList(deliveries=tuple(record.view() for record in records))
     return Response(listed.model_dump_json(), mimetype="application/json")
 

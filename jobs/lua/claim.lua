@@ -4,7 +4,7 @@
 local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local key = job_key(id)
 local now = now_ms()
-local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token', 'tenant', 'webhook_url', 'webhook_events', 'ends')
+local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch')
 local status, attempt = job[1], tonumber(job[2])
 
 if not status then return {'unknown'} end
@@ -37,6 +37,8 @@ redis.call('ZADD', 'mf:leases', now + ARGV[3], id)
 redis.call('ZREM', 'mf:deadlines', id)
 redis.call('ZREM', 'mf:outbox', id)
 redis.call('ZREM', queued_key(job[3]), id)
+
+if job[9] then move_in_batch(job[9], 'queued', 'processing', now) end
 
 begin_attempt(id, attempt + 1, worker, now)
 if attempt == 0 and job[6] and asked_for(job[7], 'started') then

@@ -4,5 +4,5 @@
 local key = delivery_key(ARGV[1])
 if redis.call('EXISTS', key) == 0 then return '' end
 redis.call('HSETNX', key, 'body', ARGV[2])
-let_job_go(ARGV[1], redis.call('HGET', key, 'job'), now_ms(), ARGV[3])
+let_record_go(ARGV[1], redis.call('HGET', key, 'subject'), now_ms(), ARGV[3])
 return redis.call('HGET', key, 'body')

@@ -2,7 +2,7 @@
 -- Tenants take turns, and each tenant's hosts; a host whose breaker is open is left alone but for one webhook at a time.
 -- ARGV: limit, lease_ms, per_host (sent to one host at once, by all couriers), per_tenant (by this courier),
 --       breaker_failures (0: there is none), retention_ms, then tenant, how many of its this courier is sending, …
--- Returns {delivery, tenant, job, event, url, body, tries, made, forced, now_s, …}
+-- Returns {delivery, tenant, subject, event, url, body, tries, made, forced, now_s, …}
 local now = now_ms()
 local limit, lease_ms, per_host, per_tenant = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local breaker_failures, retention_ms = tonumber(ARGV[5]), ARGV[6]
@@ -41,7 +41,7 @@ local function take_from(tenant, host, share)
   local most, taken = math.min(room(tenant, host), share), 0
   if most <= 0 then return 0 end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due_key(tenant, host), '-inf', now, 'LIMIT', 0, WEBHOOKS)) do
-    local delivery = redis.call('HMGET', delivery_key(id), 'state', 'job', 'event', 'url', 'body', 'forced', 'queued_ms')
+    local delivery = redis.call('HMGET', delivery_key(id), 'state', 'subject', 'event', 'url', 'body', 'forced', 'queued_ms')
     if delivery[1] ~= 'waiting' then
       unqueue_delivery(id, tenant, host)
     elseif now - delivery[7] > GIVEN_UP_MS then

@@ -9,6 +9,14 @@ local GIVEN_UP_MS = 7 * 86400 * 1000
 -- Tries that are remembered of each webhook.
 local TRIES_KEPT = 20
 
+-- A webhook's id.  number: how many ends its job or batch has had, with the one that is told of or to come.
+local function delivery_id(subject, number, event) return 'msg_' .. subject .. '_' .. number .. '_' .. event end
+
+-- The record that a webhook tells of: a job's, or a batch's.
+local function record_key(subject)
+  return (string.find(subject, '^batch_') and 'mf:batch:' or 'mf:job:') .. subject
+end
+
 local function delivery_key(id) return 'mf:delivery:' .. id end
 local function tries_key(id) return 'mf:tries:' .. id end
 local function host_of(url) return string.lower(string.match(url, '^%a+://([^/?#]+)') or url) end
@@ -40,14 +48,14 @@ local function rush_delivery(id, tenant, url, now)
   end
 end
 
--- Record a webhook, and queue it to be sent at once.  job: '' for none.
-local function queue_delivery(id, tenant, job, event, url, now)
-  redis.call('HSET', delivery_key(id), 'tenant', tenant, 'job', job, 'event', event, 'url', url, 'state', 'waiting',
+-- Record a webhook, and queue it to be sent at once.  subject: the job or batch that it tells of, '' for none.
+local function queue_delivery(id, tenant, subject, event, url, now)
+  redis.call('HSET', delivery_key(id), 'tenant', tenant, 'subject', subject, 'event', event, 'url', url, 'state', 'waiting',
     'tries', 0, 'made', 0, 'created_ms', now, 'queued_ms', now, 'next_ms', now)
   redis.call('PEXPIRE', delivery_key(id), 2 * GIVEN_UP_MS)
-  if job ~= '' then
-    redis.call('RPUSH', 'mf:told:' .. job, id)
-    redis.call('PEXPIRE', 'mf:told:' .. job, 2 * GIVEN_UP_MS)
+  if subject ~= '' then
+    redis.call('RPUSH', 'mf:told:' .. subject, id)
+    redis.call('PEXPIRE', 'mf:told:' .. subject, 2 * GIVEN_UP_MS)
   end
   local log = 'mf:deliveries:' .. tenant
   redis.call('ZADD', log, now, id)
@@ -66,16 +74,16 @@ local function unqueue_delivery(id, tenant, host)
   redis.call('ZREM', 'mf:deliveries', id)
 end
 
--- A job's record outlives its retention until the webhook of its end has been tried once: its bytes are made of it.
-local function keep_job_for(job, retention_ms)
-  if tonumber(retention_ms) < GIVEN_UP_MS then redis.call('PEXPIRE', 'mf:job:' .. job, GIVEN_UP_MS) end
+-- A record outlives its retention until the webhook of its end has been tried once: its bytes are made of it.
+local function keep_record_for(subject, retention_ms)
+  if tonumber(retention_ms) < GIVEN_UP_MS then redis.call('PEXPIRE', record_key(subject), GIVEN_UP_MS) end
 end
 
 -- The webhook has its bytes, or needs none any more.
-local function let_job_go(id, job, now, retention_ms)
-  if job == '' or redis.call('LINDEX', 'mf:told:' .. job, -1) ~= id then return end
-  local ended_ms = redis.call('HGET', 'mf:job:' .. job, 'ended_ms')
-  if ended_ms then redis.call('PEXPIRE', 'mf:job:' .. job, math.max(ended_ms + retention_ms - now, 1000)) end
+local function let_record_go(id, subject, now, retention_ms)
+  if subject == '' or redis.call('LINDEX', 'mf:told:' .. subject, -1) ~= id then return end
+  local ended_ms = redis.call('HGET', record_key(subject), 'ended_ms')
+  if ended_ms then redis.call('PEXPIRE', record_key(subject), math.max(ended_ms + retention_ms - now, 1000)) end
 end
 
 -- End a webhook.  detail: why, in words; '' when the state says it.
@@ -86,13 +94,13 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   redis.call('PEXPIRE', delivery_key(id), retention_ms)
   redis.call('PEXPIRE', tries_key(id), retention_ms)
   redis.call('HINCRBY', 'mf:totals', 'webhooks_' .. state, 1)
-  let_job_go(id, redis.call('HGET', delivery_key(id), 'job'), now, retention_ms)
+  let_record_go(id, redis.call('HGET', delivery_key(id), 'subject'), now, retention_ms)
 end
 
--- A job has ended: that it started is no news any more, unless it is being told at this moment.
-local function drop_started(id, tenant, now, retention_ms)
+-- What a webhook tells is no news any more, unless it is being told at this moment.  detail: why.
+local function drop_delivery(id, tenant, detail, now, retention_ms)
   local delivery = redis.call('HMGET', delivery_key(id), 'state', 'url')
   if delivery[1] ~= 'waiting' then return end
   if redis.call('ZSCORE', sending_key(tenant, host_of(delivery[2])), id) then return end
-  end_delivery(id, tenant, delivery[2], 'dropped', 'The job ended first.', now, retention_ms)
+  end_delivery(id, tenant, delivery[2], 'dropped', detail, now, retention_ms)
 end

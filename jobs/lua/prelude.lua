@@ -6,10 +6,10 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The same with its microseconds: jobs of one millisecond keep their order.
-local function exact_now_ms()
+-- The same with its microseconds, and some later: jobs of one millisecond, or of one script, keep their order.
+local function exact_now_ms(later_ms)
   local time = redis.call('TIME')
-  return string.format('%.3f', time[1] * 1000 + time[2] / 1000)
+  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
 end
 
 local function job_key(id) return 'mf:job:' .. id end
@@ -46,16 +46,13 @@ local function fenced()
   return 'fenced'
 end
 
--- A webhook's id.  number: how many ends the job has had, with the one that is told of or to come.
-local function delivery_id(id, number, event) return 'msg_' .. id .. '_' .. number .. '_' .. event end
-
 local function asked_for(events, event) return string.find(',' .. events .. ',', ',' .. event .. ',', 1, true) end
 
 -- Puts a job into a terminal state, with everything that follows from it, in one step: it leaves the queues,
--- its record gets an expiry, and the webhook that was asked for is queued.
+-- its record gets an expiry, and the webhook that was asked for is queued, its batch's too if it was the last one.
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
-  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms')
+  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch')
   local tenant, queue, webhook_url, webhook_events = job[1], job[2], job[3], job[4]
 
   redis.call('HSET', key, 'status', status, 'ended_ms', now)
@@ -82,12 +79,13 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
 
   if webhook_url then
     local number = redis.call('HINCRBY', key, 'ends', 1)
-    drop_started(delivery_id(id, number, 'started'), tenant, now, retention_ms)
+    drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended first.', now, retention_ms)
     if asked_for(webhook_events, status) then
       queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now)
-      keep_job_for(id, retention_ms)
+      keep_record_for(id, retention_ms)
     end
   end
+  if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end
 end
 
 -- Puts a job back among the queued ones, to be published at due_ms.  The fence moves on, so that whoever
@@ -96,11 +94,12 @@ local function requeue_job(id, outcome, now, due_ms)
   local key = job_key(id)
   end_attempt(id, outcome, now)
   changed(id)
-  local job = redis.call('HMGET', key, 'queue', 'created_ms')
+  local job = redis.call('HMGET', key, 'queue', 'created_ms', 'status', 'batch')
   redis.call('HSET', key, 'status', 'queued', 'publishes', 0)
   redis.call('HDEL', key, 'stage', 'worker')
   redis.call('HINCRBY', key, 'fence', 1)
   redis.call('ZREM', 'mf:leases', id)
   redis.call('ZADD', queued_key(job[1]), job[2], id)
   redis.call('ZADD', 'mf:outbox', due_ms, id)
+  if job[4] then move_in_batch(job[4], job[3], 'queued', now) end
 end

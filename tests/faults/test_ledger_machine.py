@@ -287,7 +287,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def webhooks_are_delivered(self) -> None:
         for delivery in self.deliveries.due(100):
-            self.delivered.setdefault(delivery.job_id, []).append(delivery.id)
+            self.delivered.setdefault(delivery.subject, []).append(delivery.id)
             self.deliveries.ended(delivery, "delivered")
         for job, known in self.jobs.items():
             if known.hooked:

@@ -45,7 +45,7 @@ def tried(delivery: Delivery, status: int | None = 500) -> TryView:
 
 
 def only(deliveries: Deliveries, job_id: str, tenant: str = "ant") -> DeliveryRecord:
-    [record] = deliveries.of_job(job_id, tenant)
+    [record] = deliveries.of(job_id, tenant)
     return record
 
 
@@ -74,7 +74,7 @@ def test_of_another_tenants_webhooks_nothing_is_told_or_sent(ledger: Ledger, del
     job_id = canceled(ledger)
     told = only(deliveries, job_id)
 
-    assert deliveries.of_job(job_id, "bee") == []
+    assert deliveries.of(job_id, "bee") == []
     assert deliveries.read(told.id, "bee") is None
     assert deliveries.redeliver(told.id, "bee") is Redelivered.UNKNOWN
     assert deliveries.redeliver_range("bee", LONG_AGO, LATER, only_failed=False) == ()
@@ -109,7 +109,7 @@ def test_what_failed_in_a_time_is_sent_again_and_nothing_else(
         if state is not DeliveryState.WAITING:
             record = deliveries.read(delivery_id, "ant")
             assert record is not None
-            deliveries.ended(Delivery(delivery_id, "ant", record.job_id, "", URL, "", 1, 1, False, 0), state)
+            deliveries.ended(Delivery(delivery_id, "ant", record.subject, "", URL, "", 1, 1, False, 0), state)
     too_old = ids[DeliveryState.REFUSED]
     redis_client.zadd("mf:deliveries:ant", {too_old: 0})
 
@@ -149,7 +149,7 @@ def test_a_410_disables_an_endpoint_until_it_answers_well(ledger: Ledger, delive
     deliveries.ended(again, DeliveryState.DELIVERED, tried(again, 200))
 
     assert only(deliveries, first).state is DeliveryState.REFUSED
-    assert [one.job_id for one in due] == [elsewhere]
+    assert [one.subject for one in due] == [elsewhere]
     assert only(deliveries, other, "bee").state is DeliveryState.WAITING
     assert (told.state, told.tries) == (DeliveryState.DISABLED, ())
     assert deliveries.endpoint_disabled_at("ant", URL) is None
@@ -179,7 +179,7 @@ def test_a_ping_is_sent_though_its_endpoint_is_disabled(ledger: Ledger, deliveri
     delivery_id = deliveries.ping("ant", URL, "{}")
 
     [ping] = deliveries.due()
-    assert (ping.id, ping.job_id, ping.body, ping.event) == (delivery_id, "", "{}", "ping")
+    assert (ping.id, ping.subject, ping.body, ping.event) == (delivery_id, "", "{}", "ping")
     record = deliveries.read(delivery_id, "ant")
     assert record is not None
     assert (record.view().type, record.view().job_id) == ("webhook.ping", None)
@@ -465,7 +465,7 @@ def test_of_a_start_nobody_is_told_after_the_end(ledger: Ledger, deliveries: Del
     ledger.fail(record, "internal_error", "It broke.")
 
     assert [delivery.event for delivery in deliveries.due(9)] == ["failed"]
-    assert [told.state for told in deliveries.of_job(job_id, "ant")] == [DeliveryState.DROPPED, DeliveryState.WAITING]
+    assert [told.state for told in deliveries.of(job_id, "ant")] == [DeliveryState.DROPPED, DeliveryState.WAITING]
 
 
 def test_a_retried_job_starts_anew(ledger: Ledger, deliveries: Deliveries) -> None:

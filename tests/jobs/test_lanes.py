@@ -46,7 +46,7 @@ class LanesMachine(RuleBasedStateMachine):
         job = NewJob(tenant, "sam.m.normal", SPEC, 600, Webhook(url=f"https://{host}/{path}"))
         job_id = self.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
         self.ledger.cancel(job_id, tenant)
-        [told] = self.deliveries.of_job(job_id, tenant)
+        [told] = self.deliveries.of(job_id, tenant)
         self.states[told.id], self.owners[told.id] = DeliveryState.WAITING, tenant
 
     @rule()

@@ -236,7 +236,7 @@ def test_the_end_of_a_job_queues_its_webhook(
 
     [delivery] = deliveries.due()
     assert delivery.id == f"msg_{record.id}_1_succeeded"
-    assert (delivery.job_id, delivery.event, delivery.tries) == (record.id, EventName.SUCCEEDED, 1)
+    assert (delivery.subject, delivery.event, delivery.tries) == (record.id, EventName.SUCCEEDED, 1)
     assert delivery.url == "https://example.com/hook"
     assert deliveries.due() == []  # it is taken
 

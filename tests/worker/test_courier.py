@@ -183,7 +183,7 @@ def test_each_try_is_kept_with_what_the_receiver_answered(
     with courier(redis_url):
         wait_until(lambda: deliveries.waiting() == 0)
 
-    [told] = deliveries.of_job(job_id, "ant")
+    [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.DELIVERED
     assert [(made.number, made.status, made.outcome) for made in told.tries] == [
         (1, 503, "failed"),
@@ -213,7 +213,7 @@ def test_an_answer_that_breaks_off_or_does_not_end_counts_by_its_status(
                 second.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ntaken\r\n")
                 wait_until(lambda: deliveries.waiting() == 0)
 
-    [told] = deliveries.of_job(job_id, "ant")
+    [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.DELIVERED
     assert [(made.status, made.answer) for made in told.tries] == [(503, "so busy"), (200, "taken")]
 
@@ -228,7 +228,7 @@ def test_a_receiver_that_does_not_answer_is_named_in_the_try(
     with courier(redis_url):
         wait_until(lambda: deliveries.waiting() == 0)
 
-    [told] = deliveries.of_job(job_id, "ant")
+    [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.GIVEN_UP
     assert {(made.status, made.error) for made in told.tries} == {(None, "ConnectionError")}
 
@@ -257,9 +257,9 @@ def test_a_receiver_that_asks_for_time_gets_it(
     job_id = succeed(ledger, receiver.url)
 
     with courier(redis_url, webhook_schedule_s=(0, 100)):
-        wait_until(lambda: deliveries.of_job(job_id, "ant")[0].tries)
+        wait_until(lambda: deliveries.of(job_id, "ant")[0].tries)
 
-    [told] = deliveries.of_job(job_id, "ant")
+    [told] = deliveries.of(job_id, "ant")
     delay_s = (told.next_try_ms or 0) / 1000 - told.tries[0].at.timestamp()
     assert at_least_s - 1 <= delay_s <= at_most_s + 15
 
@@ -274,7 +274,7 @@ def test_a_410_disables_the_endpoint_and_a_redelivery_that_arrives_enables_it(
         wait_until(lambda: deliveries.waiting() == 0)
         second = succeed(ledger, receiver.url)
         wait_until(lambda: deliveries.waiting() == 0)
-        seen = [deliveries.of_job(job_id, "ant")[0] for job_id in (first, second)]
+        seen = [deliveries.of(job_id, "ant")[0] for job_id in (first, second)]
         deliveries.redeliver(seen[1].id, "ant")
         wait_until(lambda: deliveries.waiting() == 0)
         succeed(ledger, receiver.url)
@@ -292,7 +292,7 @@ def test_every_try_sends_the_same_bytes_whatever_becomes_of_the_record(
     with courier(redis_url):
         wait_until(lambda: deliveries.waiting() == 0)
     redis_client.delete(f"mf:job:{job_id}")
-    [given_up] = deliveries.of_job(job_id, "ant")
+    [given_up] = deliveries.of(job_id, "ant")
 
     deliveries.redeliver(given_up.id, "ant")
     with courier(redis_url, public_url="https://moved.example.com"):
@@ -392,7 +392,7 @@ def test_of_a_failure_that_was_retried_meanwhile_nobody_is_told(
 
     [(headers, _)] = receiver.requests
     assert headers["webhook-id"] == f"msg_{job_id}_2_canceled"
-    [dropped, _] = deliveries.of_job(job_id, "ant")
+    [dropped, _] = deliveries.of(job_id, "ant")
     assert (dropped.id, dropped.state, dropped.tries) == (f"msg_{job_id}_1_failed", DeliveryState.DROPPED, ())
 
 
@@ -418,7 +418,7 @@ def test_a_receiver_at_a_private_address_is_not_told_on_an_open_network(
         wait_until(lambda: deliveries.waiting() == 0)
 
     assert receiver.requests == []
-    [told] = deliveries.of_job(job_id, "ant")
+    [told] = deliveries.of(job_id, "ant")
     assert (told.state, [made.error for made in told.tries]) == (DeliveryState.REFUSED, ["url_not_allowed"])
 
 
