@@ -12,10 +12,15 @@ api=$(hash "$REDIS_PASSWORD_API")
 worker=$(hash "$REDIS_PASSWORD_WORKER")
 courier=$(hash "$REDIS_PASSWORD_COURIER")
 operator=$(hash "$REDIS_PASSWORD_OPERATOR")
+# Not quoted: two words.
+server=${REDIS_SERVER:-docker-entrypoint.sh redis-server}
+case $($server --version) in
+    *" v=7.0."*) without='s/ +client|setinfo//' ;;  # it came with 7.2; clients do without, and 7.0 ends over the name
+    *) without= ;;
+esac
 users=$(mktemp)
-sed -e "s/#<api>/#$api/" -e "s/#<worker>/#$worker/" -e "s/#<courier>/#$courier/" -e "s/#<operator>/#$operator/" \
+sed -e "$without" -e "s/#<api>/#$api/" -e "s/#<worker>/#$worker/" -e "s/#<courier>/#$courier/" -e "s/#<operator>/#$operator/" \
     "$here/users.acl" > "$users"
 chmod 644 "$users"  # the image's own start gives up root before the server reads it
 unset REDIS_PASSWORD_API REDIS_PASSWORD_WORKER REDIS_PASSWORD_COURIER REDIS_PASSWORD_OPERATOR
-# Not quoted: two words.
-exec ${REDIS_SERVER:-docker-entrypoint.sh redis-server} "$here/redis.conf" "$@" --aclfile "$users"
+exec $server "$here/redis.conf" "$@" --aclfile "$users"
