@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
-from api.image_header import read_header
+from api.image_header import ImageHeader, read_header
 from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from api.services import Services, whole_view
 from api.sources import check_addresses, check_image_source, check_mask_inputs
@@ -21,9 +22,11 @@ from jobs.errors import (
 from jobs.logs import get_logger
 from jobs.queue import more_urgent_queues, queue_name
 from jobs.record import JobRecord, JobView, Spec
-from jobs.spec import ImageSource, check_prompts_on_image, dump_spec
+from jobs.spec import ImageSource, JobOptions, Prompt, check_prompts_on_image, dump_spec
 from jobs.status import Status
 from jobs.transitions import BacklogLimit, Created, NewJob
+
+Options = TypeVar("Options", bound=JobOptions)
 
 logger = get_logger()
 
@@ -42,7 +45,7 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
     Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, the job is never
     lost: a message that cannot be sent now is sent later by the courier.
     """
-    spec = _with_model(submission.spec, door)
+    spec = with_model(submission.spec, door)
     _check_size(spec, submission)
     check_addresses(spec, door.settings)
     check_mask_inputs(spec.prompts, tenant, door)
@@ -66,13 +69,15 @@ def admit(submission: Submission, tenant: str, idempotency_key: str, door: Servi
     return Admitted(_look_up(job_id, job, door, address, known=known), known)
 
 
-def publish(job_id: str, queue: str, door: Services) -> None:
-    """Put a recorded job into its queue; when that cannot be done now, the courier does it later."""
+def publish(job_id: str, queue: str, door: Services) -> bool:
+    """Put a recorded job into its queue; when that cannot be done now, the courier does it later.  Say which."""
     try:
         door.publisher.publish(job_id, queue)
         door.outbox.published(job_id)
     except QueueUnavailable:
         logger.warning("publish_left_to_courier", job_id=job_id)
+        return False
+    return True
 
 
 def over_quota(max_jobs_in_flight: int) -> OverQuota:
@@ -82,7 +87,28 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
     )
 
 
-def _with_model(spec: Spec, door: Services) -> Spec:
+def refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoReturn:
+    """Raise the error that says why the ledger recorded nothing.  wait_s: with BACKLOG_FULL."""
+    match outcome:
+        case Created.OVER_QUOTA:
+            raise over_quota(door.settings.jobs_in_flight(tenant))
+        case Created.BACKLOG_FULL:
+            raise BacklogFull(wait_s, door.settings.max_backlog_s)
+        case _:
+            raise InvalidRequest(
+                "idempotency_key_reused",
+                "This Idempotency-Key already stands for another body. Use a new key for what is new.",
+            )
+
+
+def backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit | None:
+    """How long a job may have to wait; None for any time."""
+    if not door.settings.max_backlog_s:
+        return None
+    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
+
+
+def with_model(spec: Options, door: Services) -> Options:
     """Write the model's name into the spec, so that a later change of the default does not change the job."""
     names = door.settings.model_names
     if spec.model is not None and spec.model not in names:
@@ -103,39 +129,33 @@ def _check_size(spec: Spec, submission: Submission) -> None:
         raise spec_too_large()
 
 
-def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
+def check_header(prompts: tuple[Prompt, ...], image: bytes, door: Services) -> ImageHeader:
+    """Refuse an image by its first bytes, and prompts that are not on it; gives what those bytes say."""
     header = read_header(image, door.settings.max_image_pixels)
     if header.size_wh is not None:
-        check_prompts_on_image(spec.prompts, header.size_wh)
-    return door.store.put_upload(tenant, image, header.content_type)
+        check_prompts_on_image(prompts, header.size_wh)
+    return header
+
+
+def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
+    return door.store.put_upload(tenant, image, check_header(spec.prompts, image, door).content_type)
 
 
 def _record(job: NewJob, model: str, door: Services) -> tuple[str, bool]:
-    settings = door.settings
-    max_in_flight = settings.jobs_in_flight(job.tenant)
     creation = door.ledger.create(
         job,
-        max_in_flight=max_in_flight,
-        idempotency_ttl_s=settings.idempotency_ttl_s,
-        backlog=_backlog_limit(model, job.queue, door) if settings.max_backlog_s else None,
+        max_in_flight=door.settings.jobs_in_flight(job.tenant),
+        idempotency_ttl_s=door.settings.idempotency_ttl_s,
+        backlog=backlog_limit(model, job.queue, door),
     )
     match creation.outcome:
-        case Created.KEY_REUSED:
-            raise InvalidRequest(
-                "idempotency_key_reused",
-                "This Idempotency-Key already stands for a job with another body. Use a new key for a new job.",
-            )
-        case Created.OVER_QUOTA:
-            raise over_quota(max_in_flight)
-        case Created.BACKLOG_FULL:
-            raise BacklogFull(creation.wait_s, settings.max_backlog_s)
+        case Created.KNOWN:
+            pass
         case Created.CREATED:
             logger.info("job_created", job_id=creation.job_id, queue=job.queue, tenant=job.tenant)
+        case refused:
+            refuse(refused, creation.wait_s, job.tenant, door)
     return creation.job_id, creation.outcome is Created.KNOWN
-
-
-def _backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit:
-    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
 
 
 def _look_up(job_id: str, job: NewJob, door: Services, address: str, *, known: bool) -> JobView:

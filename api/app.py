@@ -11,7 +11,7 @@ from api.exchange import register_exchange
 from api.gate import register_gate
 from api.intake import MAX_SPEC_BYTES
 from api.problems import register_problems
-from api.routes import deliveries, docs, ended, events, jobs, models, results, uploads, webhooks
+from api.routes import batches, deliveries, docs, ended, events, jobs, models, results, uploads, webhooks
 from api.services import EXTENSION, make_services
 from jobs.logs import get_logger
 from jobs.settings import ApiSettings
@@ -46,6 +46,6 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    for part in (jobs, events, ended, results, deliveries, webhooks, uploads, models):
+    for part in (jobs, batches, events, ended, results, deliveries, webhooks, uploads, models):
         v1.register_blueprint(part.blueprint)
     return v1

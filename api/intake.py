@@ -13,6 +13,7 @@ from pydantic_core import from_json, to_json
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from jobs.batch_spec import Batch, parse_batch
 from jobs.errors import FieldFault, InvalidRequest
 from jobs.record import Spec
 from jobs.spec import invalid_request, parse_spec
@@ -50,6 +51,13 @@ def read_submission(max_image_bytes: int) -> Submission:
             "image_file_too_large", f"The image's file is larger than {max_image_bytes:,} bytes.", status=413
         )
     return submission
+
+
+def read_batch() -> Batch:
+    """Read a batch from JSON."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    return parse_batch(request.get_data(cache=False))
 
 
 def read_json(model: type[Model], code: str) -> Model:

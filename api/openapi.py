@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from api.operation import Operation, operation_of
 from api.problems import PROBLEM_TYPE
 from jobs.answers import Problem
+from jobs.batch_spec import BatchSpec
 from jobs.spec import JobSpec
 
 Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
@@ -29,15 +30,19 @@ _KEY_PROBLEMS = {
 _COMMON_PROBLEMS = {500: ("internal_error",)}
 _WITH_RETRY_AFTER = (429, 503)
 
+_MODES = ("everything", "point", "box")
+
 _LIMIT_HEADERS = {
     "RateLimit-Limit": "Requests that your key may send in a time; absent when there is no limit.",
     "RateLimit-Remaining": "How many are left.",
     "RateLimit-Reset": "Seconds until more are.",
 }
-DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|job_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
+BATCH_ID = "^batch_[0-9a-f]{32}$"
+DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|(job|batch)_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
 #: The form of ids in paths.
 _IDS: dict[str, Json] = {
     "job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"},
+    "batch_id": {"type": "string", "pattern": BATCH_ID},
     "delivery_id": {"type": "string", "pattern": DELIVERY_ID},
 }
 
@@ -49,6 +54,15 @@ _EXAMPLE_JOB: Json = {
     "outputs": ["coco", "png", "label_map", "overlay"],
     "webhook": {"url": "https://example.com/hook", "events": ["succeeded", "failed"]},
     "metadata": {"order": "42"},
+}
+_EXAMPLE_BATCH: Json = {
+    "mode": "everything",
+    "images": [{"s3_uri": "s3://photos/bee.jpg"}, {"s3_uri": "s3://photos/wasp.jpg"}],
+    "params": {"points_per_crop": 16},
+    "outputs": ["coco"],
+    "priority": "bulk",
+    "webhook": {"url": "https://example.com/hook", "events": ["completed", "failed"]},
+    "metadata": {"album": "7"},
 }
 
 
@@ -117,6 +131,9 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         piece["parameters"] = parameters
     if described.takes_job:
         piece["requestBody"] = _job_body()
+    elif described.takes_batch:
+        batch = {"schema": {"$ref": f"{_REF}BatchSpec"}, "example": _EXAMPLE_BATCH}
+        piece["requestBody"] = {"required": True, "content": {"application/json": batch}}
     elif described.body is not None:
         piece["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(described.body)}}}
     return piece
@@ -211,34 +228,42 @@ def _ref(model: type[BaseModel]) -> Json:
 
 
 def _schemas(described: list[Operation]) -> dict[str, Json]:
-    job: TypeAdapter[Any] = TypeAdapter(JobSpec)  # Any: the adapter of a union of models
+    # Any: the adapter of a union of models
+    unions: dict[str, TypeAdapter[Any]] = {"JobSpec": TypeAdapter(JobSpec), "BatchSpec": TypeAdapter(BatchSpec)}
     wanted: dict[type[BaseModel], Literal["validation", "serialization"]] = {Problem: "serialization"}
     for operation in described:
         wanted |= {body: "serialization" for body in operation.answers.values() if isinstance(body, type)}
         wanted |= {body: "validation" for body in (operation.body, operation.query) if body is not None}
     _, found = TypeAdapter.json_schemas(
         [
-            ("JobSpec", "validation", job),
+            *((name, "validation", union) for name, union in unions.items()),
             *((model.__name__, mode, TypeAdapter(model)) for model, mode in wanted.items()),
         ],
         ref_template=_REF + "{model}",
     )
     schemas: dict[str, Json] = found["$defs"]
-    variants = {"JobSpec": _job_union(schemas, ""), "JobSpecBesideImage": _job_union(schemas, "BesideImage")}
+    variants = {
+        "JobSpec": _union("Job"),
+        "JobSpecBesideImage": _union(_beside_image(schemas)),
+        "BatchSpec": _union("Batch"),
+    }
     return dict(sorted({**schemas, **variants}.items()))
 
 
-def _job_union(schemas: dict[str, Json], suffix: str) -> Json:
-    """Add the jobs of a multipart request, which leave the image out; give the union over their modes."""
-    mapping: dict[str, str] = {}
-    for mode, name in (("everything", "EverythingJob"), ("point", "PointJob"), ("box", "BoxJob")):
-        mapping[mode] = f"{_REF}{name}{suffix}"
-        if suffix:
-            schema = copy.deepcopy(schemas[name])
-            del schema["properties"]["image"]
-            schema["required"].remove("image")
-            schemas[f"{name}{suffix}"] = schema
+def _union(kind: str) -> Json:
+    """Give the union over the modes, each with its own model of this kind."""
+    mapping = {mode: f"{_REF}{mode.capitalize()}{kind}" for mode in _MODES}
     return {
         "oneOf": [{"$ref": ref} for ref in mapping.values()],
         "discriminator": {"propertyName": "mode", "mapping": mapping},
     }
+
+
+def _beside_image(schemas: dict[str, Json]) -> str:
+    """Add the jobs of a multipart request, which leave the image out; give the kind that they are of."""
+    for name in [f"{mode.capitalize()}Job" for mode in _MODES]:
+        schema = copy.deepcopy(schemas[name])
+        del schema["properties"]["image"]
+        schema["required"].remove("image")
+        schemas[f"{name}BesideImage"] = schema
+    return "JobBesideImage"

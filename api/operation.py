@@ -33,7 +33,7 @@ class Operation:
     scope: what a key must allow to use it; None: no key is needed.
     answers: the model of each good status; None for no JSON body, a media type for another kind of body.
     problems: the codes of each bad status, beside those that every route may answer.
-    body: the model of a JSON body; ``takes_job`` is for the one route whose body is a job.
+    body: the model of a JSON body; ``takes_job`` and ``takes_batch`` are for the routes whose body is one of those.
     """
 
     summary: str
@@ -42,6 +42,7 @@ class Operation:
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     takes_job: bool = False
+    takes_batch: bool = False
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
     description: str = ""

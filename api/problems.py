@@ -8,7 +8,7 @@ from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from jobs.answers import FieldProblem, Problem
-from jobs.errors import InvalidRequest, JobError
+from jobs.errors import JobError
 from jobs.logs import get_logger
 
 PROBLEM_TYPE = "application/problem+json"
@@ -40,7 +40,7 @@ def register_problems(app: Flask) -> None:
 
 def answer_problem(error: JobError) -> Response:
     """Show an error to the caller."""
-    faults = error.faults[:MAX_FAULTS] if isinstance(error, InvalidRequest) else ()
+    faults = error.faults[:MAX_FAULTS]
     fields = tuple(FieldProblem(pointer=_cut(f.pointer), code=f.code, detail=_cut(f.detail)) for f in faults)
     answer = _answer(error.http_status, error.code, error.title, error.detail, fields)
     if error.retry_after_s is not None:

@@ -12,6 +12,7 @@ from api.auth import ApiKeys, Caller
 from api.keys import KeyStore
 from api.metrics import JobFigures, RequestMetrics
 from api.waiting import Waits
+from jobs.batches import Batches
 from jobs.census import Census
 from jobs.connection import connect
 from jobs.deliveries import Deliveries
@@ -37,6 +38,7 @@ class Services:
     redis: redis.Redis
     keys: ApiKeys
     ledger: Ledger
+    batches: Batches
     outbox: Outbox
     deliveries: Deliveries
     roster: Roster
@@ -56,6 +58,7 @@ def make_services(settings: ApiSettings) -> Services:
         redis=client,
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
+        batches=Batches(client),
         outbox=outbox,
         deliveries=deliveries,
         roster=roster,

@@ -87,6 +87,7 @@ def check_problem(answer: TestResponse, status: int, code: str) -> Problem:
     assert problem.type == f"urn:maskfleet:problem:{code}"
     assert problem.instance == f"urn:maskfleet:request:{answer.headers['X-Request-Id']}"
     path = re.sub(r"/jobs/[^/]+", "/jobs/{job_id}", answer.request.path)
+    path = re.sub(r"/batches/[^/]+", "/batches/{batch_id}", path)
     path = re.sub(r"/files/.+", "/files/{name}", path)
     path = re.sub(r"/deliveries/(?!redeliver$)[^/]+", "/deliveries/{delivery_id}", path)
     if code not in ("route_not_found", "method_not_allowed"):

@@ -20,7 +20,12 @@ from jobs.settings import ApiSettings
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS
 
-PARTS = {"<job_id>": "job_" + "0" * 32, "<msg:delivery_id>": "msg_1", "<path:name>": "coco.json"}
+PARTS = {
+    "<job_id>": "job_" + "0" * 32,
+    "<batch_id>": "batch_" + "0" * 32,
+    "<msg:delivery_id>": "msg_1",
+    "<path:name>": "coco.json",
+}
 OPEN_ROUTES = ["/live", "/ready", "/metrics", "/openapi.json", "/docs", "/docs/start.js"]
 
 

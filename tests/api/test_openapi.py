@@ -77,6 +77,26 @@ def test_its_own_example_is_a_good_job(document: Json) -> None:
     _validator(document, "JobSpec").validate(content["application/json"]["example"])
 
 
+def test_a_batch_is_described_as_the_door_takes_it(document: Json, apiary: Caller) -> None:
+    schema = _validator(document, "BatchSpec")
+    images = [{"url": "https://example.com/bee.jpg"}]
+    bodies = [
+        {"mode": "everything", "images": images},
+        {"mode": "box", "images": images, "prompts": [{"box": [1, 1, 9, 9]}], "webhook": {"url": "https://a.com/"}},
+        {"mode": "everything", "images": []},
+        {"mode": "everything", "images": images, "image": images[0]},
+        {"mode": "point", "images": images},
+        {"mode": "everything", "images": images, "webhook": {"url": "https://a.com/", "events": ["ended"]}},
+    ]
+
+    for body in bodies:
+        assert schema.is_valid(body) == (apiary.post("/v1/batches", body).status_code == 202), body
+    content = document["paths"]["/v1/batches"]["post"]["requestBody"]["content"]
+    schema.validate(content["application/json"]["example"])
+    sent = apiary.post("/v1/batches", bodies[0]).json
+    _validator(document, "BatchView").validate(apiary.get(f"/v1/batches/{sent['id']}").json)
+
+
 def test_a_multipart_job_is_described_without_its_image(document: Json) -> None:
     beside = _validator(document, "JobSpecBesideImage")
 

@@ -22,7 +22,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from api.app import create_app
-from api.openapi import DELIVERY_ID, document
+from api.openapi import BATCH_ID, DELIVERY_ID, document
 from jobs.ledger import Ledger
 from jobs.settings import ApiSettings
 from jobs.storage import Store
@@ -90,6 +90,8 @@ def test_every_answer_is_as_the_document_says(
     if given.startswith("job_") and len(given) == 36:
         # An id of the right form is never one of a real job; most are to be.
         case.path_parameters["job_id"] = _a_real_job(given, case.path.endswith("/events"), apiary, ledger, store)
+    if "batch_id" in case.path_parameters:
+        case.path_parameters["batch_id"] = _a_real_batch(str(case.path_parameters["batch_id"]), apiary, ledger)
     if "delivery_id" in case.path_parameters:
         case.path_parameters["delivery_id"] = _a_real_delivery(str(case.path_parameters["delivery_id"]), apiary, ledger)
     sent[case.operation.label] += 1
@@ -111,6 +113,16 @@ def _a_real_job(given: str, ended: bool, apiary: Caller, ledger: Ledger, store: 
     elif state == "processing":
         claim(job_id, ledger)
     return job_id
+
+
+def _a_real_batch(given: str, apiary: Caller, ledger: Ledger) -> str:
+    """Make a batch that has ended, with a webhook, for every second id of the right form."""
+    if not re.fullmatch(BATCH_ID, given) or zlib.crc32(given.encode()) % 2:
+        return given
+    images, hook = [{"url": "https://example.com/bee.jpg"}], {"url": "https://example.com/hook"}
+    sent = apiary.post("/v1/batches", {"mode": "everything", "images": images, "webhook": hook}).json
+    ledger.cancel(sent["job_ids"][0], "apiary")
+    return str(sent["id"])
 
 
 def _a_real_delivery(given: str, apiary: Caller, ledger: Ledger) -> str:
