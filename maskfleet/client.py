@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Self, Unpack
@@ -26,6 +26,7 @@ from jobs.answers import (
     Redeliveries,
     UploadView,
 )
+from jobs.batch import BatchView
 from jobs.delivery import DeliveryView
 from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
@@ -34,7 +35,16 @@ from jobs.spec import ImageSource
 from maskfleet.download import download
 from maskfleet.following import follow
 from maskfleet.problems import ApiError, Refused, WaitedTooLong, WrongState, refused_here
-from maskfleet.submission import JobFields, Photo, complete, document_of, image_type, source_of
+from maskfleet.submission import (
+    PHOTO_GOES_ALONG,
+    JobFields,
+    Photo,
+    batch_document,
+    complete,
+    document_of,
+    image_type,
+    source_of,
+)
 from maskfleet.transport import MAX_TRIES, Transport
 from maskfleet.webhooks import verify_webhook
 
@@ -102,6 +112,29 @@ class Client:
             }
             answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
         return JobView.model_validate_json(answer.content)
+
+    def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
+        """Send many photos as one batch, with the fields that all its jobs share.  Each call makes a batch.
+
+        Photos that are files or bytes are uploaded first, one by one.  The webhook's event ``completed`` tells of the
+        whole.  Raises Refused (``invalid_spec``, …), OSError when a photo cannot be read.
+        """
+        images: list[ImageSource] = []
+        try:
+            batch_document([PHOTO_GOES_ALONG] * len(photos), fields)  # what is wrong is to be known before any upload
+            for photo in photos:
+                source, data = source_of(photo)
+                images.append(source if data is None else ImageSource(upload_id=self.upload(data)))
+            body = batch_document(images, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        answer = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(answer.content)
+
+    def batch(self, batch_id: str) -> BatchView:
+        """Give a batch as it stands: how many of its jobs are in each state, and their ids."""
+        return BatchView.model_validate_json(self._transport.call("GET", f"/v1/batches/{batch_id}").content)
 
     def get(self, job_id: str, *, held_s: int = 0) -> JobView:
         """Give a job as it stands, at once or when it has ended within ``held_s``."""
@@ -238,9 +271,10 @@ class Client:
                 raise
         return upload.upload_id
 
-    def deliveries(self, job_id: str) -> tuple[DeliveryView, ...]:
-        """Give a job's webhooks, the oldest first, each with its tries."""
-        answer = self._transport.call("GET", f"/v1/jobs/{job_id}/deliveries")
+    def deliveries(self, name: str) -> tuple[DeliveryView, ...]:
+        """Give the webhooks of a job or a batch, by its id, the oldest first, each with its tries."""
+        kind = "batches" if name.startswith("batch_") else "jobs"
+        answer = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
         return DeliveryList.model_validate_json(answer.content).deliveries
 
     def delivery(self, delivery_id: str) -> DeliveryView:

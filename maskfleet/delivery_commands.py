@@ -30,7 +30,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON,
 @_json_option
 @server_options
 def deliveries_command(name: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
-    """Show the webhooks of the job ID, or the one webhook ID (msg_…), with each try: when, how long, what came back."""
+    """Show the webhooks of the job or batch ID, or the one webhook ID (msg_…), with each try and what came back."""
     with reporting_errors(), connect(api_url, api_key) as client:
         found = (client.delivery(name),) if name.startswith("msg_") else client.deliveries(name)
     for delivery in found:

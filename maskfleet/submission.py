@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.batch_spec import Batch, BatchSpec
 from jobs.record import Spec
 from jobs.spec import EverythingParams, ImageSource, JobSpec, Prompt, PromptParams, Webhook, invalid_request
 
@@ -15,6 +16,7 @@ from jobs.spec import EverythingParams, ImageSource, JobSpec, Prompt, PromptPara
 Photo = str | Path | bytes
 
 _SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
+_BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
 #: Stands in a spec for a photo that goes along with it; the API puts the real source there.
 PHOTO_GOES_ALONG = ImageSource(upload_id="upl_" + "0" * 32)
 
@@ -79,6 +81,15 @@ def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -
         return _SPEC.validate_python(document)
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
+    """Write a batch as the API reads it.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        batch = _BATCH.validate_python({**fields, "images": tuple(images)})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    return batch.model_dump_json(exclude_unset=True, exclude_none=True).encode()
 
 
 def document_of(spec: Spec, *, with_image: bool) -> bytes:

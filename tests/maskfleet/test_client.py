@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.events import BatchEvent
 from jobs.record import JobView
 from jobs.settings import SharedSettings
 from jobs.spec import BoxJob, ImageSource, Prompt
@@ -21,6 +22,7 @@ from maskfleet.receiver import Receiver
 from maskfleet.stack_process import StackLine
 from maskfleet.stack_settings import PHOTOS_BUCKET
 from maskfleet.submission import JobFields
+from tests.waiting import wait_until
 
 BOXES: JobFields = {"mode": "box", "prompts": [Prompt(box=(304, 14, 366, 73)), Prompt(box=(244, 94, 298, 146))]}
 #: Long enough to be seen running, on any machine: 16,384 points.
@@ -61,6 +63,21 @@ def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(
     assert sum(file.name.startswith("masks/") for file in manifest.files) == 2
     for file in manifest.files:
         assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_many_photos_are_one_batch_whose_end_is_told_once(client: Client, receiver: Receiver, coins: Path) -> None:
+    sent = client.submit_batch([coins, coins.read_bytes()], webhook={"url": receiver.url}, **BOXES)
+    jobs = [client.wait(job_id, timeout_s=120) for job_id in sent.job_ids]
+    wait_until(lambda: any(isinstance(event, BatchEvent) for event in receiver.events), 30)
+    batch = client.batch(sent.id)
+    wait_until(lambda: client.deliveries(sent.id)[0].state == "delivered", 30)
+
+    [event] = [event for event in receiver.events if isinstance(event, BatchEvent)]
+    assert [(job.status, job.batch_id) for job in jobs] == [("succeeded", sent.id)] * 2
+    assert (batch.status, batch.done, batch.counts.succeeded) == ("completed", 2, 2)
+    assert (event.data.id, event.data.counts.succeeded) == (sent.id, 2)
+    with pytest.raises(Refused, match="invalid_spec"):
+        client.submit_batch([], **BOXES)
 
 
 def test_the_same_idempotency_key_finds_the_same_job(client: Client, coins: Path) -> None:
