@@ -122,7 +122,8 @@ def start_s3(
     for part in ("master", "filer", "volume", "admin"):
         http_port = free_port(also_offset=_GRPC_OFFSET)
         options |= {f"{part}.port": http_port, f"{part}.port.grpc": http_port + _GRPC_OFFSET}
-    command = [str(weed_binary()), "mini", *(f"-{name}={value}" for name, value in options.items())]
+    # Else it writes most of its log into the machine's folder for temporary files, and leaves it there.
+    command = [str(weed_binary()), "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items())]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
 
     def start() -> subprocess.Popen[bytes]:

@@ -154,6 +154,7 @@ def places(of: dict[str, str], secret: str) -> list[str]:
 def test_no_log_shows_a_secret(traces: Traces) -> None:
     written = {name for name, text in traces.logs.items() if text}
     assert {"api.log", "worker.log", "courier.log", "s3.log", "redis.log", "up.log"} <= written
+    assert "Starting S3 API Server" in traces.logs["s3.log"]  # not the little alone that it tells a terminal
     assert '"level": "debug"' in "".join(traces.logs.values())
     hidden = {**traces.secrets, "a caller's own signature": TOKEN}
 
