@@ -229,7 +229,12 @@ def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, s
 
 
 #: What stands in each variable part of a path when it does not matter.
-UNKNOWN = {"job_id": UNKNOWN_JOB, "delivery_id": f"msg_{UNKNOWN_JOB}_1_failed", "name": "coco.json"}
+UNKNOWN = {
+    "job_id": UNKNOWN_JOB,
+    "batch_id": f"batch_{'0' * 32}",
+    "delivery_id": f"msg_{UNKNOWN_JOB}_1_failed",
+    "name": "coco.json",
+}
 
 
 def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open(app: Flask) -> None:
@@ -267,6 +272,9 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
     fields = {"metadata": {"order": "a-secret-of-the-apiary"}, "webhook": {"url": "https://example.com/hook"}}
     running, ended = apiary.a_job(**fields), apiary.a_job(**fields)
     run_to_success(ended, ledger, store)
+    images = [{"url": "https://example.com/bee.jpg"}]
+    batch = apiary.post("/v1/batches", {"mode": "everything", "images": images, **fields}).json
+    assert apiary.get(f"/v1/batches/{batch['id']}").status_code == 200
     delivery = f"msg_{ended}_1_succeeded"
     assert apiary.get(f"/v1/deliveries/{delivery}").status_code == 200
     walked = 0
@@ -274,7 +282,7 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
         if _scope(app, rule) is None or not rule.arguments:
             continue
         for job_id in (running, ended):
-            ids = {**UNKNOWN, "job_id": job_id, "delivery_id": delivery}
+            ids = {**UNKNOWN, "job_id": job_id, "batch_id": batch["id"], "delivery_id": delivery}
             foreign = _open(app, method, rule, KEYS["bakery"], ids)
             unknown = _open(app, method, rule, KEYS["bakery"], UNKNOWN)
 
@@ -285,5 +293,5 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
 
     assert walked >= 10
     assert Caller(app, KEYS["bakery"]).get("/v1/jobs").json["jobs"] == []
-    assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == {running, ended}
+    assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == {running, ended, *batch["job_ids"]}
     assert [apiary.get(f"/v1/jobs/{job_id}").json["status"] for job_id in (running, ended)] == ["queued", "succeeded"]
