@@ -50,15 +50,15 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._lent: list[tuple[Tensor, weakref.ref[Tensor]]] = []
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Give a buffer, whatever it held; what was given before under this name is overwritten."""
+    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Give a buffer, whatever it held; what was given before under this name and precision is overwritten."""
         size = math.prod(shape)
-        buffer = self._buffers.get(name)
+        buffer = self._buffers.get((name, dtype))
         if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name] = torch.empty(size, device=self._device)
+            buffer = self._buffers[name, dtype] = torch.empty(size, device=self._device, dtype=dtype)
         return buffer[:size].view(shape)
 
     def lend(self, *shape: int) -> Tensor:

@@ -12,11 +12,12 @@ With keys = scale·own + rowsᵀ·basis (``worker.low_rank``; gains and shifts a
   own·own (a table), 2·scale·own·basis (tokens through a table) and basis·basisᵀ between the rows.
 
 A final reading is made for the IoU token alone, and SAM 2's object-score token; those of mask tokens wait until their
-mask is wanted.
+mask is wanted, and are then made in double precision (``worker.precision``).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from worker.crew import Crew
 from worker.folding import FoldedDecoder, Reading, centred, out_projection
 from worker.image_state import ImageState, Shared
 from worker.low_rank import LowRankImage, Scratch, basis_of, by_head, overlaps_of, run_or_indices, without_first_token
+from worker.precision import in_precision
 from worker.tokens import Tokens
 
 
@@ -41,12 +43,30 @@ class Conversation:
     image: LowRankImage
 
 
+@dataclass(frozen=True, slots=True)
+class LastReading:
+    """The attention behind both layers, with a norm behind it; and its folded weights.  All are in one precision."""
+
+    attention: Any
+    norm: Any
+    folded: Reading
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.folded.key.dtype
+
+
 class TwoWay:
-    """The transformer of one model.  at_once: prompts whose image side is worked on together."""
+    """The transformer of one model, in float32.  at_once: prompts whose image side is worked on together."""
 
     def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, crew: Crew, at_once: int) -> None:
         self._transformer = decoder.transformer
         self._folded = folded
+        attention, norm = self._transformer.final_attn_token_to_image, self._transformer.layer_norm_final_attn
+        self._last = LastReading(attention, norm, folded.final)
+        self._last_exactly = LastReading(
+            copy.deepcopy(attention).double(), copy.deepcopy(norm).double(), in_precision(folded.final, torch.float64)
+        )
         self._scratch = scratch
         self._crew = crew
         self._at_once = at_once
@@ -75,17 +95,29 @@ class TwoWay:
         image = self._take_up_second(state, room, image, values, keys2, values2, padded)
         return Conversation(queries, queries + start, image)
 
-    def conclude(self, state: ImageState, conversation: Conversation, prompts: Sequence[int], chosen: Tensor) -> Tensor:
+    def conclude(
+        self,
+        state: ImageState,
+        conversation: Conversation,
+        prompts: Sequence[int],
+        chosen: Tensor,
+        *,
+        exactly: bool = False,
+    ) -> Tensor:
         """Let tokens of some prompts read the image a last time.
 
-        prompts: U of them, ascending; chosen: (U, k), the places of their tokens.  Returns (U, k, C).
+        prompts: U of them, ascending; chosen: (U, k), the places of their tokens; exactly: in double precision.
+        Returns (U, k, C), in float32.
         """
-        attention, norm = self._transformer.final_attn_token_to_image, self._transformer.layer_norm_final_attn
+        last = self._last_exactly if exactly else self._last
         places = chosen[:, :, None].expand(-1, -1, conversation.tokens.shape[2])
         some = run_or_indices(prompts)
-        asking, tokens = (given[some].gather(1, places) for given in (conversation.queries, conversation.tokens))
-        read = self._read(attention, self._folded.final, state.final, asking, conversation.image, prompts)
-        return _norm(norm, tokens + read)
+        asking, tokens = (
+            given[some].gather(1, places).to(last.dtype) for given in (conversation.queries, conversation.tokens)
+        )
+        shared = in_precision(state.final, last.dtype)
+        read = self._read(last.attention, last.folded, shared, asking, conversation.image, prompts)
+        return _norm(last.norm, tokens + read).float()
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(N, n, H·d) as (N, n, H, d)."""
@@ -119,10 +151,14 @@ class TwoWay:
         image: LowRankImage,
         whose: Sequence[int],
     ) -> Tensor:
-        """Layer 2 and final: each prompt's tokens read its own image.  asking: (U, m, C), of the prompts whose."""
+        """Layer 2 and final: each prompt's tokens read its own image, in the tokens' precision.
+
+        asking: (U, m, C), of the prompts whose.
+        """
         query = self._heads(linear(asking, attention.q_proj.weight, attention.q_proj.bias))
         query = query * query.shape[-1] ** -0.5
-        basis = image.basis[run_or_indices(whose)]
+        dtype = asking.dtype
+        basis = image.basis[run_or_indices(whose)].to(dtype)
         on_basis = torch.einsum("bmhd,hdc->bmhc", query, folded.key).flatten(1, 2) @ basis.transpose(1, 2)
         from_rows = torch.empty_like(on_basis)
         read = torch.empty_like(query)
@@ -131,8 +167,8 @@ class TwoWay:
 
         def work(part: slice, scratch: Scratch) -> None:
             owners = run_or_indices(whose[part])
-            rows, scale = image.rows[owners], image.scale[owners].unsqueeze(1)
-            scores = scratch.take("scores", len(rows), asked, heads, positions)
+            rows, scale = image.rows[owners].to(dtype), image.scale[owners].unsqueeze(1).to(dtype)
+            scores = scratch.take("scores", len(rows), asked, heads, positions, dtype=dtype)
             flat = scores.view(len(rows), asked * heads, positions)
             by_head(query[part], shared.keys, out=scores)
             flat.mul_(scale).baddbmm_(on_basis[part], rows)

@@ -1,19 +1,60 @@
-"""The encoder in half precision, and measuring masks behind a device's back, on the CPU."""
+"""How exact the logits are; the encoder in half precision, and measuring masks behind a device's back, on the CPU."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from transformers import SamModel, SamProcessor
 
 from tests.worker.conftest import boxes
+from tests.worker.truth import coins, of_megapixels
 from worker.batches import run_behind
-from worker.decoder import at_hand
+from worker.decoder import Candidates, at_hand, decode_with_library
+from worker.fast_sam import FastSam
 from worker.images import Photo
 from worker.masks import decode_rle
 from worker.model import SegmentationModel, load_model
+from worker.prompts import PromptBatch
 from worker.segment import segment
+
+#: Of a logit: a pixel is about as far from its neighbour's.
+NEAR_THRESHOLD = 1.0
+
+
+def test_logits_near_the_threshold_are_as_exact_as_the_librarys(demo_model: str) -> None:
+    """Their rounding decides which pixels of a large photograph fall to which side."""
+    network: Any = SamModel.from_pretrained(demo_model).eval()
+    image = coins(of_megapixels(18))
+    points = [[(x + 0.5) / 4 * image.width, (y + 0.5) / 4 * image.height] for x in range(4) for y in range(4)]
+    processor = SamProcessor.from_pretrained(demo_model)
+    inputs = processor(images=image, input_points=[[[point] for point in points]], return_tensors="pt")
+    with torch.inference_mode():
+        embedding = network.get_image_embeddings(inputs["pixel_values"])
+        batch = PromptBatch(inputs["input_points"][0], torch.ones(16, 1).long(), None, tuple(range(16)), ((),) * 16)
+        fast = FastSam(network)
+        exact, theirs, ours = (
+            candidates.logits(torch.arange(16).repeat_interleave(3), torch.arange(3).repeat(16)).double()
+            for candidates in (
+                _in_double_precision(network, embedding, batch),
+                decode_with_library(network, batch, multimask=True, image_embeddings=embedding),
+                fast.decode(fast.image_state(embedding), batch),
+            )
+        )
+
+    near = exact.abs() < NEAR_THRESHOLD
+    off, theirs_off = (float((logits - exact)[near].abs().mean()) for logits in (ours, theirs))
+    print(f"ours are {off:.2e} off, the library's {theirs_off:.2e}, over {int(near.sum())} logits")  # noqa: T201
+    assert near.sum() > 1000
+    assert off < 1.15 * theirs_off
+
+
+def _in_double_precision(network: Any, embedding: torch.Tensor, batch: PromptBatch) -> Candidates:
+    exact = copy.deepcopy(network).double()
+    return decode_with_library(exact, batch, multimask=True, image_embeddings=embedding.double())
 
 
 def test_half_precision_finds_the_same_object_with_other_numbers(
