@@ -81,7 +81,7 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     started = time.monotonic()
     data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
     mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
-    photo = bench.sandbox.decode(data, bench.settings.max_image_pixels)
+    photo = bench.sandbox.decode(data, bench.settings.max_image_pixels, lease.check)
     del data  # up to max_image_bytes, which the masks need not wait beside
     fetch_s = time.monotonic() - started
     segmentation = segment(photo, record.spec, bench.model, lease, mask_inputs)

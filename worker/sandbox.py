@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,8 @@ COMMAND = (sys.executable, "-m", "worker.decoding")
 DECODE_TIMEOUT_S = 60.0
 #: One that has not ended itself by then, because it is stopped or does not keep to the rules, is killed.
 KILL_GRACE_S = 5.0
+#: How often whoever waits for an image asks whether it is still wanted.
+LOOK_S = 0.1
 #: All that the process is told: where its code is.  No key, no secret, no address.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 #: Linux gives a pipe 64 kB, which makes two processes take turns; it allows anyone 1 MB.
@@ -42,6 +44,10 @@ class _Ended(Exception):
 
 class _Hangs(Exception):
     """The process neither answers nor ends in time."""
+
+
+def _go_on() -> None:
+    """Nobody stops it."""
 
 
 class Sandbox:
@@ -60,20 +66,24 @@ class Sandbox:
         self._timeout_s = timeout_s
         self._kill_grace_s = kill_grace_s
         self._kill_at = 0.0
+        self._check = _go_on
         self._process = self._start()
 
-    def decode(self, data: bytes, max_pixels: int) -> Photo:
+    def decode(self, data: bytes, max_pixels: int, check: Callable[[], None] = _go_on) -> Photo:
         """Decode an image, as `worker.images.decode_photo` does.
 
+        check: asked again and again; what it raises ends the process at once, and is raised.
         Raises InvalidImage: its codes, and ``image_crashes_decoder`` when a new process ended over it as well, or
         ``image_takes_too_long``.
         """
+        self._check = check
         try:
             # The first may have been harmed by an earlier image, or killed from outside: that blames nobody.
             photo = self._try(data, max_pixels) or self._try(data, max_pixels)
         except InvalidImage:
             raise
         except BaseException:  # what is left of the answer must not be taken for the next one's
+            self._process.kill()
             self._replace()
             raise
         if photo is None:
@@ -197,9 +207,14 @@ class Sandbox:
     def _await(self, descriptor: int, event: int) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        if not poll.poll(max(0.0, self._kill_at - time.monotonic()) * 1000):
-            self._process.kill()
-            raise _Hangs
+        while True:
+            self._check()
+            left_s = max(0.0, self._kill_at - time.monotonic())
+            if poll.poll(min(left_s, LOOK_S) * 1000):
+                return
+            if left_s == 0:
+                self._process.kill()
+                raise _Hangs
 
     @property
     def _stdin(self) -> int:

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -103,6 +104,31 @@ def test_a_job_whose_image_crashes_the_decoder_fails_and_the_next_one_is_done(
     assert record.error is not None
     assert (record.status, record.attempt, record.error.code) == (Status.FAILED, 1, "image_crashes_decoder")
     assert read(bench, good).status is Status.SUCCEEDED
+
+
+def test_a_job_that_is_canceled_as_its_image_is_decoded_ends_at_once_and_the_next_one_is_done(
+    bench: Workbench, coins: bytes, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    begun = tmp_path / "begun"
+    with closing(Sandbox((sys.executable, "-m", "tests.worker.hanging_decoder", str(begun)))) as hanging:
+        settings = bench.settings.model_copy(update={"beat_s": 0.05, "stop_grace_s": 600})
+        bench = dataclasses.replace(bench, sandbox=hanging, settings=settings)
+        hangs, good = upload(bench, written(corners(), "GIF")), upload(bench, coins)
+        decoder = hanging._process
+        attempt = threading.Thread(target=attempt_job, args=(hangs, bench))
+        attempt.start()
+        wait_until(begun.exists, 30)
+        assert decoder.poll() is None
+
+        bench.ledger.cancel(hangs, "ant")
+
+        attempt.join(30)  # half of what the decoder has at most
+        assert not attempt.is_alive()
+        assert read(bench, hangs).status is Status.CANCELED
+        assert decoder.returncode == -signal.SIGKILL
+        attempt_job(good, bench)
+        assert read(bench, good).status is Status.SUCCEEDED
 
 
 def test_a_decoder_that_is_killed_from_outside_blames_no_image() -> None:

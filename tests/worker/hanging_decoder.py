@@ -1,0 +1,25 @@
+"""`worker.decoding` with a decoder of GIFs that hangs in a native call; it makes the file that it is told first."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import GifImagePlugin, Image
+
+from worker.decoding import main
+
+
+class HangingGif(GifImagePlugin.GifImageFile):
+    def load(self) -> Any:  # as in Pillow
+        Path(sys.argv[1]).touch()
+        while True:  # the call ends at a signal
+            ctypes.CDLL(None).sleep(3600)
+
+
+if __name__ == "__main__":
+    Image.preinit()
+    Image.register_open("GIF", HangingGif)
+    main()
