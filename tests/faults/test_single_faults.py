@@ -268,7 +268,11 @@ def test_a_worker_whose_clock_is_off_blames_the_service_and_not_the_caller(stage
 
 
 def test_every_key_is_one_that_the_ledger_describes(stage: Stage) -> None:
-    """After all of the above there are most of them."""
+    """After all of the above, and a batch, there are most of them."""
+    fields = stage.callers.spec(BOX)
+    batch = {name: value for name, value in fields.items() if name not in ("image", "webhook")}
+    sent = stage.lab.ask("POST", "/v1/batches", json={**batch, "images": [fields["image"]] * 2})
+    assert [stage.ended(job).status for job in sent.json()["job_ids"]] == ["succeeded"] * 2
     described = [
         (re.compile(re.sub(r"\\\{.*?\\\}", ".+", re.escape(f"mf:{name}"))), kind)
         for names, kinds in DESCRIBED_KEYS.findall(ledger_described or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import ssl
@@ -197,6 +198,14 @@ def test_each_program_does_its_work_as_its_own_user(
         wait_until(lambda: {status(good), status(broken)} == {"succeeded", "failed"}, 60)
         assert receiver.wait_for(good, 30).data.status == "succeeded"
         assert receiver.wait_for(broken, 30).data.status == "failed"
+        images = [{"base64": base64.b64encode(data).decode()} for data in (photo, photo[:5000])]
+        prompts = [{"box": [20, 20, 80, 80]}]
+        body = {"mode": "box", "prompts": prompts, "images": images, "webhook": {"url": receiver.url}}
+        batch = ask("POST", "/v1/batches", 202, json=body).json()
+        wait_until(lambda: "batch.completed" in {event.type for event in receiver.events}, 60)
+        ask("POST", f"/v1/jobs/{batch['job_ids'][1]}/retry", 202)
+        wait_until(lambda: len(ask("GET", f"/v1/batches/{batch['id']}/deliveries", 200).json()["deliveries"]) == 2, 60)
+        assert ask("GET", f"/v1/batches/{batch['id']}", 200).json()["counts"]["failed"] == 1
         ask("POST", f"/v1/jobs/{broken}/retry", 202)
         wait_until(lambda: status(broken) == "failed", 60)
         slow = job(photo, '{"mode": "everything", "params": {"points_per_batch": 1}}')
