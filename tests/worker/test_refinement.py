@@ -193,13 +193,9 @@ def test_a_second_job_refines_a_mask_of_the_first(bench: Workbench, repository: 
     second = _run(bench, photo, "ant", [again], outputs=["logits"])
 
     assert second.status is Status.SUCCEEDED
-    assert second.result is not None
-    manifest = Manifest.model_validate_json(bench.store.read(second.result.manifest_key))
-    written = read_logits(bench.store.read(manifest.files[0].key), 0)
+    start, written = _written(bench, first, "logits/0001.npy"), _written(bench, second, "logits/0000.npy")
     coins = decode_photo(photo, MAX_PIXELS)
-    start = segment(coins, boxes(_bare(BOX_AND_POINT), outputs=("logits",)), model).masks[0].logits
     without = segment(coins, boxes(_bare(BOX), outputs=("logits",)), model).masks[0].logits
-    assert start is not None
     assert without is not None
     refined = segment(coins, boxes(BOX, outputs=("logits",)), model, mask_inputs={0: start}).masks[0].logits
     assert refined is not None
@@ -283,3 +279,11 @@ def _run(bench: Workbench, photo: bytes, tenant: str, prompts: list[dict[str, An
     record = bench.ledger.read(job_id)
     assert record is not None
     return record
+
+
+def _written(bench: Workbench, job: JobRecord, name: str) -> np.ndarray:
+    """A file of logits that a job wrote."""
+    assert job.result is not None
+    manifest = Manifest.model_validate_json(bench.store.read(job.result.manifest_key))
+    [key] = [file.key for file in manifest.files if file.key.endswith(name)]
+    return read_logits(bench.store.read(key), 0)
