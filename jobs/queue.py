@@ -69,6 +69,9 @@ def celery_app(settings: SharedSettings) -> Celery:
             "queue_order_strategy": "jobs.queue:UrgencyCycle",
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
+            # kombu's own waits would keep whoever publishes for 6 s; a node comes back by Celery's, which are others.
+            "max_retries": 1,
+            "interval_start": 0,
         },
         task_create_missing_queues=True,
         broker_use_ssl=tls_options(settings) or None,
