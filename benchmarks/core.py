@@ -12,10 +12,10 @@ figures are medians.  ``coins`` is a photograph, where one candidate in fourteen
 so that nearly all pass, which is as hard as it gets for a core that saves its work on those that do not.  A whole
 job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in points
 (see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
-eight passes the IoU filter, as with trained weights.  ``sam2`` is the same of SAM 2's shape, hiera tiny, on a square
-picture: on another the library's grid does not cover the image.  ``tuned`` keeps freed memory, by glibc's MALLOC_
-settings.  Stage ``decoder`` leaves out the encoder and what follows: the library's modules give the low-resolution
-masks of all candidates, ours those of candidates that pass the IoU filter.
+eight passes the IoU filter, as with trained weights.  ``sam2`` is the same of SAM 2's shape, with the encoder
+``--hiera``, on a square picture: on another the library's grid does not cover the image.  ``tuned`` keeps freed memory,
+by glibc's MALLOC_ settings.  Stage ``decoder`` leaves out the encoder and what follows: the library's modules give the
+low-resolution masks of all candidates, ours those of candidates that pass the IoU filter.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,39 @@ TUNED = {
 }
 #: What stands for the library and for us, by stage.
 SIDES = {"whole": ("library", "ours"), "decoder": ("library-decoder", "our-decoder")}
+#: The encoders of SAM 2 and 2.1, as their checkpoints' config.json have them.
+HIERA: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 96,
+        "blocks_per_stage": [1, 2, 7, 2],
+        "embed_dim_per_stage": [96, 192, 384, 768],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "global_attention_blocks": [5, 7, 9],
+    },
+    "small": {
+        "hidden_size": 96,
+        "blocks_per_stage": [1, 2, 11, 2],
+        "embed_dim_per_stage": [96, 192, 384, 768],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "global_attention_blocks": [7, 10, 13],
+    },
+    "base-plus": {
+        "hidden_size": 112,
+        "blocks_per_stage": [2, 3, 16, 3],
+        "embed_dim_per_stage": [112, 224, 448, 896],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "global_attention_blocks": [12, 16, 20],
+        "window_positional_embedding_background_size": [14, 14],
+    },
+    "large": {
+        "hidden_size": 144,
+        "blocks_per_stage": [2, 6, 36, 4],
+        "embed_dim_per_stage": [144, 288, 576, 1152],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "global_attention_blocks": [23, 33, 43],
+        "window_size_per_stage": [8, 4, 16, 8],
+    },
+}
 #: The library holds every candidate of a batch at full size: 16 points at 18 MP are 3.5 GB.
 SMALL_BATCH_FROM_MP = 8
 
@@ -107,14 +141,14 @@ def vit_b(folder: Path) -> Path:
     return _save_with_masks(folder, network, SamImageProcessor(), picture("coins", 1))
 
 
-def sam2(folder: Path) -> Path:
-    """Save a checkpoint of SAM 2's shape, with the encoder hiera tiny, with random weights that keeps masks."""
+def sam2(folder: Path, hiera: str = "tiny", **otherwise: Any) -> Path:
+    """Save a checkpoint of SAM 2's shape with random weights that keeps masks.
+
+    hiera: which encoder; otherwise: what differs from its configuration.
+    """
     from tests.worker.networks import random_sam2
 
-    network = random_sam2(
-        256, 8, 64, hidden_size=96, blocks_per_stage=[1, 2, 7, 2], embed_dim_per_stage=[96, 192, 384, 768],
-        num_attention_heads_per_stage=[1, 2, 4, 8], global_attention_blocks=[5, 7, 9],
-    )  # fmt: skip
+    network = random_sam2(256, 8, 64, **{**HIERA[hiera], **otherwise})
     return _save_with_masks(folder, network, Sam2ImageProcessor(), picture("coins", 1, square=True))
 
 
@@ -179,6 +213,7 @@ def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("demo", "vit-b", "sam2"), default="demo")
+    parser.add_argument("--hiera", choices=tuple(HIERA), default="tiny", help="the encoder of model sam2")
     parser.add_argument("--picture", choices=("coins", "scene"), default="coins")
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4])
     parser.add_argument("--points", type=int, default=16, help="points along a side that are decoded")
@@ -191,7 +226,7 @@ def main() -> None:
     options.threads = options.threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = {"vit-b": vit_b, "sam2": sam2}
+        made = {"vit-b": vit_b, "sam2": partial(sam2, hiera=options.hiera)}
         demo = ROOT / "models" / "sam-demo"
         checkpoint = demo if options.model == "demo" else made[options.model](folder / options.model)
         rows = []

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.core import Side, picture, vit_b
+from benchmarks.core import Side, picture, sam2, vit_b
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_GB = 0.4
 
 
-def measured(checkpoint: Path, folder: Path, megapixels: float, *, points: int, batch: int) -> dict[str, float]:
-    np.save(folder / "image.npy", picture("coins", megapixels))
+def measured(
+    checkpoint: Path, folder: Path, megapixels: float, *, points: int, batch: int, square: bool = False
+) -> dict[str, float]:
+    np.save(folder / "image.npy", picture("coins", megapixels, square=square))
     side = Side("ours", checkpoint, folder / "image.npy", batch, threads=1, allocator="default")
     try:
         return side.run(points)
@@ -35,3 +37,14 @@ def test_the_guides_own_call_fits_into_two_gigabytes(tmp_path: Path) -> None:
     assert found["kept"] > 0
     assert found["peak_gb"] < LIMIT_GB
     assert found["process_gb"] < 2
+
+
+def test_sam_2_large_needs_no_more(tmp_path: Path) -> None:
+    """Fewer blocks than hiera large has, of its widths: one of each kind takes what all of them take."""
+    few_blocks = {"blocks_per_stage": [1, 1, 2, 1], "global_attention_blocks": [3]}
+    checkpoint = sam2(tmp_path / "sam2", "large", **few_blocks)
+
+    found = measured(checkpoint, tmp_path, 18, points=12, batch=1024, square=True)
+
+    assert found["kept"] > 0
+    assert found["peak_gb"] < LIMIT_GB

@@ -18,6 +18,7 @@ from worker.families.fast import Fast
 from worker.families.library import Family
 from worker.fast_sam import FastSam
 from worker.fast_sam2 import FastSam2
+from worker.hiera import encode_in_strips
 
 
 class LibrarySam2(Family):
@@ -49,3 +50,7 @@ class Sam2(Fast, LibrarySam2):
     """SAM 2, the fast way."""
 
     fast_decoder: ClassVar[type[FastSam]] = FastSam2
+
+    def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
+        super().__init__(network, preprocessing)
+        encode_in_strips(network.vision_encoder)
