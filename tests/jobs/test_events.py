@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from jobs.events import MAX_BODY_BYTES, job_event
+from jobs.batch import BatchCounts, BatchRecord
+from jobs.events import MAX_BODY_BYTES, batch_event, job_event
 from jobs.record import JobRecord, Metrics, ResultSummary
 from jobs.spec import MAX_METADATA_KEYS, EventName
 
@@ -79,3 +80,15 @@ def test_a_start_is_told_with_the_time_and_the_state_of_it() -> None:
     event = job_event(EventName.STARTED, a_record("processing", {}), "m", "https://x")
 
     assert (event.type, str(event.data.status), event.timestamp.timestamp()) == ("job.started", "processing", 2.5)
+
+
+@pytest.mark.parametrize(("char", "kept"), [("x", True), ("蜂", False)])
+def test_the_largest_body_of_a_batch_is_below_that_too(char: str, kept: bool) -> None:
+    counts = BatchCounts(queued=0, processing=0, succeeded=997, failed=1, canceled=1, expired=1)
+    record = BatchRecord("batch_" + "a" * 32, "ant", 1000, 4000, 1, counts, metadata_of(char))
+
+    event = batch_event(record, f"https://{'x' * 200}")
+
+    assert len(event.model_dump_json().encode()) < MAX_BODY_BYTES
+    assert (event.data.metadata == record.metadata) is kept
+    assert (event.data.total, event.timestamp.timestamp()) == (1000, 4)
