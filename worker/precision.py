@@ -9,8 +9,8 @@ to the decoder's in double precision as the library's (``tests/worker/test_preci
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ Tables = TypeVar("Tables")
 
 def in_precision(tables: Tables, dtype: torch.dtype) -> Tables:
     """Give tensors, dataclasses of tensors and tuples of them in a precision; what has it already is not copied."""
-    made: Any = tables
-    if isinstance(tables, Tensor):
-        made = tables.to(dtype)
-    elif isinstance(tables, tuple):
-        made = tuple(in_precision(one, dtype) for one in tables)
-    elif is_dataclass(tables):
-        made = type(tables)(**{one.name: in_precision(getattr(tables, one.name), dtype) for one in fields(tables)})
-    return made
+    given: Any = tables  # Any: what it is shows below only
+    made = given
+    if isinstance(given, Tensor):
+        made = given.to(dtype)
+    elif isinstance(given, tuple):
+        made = tuple(in_precision(one, dtype) for one in given)
+    elif is_dataclass(given):
+        values = {one.name: in_precision(getattr(given, one.name), dtype) for one in fields(given)}
+        made = replace(given, **values)  # type: ignore[type-var]  # is_dataclass admits classes, too
+    return cast("Tables", made)

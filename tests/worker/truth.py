@@ -220,9 +220,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="the library holds 12 bytes a pixel and point of a batch")
     parser.add_argument("--pred-iou", type=float, default=0.75)
     parser.add_argument("--stability", type=float, default=0.8)
-    parser.add_argument(
-        "--library-itself", action="store_true", help="a prompt alone against it in a batch of four"
-    )
+    parser.add_argument("--library-itself", action="store_true", help="a prompt alone against it in a batch of four")
     options = parser.parse_args()
     truth = Truth(options.checkpoint)
     for megapixels in options.megapixels:
