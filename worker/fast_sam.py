@@ -22,7 +22,6 @@ from worker.decoder import Candidates, at_hand
 from worker.folding import fold
 from worker.image_state import Added, ImageState, biases_alone, image_state
 from worker.low_rank import Scratch, run_or_indices
-from worker.precision import in_precision
 from worker.prompts import PromptBatch
 from worker.tokens import PromptTokens, Tokens
 from worker.two_way import Conversation, TwoWay
@@ -42,8 +41,8 @@ class FastSam:
     """One SamModel's decoder.  together: prompts to work on at once, where the device's own number does not serve.
 
     It computes in float32 whatever the network's precision is: half of it is for the encoder, where the time goes on a
-    GPU, while sums of squares in half precision would give other masks.  A few sums are in double precision
-    (``worker.precision``).
+    GPU, while sums of squares in half precision would give other masks.  One step is in double precision, the last that
+    the tokens of wanted masks make (``worker.two_way``).
     """
 
     #: Whether a token for the object score stands before the others.
@@ -78,14 +77,11 @@ class FastSam:
         weights = 4 * self._fewest_tokens * decoder.config.num_attention_heads * len(positions)
         self._together = together or max(1, _share(_WEIGHTS_BYTES, device) // weights)
         with torch.inference_mode():
-            self._exact = fold(copy.deepcopy(decoder).double(), positions.double())
-            self._folded = in_precision(self._exact, torch.float32)
+            self._folded = fold(decoder, positions)
             self._tokens = PromptTokens(prompt_encoder, output, ends_boxes=self.ends_boxes)
             self._crew = Crew(device)
             self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._crew, self._together)
             self._upscaling = Upscaling(decoder, self._folded)
-        self._first_layer = decoder.transformer.layers[0]
-        self._first_layer_exactly = copy.deepcopy(self._first_layer).double()
         self._decoder = decoder
         self._prompt_encoder = prompt_encoder
 
@@ -113,12 +109,10 @@ class FastSam:
         return replace(candidates, predicted_iou=candidates.predicted_iou[:, :1])
 
     def _state_of(self, embedding: Tensor, added: Added, dense: Tensor | None = None) -> ImageState:
-        """Prepare an image: as exactly as can be for all prompts without a mask, or for the one that brings this."""
-        if dense is not None:
-            return image_state(self._folded, self._first_layer, embedding, dense, added)
-        dense = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
-        exact = image_state(self._exact, self._first_layer_exactly, embedding.double(), dense.double(), added)
-        return in_precision(exact, torch.float32)
+        """Prepare an image, with a mask prompt or what stands for none."""
+        if dense is None:
+            dense = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        return image_state(self._folded, self._decoder, embedding, dense, added)
 
     def _candidates(self, state: ImageState, batch: PromptBatch) -> Candidates:
         """Decode prompts: a candidate for each mask token."""

@@ -9,9 +9,6 @@ is linear after a norm can swallow its gain and shift:
 A layer norm takes the mean off; so everything that is added up before one may have its mean taken off beforehand
 ("centred"), and the norm is left with a division.  And what is the same for every image, the encoding of positions
 projected by each attention, is projected here.
-
-A folded weight is rounded once where the library rounds twice, in each of its steps.  That is no gain if the folding
-itself rounds; so it is done in double precision (``worker.precision``).
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class FoldedDecoder:
-    """Weights of the image's side.
+    """Weights of the image's side, in float32.
 
     positions: (P, C), the encoding of the image's positions.  spread1, spread2: (H, d, C), what the image takes up from
     a head of a token in layers 1 and 2, centred.  gain1: (C,).  query2: (H, d, C), the image's queries in layer 2, and
@@ -74,7 +71,7 @@ def centred(values: Tensor) -> Tensor:
 
 
 def fold(decoder: Any, positions: Tensor) -> FoldedDecoder:
-    """Fold the mask decoder of SAM or SAM 2, in its own precision.  positions: (P, C)."""
+    """Fold the mask decoder of SAM or SAM 2, in float32.  positions: (P, C)."""
     first, second = decoder.transformer.layers
     heads = int(decoder.config.num_attention_heads)
     norm1, norm2 = first.layer_norm4, second.layer_norm4

@@ -11,9 +11,6 @@ head through an output projection), are computed once as well.  After layer 2 th
 
 SAM 2 adds two finer maps of the image to the outputs of the upscaling convolutions.  They are the same for all prompts,
 mask prompt or not, and so are the convolutions' biases: the sums take the place of the biases.
-
-Every mask of an image inherits what is rounded here.  So the tables are computed in double precision and then rounded,
-once for each image (``worker.precision``).
 """
 
 from __future__ import annotations
@@ -76,13 +73,14 @@ class ImageState:
 
 
 def image_state(
-    folded: FoldedDecoder, first: Any, embedding: Tensor, dense: Tensor, added: Added | None = None
+    folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added | None = None
 ) -> ImageState:
-    """Prepare an image, in the precision of what is given.
+    """Prepare an image.
 
-    first: layer 1 of the decoder that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask
-    prompt or what stands for none; added: with the image's finer maps, if the decoder wants them.
+    decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or what
+    stands for none; added: with the image's finer maps, if the decoder wants them.
     """
+    first = decoder.transformer.layers[0]
     reading, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
     x = (embedding + dense)[0].flatten(1).t().contiguous()
     at_place = x + folded.positions

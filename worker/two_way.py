@@ -12,7 +12,8 @@ With keys = scale·own + rowsᵀ·basis (``worker.low_rank``; gains and shifts a
   own·own (a table), 2·scale·own·basis (tokens through a table) and basis·basisᵀ between the rows.
 
 A final reading is made for the IoU token alone, and SAM 2's object-score token; those of mask tokens wait until their
-mask is wanted, and are then made in double precision (``worker.precision``).
+mask is wanted.  Those are made in double precision: of all the steps this is the one whose rounding a mask's logits
+show, and with it they are as near to the exact ones as the library's (``tests/worker/test_precision.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from worker.crew import Crew
 from worker.folding import FoldedDecoder, Reading, centred, out_projection
 from worker.image_state import ImageState, Shared
 from worker.low_rank import LowRankImage, Scratch, basis_of, by_head, overlaps_of, run_or_indices, without_first_token
-from worker.precision import in_precision
 from worker.tokens import Tokens
 
 
@@ -55,6 +55,19 @@ class LastReading:
     def dtype(self) -> torch.dtype:
         return self.folded.key.dtype
 
+    def in_double_precision(self) -> LastReading:
+        weights = self.folded
+        return LastReading(
+            copy.deepcopy(self.attention).double(),
+            copy.deepcopy(self.norm).double(),
+            Reading(
+                key=weights.key.double(),
+                value=weights.value.double(),
+                key_at=weights.key_at.double(),
+                value_shift=weights.value_shift.double(),
+            ),
+        )
+
 
 class TwoWay:
     """The transformer of one model, in float32.  at_once: prompts whose image side is worked on together."""
@@ -64,9 +77,7 @@ class TwoWay:
         self._folded = folded
         attention, norm = self._transformer.final_attn_token_to_image, self._transformer.layer_norm_final_attn
         self._last = LastReading(attention, norm, folded.final)
-        self._last_exactly = LastReading(
-            copy.deepcopy(attention).double(), copy.deepcopy(norm).double(), in_precision(folded.final, torch.float64)
-        )
+        self._last_exactly = self._last.in_double_precision()
         self._scratch = scratch
         self._crew = crew
         self._at_once = at_once
@@ -115,7 +126,7 @@ class TwoWay:
         asking, tokens = (
             given[some].gather(1, places).to(last.dtype) for given in (conversation.queries, conversation.tokens)
         )
-        shared = in_precision(state.final, last.dtype)
+        shared = Shared(state.final.keys.to(last.dtype), state.final.values.to(last.dtype))
         read = self._read(last.attention, last.folded, shared, asking, conversation.image, prompts)
         return _norm(last.norm, tokens + read).float()
 

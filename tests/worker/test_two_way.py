@@ -34,8 +34,7 @@ class Side:
         self.dense = self.network.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         positions = self.network.get_image_wide_positional_embeddings()[0].flatten(1).t()
         self.folded: FoldedDecoder = fold(self.decoder, positions)
-        first = self.decoder.transformer.layers[0]
-        self.state: ImageState = image_state(self.folded, first, self.embedding, self.dense)
+        self.state: ImageState = image_state(self.folded, self.decoder, self.embedding, self.dense)
 
     def tokens(self, prompts: int, own: int, *, seed: int = 2) -> Tensor:
         torch.manual_seed(seed)
