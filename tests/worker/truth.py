@@ -35,7 +35,7 @@ from worker.segment import segment
 #: Most pixels that may differ in a mask.
 MOST_PIXELS = 5
 #: From this size of an image on, one in so many pixels of a long outline.
-LONG_OUTLINES_FROM_MP, OUTLINE_PIXELS = 12, 2500
+LONG_OUTLINES_FROM_MP, OUTLINE_PIXELS = 12, 1000
 #: How far from the threshold the library's logits of those may be.
 NEAR = 1e-3
 SCORE_TOLERANCE = 1e-5
