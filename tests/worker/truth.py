@@ -2,7 +2,7 @@
 
     python -m tests.worker.truth models/sam-demo --megapixels 0.3 1 4 12 18
     python -m tests.worker.truth path/to/a/checkpoint --megapixels 1 4 --points 8 --pred-iou 0.62 --stability 0.9
-    python -m tests.worker.truth models/sam-demo --megapixels 18 --library-itself
+    python -m tests.worker.truth models/sam-demo --megapixels 18 --of-four
 
 Our decoder adds up in another order than the library's, which moves logits in their last digits.  So a pixel may differ
 where the library's own logit, at full size, stands within ``NEAR`` of the threshold; that logit is printed for each.
@@ -118,10 +118,16 @@ class Truth:
                 assert mask.bbox_xywh == _box_xywh(inside)
         return Comparison(tuple(near), tuple(most))
 
-    def library_itself(self, image: Image.Image, prompt: dict[str, Any]) -> list[int]:
-        """In how many pixels the library's three masks of a prompt alone differ from those in a batch of four."""
+    def of_four(self, image: Image.Image, prompt: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """In how many pixels masks differ from the library's three of a prompt in a batch of four: ours, and its own.
+
+        Its own are of the prompt alone.
+        """
         alone, together = (self._logits(image, prompt, batch)[0] > 0 for batch in (1, 4))
-        return [int(count) for count in (alone ^ together).sum((1, 2))]
+        job = PointJob(mode="point", image=_SOMEWHERE, prompts=(prompt,), params={"multimask": True})
+        ours = np.stack([decode_rle(mask) for mask in segment(_photo(image), job, self._ours).masks])
+        in_ours, in_its_own = ([int(count) for count in (masks ^ together).sum((1, 2))] for masks in (ours, alone))
+        return in_ours, in_its_own
 
     def _distances(
         self, image: Image.Image, mask: Mask, different: npt.NDArray[np.bool_], threshold: float
@@ -220,16 +226,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="the library holds 12 bytes a pixel and point of a batch")
     parser.add_argument("--pred-iou", type=float, default=0.75)
     parser.add_argument("--stability", type=float, default=0.8)
-    parser.add_argument("--library-itself", action="store_true", help="a prompt alone against it in a batch of four")
+    parser.add_argument("--of-four", action="store_true", help="ours, and a prompt alone, against a batch of four")
     options = parser.parse_args()
     truth = Truth(options.checkpoint)
     for megapixels in options.megapixels:
         image = coins(of_megapixels(megapixels))
-        if options.library_itself:
+        if options.of_four:
             steps = [(number + 0.5) / options.points for number in range(options.points)]
             for x, y in itertools.product(steps, steps):
                 point = [x * image.width, y * image.height]
-                print(f"{megapixels} MP, {point}: {truth.library_itself(image, {'points': [point]})}")  # noqa: T201
+                in_ours, in_its_own = truth.of_four(image, {"points": [point]})
+                print(f"{megapixels} MP, {point}: ours {in_ours}, the library's own {in_its_own}")  # noqa: T201
             continue
         truth.everything(
             image,
