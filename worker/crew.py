@@ -52,9 +52,9 @@ class Crew:
             self._free.put(scratch)
 
 
-def in_parts(prompts: Sequence[int], at_once: int) -> list[Sequence[int]]:
+def in_parts(sequence: Sequence[Part], at_once: int) -> list[Sequence[Part]]:
     """Cut a sequence into pieces."""
-    return [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
+    return [sequence[start : start + at_once] for start in range(0, len(sequence), at_once)]
 
 
 def _single_core_threads(size: int) -> ThreadPoolExecutor:

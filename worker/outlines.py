@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.geometry import Geometry, one_step
-from worker.scanline import Cuts, Floats, Integers, measure_masks, trace_mask
+from worker.scanline import Cuts, Floats, Integers, measure_masks, measure_turned, trace_mask
 
 #: How far a value must be beyond a cut for its mixes to be so surely: a part of the cut, and a least distance, for cuts
 #: of 0, below which products would underflow.
@@ -88,11 +88,22 @@ def trace(
     return trace_mask(outline.turned, outline.window, geometry.grid, cuts, image_height, *offset_xy)
 
 
+def count_near(outline: Outline, geometry: Geometry, threshold: float, distance: float) -> int:
+    """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance."""
+    if outline.window[1] < outline.window[0]:
+        return 0
+    cuts, areas = _cuts(threshold - distance, threshold, threshold + distance), np.zeros(3, np.int64)
+    measure_turned(outline.turned, outline.window, geometry.grid, cuts, areas, np.zeros(4, np.int64))
+    return int(areas[0] - areas[2])
+
+
 def warm_up() -> None:
     """Compile, or find what was compiled before: some seconds on a machine's first time."""
     geometry, logits = one_step((4, 4), (200, 200)), np.ones((1, 4, 4), np.float32)
     measures = measure(logits, geometry, 0.0, 1.0)
-    trace(keep_outline(logits[0], measures.windows[0], geometry), geometry, 0.0, 200)
+    outline = keep_outline(logits[0], measures.windows[0], geometry)
+    trace(outline, geometry, 0.0, 200)
+    count_near(outline, geometry, 0.0, 1.0)
 
 
 def _cuts(*levels: float) -> Cuts:

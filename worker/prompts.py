@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,30 @@ class PromptBatch:
             for given in (self.points_xy, self.labels, self.boxes_xyxy, self.mask_input)
         )
         return PromptBatch(points_xy, labels, boxes_xyxy, self.indices[some], self.asked_xy[some], mask_input)
+
+    def alone(self, place: int) -> PromptBatch:
+        """One prompt by itself, without what fills it up."""
+        one = self.part(place, place + 1)
+        points_xy, labels, boxes_xyxy = one.points_xy, one.labels, one.boxes_xyxy
+        if points_xy is not None and labels is not None:
+            real = labels[0] != PADDING
+            points_xy, labels = (points_xy[:, real], labels[:, real]) if real.any() else (None, None)
+        if boxes_xyxy is not None and boxes_xyxy.isnan().any():
+            boxes_xyxy = None
+        return replace(one, points_xy=points_xy, labels=labels, boxes_xyxy=boxes_xyxy)
+
+
+def join(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """Put batches of one shape together."""
+    points_xy, labels, boxes_xyxy, mask_input = (
+        None if given[0] is None else torch.cat(given)
+        for given in zip(*((one.points_xy, one.labels, one.boxes_xyxy, one.mask_input) for one in batches), strict=True)
+    )
+    indices, asked_xy = (
+        tuple(itertools.chain.from_iterable(given))
+        for given in zip(*((one.indices, one.asked_xy) for one in batches), strict=True)
+    )
+    return PromptBatch(points_xy, labels, boxes_xyxy, indices, asked_xy, mask_input)
 
 
 def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:

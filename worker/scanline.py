@@ -57,13 +57,14 @@ def measure_masks(
         turned = np.ascontiguousarray(logits[mask, above:below, beside:beyond].T)
         box = boxes_xyxy[mask]
         box[0], box[1] = len(columns.band_start), len(rows.band_start)
-        _measure(turned, windows[mask], grid, cuts, areas[mask], box)
+        measure_turned(turned, windows[mask], grid, cuts, areas[mask], box)
         if box[2] == 0:
             box[0] = box[1] = 0
 
 
 @kernel
-def _measure(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
+def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
+    """Measure one mask: add to its areas (3,) and widen its box (4,).  turned: as ``trace_mask`` takes it."""
     rows = grid.rows
     seen, row_start, row_stop, top, left = _extent(window, grid)
     lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)

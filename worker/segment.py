@@ -16,13 +16,14 @@ from typing import Protocol
 from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
 from jobs.status import Stage
-from worker import masks
 from worker.batches import Halving, run_behind
 from worker.crops import Crop, lay_out, whole
 from worker.decoder import Candidates
-from worker.embedding import Embedding, Frame
+from worker.doubt import ALIKE, settle
+from worker.drafts import Drafts, View, draft_masks
+from worker.embedding import Embedding
 from worker.images import Photo
-from worker.masks import Chosen, Cut, Mask
+from worker.masks import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
 from worker.model import SegmentationModel, batch_that_fits
 from worker.prompts import (
     MaskInputs,
@@ -39,7 +40,7 @@ from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_o
 @dataclass(frozen=True, slots=True)
 class SegmentMetrics:
     """What the work was and how long it took.  points: prompts decoded; points_per_batch: as it
-    was used; candidates: masks measured."""
+    was used; candidates: masks measured; decoded_again: prompts decoded once more, for their pixels in doubt."""
 
     embed_s: float
     decode_s: float
@@ -48,6 +49,7 @@ class SegmentMetrics:
     points_per_batch: int
     candidates: int
     crops: int
+    decoded_again: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +110,26 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
     work = _Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
-    found, keep_logits = masks.Drafts(), Output.LOGITS in spec.outputs
+    found = Drafts()
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
     behind = model.device.type == "cuda"
     for crop in crops:
         before = len(found)
         embedding = work.embed(model, photo, crop)
         batches = grid_batches(crop, embedding.frame, points_per_batch)
-        measure = partial(_measure, embedding.frame, crop, photo.size_wh, cut, keep_logits, found)
+        view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
         decoded = work.decoded(partial(model.family.decode, embedding), batches, found)
         chosen = (
-            (batch, candidates, work.chosen(masks.choose_promising(candidates, params.pred_iou_thresh)))
+            (batch, candidates, work.chosen(choose_promising(candidates, params.pred_iou_thresh)))
             for batch, candidates in decoded
         )
-        run_behind((partial(measure, *one) for one in _ready(chosen, behind)), in_thread=behind)
-        if params.crops_suppression == "original":
+        run_behind((partial(_measure, found, view, *one) for one in _ready(chosen, behind)), in_thread=behind)
+        if params.crops_suppression == "original" or len(crops) == 1:
             found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first=before)
-    if params.crops_suppression == "library":
-        found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh))
-    elif len(crops) > 1:
-        found.keep(partial(smaller_crop_of_overlapping, iou_thresh=params.crops_nms_thresh))
+        work.settle(model, embedding, found, first=before)
+    if len(crops) > 1:
+        choose = better_of_overlapping if params.crops_suppression == "library" else smaller_crop_of_overlapping
+        found.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
     return Segmentation(photo.size_wh, found.written(), work.metrics())
 
 
@@ -140,20 +142,10 @@ def _ready(chosen: Iterable[_Chosen], on_host: bool) -> Iterator[_Chosen]:
         yield batch, candidates.on_host(some.rows, some.columns) if on_host else candidates, some
 
 
-def _measure(
-    frame: Frame,
-    crop: Crop,
-    size_wh: tuple[int, int],
-    cut: Cut,
-    keep_logits: bool,
-    found: masks.Drafts,
-    batch: PromptBatch,
-    candidates: Candidates,
-    chosen: Chosen,
-) -> None:
+def _measure(found: Drafts, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen) -> None:
     """Measure a batch's chosen masks and keep those that their crop does not cut off."""
-    for _, _, draft in masks.draft_masks(candidates, chosen, batch, frame, crop, size_wh, cut, keep_logits):
-        if not is_cut_off(draft.mask, size_wh):
+    for draft in draft_masks(candidates, chosen, batch, view):
+        if not is_cut_off(draft.mask, view.size_wh):
             found.add(draft)
 
 
@@ -162,25 +154,26 @@ def _segment_prompts(
 ) -> Segmentation:
     """One object for each prompt: its best candidate, or with multimask all three."""
     params = spec.params
-    choose = masks.choose_all if params.multimask else masks.choose_best
+    choose = choose_all if params.multimask else choose_best
     cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
     points_per_batch = batch_that_fits(model, params.points_per_batch)
     groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
     work = _Work(watch, len(groups), points_per_batch)
-    found: list[Mask] = []
+    found = Drafts()
     embedding = work.embed(model, photo, crop)
+    view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
     decode = partial(model.family.decode, embedding, multimask=params.multimask)
     batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
     for batch, candidates in work.decoded(decode, batches, found):
-        chosen = work.chosen(choose(candidates))
-        drafts = masks.draft_masks(
-            candidates, chosen, batch, embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs
-        )
-        for row, column, draft in drafts:
-            mask = draft.written()
-            found.append(replace(mask, prompt=batch.indices[row], candidate=column if params.multimask else None))
-    found.sort(key=lambda mask: (mask.prompt or 0, mask.candidate or 0))
-    return Segmentation(photo.size_wh, tuple(found), work.metrics())
+        for draft in draft_masks(candidates, work.chosen(choose(candidates)), batch, view):
+            found.add(draft)
+    # Beside others or not, a prompt's masks are those that it has alone.
+    work.settle(model, embedding, found, together=1, multimask=params.multimask)
+    answers = (
+        replace(draft.written(), prompt=draft.prompt, candidate=draft.column if params.multimask else None)
+        for draft in sorted(found, key=lambda draft: (draft.prompt, draft.column))
+    )
+    return Segmentation(photo.size_wh, tuple(answers), work.metrics())
 
 
 class _Work:
@@ -190,7 +183,7 @@ class _Work:
         self._watch = watch
         self._halving = Halving(points_per_batch)
         self._batches = batches
-        self._done = self._points = self._candidates = self._crops = 0
+        self._done = self._points = self._candidates = self._crops = self._again = 0
         self._embed_s = self._decode_s = 0.0
 
     def embed(self, model: SegmentationModel, photo: Photo, crop: Crop) -> Embedding:
@@ -217,6 +210,31 @@ class _Work:
             self._points += len(batch.indices)
             self._watch.batch(self._done, self._batches, len(found))
 
+    def settle(
+        self,
+        model: SegmentationModel,
+        embedding: Embedding,
+        found: Drafts,
+        *,
+        first: int = 0,
+        together: int = ALIKE,
+        multimask: bool = True,
+    ) -> None:
+        """Let the library's decoder settle the pixels in doubt of one embedding's masks, where ours is another."""
+        if model.family.rounds_otherwise:
+            decode = partial(model.family.decode_as_library, embedding, multimask=multimask)
+            settle(found, partial(self._decoded_again, decode, found), first, together)
+
+    def _decoded_again(
+        self, decode: Callable[[PromptBatch], Candidates], found: Sized, batches: Iterable[PromptBatch]
+    ) -> Iterator[tuple[PromptBatch, Candidates]]:
+        for batch in batches:
+            started = time.perf_counter()
+            yield from self._halving.decode(decode, batch)
+            self._decode_s += time.perf_counter() - started
+            self._again += len(set(batch.indices))
+            self._watch.batch(self._done, self._batches, len(found))
+
     def chosen(self, chosen: Chosen) -> Chosen:
         """Count the candidates whose masks are looked at."""
         self._candidates += len(chosen.rows)
@@ -231,4 +249,5 @@ class _Work:
             points_per_batch=self._halving.points_per_batch,
             candidates=self._candidates,
             crops=self._crops,
+            decoded_again=self._again,
         )

@@ -17,12 +17,13 @@ from torch.nn.functional import interpolate
 from jobs.spec import EverythingParams
 from tests import references
 from tests.worker.conftest import MAX_PIXELS
-from worker import masks
+from worker import drafts, masks
 from worker.crops import lay_out, whole
 from worker.decoder import Candidates, at_hand
+from worker.drafts import Draft, Drafts, View, draft_masks
 from worker.embedding import Frame, frame_of, pixel_values
 from worker.images import decode_photo
-from worker.masks import Cut, Draft, Mask
+from worker.masks import Cut, Mask
 from worker.model import SegmentationModel
 from worker.outlines import Measures
 from worker.prompts import PromptBatch
@@ -160,9 +161,9 @@ def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[
     batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
     frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))
     chosen = masks.choose_all(candidates)
-    made = list(masks.draft_masks(candidates, chosen, batch, frame, whole(size_wh), size_wh, cut))
-    assert [(row, column) for row, column, _ in made] == list(np.ndindex(len(logits), 3))
-    return [draft for _, _, draft in made]
+    made = list(draft_masks(candidates, chosen, batch, View(frame, whole(size_wh), size_wh, cut)))
+    assert [(draft.row, draft.column) for draft in made] == list(np.ndindex(len(logits), 3))
+    return made
 
 
 def random_logits(prompts: int) -> torch.Tensor:
@@ -190,13 +191,13 @@ def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
 
     chosen = masks.choose_promising(candidates, 0.5)
 
-    assert list(masks.draft_masks(candidates, chosen, batch, frame, whole((40, 30)), (40, 30), Cut(0.0))) == []
+    assert list(draft_masks(candidates, chosen, batch, View(frame, whole((40, 30)), (40, 30), Cut(0.0)))) == []
 
 
 def test_masks_are_written_at_once_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     made = drafts_of(random_logits(4), Cut(0.0), (240, 180))
-    monkeypatch.setattr(masks, "_OUTLINE_BYTES", 5 * made[0].outline.turned.nbytes)
-    found = masks.Drafts()
+    monkeypatch.setattr(drafts, "_OUTLINE_BYTES", 5 * made[0].outline.turned.nbytes)
+    found = Drafts()
 
     for draft in made:
         found.add(draft)

@@ -34,8 +34,6 @@ from worker.segment import segment
 
 #: Most pixels that may differ in a mask.
 MOST_PIXELS = 5
-#: From this size of an image on, one in so many pixels of a long outline.
-LONG_OUTLINES_FROM_MP, OUTLINE_PIXELS = 12, 1000
 #: How far from the threshold the library's logits of those may be.
 NEAR = 1e-3
 SCORE_TOLERANCE = 1e-5
@@ -48,11 +46,10 @@ _COINS = Path(__file__).parents[2] / "examples" / "coins.png"
 class Comparison:
     """What a run of both showed, for each mask.
 
-    near: the library's |logit - threshold| where a pixel differs.  most: how many pixels may.
+    near: the library's |logit - threshold| where a pixel differs.
     """
 
     near: tuple[npt.NDArray[np.float32], ...]
-    most: tuple[int, ...]
 
     def check(self, name: str) -> None:
         """Print every pixel that differs, and assert that there are few and that all are near the threshold."""
@@ -60,8 +57,7 @@ class Comparison:
         worst = max(map(len, self.near), default=0)
         shown = " ".join(f"{distance:.1e}" for distance in pixels)
         print(f"{name}: {len(self.near)} masks, {len(pixels)} pixels differ, {worst} in one {shown}")  # noqa: T201
-        for distances, most in zip(self.near, self.most, strict=True):
-            assert len(distances) <= most
+        assert worst <= MOST_PIXELS
         assert max(pixels, default=0) <= NEAR
 
 
@@ -87,15 +83,14 @@ class Truth:
         ours = segment(_photo(image), job, self._ours).masks
 
         _assert_scores(ours, theirs["scores"].tolist())
-        near, most = [], []
+        near = []
         for mask, rle, box in zip(ours, theirs["rle_mask"], theirs["bounding_boxes"].tolist(), strict=True):
             pixels = coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0
             different = decode_rle(mask) ^ pixels
             near.append(self._distances(image, mask, different, job.params.mask_threshold))
-            most.append(_most(pixels))
             if not different.any():
                 assert _first_and_last_pixel(mask) == box
-        return Comparison(tuple(near), tuple(most))
+        return Comparison(tuple(near))
 
     def prompt(self, image: Image.Image, prompt: dict[str, Any], *, multimask: bool) -> Comparison:
         """Compare a prompt's three candidates, or the best of them, with the model's and its processor's."""
@@ -108,15 +103,14 @@ class Truth:
         ours = segment(_photo(image), job, self._ours).masks
 
         _assert_scores(ours, [scores[candidate] for candidate in chosen])
-        near, most = [], []
+        near = []
         for mask, candidate in zip(ours, chosen, strict=True):
             inside = logits[candidate] > 0
             different = decode_rle(mask) ^ inside
             near.append(np.abs(logits[candidate][different]))
-            most.append(_most(inside))
             if not different.any():
                 assert mask.bbox_xywh == _box_xywh(inside)
-        return Comparison(tuple(near), tuple(most))
+        return Comparison(tuple(near))
 
     def of_four(self, image: Image.Image, prompt: dict[str, Any]) -> tuple[list[int], list[int]]:
         """In how many pixels masks differ from the library's three of a prompt in a batch of four: ours, and its own.
@@ -201,14 +195,6 @@ def _assert_scores(ours: Sequence[Mask], scores: Sequence[float]) -> None:
 def _first_and_last_pixel(mask: Mask) -> list[float]:
     x, y, width, height = mask.bbox_xywh
     return [x, y, x + max(width - 1, 0), y + max(height - 1, 0)]
-
-
-def _most(inside: npt.NDArray[np.bool_]) -> int:
-    """How many pixels of a mask may differ; its outline is how often it begins or ends along its rows and columns."""
-    if inside.size < LONG_OUTLINES_FROM_MP * 1e6 * 0.99:  # sizes are rounded
-        return MOST_PIXELS
-    outline = int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
-    return max(MOST_PIXELS, outline // OUTLINE_PIXELS)
 
 
 def _box_xywh(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:

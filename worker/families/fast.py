@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import structlog
+import torch
 
 from worker.decoder import Candidates
 from worker.embedding import Embedding, Preprocessing
 from worker.families.library import Family
 from worker.fast_sam import HELD_ON_CPU_BYTES, FastSam
+from worker.image_state import ImageState
 from worker.prompts import PromptBatch
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image for both decoders.  embeddings: as the library's takes them; state: as the fast one does."""
+
+    embeddings: Any
+    state: ImageState
 
 
 class Fast(Family):
@@ -34,11 +45,20 @@ class Fast(Family):
     def point_bytes(self) -> int:
         return super().point_bytes if self._fast is None else self._fast.point_bytes
 
+    @property
+    def rounds_otherwise(self) -> bool:
+        """Half an encoder's digits are lost before any decoder's rounding matters."""
+        return self._fast is not None and self.encoder_dtype is torch.float32
+
     def encode(self, values: Any) -> Any:
         embeddings = super().encode(values)
-        return embeddings if self._fast is None else self._fast.image_state(embeddings)
+        return embeddings if self._fast is None else Prepared(embeddings, self._fast.image_state(embeddings))
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
         if self._fast is None:
             return super().decode(embedding, batch, multimask=multimask)
-        return self._fast.decode(embedding.values, batch, multimask=multimask or not self.chooses_one)
+        return self._fast.decode(embedding.values.state, batch, multimask=multimask or not self.chooses_one)
+
+    def decode_as_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
+        values = embedding.values if self._fast is None else embedding.values.embeddings
+        return super().decode(replace(embedding, values=values), batch, multimask=multimask)

@@ -66,6 +66,11 @@ class Family:
         embedding = self._positions_per_side**2 * int(self.network.config.mask_decoder_config.hidden_size) * 4
         return self.embeddings_per_point * embedding
 
+    @property
+    def rounds_otherwise(self) -> bool:
+        """Whether the last digits of what ``decode`` gives are others than the library's."""
+        return False
+
     def embed(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
         """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
         height, width = pixels.shape[:2]
@@ -86,6 +91,10 @@ class Family:
         image = self.image_arguments(embedding.values)
         with torch.inference_mode():
             return decode_with_library(self.network, batch, multimask=multimask or not self.chooses_one, **image)
+
+    def decode_as_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
+        """The same, rounded as the library rounds; slower where ``rounds_otherwise``."""
+        return self.decode(embedding, batch, multimask=multimask)
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
         """Name an image's embeddings as the network's arguments."""

@@ -1,0 +1,165 @@
+"""Candidates made into masks on the original's pixels: measured, filtered, and written when they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from worker.crops import Crop
+from worker.decoder import Candidates
+from worker.embedding import Frame
+from worker.geometry import Geometry
+from worker.masks import Chosen, Cut, Mask, geometry_of, stability
+from worker.outlines import NO_OUTLINE, Outline, count_near, keep_outline, measure, trace
+from worker.prompts import PromptBatch
+from worker.runs import write_runs
+
+#: Masks that are made and measured at once: 16 MB of SAM's logits.
+_MASKS_AT_ONCE = 64
+#: Logits that unwritten masks may hold.  Mostly some 10 kB each; a mask of the whole image holds 256 kB.
+_OUTLINE_BYTES = 64 * 2**20
+#: A pixel is in doubt whose logit is so near to the threshold: ten times as far as ours are from the library's on
+#: average (``worker.doubt``).
+_NEAR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What masks of one embedding are measured on, and how.
+
+    frame, crop: where its pixels lie in the model's input and in the image of size_wh.  keep_logits: in the masks
+    themselves.
+    """
+
+    frame: Frame
+    crop: Crop
+    size_wh: tuple[int, int]
+    cut: Cut
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A mask that is measured and not written yet: its counts are empty.
+
+    batch, row, column: the batch that it is from, its prompt there, and which of the prompt's candidates it is.
+    outline: what it is traced from.  doubtful: pixels in doubt, counted when the outline is given up.
+    """
+
+    mask: Mask
+    view: View
+    batch: PromptBatch
+    row: int
+    column: int
+    outline: Outline
+    geometry: Geometry
+    doubtful: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """The prompt's index in the job's list, or the point's in the grid."""
+        return self.batch.indices[self.row]
+
+    def written(self) -> Mask:
+        """Trace the mask and write its runs."""
+        if self.mask.counts:
+            return self.mask
+        size_hw, (left, top, _, _) = self.mask.size_hw, self.view.crop.box_xyxy
+        changes = trace(self.outline, self.geometry, self.view.cut.threshold, size_hw[0], (left, top))
+        return replace(self.mask, counts=write_runs(changes, size_hw))
+
+    def without_outline(self) -> Draft:
+        """The same, written: a few bytes for each run in place of its logits."""
+        return replace(self, mask=self.written(), doubtful=self.pixels_in_doubt(), outline=NO_OUTLINE)
+
+    def pixels_in_doubt(self) -> int:
+        """Count the pixels so near to the threshold that the library may have them on its other side."""
+        if self.mask.counts:
+            return self.doubtful
+        return count_near(self.outline, self.geometry, self.view.cut.threshold, _NEAR)
+
+
+class Drafts:
+    """The masks found so far: drafts, since most are suppressed in the end; written ones when memory is short."""
+
+    def __init__(self) -> None:
+        self._drafts: list[Draft] = []
+        self.held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._drafts)
+
+    def __iter__(self) -> Iterator[Draft]:
+        return iter(self._drafts)
+
+    def __getitem__(self, place: int) -> Draft:
+        return self._drafts[place]
+
+    def add(self, draft: Draft) -> None:
+        draft = self._lightened(draft)
+        self._drafts.append(draft)
+        self.held_bytes += draft.outline.turned.nbytes
+
+    def put(self, place: int, draft: Draft) -> None:
+        """Put another draft in the place of one."""
+        self.held_bytes -= self._drafts[place].outline.turned.nbytes
+        self._drafts[place] = draft = self._lightened(draft)
+        self.held_bytes += draft.outline.turned.nbytes
+
+    def keep(self, choose: Callable[[Sequence[Mask]], Sequence[int]], first: int = 0) -> None:
+        """Of the masks from first on, keep those that are chosen, in the order of the choice."""
+        rest = self._drafts[first:]
+        self._drafts[first:] = [rest[index] for index in choose([draft.mask for draft in rest])]
+        self.held_bytes = sum(draft.outline.turned.nbytes for draft in self._drafts)
+
+    def written(self) -> tuple[Mask, ...]:
+        return tuple(draft.written() for draft in self._drafts)
+
+    def _lightened(self, draft: Draft) -> Draft:
+        """Give up a draft's outline where there is no room for it."""
+        if self.held_bytes + draft.outline.turned.nbytes > _OUTLINE_BYTES:
+            return draft.without_outline()
+        return draft
+
+
+def draft_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, view: View) -> Iterator[Draft]:
+    """Measure chosen candidates, some at a time; give drafts of the stable ones.
+
+    The masks name neither prompt nor candidate yet: that is for the mode to say.
+    """
+    if not len(chosen.rows):
+        return
+    left, top, right, bottom = view.crop.box_xyxy
+    cut = view.cut
+    for rows, columns in zip(
+        *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True
+    ):
+        low = candidates.logits(rows, columns)
+        geometry = geometry_of((low.shape[1], low.shape[2]), view.frame)
+        logits = geometry.prepare(low)
+        measures = measure(logits, geometry, cut.threshold, cut.stability_offset, torch.get_num_threads())
+        scores = stability(measures)
+        predicted = candidates.predicted_iou[rows, columns].tolist()
+        for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+            # float32 against float32, as torch compares; 0 takes masks of no stability too
+            if cut.stability_thresh > 0 and not scores[index] > np.float32(cut.stability_thresh):
+                continue
+            x0, y0, x1, y1 = measures.boxes_xyxy[index].tolist()
+            mask = Mask(
+                counts="",
+                size_hw=(view.size_wh[1], view.size_wh[0]),
+                area=int(measures.areas[index, 1]),
+                bbox_xywh=(left + x0, top + y0, x1 - x0, y1 - y0),
+                predicted_iou=predicted[index],
+                stability_score=float(scores[index]),
+                point_coords=batch.asked_xy[row],
+                crop_box_xywh=(left, top, right - left, bottom - top),
+                prompt=None,
+                candidate=None,
+                logits=low[index].to("cpu", torch.float32, copy=True).numpy() if view.keep_logits else None,
+            )
+            outline = keep_outline(logits[index], measures.windows[index], geometry)
+            yield Draft(mask, view, batch, row, column, outline, geometry)
