@@ -2,8 +2,8 @@
 
 The fast decoder adds up in another order than the library's, so near the threshold a logit is off by some 1e-5.  Which
 side a pixel on the threshold falls to is then chance, and a mask has the more of those the longer its outline is on the
-original.  Few masks of a snapshot have more than MOST; at 18 megapixels every third does.  Only masks that were kept
-are looked at, so the library's slow decoder sees a few prompts of a thousand.
+original.  Only masks that were kept are looked at, and few of them have more than MOST, so the library's slow decoder
+sees a few prompts of a thousand.
 
 The library's own last digits depend on how many prompts it decodes at once: alone, in twos and threes, or more; from
 four on all are alike.  So a prompt is decoded again in the company that it has there.

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from tests import references
 from worker.geometry import Geometry, Rounding, one_step, torch_rounding, two_steps
-from worker.outlines import keep_outline, measure, trace
+from worker.outlines import count_near, keep_outline, measure, trace
 from worker.runs import decode_runs, write_runs
 
 #: (low_hw, padded_hw or None for one step, original_hw)
@@ -122,6 +122,27 @@ def test_areas_boxes_and_runs_are_those_of_the_full_size_logits(
     shape: Shape, seed: int, coarse: int, threshold: float, offset: float
 ) -> None:
     assert_equal_to_full_size(rough(2, shape[0], seed, coarse), shape, threshold, offset)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=SHAPES,
+    seed=st.integers(0, 10**6),
+    threshold=st.sampled_from([0.0, 0.7]) | st.floats(-6, 6),
+    distance=st.sampled_from([0.001, 0.1, 0.5]),
+)
+def test_pixels_near_the_threshold_are_those_of_the_full_size_logits(
+    shape: Shape, seed: int, threshold: float, distance: float
+) -> None:
+    logits, geometry = rough(1, shape[0], seed), geometry_of(shape)
+    prepared = geometry.prepare(torch.from_numpy(logits))
+    window = measure(prepared, geometry, threshold, 1.0).windows[0]
+
+    found = count_near(keep_outline(prepared[0], window, geometry), geometry, threshold, distance)
+
+    [pixels] = full_size(logits, shape)
+    low, high = np.float32(threshold - distance), np.float32(threshold + distance)
+    assert found == int(((pixels > low) & ~(pixels > high)).sum())
 
 
 @settings(max_examples=100, deadline=None)
