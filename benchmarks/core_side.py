@@ -8,7 +8,6 @@ that Python and torch need.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 from jobs.spec import EverythingJob, ImageSource
 from worker.images import Photo
+from worker.memory import give_back
 
 #: Noise is never stable: keep the test for stability in, and let everything pass it.
 STABILITY = 0.001
@@ -154,10 +154,6 @@ SIDES: dict[str, Callable[[str, int, str], Ours | Library | Decoder]] = {
 }
 
 
-def _give_back_freed_memory() -> None:
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def main() -> None:
     side_name, checkpoint, image, points_per_batch, threads, device = sys.argv[1:]
     torch.set_num_threads(int(threads))
@@ -167,7 +163,7 @@ def main() -> None:
     loaded_gb = resident_gb("VmHWM")
     print("ready", flush=True)
     for line in sys.stdin:
-        _give_back_freed_memory()  # else the run fills it again unseen
+        give_back()  # else the run fills it again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before_gb, cpu_s = resident_gb("VmRSS"), time.process_time()
         answer = side.run(pixels, int(line))

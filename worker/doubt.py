@@ -21,6 +21,7 @@ from worker.crew import in_parts
 from worker.decoder import Candidates
 from worker.drafts import Drafts, draft_masks
 from worker.masks import Chosen
+from worker.memory import give_back
 from worker.prompts import PromptBatch, join
 
 #: Pixels in doubt that a mask may have.
@@ -41,10 +42,20 @@ def settle(found: Drafts, decode: Decode, first: int = 0, together: int = ALIKE)
     for place in range(first, len(found)):
         if found[place].pixels_in_doubt() > MOST:
             places_of.setdefault(found[place].prompt, []).append(place)
+    if places_of:
+        # The library's decoder takes some 40 MB a prompt, in pieces that find no room among those freed before.
+        give_back()
+        _decode_again(found, decode, places_of, together)
+        give_back()
+
+
+def _decode_again(found: Drafts, decode: Decode, places_of: dict[int, list[int]], together: int) -> None:
+    """Decode prompts anew and draft the masks that are theirs.  places_of: of each prompt; it is used up."""
     for batch, candidates in decode(_batches(found, places_of, together)):
         # A prompt that only fills its batch up is there twice, and asked for once.
         wanted = [(row, place) for row, index in enumerate(batch.indices) for place in places_of.pop(index, ())]
-        _draft_again(found, batch, candidates, wanted)
+        if wanted:
+            _draft_again(found, batch, candidates, wanted)
 
 
 def _batches(found: Drafts, places_of: Mapping[int, Sequence[int]], together: int) -> list[PromptBatch]:
@@ -63,8 +74,6 @@ def _batches(found: Drafts, places_of: Mapping[int, Sequence[int]], together: in
 
 def _draft_again(found: Drafts, batch: PromptBatch, candidates: Candidates, wanted: Sequence[tuple[int, int]]) -> None:
     """Draft masks from other candidates.  wanted: each one's row in the batch, and its place among those found."""
-    if not wanted:
-        return
     rows, places = zip(*wanted, strict=True)
     olds = [found[place] for place in places]
     chosen = Chosen(torch.tensor(rows), torch.tensor([old.column for old in olds]))

@@ -126,6 +126,7 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
         run_behind((partial(_measure, found, view, *one) for one in _ready(chosen, behind)), in_thread=behind)
         if params.crops_suppression == "original" or len(crops) == 1:
             found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first=before)
+        embedding = model.family.for_library(embedding)  # what ours prepared of it is not needed any more
         work.settle(model, embedding, found, first=before)
     if len(crops) > 1:
         choose = better_of_overlapping if params.crops_suppression == "library" else smaller_crop_of_overlapping
@@ -167,6 +168,7 @@ def _segment_prompts(
     for batch, candidates in work.decoded(decode, batches, found):
         for draft in draft_masks(candidates, work.chosen(choose(candidates)), batch, view):
             found.add(draft)
+    embedding = model.family.for_library(embedding)
     # Beside others or not, a prompt's masks are those that it has alone.
     work.settle(model, embedding, found, together=1, multimask=params.multimask)
     answers = (
@@ -220,9 +222,12 @@ class _Work:
         together: int = ALIKE,
         multimask: bool = True,
     ) -> None:
-        """Let the library's decoder settle the pixels in doubt of one embedding's masks, where ours is another."""
+        """Let the library's decoder settle the pixels in doubt of one embedding's masks, where ours is another.
+
+        embedding: as the family gives it for that decoder.
+        """
         if model.family.rounds_otherwise:
-            decode = partial(model.family.decode_as_library, embedding, multimask=multimask)
+            decode = partial(model.family.decode_with_library, embedding, multimask=multimask)
             settle(found, partial(self._decoded_again, decode, found), first, together)
 
     def _decoded_again(

@@ -48,11 +48,11 @@ def listening(model: SegmentationModel, heard: list[PromptBatch], memory_for: in
     """The same model; what is decoded again is remembered, and may be only so many prompts at once."""
 
     class Listening(type(model.family)):  # type: ignore[misc]
-        def decode_as_library(self, embedding: object, batch: PromptBatch, **asked: bool) -> Candidates:
+        def decode_with_library(self, embedding: object, batch: PromptBatch, **asked: bool) -> Candidates:
             if len(batch.indices) > memory_for:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             heard.append(batch)
-            return super().decode_as_library(embedding, batch, **asked)
+            return super().decode_with_library(embedding, batch, **asked)
 
     family = copy.copy(model.family)
     family.__class__ = Listening
@@ -82,7 +82,7 @@ def test_prompts_decoded_again_have_the_librarys_bits_for_each_alone(
     assert [len(batch.indices) for batch in heard] == [1] * len(RAGGED)
     assert not any((batch.labels == PADDING).any() for batch in heard if batch.labels is not None)
     embedding = tiny.family.embed(photo.pixels)
-    image = tiny.family.image_arguments(embedding.values.embeddings)
+    image = tiny.family.image_arguments(tiny.family.for_library(embedding).values)
     for batch in heard:
         with torch.inference_mode():
             theirs = decode_with_library(
@@ -247,7 +247,7 @@ def test_a_family_that_goes_through_the_library_has_nothing_to_settle(tmp_path: 
 def _library_everything(model: SegmentationModel, photo: Photo) -> dict[Any, list[np.ndarray]]:
     """The library's three candidates of every point of the grid, in the pipeline's own batches of eight."""
     embedding = model.family.embed(photo.pixels)
-    image = model.family.image_arguments(embedding.values.embeddings)
+    image = model.family.image_arguments(model.family.for_library(embedding).values)
     theirs = {}
     for batch in grid_batches(whole(photo.size_wh, 5), embedding.frame, 8):
         with torch.inference_mode():

@@ -59,6 +59,5 @@ class Fast(Family):
             return super().decode(embedding, batch, multimask=multimask)
         return self._fast.decode(embedding.values.state, batch, multimask=multimask or not self.chooses_one)
 
-    def decode_as_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        values = embedding.values if self._fast is None else embedding.values.embeddings
-        return super().decode(replace(embedding, values=values), batch, multimask=multimask)
+    def for_library(self, embedding: Embedding) -> Embedding:
+        return embedding if self._fast is None else replace(embedding, values=embedding.values.embeddings)

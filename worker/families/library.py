@@ -88,13 +88,17 @@ class Family:
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
         """Give the candidates for each prompt of a batch: three, or without multimask one where the network chooses."""
+        return self.decode_with_library(embedding, batch, multimask=multimask)
+
+    def for_library(self, embedding: Embedding) -> Embedding:
+        """Of an embedding, what ``decode_with_library`` reads."""
+        return embedding
+
+    def decode_with_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
+        """Decode as ``decode`` does, with the library's own modules and so with its own last digits."""
         image = self.image_arguments(embedding.values)
         with torch.inference_mode():
             return decode_with_library(self.network, batch, multimask=multimask or not self.chooses_one, **image)
-
-    def decode_as_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        """The same, rounded as the library rounds; slower where ``rounds_otherwise``."""
-        return self.decode(embedding, batch, multimask=multimask)
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
         """Name an image's embeddings as the network's arguments."""
