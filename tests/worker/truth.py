@@ -4,10 +4,10 @@
     python -m tests.worker.truth path/to/a/checkpoint --megapixels 1 4 --points 8 --pred-iou 0.62 --stability 0.9
     python -m tests.worker.truth models/sam-demo --megapixels 18 --of-four
 
-Our decoder adds up in another order than the library's, which moves logits in their last digits.  So a pixel may differ
-where the library's own logit, at full size, stands within ``NEAR`` of the threshold; that logit is printed for each.
-How many such pixels there are grows with a mask's outline, and as it is enlarged: at 18 MP a mask of most of the image
-has an outline of over 60,000 pixels, and the library itself, on one thread and on two, makes some that differ in 7.
+Our decoder adds up in another order than the library's, which moves logits in their last digits.  So a few pixels may
+differ where the library's own logit, at full size, stands within ``NEAR`` of the threshold; that logit is printed for
+each.  The library moves them too: ``--of-four`` shows how many pixels differ between its masks of a prompt alone, which
+are what ours are compared with, and of the same prompt in a batch of four.
 """
 
 from __future__ import annotations
