@@ -20,9 +20,10 @@ from jobs.errors import (
     QueueUnavailable,
 )
 from jobs.logs import get_logger
+from jobs.prompts import Prompt, check_prompts_on_image
 from jobs.queue import more_urgent_queues, queue_name
 from jobs.record import JobRecord, JobView, Spec
-from jobs.spec import ImageSource, JobOptions, Prompt, check_prompts_on_image, dump_spec
+from jobs.spec import ImageSource, JobOptions, dump_spec
 from jobs.status import Status
 from jobs.transitions import BacklogLimit, Created, NewJob
 

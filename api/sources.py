@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from api.services import Services
 from jobs.addresses import AddressRefused, address_rules, check_url
 from jobs.errors import FieldFault, InvalidImage, InvalidPrompt, InvalidRequest, NotFound
+from jobs.prompts import Prompt
 from jobs.record import Spec
 from jobs.settings import ApiSettings
-from jobs.spec import ImageSource, Output, Prompt
+from jobs.spec import ImageSource, Output
 from jobs.status import Status
 from jobs.storage import split_s3_uri, upload_key
 

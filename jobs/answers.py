@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from jobs.delivery import DeliveryView
 from jobs.record import JobView
-from jobs.spec import HttpUrl, Wire
 from jobs.status import Status
+from jobs.wire import HttpUrl, Wire
 
 
 class FieldProblem(Wire):

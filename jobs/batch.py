@@ -11,8 +11,8 @@ from typing import Self
 
 from pydantic import Field
 
-from jobs.spec import Wire
 from jobs.status import ENDED, Status
+from jobs.wire import Wire
 
 
 class BatchStatus(StrEnum):

@@ -15,15 +15,14 @@ from jobs.spec import (
     EventName,
     Everything,
     EverythingJob,
-    HttpUrl,
     ImageSource,
     JobOptions,
     PointJob,
     Points,
     Webhook,
-    Wire,
     invalid_request,
 )
+from jobs.wire import HttpUrl, Wire
 
 
 class BatchEventName(StrEnum):

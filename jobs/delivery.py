@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field
 
-from jobs.spec import Wire
+from jobs.wire import Wire
 
 
 class DeliveryState(StrEnum):

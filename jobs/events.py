@@ -12,8 +12,9 @@ from pydantic import Field
 
 from jobs.batch import BatchEnds, BatchRecord, BatchStatus, BatchUrls
 from jobs.record import Failure, JobRecord, JobUrls, Metrics
-from jobs.spec import EventName, Wire
+from jobs.spec import EventName
 from jobs.status import Status
+from jobs.wire import Wire
 
 #: Standard Webhooks ask for bodies below this, in bytes.
 MAX_BODY_BYTES = 20_000

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from jobs.record import Metrics
-from jobs.spec import Wire
+from jobs.wire import Wire
 
 
 class ManifestFile(Wire):

@@ -11,9 +11,10 @@ from typing import Self
 
 from pydantic import Field
 
-from jobs.spec import BoxJob, EverythingJob, PointJob, Wire, parse_spec
+from jobs.spec import BoxJob, EverythingJob, PointJob, parse_spec
 from jobs.status import Stage, Status
 from jobs.transitions import QueuePlace
+from jobs.wire import Wire
 
 Spec = EverythingJob | PointJob | BoxJob
 

@@ -1,21 +1,17 @@
 """What a job asks for: the request body of ``POST /v1/jobs``, validated.
 
-The same models generate the OpenAPI document.  Coordinates are pixels of the original image as a viewer
-shows it (EXIF orientation applied), origin top left, x to the right, y down.
+The same models generate the OpenAPI document.  Prompts are in ``jobs.prompts``.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -24,8 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from jobs.addresses import AddressRefused, split_url
-from jobs.errors import FieldFault, InvalidPrompt, InvalidRequest
+from jobs.errors import FieldFault, InvalidRequest
+from jobs.prompts import Prompt
+from jobs.wire import HttpUrl, S3Uri, UploadId, Wire
 
 #: The image formats that are accepted, by Pillow's names.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -33,14 +30,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_PROMPTS = 1000
 #: The ids of all jobs are in every look at a batch; so many are some 40 kB.
 MAX_BATCH_IMAGES = 1000
-MAX_POINTS_PER_PROMPT = 256
 MAX_METADATA_KEYS = 16
-
-
-class Wire(BaseModel):
-    """A frozen value on the wire; a field that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Output(StrEnum):
@@ -75,31 +65,12 @@ class EventName(StrEnum):
 ENDS = tuple(name for name in EventName if name is not EventName.STARTED)
 
 
-def _is_s3_uri(uri: str) -> str:
-    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]+", uri):
-        raise PydanticCustomError("invalid_s3_uri", "Write it as s3://bucket/key.")
-    return uri
-
-
-def _is_http_url(url: str) -> str:
-    try:
-        split_url(url)
-    except AddressRefused as error:
-        raise PydanticCustomError("invalid_url", "{detail}", {"detail": error.detail}) from error
-    return url
-
-
 def _is_base64(text: str) -> str:
     try:
         base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise PydanticCustomError("invalid_base64", "The text is not standard base64.") from error
     return text
-
-
-S3Uri = Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)]
-UploadId = Annotated[str, StringConstraints(pattern=r"^upl_[0-9a-f]{32}$")]
-HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_is_http_url)]
 
 
 class ImageSource(Wire):
@@ -120,70 +91,6 @@ class ImageSource(Wire):
         if len(given) != 1:
             raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id and base64.")
         return self
-
-
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]
-
-
-class MaskInput(Wire):
-    """Where an earlier mask's logits are, to be refined: an .npy file of the size of the model's own masks.
-
-    Exactly one of the three; ``job_id`` names one of your own jobs that had ``logits`` among its outputs.
-    """
-
-    s3_uri: S3Uri | None = Field(None, description="An object in a bucket that the operator allows.")
-    upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
-    job_id: Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")] | None = Field(
-        None, description="A job that succeeded."
-    )
-    mask: int | None = Field(None, ge=0, description="With job_id: which of its masks, counted from 0.")
-
-    @model_validator(mode="after")
-    def _names_one_source(self) -> MaskInput:
-        given = [name for name in ("s3_uri", "upload_id", "job_id") if getattr(self, name) is not None]
-        if len(given) != 1 or (self.mask is None) != (self.job_id is None):
-            raise PydanticCustomError(
-                "mask_input_source", "Give exactly one of s3_uri, upload_id, or job_id together with mask."
-            )
-        return self
-
-
-class Prompt(Wire):
-    """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both.
-
-    A ``mask_input`` beside them starts from an earlier mask.
-    """
-
-    points: tuple[Point, ...] = Field(
-        (), max_length=MAX_POINTS_PER_PROMPT, description="[x, y] in pixels.", examples=[[[140, 60]]]
-    )
-    labels: tuple[Literal[0, 1], ...] | None = Field(
-        None,
-        max_length=MAX_POINTS_PER_PROMPT,
-        description="One for each point: 1 on the object, 0 off it. Default: all 1.",
-    )
-    box: Box | None = Field(None, description="[x_min, y_min, x_max, y_max] in pixels.", examples=[[100, 20, 180, 100]])
-    mask_input: MaskInput | None = None
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Prompt:
-        if self.labels is not None and len(self.labels) != len(self.points):
-            raise PydanticCustomError(
-                "labels_length",
-                "There are {points} points and {labels} labels; give one label for each point.",
-                {"points": len(self.points), "labels": len(self.labels)},
-            )
-        if self.box is not None:
-            x_min, y_min, x_max, y_max = self.box
-            if x_max <= x_min or y_max <= y_min:
-                raise PydanticCustomError("invalid_box", "A box is [x_min, y_min, x_max, y_max] with min below max.")
-        return self
-
-    @property
-    def point_labels(self) -> tuple[int, ...]:
-        """One label for each point; all 1 when none were given."""
-        return self.labels if self.labels is not None else (1,) * len(self.points)
 
 
 class EverythingParams(Wire):
@@ -369,27 +276,3 @@ def _pointer(location: tuple[int | str, ...]) -> str:
     # The tag of the mode's union is not a part of the document.
     path = location[1:] if location and location[0] in ("everything", "point", "box") else location
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
-
-
-def check_prompts_on_image(prompts: tuple[Prompt, ...], size_wh: tuple[int, int]) -> None:
-    """Refuse a point that is outside the image, or a box that reaches outside it.
-
-    size_wh: the image as a viewer shows it.  A box may end on the image's edge, x_max = W.
-    Raises InvalidPrompt: ``point_outside_image``, ``box_outside_image``.
-    """
-    width, height = size_wh
-    for number, prompt in enumerate(prompts):
-        for x, y in prompt.points:
-            if not (0 <= x < width and 0 <= y < height):
-                raise InvalidPrompt(
-                    "point_outside_image",
-                    f"Prompt {number}: the point [{x:g}, {y:g}] is outside the image of {width}×{height} pixels.",
-                )
-        if prompt.box is not None:
-            x_min, y_min, x_max, y_max = prompt.box
-            if x_min < 0 or y_min < 0 or x_max > width or y_max > height:
-                raise InvalidPrompt(
-                    "box_outside_image",
-                    f"Prompt {number}: the box {[round(v, 2) for v in prompt.box]} reaches outside the image "
-                    f"of {width}×{height} pixels.",
-                )

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.manifest import Manifest
+from jobs.prompts import Prompt
 from jobs.record import JobView
-from jobs.spec import Output, Prompt
+from jobs.spec import Output
 from maskfleet.client import Client
 from maskfleet.demo_progress import DemoProgress
 from maskfleet.problems import ApiError, WaitedTooLong

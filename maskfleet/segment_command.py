@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 import click
 from rich.progress import TaskID
 
+from jobs.prompts import check_prompts_on_image
 from jobs.settings import SharedSettings
-from jobs.spec import ImageSource, Output, check_prompts_on_image
+from jobs.spec import ImageSource, Output
 from jobs.status import Stage
 from maskfleet.spec_options import build_spec, spec_options
 from maskfleet.terminal import progress_bars, reporting_errors

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypedDict
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.batch_spec import Batch, BatchSpec
+from jobs.prompts import Prompt
 from jobs.record import Spec
-from jobs.spec import EverythingParams, ImageSource, JobSpec, Prompt, PromptParams, Webhook, invalid_request
+from jobs.spec import EverythingParams, ImageSource, JobSpec, PromptParams, Webhook, invalid_request
 
 #: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
 Photo = str | Path | bytes

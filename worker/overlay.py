@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from jobs.prompts import Prompt
 from jobs.record import Spec
-from jobs.spec import EverythingJob, Prompt
+from jobs.spec import EverythingJob
 from worker.images import Photo
 from worker.masks import Mask, decode_rle
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import InvalidPrompt
-from jobs.spec import Prompt
+from jobs.prompts import Prompt
 from worker.crops import Crop
 from worker.embedding import Frame
 

@@ -13,8 +13,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
+from jobs.prompts import check_prompts_on_image
 from jobs.record import Spec
-from jobs.spec import BoxJob, EverythingJob, Output, PointJob, check_prompts_on_image
+from jobs.spec import BoxJob, EverythingJob, Output, PointJob
 from jobs.status import Stage
 from worker.batches import Halving, run_behind
 from worker.crops import Crop, lay_out, whole

@@ -11,8 +11,9 @@ import requests
 from jobs.addresses import AddressRefused
 from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound, SourceUnavailable
 from jobs.manifest import Manifest
+from jobs.prompts import MaskInput, Prompt
 from jobs.settings import WorkerSettings
-from jobs.spec import ImageSource, MaskInput, Prompt
+from jobs.spec import ImageSource
 from jobs.storage import ObjectDenied, Store, result_prefix, split_s3_uri, upload_key
 from worker.egress import MAX_REDIRECTS
 from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import InvalidPrompt, InvalidRequest
-from jobs.spec import BoxJob, EverythingJob, PointJob, Prompt, check_prompts_on_image, dump_spec, parse_spec
+from jobs.prompts import Prompt, check_prompts_on_image
+from jobs.spec import BoxJob, EverythingJob, PointJob, dump_spec, parse_spec
 
 IMAGE = {"s3_uri": "s3://photos/bee.jpg"}
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from jobs.events import BatchEvent
+from jobs.prompts import Prompt
 from jobs.record import JobView
 from jobs.settings import SharedSettings
-from jobs.spec import BoxJob, ImageSource, Prompt
+from jobs.spec import BoxJob, ImageSource
 from jobs.storage import Store
 from maskfleet.client import Client
 from maskfleet.problems import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import SamModel, SamProcessor
 
 from jobs.errors import InvalidPrompt
-from jobs.spec import Prompt
+from jobs.prompts import Prompt
 from tests import references
 from tests.scenes import iou, plain_scene
 from tests.worker.conftest import MAX_PIXELS, boxes, points

@@ -17,8 +17,8 @@ from transformers import AutoProcessor
 
 from jobs.errors import InvalidPrompt, InvalidRequest
 from jobs.manifest import Manifest
+from jobs.prompts import MaskInput, Prompt
 from jobs.record import JobRecord
-from jobs.spec import MaskInput, Prompt
 from jobs.status import Status
 from jobs.transitions import NewJob
 from tests.conftest import PHOTOS_BUCKET
