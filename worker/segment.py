@@ -6,23 +6,18 @@ in which they are used.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 
 from jobs.prompts import check_prompts_on_image
 from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob
-from jobs.status import Stage
-from worker.batches import Halving, run_behind
-from worker.crops import Crop, lay_out, whole
+from worker.batches import run_behind
+from worker.crops import lay_out, whole
 from worker.decoder import Candidates
-from worker.doubt import ALIKE, settle
 from worker.drafts import Drafts, View, draft_masks
-from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
 from worker.model import SegmentationModel, batch_that_fits
@@ -36,21 +31,7 @@ from worker.prompts import (
     prompt_batches,
 )
 from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentMetrics:
-    """What the work was and how long it took.  points: prompts decoded; points_per_batch: as it
-    was used; candidates: masks measured; decoded_again: prompts decoded once more, for their pixels in doubt."""
-
-    embed_s: float
-    decode_s: float
-    points: int
-    batches: int
-    points_per_batch: int
-    candidates: int
-    crops: int
-    decoded_again: int
+from worker.work import SILENT, SegmentMetrics, Watch, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +45,6 @@ class Segmentation:
     metrics: SegmentMetrics
 
 
-class Watch(Protocol):
-    """Looks on, and may raise to stop the job: cancellation, a time limit, another attempt."""
-
-    def stage(self, stage: Stage) -> None: ...
-
-    def batch(self, done: int, total: int, masks: int) -> None:
-        """Called before the first batch and after each; masks: found so far, before suppression."""
-
-
-class _Silent:
-    def stage(self, stage: Stage) -> None:
-        pass
-
-    def batch(self, done: int, total: int, masks: int) -> None:
-        pass
-
-
-SILENT: Watch = _Silent()
 NO_MASKS: MaskInputs = MappingProxyType({})
 
 
@@ -110,7 +73,7 @@ def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationMo
     params = spec.params
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
-    work = _Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
+    work = Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
     found = Drafts()
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
     behind = model.device.type == "cuda"
@@ -160,13 +123,13 @@ def _segment_prompts(
     cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
     points_per_batch = batch_that_fits(model, params.points_per_batch)
     groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
-    work = _Work(watch, len(groups), points_per_batch)
+    work = Work(watch, len(groups), points_per_batch)
     found = Drafts()
     embedding = work.embed(model, photo, crop)
     view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
-    decode = partial(model.family.decode, embedding, multimask=params.multimask)
     batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
-    for batch, candidates in work.decoded(decode, batches, found):
+    decoded = work.decoded(partial(model.family.decode, embedding, multimask=params.multimask), batches, found)
+    for batch, candidates in decoded:
         for draft in draft_masks(candidates, work.chosen(choose(candidates)), batch, view):
             found.add(draft)
     embedding = model.family.for_library(embedding)
@@ -177,83 +140,3 @@ def _segment_prompts(
         for draft in sorted(found, key=lambda draft: (draft.prompt, draft.column))
     )
     return Segmentation(photo.size_wh, tuple(answers), work.metrics())
-
-
-class _Work:
-    """Counts and times what is done, and tells the watch."""
-
-    def __init__(self, watch: Watch, batches: int, points_per_batch: int) -> None:
-        self._watch = watch
-        self._halving = Halving(points_per_batch)
-        self._batches = batches
-        self._done = self._points = self._candidates = self._crops = self._again = 0
-        self._embed_s = self._decode_s = 0.0
-
-    def embed(self, model: SegmentationModel, photo: Photo, crop: Crop) -> Embedding:
-        """Embed a part of the photo."""
-        self._watch.stage(Stage.EMBEDDING)
-        started = time.perf_counter()
-        left, top, right, bottom = crop.box_xyxy
-        embedding = model.family.embed(photo.pixels[top:bottom, left:right])
-        self._embed_s += time.perf_counter() - started
-        self._crops += 1
-        return embedding
-
-    def decoded(
-        self, decode: Callable[[PromptBatch], Candidates], batches: Iterable[PromptBatch], found: Sized
-    ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        """Decode one batch after the other; the watch hears of each that is done, and of the masks found."""
-        self._watch.stage(Stage.DECODING)
-        self._watch.batch(self._done, self._batches, len(found))
-        for batch in batches:
-            started = time.perf_counter()
-            yield from self._halving.decode(decode, batch)
-            self._decode_s += time.perf_counter() - started
-            self._done += 1
-            self._points += len(batch.indices)
-            self._watch.batch(self._done, self._batches, len(found))
-
-    def settle(
-        self,
-        model: SegmentationModel,
-        embedding: Embedding,
-        found: Drafts,
-        *,
-        first: int = 0,
-        together: int = ALIKE,
-        multimask: bool = True,
-    ) -> None:
-        """Let the library's decoder settle the pixels in doubt of one embedding's masks, where ours is another.
-
-        embedding: as the family gives it for that decoder.
-        """
-        if model.family.rounds_otherwise:
-            decode = partial(model.family.decode_with_library, embedding, multimask=multimask)
-            settle(found, partial(self._decoded_again, decode, found), first, together)
-
-    def _decoded_again(
-        self, decode: Callable[[PromptBatch], Candidates], found: Sized, batches: Iterable[PromptBatch]
-    ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        for batch in batches:
-            started = time.perf_counter()
-            yield from self._halving.decode(decode, batch)
-            self._decode_s += time.perf_counter() - started
-            self._again += len(set(batch.indices))
-            self._watch.batch(self._done, self._batches, len(found))
-
-    def chosen(self, chosen: Chosen) -> Chosen:
-        """Count the candidates whose masks are looked at."""
-        self._candidates += len(chosen.rows)
-        return chosen
-
-    def metrics(self) -> SegmentMetrics:
-        return SegmentMetrics(
-            embed_s=round(self._embed_s, 4),
-            decode_s=round(self._decode_s, 4),
-            points=self._points,
-            batches=self._done,
-            points_per_batch=self._halving.points_per_batch,
-            candidates=self._candidates,
-            crops=self._crops,
-            decoded_again=self._again,
-        )

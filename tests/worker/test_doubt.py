@@ -21,7 +21,8 @@ from worker.images import Photo
 from worker.masks import Mask
 from worker.model import SegmentationModel, load_model
 from worker.prompts import PADDING, PromptBatch, grid_batches
-from worker.segment import SILENT, segment
+from worker.segment import segment
+from worker.work import SILENT
 
 LOOSE = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 RAGGED: tuple[dict[str, Any], ...] = (
