@@ -12,6 +12,7 @@ import torch
 from tests.worker.conftest import boxes, everything, points
 from tests.worker.networks import random_embeddings, random_sam2
 from tests.worker.test_fast_sam import POINTS, RAGGED, assert_same, with_masks
+from worker import doubt
 from worker.decoder import at_hand
 from worker.fast_sam2 import FastSam2
 from worker.images import Photo
@@ -51,6 +52,20 @@ def test_prompts_give_the_cpus_masks(
 
     assert max(pixels_apart(photo, some_points, model, on_gpu)) <= 5
     assert max(pixels_apart(photo, boxes({"box": (304, 14, 366, 73)}, multimask=True), model, on_gpu)) <= 5
+
+
+def test_masks_are_decoded_again_by_the_librarys_decoder_on_the_device(
+    example: Callable[[str], Photo],
+    model: SegmentationModel,
+    on_gpu: SegmentationModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doubt, "MOST", -1)
+    photo = example("coins.png")
+
+    assert segment(photo, everything(), on_gpu).metrics.decoded_again > 0
+    assert max(pixels_apart(photo, everything(), model, on_gpu)) <= 5
+    assert max(pixels_apart(photo, points({"points": [(153, 126)]}), model, on_gpu)) <= 5
 
 
 @pytest.mark.parametrize("multimask", [True, False])
