@@ -5,8 +5,8 @@ side a pixel on the threshold falls to is then chance, and a mask has the more o
 original.  Only masks that were kept are looked at, and few of them have more than MOST, so the library's slow decoder
 sees a few prompts of a thousand.
 
-The library's own last digits depend on how many prompts it decodes at once: alone, in twos and threes, or more; from
-four on all are alike.  So a prompt is decoded again in the company that it has there.
+The library's own last digits depend on how many prompts it decodes at once: those of four and of any multiple of four
+are alike, those of fewer are others.  So a prompt is decoded again in the company that it has there.
 See docs/decisions/0034-masks-in-doubt-are-decoded-again.md.
 """
 
@@ -26,7 +26,7 @@ from worker.prompts import PromptBatch, join
 
 #: Pixels in doubt that a mask may have.
 MOST = 5
-#: The library rounds batches of so many prompts, and larger ones, alike.
+#: The library rounds batches of so many prompts, and of their multiples, alike.
 ALIKE = 4
 
 Decode = Callable[[Iterable[PromptBatch]], Iterator[tuple[PromptBatch, Candidates]]]
