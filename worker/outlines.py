@@ -89,7 +89,10 @@ def trace(
 
 
 def count_near(outline: Outline, geometry: Geometry, threshold: float, distance: float) -> int:
-    """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance."""
+    """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance.
+
+    Where it was measured with an offset below the distance, some of those under the threshold may be missed.
+    """
     if outline.window[1] < outline.window[0]:
         return 0
     cuts, areas = _cuts(threshold - distance, threshold, threshold + distance), np.zeros(3, np.int64)

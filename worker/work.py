@@ -42,7 +42,10 @@ class Watch(Protocol):
     def stage(self, stage: Stage) -> None: ...
 
     def batch(self, done: int, total: int, masks: int) -> None:
-        """Called before the first batch and after each; masks: found so far, before suppression."""
+        """Called before the first batch and after each, also of prompts decoded again, which are not counted as done.
+
+        masks: found so far; until a crop's last batch before suppression.
+        """
 
 
 class _Silent:
