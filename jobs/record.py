@@ -30,6 +30,12 @@ class Metrics(Wire):
     points_per_batch: int = Field(
         0, description="Points that were decoded at once; fewer than were asked for where memory held no more."
     )
+    decoded_again: int = Field(
+        0, description="Prompts that the library's own decoder decoded once more, since many pixels were borderline."
+    )
+    decoded_again_exactly: bool = Field(
+        True, description="Whether those have the library's very bits: false on machines whose arithmetic rules it out."
+    )
 
 
 class ResultSummary(Wire):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
@@ -14,20 +14,38 @@ from worker.prompts import PromptBatch
 _log = structlog.get_logger()
 
 
-def run_behind(tasks: Iterable[Callable[[], object]], *, in_thread: bool) -> None:
-    """Run tasks in their order; in a thread, each while the next one is being made."""
-    if not in_thread:
-        for task in tasks:
+class MeasuringThread:
+    """Runs tasks in their order, where wanted each in a thread while the next one is being made.
+
+    Leaving it waits for the last.  What a task raises is raised by the next ``run``, or on leaving.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.wanted = wanted
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="measuring") if wanted else None
+        self._running: Future[object] | None = None
+
+    def __enter__(self) -> MeasuringThread:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        with self._pool:
+            if kind is None:
+                self._wait()
+
+    def run(self, task: Callable[[], object]) -> None:
+        """Run a task, here and now or once the one before it is done."""
+        if self._pool is None:
             task()
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="behind") as thread:
-        running: Future[object] | None = None
-        for task in tasks:
-            if running is not None:
-                running.result()
-            running = thread.submit(task)
-        if running is not None:
-            running.result()
+        else:
+            self._wait()
+            self._running = self._pool.submit(task)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
 
 
 class Halving:

@@ -1,4 +1,4 @@
-"""Candidates made into masks on the original's pixels: measured, filtered, and written when they stay."""
+"""Candidates made into masks on the original's pixels: measured, filtered, and encoded when they stay."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from worker.runs import write_runs
 #: Masks that are made and measured at once: 16 MB of SAM's logits.
 _MASKS_AT_ONCE = 64
 #: Logits that unwritten masks may hold.  Mostly some 10 kB each; a mask of the whole image holds 256 kB.
-_OUTLINE_BYTES = 64 * 2**20
-#: A pixel is in doubt whose logit is so near to the threshold.  Of 600 masks at 18 and 100 MP, none differed from the
+OUTLINE_BYTES = 64 * 2**20
+#: A pixel is borderline whose logit is so near to the threshold.  Of 600 masks at 18 and 100 MP, none differed from the
 #: library's in more pixels than it has this near; at 1e-4 two did.
-_NEAR = 3e-4
+_BORDERLINE = 3e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class PendingMask:
     """A mask that is measured and not written yet: its counts are empty.
 
     batch, row, column: the batch that it is from, its prompt there, and which of the prompt's candidates it is.
-    outline: what it is traced from.  doubtful: pixels in doubt, counted when the outline is given up.
+    outline: what it is traced from.  borderline: its borderline pixels, counted when the outline is given up.
     """
 
     mask: Mask
@@ -56,12 +56,16 @@ class Draft:
     column: int
     outline: Outline
     geometry: Geometry
-    doubtful: int = 0
+    borderline: int = 0
 
     @property
     def prompt(self) -> int:
         """The prompt's index in the job's list, or the point's in the grid."""
         return self.batch.indices[self.row]
+
+    def prompt_alone(self) -> PromptBatch:
+        """Its prompt by itself, without what pads it."""
+        return self.batch.alone(self.row)
 
     def written(self) -> Mask:
         """Trace the mask and write its runs."""
@@ -71,62 +75,66 @@ class Draft:
         changes = trace(self.outline, self.geometry, self.view.cut.threshold, size_hw[0], (left, top))
         return replace(self.mask, counts=write_runs(changes, size_hw))
 
-    def without_outline(self) -> Draft:
+    def without_outline(self) -> PendingMask:
         """The same, written: a few bytes for each run in place of its logits."""
-        return replace(self, mask=self.written(), doubtful=self.pixels_in_doubt(), outline=NO_OUTLINE)
+        return replace(self, mask=self.written(), borderline=self.borderline_pixels(), outline=NO_OUTLINE)
 
-    def pixels_in_doubt(self) -> int:
+    def borderline_pixels(self) -> int:
         """Count the pixels so near to the threshold that the library may have them on its other side."""
         if self.mask.counts:
-            return self.doubtful
-        return count_near(self.outline, self.geometry, self.view.cut.threshold, _NEAR)
+            return self.borderline
+        return count_near(self.outline, self.geometry, self.view.cut.threshold, _BORDERLINE)
 
 
-class Drafts:
-    """The masks found so far: drafts, since most are suppressed in the end; written ones when memory is short."""
+class PendingMasks:
+    """The masks found so far: unwritten, since most are suppressed in the end; written where memory is short.
 
-    def __init__(self) -> None:
-        self._drafts: list[Draft] = []
+    outline_bytes: logits that unwritten ones may hold.
+    """
+
+    def __init__(self, outline_bytes: int = OUTLINE_BYTES) -> None:
+        self._pending: list[PendingMask] = []
+        self._outline_bytes = outline_bytes
         self.held_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._drafts)
+        return len(self._pending)
 
-    def __iter__(self) -> Iterator[Draft]:
-        return iter(self._drafts)
+    def __iter__(self) -> Iterator[PendingMask]:
+        return iter(self._pending)
 
-    def __getitem__(self, place: int) -> Draft:
-        return self._drafts[place]
+    def __getitem__(self, place: int) -> PendingMask:
+        return self._pending[place]
 
-    def add(self, draft: Draft) -> None:
-        draft = self._lightened(draft)
-        self._drafts.append(draft)
-        self.held_bytes += draft.outline.turned.nbytes
+    def add(self, mask: PendingMask) -> None:
+        mask = self._lightened(mask)
+        self._pending.append(mask)
+        self.held_bytes += mask.outline.turned.nbytes
 
-    def put(self, place: int, draft: Draft) -> None:
-        """Put another draft in the place of one."""
-        self.held_bytes -= self._drafts[place].outline.turned.nbytes
-        self._drafts[place] = draft = self._lightened(draft)
-        self.held_bytes += draft.outline.turned.nbytes
+    def put(self, place: int, mask: PendingMask) -> None:
+        """Put another mask in the place of one."""
+        self.held_bytes -= self._pending[place].outline.turned.nbytes
+        self._pending[place] = mask = self._lightened(mask)
+        self.held_bytes += mask.outline.turned.nbytes
 
     def keep(self, choose: Callable[[Sequence[Mask]], Sequence[int]], first: int = 0) -> None:
         """Of the masks from first on, keep those that are chosen, in the order of the choice."""
-        rest = self._drafts[first:]
-        self._drafts[first:] = [rest[index] for index in choose([draft.mask for draft in rest])]
-        self.held_bytes = sum(draft.outline.turned.nbytes for draft in self._drafts)
+        rest = self._pending[first:]
+        self._pending[first:] = [rest[index] for index in choose([one.mask for one in rest])]
+        self.held_bytes = sum(one.outline.turned.nbytes for one in self._pending)
 
     def written(self) -> tuple[Mask, ...]:
-        return tuple(draft.written() for draft in self._drafts)
+        return tuple(one.written() for one in self._pending)
 
-    def _lightened(self, draft: Draft) -> Draft:
-        """Give up a draft's outline where there is no room for it."""
-        if self.held_bytes + draft.outline.turned.nbytes > _OUTLINE_BYTES:
-            return draft.without_outline()
-        return draft
+    def _lightened(self, mask: PendingMask) -> PendingMask:
+        """Give up a mask's outline where there is no room for it."""
+        if self.held_bytes + mask.outline.turned.nbytes > self._outline_bytes:
+            return mask.without_outline()
+        return mask
 
 
-def draft_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, view: View) -> Iterator[Draft]:
-    """Measure chosen candidates, some at a time; give drafts of the stable ones.
+def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, view: View) -> Iterator[PendingMask]:
+    """Measure chosen candidates, some at a time, and yield the stable ones.
 
     The masks name neither prompt nor candidate yet: that is for the mode to say.
     """
@@ -162,4 +170,4 @@ def draft_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, view
                 logits=low[index].to("cpu", torch.float32, copy=True).numpy() if view.keep_logits else None,
             )
             outline = keep_outline(logits[index], measures.windows[index], geometry)
-            yield Draft(mask, view, batch, row, column, outline, geometry)
+            yield PendingMask(mask, view, batch, row, column, outline, geometry)

@@ -38,7 +38,10 @@ _POINT_TOKENS = 2
 
 
 class FastSam:
-    """One SamModel's decoder.  together: prompts to work on at once, where the device's own number does not serve.
+    """One SamModel's decoder.
+
+    together: prompts to work on at once; held_bytes: what decoded ones may hold until their masks are made; each where
+    the device's own number does not serve.
 
     It computes in float32 whatever the network's precision is: half of it is for the encoder, where the time goes on a
     GPU, while sums of squares in half precision would give other masks.  One step is in double precision, the last that
@@ -66,7 +69,7 @@ class FastSam:
             return "it upscales with another activation"
         return None
 
-    def __init__(self, network: Any, together: int | None = None) -> None:
+    def __init__(self, network: Any, together: int | None = None, held_bytes: int | None = None) -> None:
         decoder, prompt_encoder = (_in_float32(part) for part in (network.mask_decoder, network.prompt_encoder))
         device = decoder.iou_token.weight.device
         positions = network.get_image_wide_positional_embeddings()[0].flatten(1).t().float().contiguous()
@@ -82,6 +85,7 @@ class FastSam:
             self._crew = Crew(device)
             self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._crew, self._together)
             self._upscaling = Upscaling(decoder, self._folded)
+        self._most_held_bytes = held_bytes or _share(_HELD_BYTES, device)
         self._decoder = decoder
         self._prompt_encoder = prompt_encoder
 
@@ -119,7 +123,7 @@ class FastSam:
         tokens = self._tokens.of(batch)
         if batch.mask_input is not None:
             return self._masked_candidates(state, tokens, batch.mask_input.to(tokens.values))
-        at_once = max(1, _share(_HELD_BYTES, tokens.values.device) // self._held_bytes(tokens.values.shape[1]))
+        at_once = max(1, self._most_held_bytes // self._held_bytes(tokens.values.shape[1]))
         everyone = range(len(tokens.values))
         if len(everyone) <= at_once:
             conversation = self._two_way.converse(state, tokens)

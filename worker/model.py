@@ -57,6 +57,7 @@ def load_model(ref: str, device: str, precision: str = "float32") -> Segmentatio
         raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
     loaded = family(network, preprocessing)
     loaded.encoder_dtype = getattr(torch, precision)
+    loaded.prepare()
     return SegmentationModel(model_name(ref), loaded, place)
 
 

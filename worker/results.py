@@ -75,6 +75,8 @@ def write_result(
             write_s=time.monotonic() - started,
             points=segmentation.metrics.points,
             points_per_batch=segmentation.metrics.points_per_batch,
+            decoded_again=segmentation.metrics.decoded_again,
+            decoded_again_exactly=segmentation.metrics.decoded_again_exactly,
         ),
     )
     body = manifest.model_dump_json(indent=2, exclude_none=True).encode()

@@ -1,12 +1,11 @@
 """The story of a job: a photo and a spec in, masks out.
 
-Read it from ``segment`` down.  Everything that is arithmetic stands in the modules named here, in the order
-in which they are used.
+Read it from ``segment`` down.  All arithmetic stands in the modules named here, in the order in which they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -14,12 +13,15 @@ from types import MappingProxyType
 from jobs.prompts import check_prompts_on_image
 from jobs.record import Spec
 from jobs.spec import BoxJob, EverythingJob, Output, PointJob
-from worker.batches import run_behind
-from worker.crops import lay_out, whole
+from worker.batches import MeasuringThread
+from worker.crops import Crop, lay_out, whole
 from worker.decoder import Candidates
-from worker.drafts import Drafts, View, draft_masks
+from worker.doubt import borderline_prompts, measure_again
+from worker.drafts import PendingMasks, View, measure_masks
+from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
+from worker.memory import give_back
 from worker.model import SegmentationModel, batch_that_fits
 from worker.prompts import (
     MaskInputs,
@@ -30,8 +32,9 @@ from worker.prompts import (
     group_prompts,
     prompt_batches,
 )
+from worker.reference import ALONE, BatchSlot, grid_slot
 from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
-from worker.work import SILENT, SegmentMetrics, Watch, Work
+from worker.work import BOUNDS, SILENT, Bounds, SegmentMetrics, Watch, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ def segment(
     model: SegmentationModel,
     watch: Watch = SILENT,
     mask_inputs: MaskInputs = NO_MASKS,
+    bounds: Bounds = BOUNDS,
 ) -> Segmentation:
     """Segment a photo as the spec says.
 
@@ -64,79 +68,140 @@ def segment(
     check_prompts_on_image(spec.prompts, photo.size_wh)
     check_mask_inputs(spec.prompts, mask_inputs, model.family.low_hw)
     if isinstance(spec, EverythingJob):
-        return _segment_everything(photo, spec, model, watch)
-    return _segment_prompts(photo, spec, model, watch, mask_inputs)
+        return _segment_everything(photo, spec, model, watch, bounds)
+    return _segment_prompts(photo, spec, model, watch, mask_inputs, bounds)
 
 
-def _segment_everything(photo: Photo, spec: EverythingJob, model: SegmentationModel, watch: Watch) -> Segmentation:
+def _segment_everything(
+    photo: Photo, spec: EverythingJob, model: SegmentationModel, watch: Watch, bounds: Bounds
+) -> Segmentation:
     """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
     params = spec.params
-    cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
-    work = Work(watch, count_grid_batches(crops, points_per_batch), points_per_batch)
-    found = Drafts()
-    # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
-    behind = model.device.type == "cuda"
+    work = Work(model, watch, count_grid_batches(crops, points_per_batch), points_per_batch, bounds)
+    all_at_once = params.crops_suppression == "library" and len(crops) > 1
+
     for crop in crops:
-        before = len(found)
-        embedding = work.embed(model, photo, crop)
-        batches = grid_batches(crop, embedding.frame, points_per_batch)
-        view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
-        decoded = work.decoded(partial(model.family.decode, embedding), batches, found)
-        chosen = (
-            (batch, candidates, work.chosen(choose_promising(candidates, params.pred_iou_thresh)))
-            for batch, candidates in decoded
-        )
-        run_behind((partial(_measure, found, view, *one) for one in _ready(chosen, behind)), in_thread=behind)
-        if params.crops_suppression == "original" or len(crops) == 1:
-            found.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first=before)
-        embedding = model.family.for_library(embedding)  # what ours prepared of it is not needed any more
-        work.settle(model, embedding, found, first=before)
+        _segment_crop(photo, crop, spec, work, points_per_batch, suppress=not all_at_once)
+
+    # Suppress masks of different crops that overlap
     if len(crops) > 1:
-        choose = better_of_overlapping if params.crops_suppression == "library" else smaller_crop_of_overlapping
-        found.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
-    return Segmentation(photo.size_wh, found.written(), work.metrics())
+        choose = better_of_overlapping if all_at_once else smaller_crop_of_overlapping
+        work.pending.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
+
+    return Segmentation(photo.size_wh, work.pending.written(), work.metrics())
 
 
-_Chosen = tuple[PromptBatch, Candidates, Chosen]
+def _segment_crop(
+    photo: Photo, crop: Crop, spec: EverythingJob, work: Work, points_per_batch: int, *, suppress: bool
+) -> None:
+    """Add the masks of one crop.  suppress: those that overlap another of the same crop."""
+    params, first = spec.params, len(work.pending)
+
+    # Embed
+    embedding = work.embed(photo, crop)
+    cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
+    view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
+
+    # Decode the grid, filter by predicted IoU, measure on the original's pixels
+    _decode_grid(work, embedding, view, grid_batches(crop, embedding.frame, points_per_batch), params.pred_iou_thresh)
+
+    # Suppress masks that overlap
+    if suppress:
+        work.pending.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first)
+
+    # Decode borderline masks again, in the batches that the library decodes them in
+    embedding = work.model.family.for_library(embedding)  # lets go of what the fast decoder prepared
+    slot_of = partial(grid_slot, points=crop.points_per_side**2, points_per_batch=params.points_per_batch)
+    _decode_borderline_again(work, embedding, slot_of, first=first)
 
 
-def _ready(chosen: Iterable[_Chosen], on_host: bool) -> Iterator[_Chosen]:
-    """Bring the chosen masks over, where they are measured apart from the device that makes them."""
-    for batch, candidates, some in chosen:
-        yield batch, candidates.on_host(some.rows, some.columns) if on_host else candidates, some
+def _decode_grid(
+    work: Work, embedding: Embedding, view: View, batches: Iterable[PromptBatch], pred_iou_thresh: float
+) -> None:
+    """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off."""
+    # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
+    with MeasuringThread(wanted=work.model.device.type == "cuda") as measuring:
+        for batch, candidates in work.decode(embedding, batches):
+            chosen = work.count(choose_promising(candidates, pred_iou_thresh))
+            if measuring.wanted:
+                candidates = candidates.on_host(chosen.rows, chosen.columns)
+            measuring.run(partial(_measure_whole, work.pending, view, batch, candidates, chosen))
 
 
-def _measure(found: Drafts, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen) -> None:
-    """Measure a batch's chosen masks and keep those that their crop does not cut off."""
-    for draft in draft_masks(candidates, chosen, batch, view):
-        if not is_cut_off(draft.mask, view.size_wh):
-            found.add(draft)
+def _measure_whole(
+    pending: PendingMasks, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen
+) -> None:
+    for mask in measure_masks(candidates, chosen, batch, view):
+        if not is_cut_off(mask.mask, view.size_wh):
+            pending.add(mask)
 
 
 def _segment_prompts(
-    photo: Photo, spec: PointJob | BoxJob, model: SegmentationModel, watch: Watch, mask_inputs: MaskInputs
+    photo: Photo,
+    spec: PointJob | BoxJob,
+    model: SegmentationModel,
+    watch: Watch,
+    mask_inputs: MaskInputs,
+    bounds: Bounds,
 ) -> Segmentation:
     """One object for each prompt: its best candidate, or with multimask all three."""
-    params = spec.params
-    choose = choose_all if params.multimask else choose_best
-    cut, crop = Cut(params.mask_threshold), whole(photo.size_wh)
-    points_per_batch = batch_that_fits(model, params.points_per_batch)
+    params, points_per_batch = spec.params, batch_that_fits(model, spec.params.points_per_batch)
     groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
-    work = Work(watch, len(groups), points_per_batch)
-    found = Drafts()
-    embedding = work.embed(model, photo, crop)
-    view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
-    batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
-    decoded = work.decoded(partial(model.family.decode, embedding, multimask=params.multimask), batches, found)
-    for batch, candidates in decoded:
-        for draft in draft_masks(candidates, work.chosen(choose(candidates)), batch, view):
-            found.add(draft)
-    embedding = model.family.for_library(embedding)
-    # Beside others or not, a prompt's masks are those that it has alone.
-    work.settle(model, embedding, found, together=1, multimask=params.multimask)
-    answers = (
-        replace(draft.written(), prompt=draft.prompt, candidate=draft.column if params.multimask else None)
-        for draft in sorted(found, key=lambda draft: (draft.prompt, draft.column))
+    work = Work(model, watch, len(groups), points_per_batch, bounds)
+
+    # Embed
+    crop = whole(photo.size_wh)
+    embedding = work.embed(photo, crop)
+    view = View(embedding.frame, crop, photo.size_wh, Cut(params.mask_threshold), Output.LOGITS in spec.outputs)
+
+    # Decode the prompts, choose candidates, measure on the original's pixels
+    _decode_prompts(
+        work, embedding, view, prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs), params.multimask
     )
-    return Segmentation(photo.size_wh, tuple(answers), work.metrics())
+
+    # Decode borderline masks again: beside others or not, a prompt's masks are those that it has alone
+    embedding = model.family.for_library(embedding)
+    _decode_borderline_again(work, embedding, lambda _: ALONE, multimask=params.multimask)
+
+    # Put them in the order of the prompts
+    masks = (
+        replace(mask.written(), prompt=mask.prompt, candidate=mask.column if params.multimask else None)
+        for mask in sorted(work.pending, key=lambda mask: (mask.prompt, mask.column))
+    )
+    return Segmentation(photo.size_wh, tuple(masks), work.metrics())
+
+
+def _decode_prompts(
+    work: Work, embedding: Embedding, view: View, batches: Iterable[PromptBatch], multimask: bool
+) -> None:
+    """Decode batches and add the masks of each prompt's best candidate, or of all three."""
+    choose = choose_all if multimask else choose_best
+    for batch, candidates in work.decode(embedding, batches, multimask=multimask):
+        for mask in measure_masks(candidates, work.count(choose(candidates)), batch, view):
+            work.pending.add(mask)
+
+
+def _decode_borderline_again(
+    work: Work,
+    embedding: Embedding,
+    slot_of: Callable[[int], BatchSlot],
+    *,
+    first: int = 0,
+    multimask: bool = True,
+) -> None:
+    """Replace the masks from first on that have too many borderline pixels by the library's own.
+
+    embedding: for the library's decoder.  slot_of: of a prompt's index, where the library decodes it.
+    """
+    if not work.model.family.rounds_otherwise:
+        return
+    places_of = borderline_prompts(work.pending, first, work.bounds.borderline_pixels)
+    if not places_of:
+        return
+    give_back()  # the library's decoder takes some 40 MB a prompt, in pieces that find no room among those freed before
+    for index, places in places_of.items():
+        prompt = work.pending[places[0]].prompt_alone()
+        candidates = work.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
+        measure_again(work.pending, places, prompt, candidates)
+    give_back()

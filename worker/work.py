@@ -1,30 +1,34 @@
-"""The steps of a job that take time: embedding and decoding, counted and timed, with somebody who looks on."""
+"""The steps of a job that take time, embedding and decoding: counted, timed and reported to a watch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from jobs.status import Stage
 from worker.batches import Halving
 from worker.crops import Crop
 from worker.decoder import Candidates
-from worker.doubt import ALIKE, settle
-from worker.drafts import Drafts
+from worker.doubt import MAX_BORDERLINE_PIXELS
+from worker.drafts import OUTLINE_BYTES, PendingMasks
 from worker.embedding import Embedding
 from worker.images import Photo
 from worker.masks import Chosen
 from worker.model import SegmentationModel
 from worker.prompts import PromptBatch
+from worker.reference import BatchSlot
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentMetrics:
-    """What the work was and how long it took.  points: prompts decoded; points_per_batch: as it
-    was used; candidates: masks measured; decoded_again: prompts decoded once more, for their pixels in doubt."""
+    """What the work was and how long it took.
+
+    points: prompts decoded; points_per_batch: as it was used; candidates: masks measured.
+    decoded_again: prompts that the library's decoder decoded once more, for their borderline pixels;
+    decoded_again_exactly: whether with the library's very bits, as far as was found on this machine.
+    """
 
     embed_s: float
     decode_s: float
@@ -34,10 +38,11 @@ class SegmentMetrics:
     candidates: int
     crops: int
     decoded_again: int
+    decoded_again_exactly: bool
 
 
 class Watch(Protocol):
-    """Looks on, and may raise to stop the job: cancellation, a time limit, another attempt."""
+    """Is told of progress, and may raise to stop the job: cancellation, a time limit, another attempt."""
 
     def stage(self, stage: Stage) -> None: ...
 
@@ -59,73 +64,83 @@ class _Silent:
 SILENT: Watch = _Silent()
 
 
-class Work:
-    """One job's work: does each step, counts and times it, and tells the watch."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What bounds a job's memory, and its distance from the library's masks.
 
-    def __init__(self, watch: Watch, batches: int, points_per_batch: int) -> None:
+    borderline_pixels: that a mask may have before its prompt is decoded again.  outline_bytes: logits that masks may
+    hold until they are written.
+    """
+
+    borderline_pixels: int = MAX_BORDERLINE_PIXELS
+    outline_bytes: int = OUTLINE_BYTES
+
+
+BOUNDS = Bounds()
+
+
+class Work:
+    """One job's work on a model: does each step, counts and times it, and reports to the watch.
+
+    batches: how many there are in all.  pending: the masks found so far.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, watch: Watch, batches: int, points_per_batch: int, bounds: Bounds
+    ) -> None:
+        self.model = model
+        self.bounds = bounds
+        self.pending = PendingMasks(bounds.outline_bytes)
         self._watch = watch
         self._halving = Halving(points_per_batch)
         self._batches = batches
         self._done = self._points = self._candidates = self._crops = self._again = 0
         self._embed_s = self._decode_s = 0.0
 
-    def embed(self, model: SegmentationModel, photo: Photo, crop: Crop) -> Embedding:
+    def embed(self, photo: Photo, crop: Crop) -> Embedding:
         """Embed a part of the photo."""
         self._watch.stage(Stage.EMBEDDING)
         started = time.perf_counter()
         left, top, right, bottom = crop.box_xyxy
-        embedding = model.family.embed(photo.pixels[top:bottom, left:right])
+        embedding = self.model.family.embed(photo.pixels[top:bottom, left:right])
         self._embed_s += time.perf_counter() - started
         self._crops += 1
         return embedding
 
-    def decoded(
-        self, decode: Callable[[PromptBatch], Candidates], batches: Iterable[PromptBatch], found: Sized
+    def decode(
+        self, embedding: Embedding, batches: Iterable[PromptBatch], *, multimask: bool = True
     ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        """Decode one batch after the other; the watch hears of each that is done, and of the masks found."""
+        """Decode one batch after the other."""
+
+        def decode(part: PromptBatch) -> Candidates:
+            return self.model.family.decode(embedding, part, multimask=multimask)
+
         self._watch.stage(Stage.DECODING)
-        self._watch.batch(self._done, self._batches, len(found))
+        self._watch.batch(self._done, self._batches, len(self.pending))
         for batch in batches:
-            yield from self._timed(decode, batch)
+            started = time.perf_counter()
+            yield from self._halving.decode(decode, batch)
+            self._decode_s += time.perf_counter() - started
             self._done += 1
             self._points += len(batch.indices)
-            self._watch.batch(self._done, self._batches, len(found))
+            self._watch.batch(self._done, self._batches, len(self.pending))
 
-    def settle(
-        self,
-        model: SegmentationModel,
-        embedding: Embedding,
-        found: Drafts,
-        *,
-        first: int = 0,
-        together: int = ALIKE,
-        multimask: bool = True,
-    ) -> None:
-        """Let the library's decoder settle the pixels in doubt of one embedding's masks, where ours is another.
+    def decode_again(
+        self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True
+    ) -> Candidates:
+        """Decode one prompt with the library's decoder, as in its slot there.
 
-        embedding: as the family gives it for that decoder.
+        embedding: what the family gives ``for_library``.
         """
-        if model.family.rounds_otherwise:
-            decode = partial(model.family.decode_with_library, embedding, multimask=multimask)
-            settle(found, partial(self._decoded_again, decode, found), first, together)
-
-    def _decoded_again(
-        self, decode: Callable[[PromptBatch], Candidates], found: Sized, batches: Iterable[PromptBatch]
-    ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        for batch in batches:
-            yield from self._timed(decode, batch)
-            self._again += len(set(batch.indices))
-            self._watch.batch(self._done, self._batches, len(found))
-
-    def _timed(
-        self, decode: Callable[[PromptBatch], Candidates], batch: PromptBatch
-    ) -> Iterator[tuple[PromptBatch, Candidates]]:
         started = time.perf_counter()
-        yield from self._halving.decode(decode, batch)
+        candidates = self.model.family.decode_in_slot(embedding, prompt, slot, multimask=multimask)
         self._decode_s += time.perf_counter() - started
+        self._again += 1
+        self._watch.batch(self._done, self._batches, len(self.pending))
+        return candidates
 
-    def chosen(self, chosen: Chosen) -> Chosen:
-        """Count the candidates whose masks are looked at."""
+    def count(self, chosen: Chosen) -> Chosen:
+        """Count the candidates whose masks are measured, and return them."""
         self._candidates += len(chosen.rows)
         return chosen
 
@@ -139,4 +154,5 @@ class Work:
             candidates=self._candidates,
             crops=self._crops,
             decoded_again=self._again,
+            decoded_again_exactly=self.model.family.redecodes_exactly,
         )

@@ -1,9 +1,9 @@
-"""Masks with pixels in doubt are decoded once more by the library's decoder, in the company that they have there."""
+"""Prompts of masks with many borderline pixels are decoded again, with the digits of the library's own batches."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,30 @@ import torch
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import everything, points
 from tests.worker.truth import coins
-from worker import doubt, drafts
 from worker.crops import whole
 from worker.decoder import Candidates, decode_with_library
+from worker.doubt import MAX_BORDERLINE_PIXELS
 from worker.images import Photo
-from worker.masks import Mask
+from worker.masks import Mask, decode_rle
 from worker.model import SegmentationModel, load_model
 from worker.prompts import PADDING, PromptBatch, grid_batches
+from worker.reference import ALONE, BatchSlot, grid_slot
 from worker.segment import segment
-from worker.work import SILENT
+from worker.work import SILENT, Bounds
 
 LOOSE = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+ALL = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 RAGGED: tuple[dict[str, Any], ...] = (
     {"points": [[58, 53]]},
     {"points": [[118, 55.5], [140, 60], [150, 120]], "labels": [1, 1, 0]},
     {"points": [[45, 50], [75, 75]], "labels": [1, 0]},
     {"points": [[158, 53]]},
 )
+#: Every mask has too many borderline pixels.
+EVERY_MASK = Bounds(borderline_pixels=-1)
 FAST = ("sam", "sam2", "edgetam")
+
+Heard = list[tuple[PromptBatch, BatchSlot]]
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +45,10 @@ def photo() -> Photo:
     return Photo(np.array(coins((384, 303))), (384, 303), "PNG")
 
 
-@pytest.fixture
-def doubting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every mask has too many pixels in doubt."""
-    monkeypatch.setattr(doubt, "MOST", -1)
-
-
-def listening(model: SegmentationModel, heard: list[PromptBatch], memory_for: int = 64) -> SegmentationModel:
-    """The same model; what is decoded again is remembered, and may be only so many prompts at once."""
-
-    class Listening(type(model.family)):  # type: ignore[misc]
-        def decode_with_library(self, embedding: object, batch: PromptBatch, **asked: bool) -> Candidates:
-            if len(batch.indices) > memory_for:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            heard.append(batch)
-            return super().decode_with_library(embedding, batch, **asked)
-
-    family = copy.copy(model.family)
-    family.__class__ = Listening
-    return dataclasses.replace(model, family=family)
-
-
-def logits_of(masks: tuple[Mask, ...]) -> list[np.ndarray]:
-    return [mask.logits for mask in masks if mask.logits is not None]
+@pytest.fixture(scope="module")
+def large() -> Photo:
+    """A photo of 18 MP, on which some masks have many borderline pixels."""
+    return Photo(np.array(coins((4899, 3674))), (4899, 3674), "PNG")
 
 
 @pytest.fixture(scope="module", params=FAST)
@@ -69,79 +56,114 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load_model(save_tiny(request.param, tmp_path_factory.mktemp(request.param)), "cpu")
 
 
-@pytest.mark.usefixtures("doubting")
+def listening(model: SegmentationModel, heard: Heard) -> SegmentationModel:
+    """Return the same model; what is decoded again is written down."""
+
+    class Listening(type(model.family)):  # type: ignore[misc]
+        def decode_in_slot(self, embedding: object, prompt: PromptBatch, slot: BatchSlot, **asked: bool) -> Candidates:
+            heard.append((prompt, slot))
+            return super().decode_in_slot(embedding, prompt, slot, **asked)
+
+    family = copy.copy(model.family)
+    family.__class__ = Listening
+    return replace(model, family=family)
+
+
+def logits_of(masks: tuple[Mask, ...]) -> list[np.ndarray]:
+    return [mask.logits for mask in masks if mask.logits is not None]
+
+
 @pytest.mark.parametrize("multimask", [True, False])
 def test_prompts_decoded_again_have_the_librarys_bits_for_each_alone(
     tiny: SegmentationModel, photo: Photo, multimask: bool
 ) -> None:
-    heard: list[PromptBatch] = []
+    heard: Heard = []
     spec = points(*RAGGED, multimask=multimask, outputs=("logits",))
 
-    done = segment(photo, spec, listening(tiny, heard))
+    done = segment(photo, spec, listening(tiny, heard), bounds=EVERY_MASK)
 
     assert done.metrics.decoded_again == len(RAGGED)
-    assert [len(batch.indices) for batch in heard] == [1] * len(RAGGED)
-    assert not any((batch.labels == PADDING).any() for batch in heard if batch.labels is not None)
-    embedding = tiny.family.embed(photo.pixels)
-    image = tiny.family.image_arguments(tiny.family.for_library(embedding).values)
-    for batch in heard:
+    assert [slot for _, slot in heard] == [ALONE] * len(RAGGED)
+    assert not any((prompt.labels == PADDING).any() for prompt, _ in heard if prompt.labels is not None)
+    image = _for_library(tiny, photo.pixels)
+    for prompt, _ in heard:
         with torch.inference_mode():
             theirs = decode_with_library(
-                tiny.family.network, batch, multimask=multimask or not tiny.family.chooses_one, **image
+                tiny.family.network, prompt, multimask=multimask or not tiny.family.chooses_one, **image
             )
-        own = [mask for mask in done.masks if mask.prompt == batch.indices[0]]
+        own = [mask for mask in done.masks if mask.prompt == prompt.indices[0]]
         columns = range(3) if multimask else [int(theirs.predicted_iou[0].argmax())]
         for mask, column in zip(own, columns, strict=True):
             low = theirs.logits(torch.tensor([0]), torch.tensor([column]))[0].numpy()
             assert np.array_equal(logits_of((mask,))[0], low)
 
 
-@pytest.mark.usefixtures("doubting")
 def test_objects_of_one_job_have_the_bits_that_each_has_alone(model: SegmentationModel, photo: Photo) -> None:
-    together = segment(photo, points(*RAGGED, multimask=True), model).masks
+    together = segment(photo, points(*RAGGED, multimask=True), model, bounds=EVERY_MASK).masks
 
-    alone = [segment(photo, points(prompt, multimask=True), model).masks for prompt in RAGGED]
+    alone = [segment(photo, points(prompt, multimask=True), model, bounds=EVERY_MASK).masks for prompt in RAGGED]
 
     assert [mask.counts for mask in together] == [mask.counts for masks in alone for mask in masks]
 
 
-@pytest.mark.usefixtures("doubting")
-def test_the_grids_points_are_decoded_again_in_the_company_that_the_library_gives_them(
+@pytest.mark.parametrize("points_per_batch", [2, 8, 13, 64])
+def test_the_grids_points_are_decoded_again_with_the_bits_of_the_pipelines_batches(
+    model: SegmentationModel, photo: Photo, points_per_batch: int
+) -> None:
+    """25 points: most batch sizes leave a smaller last one, down to a point alone."""
+    heard: Heard = []
+    spec = everything(points_per_crop=5, points_per_batch=points_per_batch, **ALL)
+
+    done = segment(photo, spec.model_copy(update={"outputs": ("logits",)}), listening(model, heard), bounds=EVERY_MASK)
+
+    assert {slot.size for _, slot in heard} == {min(points_per_batch, 25), 25 % points_per_batch or points_per_batch}
+    assert done.metrics.decoded_again_exactly == model.family.redecodes_exactly
+    theirs = _library_everything(model, photo, points_per_batch)
+    for mask, logits in zip(done.masks, logits_of(done.masks), strict=True):
+        if model.family.redecodes_exactly:
+            assert any(np.array_equal(logits, low) for low in theirs[mask.point_coords])
+        else:
+            assert any(np.allclose(logits, low, atol=1e-3) for low in theirs[mask.point_coords])
+
+
+def test_the_pipelines_batches_and_not_ours_say_how_a_point_is_decoded_again(
     model: SegmentationModel, photo: Photo
 ) -> None:
-    heard: list[PromptBatch] = []
-    spec = everything(
-        points_per_crop=5, points_per_batch=8, pred_iou_thresh=0.0, stability_score_thresh=0.0
-    ).model_copy(update={"outputs": ("logits",)})
+    """Memory may make ours smaller."""
+    heard: Heard = []
+    family = copy.copy(model.family)
+    family.cpu_batch_bytes = 3 * family.point_bytes
 
-    done = segment(photo, spec, listening(model, heard))
+    done = segment(
+        photo,
+        everything(points_per_crop=5, points_per_batch=20, **ALL),
+        listening(replace(model, family=family), heard),
+        bounds=EVERY_MASK,
+    )
 
-    # 25 points: eight, eight, eight and the last alone; with those of one size the rest of a batch is filled up.
-    assert sorted({len(batch.indices) for batch in heard}) == [1, doubt.ALIKE]
-    theirs = _library_everything(model, photo)
-    for mask, logits in zip(done.masks, logits_of(done.masks), strict=True):
-        assert any(np.array_equal(logits, low) for low in theirs[mask.point_coords])
+    assert done.metrics.points_per_batch == 3
+    assert [slot for _, slot in heard] == [grid_slot(prompt.indices[0], 25, 20) for prompt, _ in heard]
+    assert {slot.size for _, slot in heard} == {20, 5}
 
 
-def test_masks_that_are_drafted_again_keep_their_order_and_their_scores(
-    model: SegmentationModel, photo: Photo, monkeypatch: pytest.MonkeyPatch
+def test_masks_that_are_measured_again_keep_their_order_and_their_scores(
+    model: SegmentationModel, photo: Photo
 ) -> None:
     spec = everything(points_per_crop=8, points_per_batch=16, **LOOSE)
     before = segment(photo, spec, model)
 
-    monkeypatch.setattr(doubt, "MOST", -1)
-    again = segment(photo, spec, model)
+    again = segment(photo, spec, model, bounds=EVERY_MASK)
 
     assert before.metrics.decoded_again == 0
     assert again.metrics.decoded_again > 5
-    assert len(again.masks) == len(before.masks)
     assert [mask.predicted_iou for mask in again.masks] == [mask.predicted_iou for mask in before.masks]
     assert [mask.point_coords for mask in again.masks] == [mask.point_coords for mask in before.masks]
-    assert all(abs(a.area - b.area) <= doubt.MOST + 6 for a, b in zip(again.masks, before.masks, strict=True))
+    differing = [int((decode_rle(a) ^ decode_rle(b)).sum()) for a, b in zip(again.masks, before.masks, strict=True)]
+    assert max(differing) <= MAX_BORDERLINE_PIXELS
 
 
-def test_masks_with_few_pixels_in_doubt_are_left(model: SegmentationModel, photo: Photo) -> None:
-    heard: list[PromptBatch] = []
+def test_masks_with_few_borderline_pixels_are_left(model: SegmentationModel, photo: Photo) -> None:
+    heard: Heard = []
 
     done = segment(photo, everything(points_per_crop=4, **LOOSE), listening(model, heard))
 
@@ -149,73 +171,58 @@ def test_masks_with_few_pixels_in_doubt_are_left(model: SegmentationModel, photo
     assert not heard
 
 
-def test_only_masks_with_many_are_decoded_again(model: SegmentationModel) -> None:
-    """A photo of 18 MP has some of either kind."""
-    large = Photo(np.array(coins((4899, 3674))), (4899, 3674), "PNG")
-
+def test_only_masks_with_many_are_decoded_again(model: SegmentationModel, large: Photo) -> None:
     done = segment(large, everything(points_per_crop=5, **LOOSE), model)
 
     assert 0 < done.metrics.decoded_again < len({mask.point_coords for mask in done.masks})
 
 
 @pytest.mark.parametrize("crops_suppression", ["original", "library"])
-@pytest.mark.usefixtures("doubting")
 def test_each_crops_masks_are_decoded_again_on_their_crop(
     model: SegmentationModel, photo: Photo, crops_suppression: str
 ) -> None:
-    heard: list[PromptBatch] = []
     spec = everything(
         points_per_crop=4, points_per_batch=4, crops_n_layers=1, crops_suppression=crops_suppression, **LOOSE
-    )
+    ).model_copy(update={"outputs": ("logits",)})
 
-    done = segment(photo, spec, listening(model, heard))
+    done = segment(photo, spec, model, bounds=EVERY_MASK)
 
-    assert len({mask.crop_box_xywh for mask in done.masks}) > 1
-    settled = segment(photo, spec, model)
-    assert done.masks == settled.masks
-    assert len(heard) >= 3
+    crops = {mask.crop_box_xywh for mask in done.masks}
+    assert len(crops) > 1
+    for left, top, width, height in (tuple(map(int, crop)) for crop in crops):
+        part = Photo(photo.pixels[top : top + height, left : left + width].copy(), (width, height), "PNG")
+        theirs = _library_everything(model, part, 4, points_per_crop=4)
+        for mask in done.masks:
+            if mask.crop_box_xywh == (left, top, width, height):
+                [(x, y)] = mask.point_coords
+                lows = next(lows for [(u, v)], lows in theirs.items() if abs(u + left - x) + abs(v + top - y) < 1e-3)
+                assert mask.logits is not None
+                # The pipeline's bits are those of one crop after the other; a crop's grid has the same 4 × 4 points.
+                assert any(np.allclose(mask.logits, low, atol=1e-3) for low in lows)
 
 
-@pytest.mark.usefixtures("doubting")
-def test_masks_that_were_written_early_are_decoded_again_too(
-    model: SegmentationModel, photo: Photo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_that_were_written_early_are_decoded_again_too(model: SegmentationModel, photo: Photo) -> None:
     spec = everything(points_per_crop=4, points_per_batch=4, **LOOSE)
-    at_leisure = segment(photo, spec, model)
 
-    monkeypatch.setattr(drafts, "_OUTLINE_BYTES", 0)
-    in_haste = segment(photo, spec, model)
+    at_leisure = segment(photo, spec, model, bounds=EVERY_MASK)
+    in_haste = segment(photo, spec, model, bounds=replace(EVERY_MASK, outline_bytes=0))
 
     assert in_haste.masks == at_leisure.masks
     assert in_haste.metrics.decoded_again == at_leisure.metrics.decoded_again > 0
 
 
-def test_a_mask_that_was_written_early_still_knows_its_pixels_in_doubt(
-    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+def test_a_mask_that_was_written_early_still_knows_its_borderline_pixels(
+    model: SegmentationModel, large: Photo
 ) -> None:
-    large = Photo(np.array(coins((4899, 3674))), (4899, 3674), "PNG")
     spec = everything(points_per_crop=3, **LOOSE)
+
     at_leisure = segment(large, spec, model).metrics.decoded_again
+    in_haste = segment(large, spec, model, bounds=Bounds(outline_bytes=0)).metrics.decoded_again
 
-    monkeypatch.setattr(drafts, "_OUTLINE_BYTES", 0)
-
-    assert segment(large, spec, model).metrics.decoded_again == at_leisure > 0
-
-
-@pytest.mark.usefixtures("doubting")
-def test_where_memory_ends_they_are_decoded_in_smaller_batches(model: SegmentationModel, photo: Photo) -> None:
-    heard: list[PromptBatch] = []
-    spec = everything(points_per_crop=4, points_per_batch=4, **LOOSE)
-
-    done = segment(photo, spec, listening(model, heard, memory_for=2))
-
-    assert {len(batch.indices) for batch in heard} == {2}
-    assert done.metrics.points_per_batch == 2
-    assert len(done.masks) == len(segment(photo, spec, model).masks)
+    assert in_haste == at_leisure > 0
 
 
-@pytest.mark.usefixtures("doubting")
-def test_a_job_can_be_cancelled_between_its_second_decodings(model: SegmentationModel, photo: Photo) -> None:
+def test_a_job_can_be_canceled_between_its_second_decodings(model: SegmentationModel, photo: Photo) -> None:
     class Cancel(Exception):
         pass
 
@@ -228,29 +235,33 @@ def test_a_job_can_be_cancelled_between_its_second_decodings(model: Segmentation
                 raise Cancel
 
     with pytest.raises(Cancel):
-        segment(photo, everything(points_per_crop=4, points_per_batch=4, **LOOSE), model, Watch())
+        segment(photo, everything(points_per_crop=4, points_per_batch=4, **LOOSE), model, Watch(), bounds=EVERY_MASK)
 
 
-@pytest.mark.usefixtures("doubting")
-def test_half_precision_has_no_digits_to_settle(demo_model: str, photo: Photo) -> None:
+def test_half_precision_has_no_digits_to_match(demo_model: str, photo: Photo) -> None:
     half = load_model(demo_model, "cpu", "bfloat16")
 
-    assert segment(photo, points(RAGGED[0]), half).metrics.decoded_again == 0
+    assert segment(photo, points(RAGGED[0]), half, bounds=EVERY_MASK).metrics.decoded_again == 0
 
 
-@pytest.mark.usefixtures("doubting")
-def test_a_family_that_goes_through_the_library_has_nothing_to_settle(tmp_path: Path, photo: Photo) -> None:
+def test_a_family_that_goes_through_the_library_decodes_nothing_again(tmp_path: Path, photo: Photo) -> None:
     through = load_model(save_tiny("sam_hq", tmp_path), "cpu")
 
-    assert segment(photo, points(RAGGED[0]), through).metrics.decoded_again == 0
+    assert segment(photo, points(RAGGED[0]), through, bounds=EVERY_MASK).metrics.decoded_again == 0
 
 
-def _library_everything(model: SegmentationModel, photo: Photo) -> dict[Any, list[np.ndarray]]:
-    """The library's three candidates of every point of the grid, in the pipeline's own batches of eight."""
-    embedding = model.family.embed(photo.pixels)
-    image = model.family.image_arguments(model.family.for_library(embedding).values)
+def _for_library(model: SegmentationModel, pixels: np.ndarray) -> dict[str, Any]:
+    return model.family.image_arguments(model.family.for_library(model.family.embed(pixels)).values)
+
+
+def _library_everything(
+    model: SegmentationModel, photo: Photo, points_per_batch: int, points_per_crop: int = 5
+) -> dict[Any, list[np.ndarray]]:
+    """Return the library's three candidates of every point of the grid, in the pipeline's own batches."""
+    image = _for_library(model, photo.pixels)
+    frame = model.family.embed(photo.pixels).frame
     theirs = {}
-    for batch in grid_batches(whole(photo.size_wh, 5), embedding.frame, 8):
+    for batch in grid_batches(whole(photo.size_wh, points_per_crop), frame, points_per_batch):
         with torch.inference_mode():
             candidates = decode_with_library(model.family.network, batch, multimask=True, **image)
         for row, asked in enumerate(batch.asked_xy):

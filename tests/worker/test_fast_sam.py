@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import SamModel
 
 from tests.worker.networks import random_embeddings, random_network, random_sam2
-from worker import fast_sam
 from worker.decoder import Candidates, decode_with_library
 from worker.families.library import in_float32
 from worker.fast_sam import FastSam
@@ -230,17 +229,16 @@ def test_masks_are_made_of_any_candidates(kind: str, together: int, rows: list[i
 
 
 @each_kind
-def test_more_prompts_than_may_be_held_are_decoded_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_prompts_than_may_be_held_are_decoded_in_parts(kind: str) -> None:
     network = random_network(kind, 32, 2, 5)
-    held, short = FAST[kind](network), FAST[kind](network)
+    held = FAST[kind](network)
+    short = FAST[kind](network, held_bytes=3 * held.point_bytes)
     state = held.image_state(random_embeddings(network))
     points = [[[0.1 * number, 0.5]] for number in range(7)]
     many = batch(points, [[1]] * 7)
-    monkeypatch.setitem(fast_sam._HELD_BYTES, "cpu", 3 * short.point_bytes)
 
     ours = short.decode(state, many)
 
-    monkeypatch.undo()
     expected = held.decode(state, many)
     assert_same(ours, expected)
     chosen = torch.tensor([6, 0, 3]), torch.tensor([0, 2, 1])

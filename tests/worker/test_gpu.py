@@ -12,7 +12,6 @@ import torch
 from tests.worker.conftest import boxes, everything, points
 from tests.worker.networks import random_embeddings, random_sam2
 from tests.worker.test_fast_sam import POINTS, RAGGED, assert_same, with_masks
-from worker import doubt
 from worker.decoder import at_hand
 from worker.fast_sam2 import FastSam2
 from worker.images import Photo
@@ -20,6 +19,7 @@ from worker.masks import decode_rle
 from worker.model import SegmentationModel, load_model
 from worker.prompts import PromptBatch
 from worker.segment import segment
+from worker.work import BOUNDS, Bounds
 
 pytestmark = pytest.mark.gpu
 
@@ -30,9 +30,11 @@ def on_gpu(demo_model: str) -> SegmentationModel:
     return load_model(demo_model, "cuda")
 
 
-def pixels_apart(photo: Photo, spec: object, one: SegmentationModel, other: SegmentationModel) -> list[int]:
+def pixels_apart(
+    photo: Photo, spec: object, one: SegmentationModel, other: SegmentationModel, bounds: Bounds = BOUNDS
+) -> list[int]:
     """How many pixels differ in each mask; fails where the sets are not the same."""
-    first, second = (segment(photo, spec, model).masks for model in (one, other))  # type: ignore[arg-type]
+    first, second = (segment(photo, spec, model, bounds=bounds).masks for model in (one, other))  # type: ignore[arg-type]
     assert len(first) == len(second) > 0
     assert np.allclose([m.predicted_iou for m in first], [m.predicted_iou for m in second], atol=1e-4)
     return [int((decode_rle(a) != decode_rle(b)).sum()) for a, b in zip(first, second, strict=True)]
@@ -58,14 +60,12 @@ def test_masks_are_decoded_again_by_the_librarys_decoder_on_the_device(
     example: Callable[[str], Photo],
     model: SegmentationModel,
     on_gpu: SegmentationModel,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doubt, "MOST", -1)
-    photo = example("coins.png")
+    photo, every_mask = example("coins.png"), Bounds(borderline_pixels=-1)
 
-    assert segment(photo, everything(), on_gpu).metrics.decoded_again > 0
-    assert max(pixels_apart(photo, everything(), model, on_gpu)) <= 5
-    assert max(pixels_apart(photo, points({"points": [(153, 126)]}), model, on_gpu)) <= 5
+    assert segment(photo, everything(), on_gpu, bounds=every_mask).metrics.decoded_again > 0
+    assert max(pixels_apart(photo, everything(), model, on_gpu, every_mask)) <= 5
+    assert max(pixels_apart(photo, points({"points": [(153, 126)]}), model, on_gpu, every_mask)) <= 5
 
 
 @pytest.mark.parametrize("multimask", [True, False])

@@ -17,10 +17,10 @@ from torch.nn.functional import interpolate
 from jobs.spec import EverythingParams
 from tests import references
 from tests.worker.conftest import MAX_PIXELS
-from worker import drafts, masks
+from worker import masks
 from worker.crops import lay_out, whole
 from worker.decoder import Candidates, at_hand
-from worker.drafts import Draft, Drafts, View, draft_masks
+from worker.drafts import PendingMask, PendingMasks, View, measure_masks
 from worker.embedding import Frame, frame_of, pixel_values
 from worker.images import decode_photo
 from worker.masks import Cut, Mask
@@ -155,13 +155,13 @@ def test_a_mask_at_an_inner_edge_of_its_crop_is_cut_off() -> None:
     assert not is_cut_off(inside, size_wh)
 
 
-def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[Draft]:
+def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[PendingMask]:
     """All three candidates of each prompt, on an image that lies in a frame of 64 × 64."""
     candidates = at_hand(logits, torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)))
     batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
     frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))
     chosen = masks.choose_all(candidates)
-    made = list(draft_masks(candidates, chosen, batch, View(frame, whole(size_wh), size_wh, cut)))
+    made = list(measure_masks(candidates, chosen, batch, View(frame, whole(size_wh), size_wh, cut)))
     assert [(draft.row, draft.column) for draft in made] == list(np.ndindex(len(logits), 3))
     return made
 
@@ -191,13 +191,12 @@ def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
 
     chosen = masks.choose_promising(candidates, 0.5)
 
-    assert list(draft_masks(candidates, chosen, batch, View(frame, whole((40, 30)), (40, 30), Cut(0.0)))) == []
+    assert list(measure_masks(candidates, chosen, batch, View(frame, whole((40, 30)), (40, 30), Cut(0.0)))) == []
 
 
-def test_masks_are_written_at_once_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_written_at_once_when_many_wait() -> None:
     made = drafts_of(random_logits(4), Cut(0.0), (240, 180))
-    monkeypatch.setattr(drafts, "_OUTLINE_BYTES", 5 * made[0].outline.turned.nbytes)
-    found = Drafts()
+    found = PendingMasks(outline_bytes=5 * made[0].outline.turned.nbytes)
 
     for draft in made:
         found.add(draft)

@@ -10,13 +10,14 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from transformers import SamModel, SamProcessor
 
 from tests.worker.conftest import boxes
 from tests.worker.truth import coins
-from worker.batches import run_behind
+from worker.batches import MeasuringThread
 from worker.decoder import at_hand, decode_with_library
 from worker.fast_sam import FastSam
 from worker.images import Photo
@@ -105,7 +106,9 @@ def test_tasks_run_in_their_order_while_the_next_is_made() -> None:
     for in_thread in (False, True):
         done: list[int] = []
 
-        run_behind((partial(done.append, n) for n in range(5)), in_thread=in_thread)
+        with MeasuringThread(wanted=in_thread) as measuring:
+            for number in range(5):
+                measuring.run(partial(done.append, number))
 
         assert done == list(range(5))
 
@@ -118,9 +121,20 @@ def test_a_task_that_fails_stops_the_rest() -> None:
             raise ValueError(number)
         done.append(number)
 
-    try:
-        run_behind((partial(task, n) for n in range(5)), in_thread=True)
-    except ValueError:
-        done.append(-1)
+    def all_of_them() -> None:
+        with MeasuringThread(wanted=True) as measuring:
+            for number in range(5):
+                measuring.run(partial(task, number))
 
-    assert done == [0, -1]
+    with pytest.raises(ValueError, match="1"):
+        all_of_them()
+
+    assert done == [0]
+
+
+def test_the_last_task_that_fails_is_heard_of_too() -> None:
+    def task() -> None:
+        raise ValueError("the last")
+
+    with pytest.raises(ValueError, match="the last"), MeasuringThread(wanted=True) as measuring:
+        measuring.run(task)

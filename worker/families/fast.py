@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import structlog
 import torch
 
-from worker.decoder import Candidates
+from worker.decoder import Candidates, decode_with_library
 from worker.embedding import Embedding, Preprocessing
 from worker.families.library import Family
 from worker.fast_sam import HELD_ON_CPU_BYTES, FastSam
 from worker.image_state import ImageState
 from worker.prompts import PromptBatch
+from worker.reference import BatchSlot, decode_in_slot, find_copies
 
 _log = structlog.get_logger()
+
+#: Prompts that the library decodes at once to find out how it rounds here: as many as it can in what decoding may take.
+_PROBED_PROMPTS = 8
+_PROBE_BYTES = 176 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Fast(Family):
         super().__init__(network, preprocessing)
         reason = self.fast_decoder.unsuited(network)
         self._fast = self.fast_decoder(network) if reason is None else None
+        self._copies: int | None = 1
         if self._fast is None:
             _log.warning("decoding_slowly", reason=reason)
             return
@@ -59,5 +66,40 @@ class Fast(Family):
             return super().decode(embedding, batch, multimask=multimask)
         return self._fast.decode(embedding.values.state, batch, multimask=multimask or not self.chooses_one)
 
+    @property
+    def redecodes_exactly(self) -> bool:
+        return self._copies is not None
+
+    def prepare(self) -> None:
+        """Find how few copies of a prompt the library's decoder rounds as a batch here; log where no number does."""
+        if not self.rounds_otherwise:
+            return
+        size = max(2, min(_PROBED_PROMPTS, _PROBE_BYTES // super().point_bytes))
+        prompts = _points_all_over(size, self.preprocessing.input_hw)
+        embeddings = self.random_embeddings(torch.Generator().manual_seed(0))
+        arguments = self.image_arguments(embeddings)
+        with torch.inference_mode():
+            decode = partial(decode_with_library, self.network, multimask=True, **arguments)
+            self._copies = find_copies(decode, prompts, self._positions_per_side**2)
+        if self._copies is None:
+            _log.warning("redecoding_not_exact", prompts=size, threads=torch.get_num_threads())
+
+    def decode_in_slot(
+        self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True
+    ) -> Candidates:
+        decode = partial(self.decode_with_library, embedding, multimask=multimask)
+        return decode_in_slot(
+            decode, prompt, slot, copies=self._copies or 1, image_positions=self._positions_per_side**2
+        )
+
     def for_library(self, embedding: Embedding) -> Embedding:
         return embedding if self._fast is None else replace(embedding, values=embedding.values.embeddings)
+
+
+def _points_all_over(count: int, input_hw: tuple[int, int]) -> PromptBatch:
+    """Single points along the diagonal of the model's input."""
+    height, width = input_hw
+    shares = (torch.arange(count) + 0.5) / count
+    points_xy = (shares[:, None] * torch.tensor([width, height]))[:, None]
+    labels = torch.ones(count, 1, dtype=torch.int64)
+    return PromptBatch(points_xy, labels, None, tuple(range(count)), ((),) * count)

@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from worker.decoder import Candidates, decode_with_library
 from worker.embedding import Embedding, Preprocessing, frame_of, pixel_values
 from worker.prompts import PromptBatch
+from worker.reference import BatchSlot
 
 
 class Family:
@@ -71,6 +72,14 @@ class Family:
         """Whether the last digits of what ``decode`` gives are others than the library's."""
         return False
 
+    @property
+    def redecodes_exactly(self) -> bool:
+        """Whether ``decode_in_slot`` gives the library's very bits on this machine."""
+        return True
+
+    def prepare(self) -> None:
+        """Find out what this machine decides, once, when the settings are made and before the first image."""
+
     def embed(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
         """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
         height, width = pixels.shape[:2]
@@ -100,9 +109,28 @@ class Family:
         with torch.inference_mode():
             return decode_with_library(self.network, batch, multimask=multimask or not self.chooses_one, **image)
 
+    def decode_in_slot(
+        self,
+        embedding: Embedding,
+        prompt: PromptBatch,
+        slot: BatchSlot,  # noqa: ARG002
+        *,
+        multimask: bool = True,
+    ) -> Candidates:
+        """Decode one prompt with the digits that it has in the library's batch; the first row is its."""
+        return self.decode_with_library(embedding, prompt, multimask=multimask)
+
     def image_arguments(self, values: Any) -> dict[str, Any]:
         """Name an image's embeddings as the network's arguments."""
         return {"image_embeddings": values}
+
+    def random_embeddings(self, generator: torch.Generator) -> Any:
+        """Return noise of the shape that the encoder's embeddings have."""
+        return self._noise(generator, int(self.network.config.mask_decoder_config.hidden_size), 1)
+
+    def _noise(self, generator: torch.Generator, channels: int, scale: int) -> Tensor:
+        side = scale * self._positions_per_side
+        return torch.randn(1, channels, side, side, generator=generator).to(self.network.device)
 
     @property
     def _positions_per_side(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from transformers.image_processing_utils import get_size_dict
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -44,6 +45,14 @@ class LibrarySam2(Family):
             mean=tuple(numbers.get("image_mean") or IMAGENET_DEFAULT_MEAN),
             std=tuple(numbers.get("image_std") or IMAGENET_DEFAULT_STD),
         )
+
+    def random_embeddings(self, generator: torch.Generator) -> Any:
+        channels = int(self.network.config.mask_decoder_config.hidden_size)
+        return [
+            self._noise(generator, channels // 8, 4),
+            self._noise(generator, channels // 4, 2),
+            super().random_embeddings(generator),
+        ]
 
 
 class Sam2(Fast, LibrarySam2):
