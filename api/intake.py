@@ -14,7 +14,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from jobs.batch_spec import Batch, parse_batch
-from jobs.errors import FieldFault, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.record import Spec
 from jobs.spec import invalid_request, parse_spec
 
@@ -131,8 +131,9 @@ def _with_image(job: bytes) -> bytes:
     if not isinstance(document, dict):
         return job  # parse_spec says what is wrong with it
     if "image" in document:
-        fault = FieldFault("/image", "image_twice", "The image is its own part; leave this out.")
-        raise InvalidRequest("invalid_spec", f"{fault.pointer}: {fault.detail}", faults=(fault,))
+        raise InvalidRequest.at(
+            "/image", "invalid_spec", "The image is its own part; leave this out.", fault="image_twice"
+        )
     return to_json({**document, "image": {"upload_id": UNSTORED}}, inf_nan_mode="constants")
 
 

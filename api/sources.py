@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from api.services import Services
 from jobs.addresses import AddressRefused, address_rules, check_url
-from jobs.errors import FieldFault, InvalidImage, InvalidPrompt, InvalidRequest, NotFound
+from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound
 from jobs.prompts import Prompt
 from jobs.record import Spec
 from jobs.settings import ApiSettings
@@ -31,8 +31,7 @@ def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
     try:
         check_url(url, address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports))
     except AddressRefused as error:
-        fault = FieldFault(pointer, error.code, error.detail)
-        raise InvalidRequest(error.code, f"{pointer}: {error.detail}", faults=(fault,)) from error
+        raise InvalidRequest.at(pointer, error.code, error.detail) from error
 
 
 def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:

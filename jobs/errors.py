@@ -83,6 +83,14 @@ class InvalidRequest(CallerError):
         super().__init__(code, detail, status=status)
         self.faults = faults
 
+    @classmethod
+    def at(cls, pointer: str, code: str, detail: str, *, fault: str | None = None) -> Self:
+        """Return the error for one wrong field.
+
+        pointer: the field, as a JSON pointer.  fault: the field's own code, when it is not the request's.
+        """
+        return cls(code, f"{pointer}: {detail}", faults=(FieldFault(pointer, fault or code, detail),))
+
 
 class Unauthorized(CallerError):
     status = 401

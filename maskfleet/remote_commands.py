@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.errors import FieldFault, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.record import JobView
 from jobs.spec import EventName, Priority
 from maskfleet.client import Client
@@ -188,7 +188,7 @@ def _end(job: JobView, *, as_json: bool, must_succeed: bool) -> None:
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        detail = f"{text!r} is not of the form KEY=VALUE."
-        fault = FieldFault("/metadata", "invalid_option", detail)
-        raise InvalidRequest("invalid_spec", f"/metadata: {detail}", faults=(fault,))
+        raise InvalidRequest.at(
+            "/metadata", "invalid_spec", f"{text!r} is not of the form KEY=VALUE.", fault="invalid_option"
+        )
     return key, value

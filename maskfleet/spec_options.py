@@ -14,7 +14,7 @@ import click
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from jobs.errors import FieldFault, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.record import Spec
 from jobs.spec import EverythingParams, ImageSource, JobSpec, Output, PromptParams, invalid_request
 
@@ -135,8 +135,5 @@ def _numbers(text: str, count: int | None, pointer: str, form: str) -> list[floa
     except ValueError:
         numbers = []
     if not numbers or count not in (None, len(numbers)):
-        detail = f"{text!r} is not of the form {form}."
-        raise InvalidRequest(
-            "invalid_spec", f"{pointer}: {detail}", faults=(FieldFault(pointer, "invalid_option", detail),)
-        )
+        raise InvalidRequest.at(pointer, "invalid_spec", f"{text!r} is not of the form {form}.", fault="invalid_option")
     return numbers

@@ -15,7 +15,7 @@ from api.services import base_url, services, tenant
 from jobs.answers import DeliveryList, Redeliveries, RedeliveryRange
 from jobs.deliveries import MAX_REDELIVERED, Redelivered
 from jobs.delivery import DeliveryRecord, DeliveryView
-from jobs.errors import FieldFault, InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound
 from jobs.logs import get_logger
 
 blueprint = Blueprint("deliveries", __name__)
@@ -96,8 +96,9 @@ def redeliver_range() -> Response:
     wanted = read_json(RedeliveryRange, "invalid_range")
     until = wanted.until or datetime.now(UTC)
     if wanted.since > until:
-        fault = FieldFault("/from", "range_is_empty", "It is later than the end of the range.")
-        raise InvalidRequest("invalid_range", f"{fault.pointer}: {fault.detail}", faults=(fault,))
+        raise InvalidRequest.at(
+            "/from", "invalid_range", "It is later than the end of the range.", fault="range_is_empty"
+        )
     queued = services().deliveries.redeliver_range(tenant(), wanted.since, until, only_failed=wanted.only_failed)
     logger.info("redeliveries_queued", deliveries=len(queued))
     shown = Redeliveries(queued=queued, more=len(queued) >= MAX_REDELIVERED)

@@ -17,7 +17,7 @@ from api.sources import check_address
 from api.waiting import preferred_wait_s
 from jobs.answers import PingRequest, PingView
 from jobs.delivery import DeliveryRecord, DeliveryState
-from jobs.errors import FieldFault, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.events import Ping, PingData
 from jobs.logs import get_logger
 
@@ -54,8 +54,9 @@ def ping() -> Response:
     default = door.settings.default_webhook(tenant())
     url = read_json(PingRequest, "invalid_ping").url or (default.url if default else None)
     if url is None:
-        fault = FieldFault("/url", "no_endpoint", "This service has no endpoint of yours; name the one to ping.")
-        raise InvalidRequest("invalid_ping", f"{fault.pointer}: {fault.detail}", faults=(fault,))
+        raise InvalidRequest.at(
+            "/url", "invalid_ping", "This service has no endpoint of yours; name the one to ping.", fault="no_endpoint"
+        )
     check_address("/url", url, door.settings)
     body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()
     delivery_id = door.deliveries.ping(tenant(), url, body)

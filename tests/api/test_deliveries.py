@@ -175,6 +175,18 @@ def test_a_range_that_makes_no_sense_is_refused(apiary: Caller, body: dict[str, 
     assert problem.errors
 
 
+def test_a_range_that_ends_before_it_begins_is_refused_with_the_field_and_what_is_wrong_with_it(apiary: Caller) -> None:
+    body = {"from": "2026-01-02T00:00:00Z", "to": "2026-01-01T00:00:00Z"}
+
+    problem = check_problem(apiary.post("/v1/deliveries/redeliver", body), 422, "invalid_range")
+
+    assert problem.detail == "/from: It is later than the end of the range."
+    assert problem.errors is not None
+    assert [(field.pointer, field.code, field.detail) for field in problem.errors] == [
+        ("/from", "range_is_empty", "It is later than the end of the range.")
+    ]
+
+
 def test_another_tenants_webhooks_are_as_if_they_were_not(
     apiary: Caller, bakery: Caller, ledger: Ledger, deliveries: Deliveries
 ) -> None:
