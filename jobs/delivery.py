@@ -75,6 +75,12 @@ class DeliveryView(Wire):
     tries: tuple[TryView, ...] = Field(description="The latest tries, the oldest first.")
 
 
+def subject_ids(subject: str) -> dict[str, str]:
+    """Name what a webhook tells of: ``job_id`` or ``batch_id``; empty for a ping."""
+    kind, _, _ = subject.partition("_")
+    return {f"{kind}_id": subject} if kind else {}
+
+
 @dataclass(frozen=True, slots=True)
 class DeliveryRecord:
     """A webhook as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.

@@ -1,4 +1,8 @@
-"""Logging: a constant event name plus fields, as one JSON object a line, or coloured text on a terminal."""
+"""Logging: a constant event name plus fields, as one JSON object a line, or coloured text on a terminal.
+
+A thing has the name in every program's lines that it has in the API: ``job_id``, ``attempt``, ``batch_id``,
+``delivery_id``, ``worker``.  One filter on ``job_id`` gives a job's whole life.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,20 @@ import structlog
 _TELL_SECRETS = ("urllib3", "botocore", "boto3", "s3transfer")
 
 
-def configure_logs(level: str, *, program: str) -> None:
+def configure_logs(level: str, *, program: str, **ids: str) -> None:
     """Send this process's logs to stderr; to be called once, at the program's entry.
 
-    level: a name of the logging module, as in ``INFO``.  program: bound to every line.
+    level: a name of the logging module, as in ``INFO``.  program, ids: bound to every line.
     """
 
-    def add_program(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event.setdefault("program", program)
+    def add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        for name, value in {"program": program, **ids}.items():
+            event.setdefault(name, value)
         return event
 
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        add_program,
+        add_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,

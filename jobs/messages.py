@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from jobs.logs import get_logger
 from jobs.queue import TASK_NAME
 
-log = get_logger()
+logger = get_logger()
 
 
 class _Known(BaseModel):
@@ -109,7 +109,8 @@ class _Client(redis.Redis):
             message = Message.model_validate_json(entry)
         except ValidationError:
             # Not its text, which may be anything, without end, or a secret; the digest finds its copies.
-            log.error("entry_refused", queue=queue.decode(), bytes=len(entry), sha256=hashlib.sha256(entry).hexdigest())
+            digest = hashlib.sha256(entry).hexdigest()
+            logger.error("entry_refused", queue=queue.decode(), bytes=len(entry), sha256=digest)
             return None
         return queue, message.model_dump_json().encode()
 

@@ -191,6 +191,12 @@ class JobRecord:
         """How long after the first claim the latest one came."""
         return (self.claimed_ms - self.started_ms) / 1000 if self.started_ms and self.claimed_ms else 0.0
 
+    @property
+    def log_ids(self) -> dict[str, str | int]:
+        """The fields that every log line about this attempt carries."""
+        batch = {"batch_id": self.batch_id} if self.batch_id else {}
+        return {"job_id": self.id, "attempt": self.attempt, **batch}
+
     def view(
         self,
         model: str,

@@ -7,7 +7,7 @@ from jobs.logs import configure_logs, get_logger
 from jobs.settings import ApiSettings
 from jobs.storage import Store
 
-log = get_logger()
+logger = get_logger()
 
 
 def make_buckets(settings: ApiSettings) -> None:
@@ -18,7 +18,7 @@ def make_buckets(settings: ApiSettings) -> None:
             store.ping()
         except NotFound:
             store.make_bucket()
-            log.info("bucket_made", bucket=bucket)
+            logger.info("bucket_made", bucket=bucket)
 
 
 def main() -> None:

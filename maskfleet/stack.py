@@ -27,7 +27,7 @@ from worker.children import KeptChild, StopSignals, kill_child, start_child
 from worker.device import CPU
 from worker.fleet import node_name
 
-log = get_logger()
+logger = get_logger()
 
 #: Loading a large model from a cold disk takes a minute or two, fetching it from the hub some more.
 READY_DEADLINE_S = 900.0
@@ -70,7 +70,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
             say(stack.line() if options.as_json else stack.summary())
             stack.keep()
         except Stopped:
-            log.warning("stack_stopped_before_it_was_ready")
+            logger.warning("stack_stopped_before_it_was_ready")
         finally:
             stack.stop()
     finally:

@@ -26,7 +26,7 @@ from worker.health import serve_health
 if TYPE_CHECKING:
     from worker.attempt import Workbench
 
-log = get_logger()
+logger = get_logger()
 
 #: The hard end of a task, above the longest run_timeout_s that a spec may ask for; the lease ends it before.
 HARD_LIMIT_S = 3600 + 300
@@ -43,7 +43,7 @@ def segment_job(job_id: str) -> None:
     if _child is None:
         raise RuntimeError("the task runs outside a worker's child process")
     if not is_job_id(job_id):
-        log.error("message_refused", argument=repr(job_id)[:80])  # somebody else writes to our queues
+        logger.error("message_refused", argument=repr(job_id)[:80])  # somebody else writes to our queues
         return
     _child.work(job_id)
 
@@ -57,7 +57,7 @@ def load(**_: object) -> None:
         _child = WorkerChild(make_workbench(settings), Roster(connect(settings)), Publisher(settings))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
-        log.error("model_not_loaded", model=settings.model, code=code, detail=detail)
+        logger.error("model_not_loaded", model=settings.model, code=code, detail=detail)
         time.sleep(LOAD_RETRY_S)
         os._exit(1)
 
@@ -75,13 +75,13 @@ def drain(**_: object) -> None:
     try:
         Ledger(connect(settings), settings.retention_s).drain(settings.node, settings.drain_grace_s)
     except QueueUnavailable:
-        log.warning("drain_not_recorded")  # the job's lease runs out instead
+        logger.warning("drain_not_recorded")  # the job's lease runs out instead
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def set_up_logs(**_: object) -> None:
     settings = WorkerSettings()
-    configure_logs(settings.log_level, program=f"worker {settings.node}")
+    configure_logs(settings.log_level, program="worker", worker=settings.node)
 
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
@@ -107,18 +107,18 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         settings=settings,
     )
     masks.warm_up()
-    log.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
+    logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 
 
 def main() -> None:
     """Run a node until it is told to stop."""
     settings = WorkerSettings()
-    configure_logs(settings.log_level, program=f"worker {settings.node}")
+    configure_logs(settings.log_level, program="worker", worker=settings.node)
     try:
         Ledger(connect(settings), settings.retention_s).undrain(settings.node)
     except QueueUnavailable:
-        log.warning("queue_unavailable")  # Celery waits for it
+        logger.warning("queue_unavailable")  # Celery waits for it
     if settings.health_port:
         serve_health(settings)
     app = celery_app(settings)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import requests
-import structlog
+from structlog.contextvars import bound_contextvars
 
 from jobs.errors import AttemptFailed, JobError, QueueUnavailable
 from jobs.ledger import Ledger
@@ -28,7 +28,7 @@ from worker.sandbox import Sandbox
 from worker.segment import segment
 from worker.sources import fetch_image, fetch_mask_inputs
 
-log = get_logger()
+logger = get_logger()
 
 #: A finished job whose end Redis does not take is offered again for this long.
 FINISH_PATIENCE_S = 60.0
@@ -51,11 +51,11 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
     settings, ledger = bench.settings, bench.ledger
     record = ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     if record is None:
-        log.info("message_dropped", job=job_id)
+        logger.info("message_dropped", job_id=job_id)
         return
-    with structlog.contextvars.bound_contextvars(job=record.id, attempt=record.attempt):
+    with bound_contextvars(**record.log_ids):
         try:
-            log.info("job_claimed", mode=record.spec.mode)
+            logger.info("job_claimed", mode=record.spec.mode)
             with Lease(ledger, record, settings) as lease:
                 result = _do(record, bench, lease)
             _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks)
@@ -68,10 +68,10 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
         except JobError as error:
             _give_back_or_fail(error, record, bench)
         except Exception as error:  # the task's border: whatever breaks, the job must not hang
-            log.exception("attempt_broke")
+            logger.exception("attempt_broke")
             _give_back_or_fail(_what_broke(error), record, bench)
             if is_lost_device(error):
-                log.error("device_lost")
+                logger.error("device_lost")
                 kill_this_process()  # every further call on the device would fail as well
 
 
@@ -118,10 +118,10 @@ def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
             break
         except QueueUnavailable:
             if time.monotonic() > deadline:
-                log.error("end_not_recorded", event_lost=event)
+                logger.error("end_not_recorded", event_lost=event)
                 return
             time.sleep(0.5)
     if reply is Reply.OK:
-        log.info(event, **fields)
+        logger.info(event, **fields)
     else:
-        log.warning("job_fenced", event_lost=event)
+        logger.warning("job_fenced", event_lost=event)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import structlog
 import torch
 
+from jobs.logs import get_logger
 from worker.decoder import Candidates
 from worker.prompts import PromptBatch
 
-_log = structlog.get_logger()
+logger = get_logger()
 
 
 class MeasuringThread:
@@ -77,6 +77,6 @@ class Halving:
             if len(part.indices) == 1:
                 raise
             self.points_per_batch = len(part.indices) // 2
-            _log.warning("batch_halved", points_per_batch=self.points_per_batch)
+            logger.warning("batch_halved", points_per_batch=self.points_per_batch)
         torch.cuda.empty_cache()  # nothing where CUDA was never used
         return None

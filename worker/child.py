@@ -16,7 +16,7 @@ from jobs.roster import WORKER_TTL_S, Roster, WorkerSeen
 if TYPE_CHECKING:
     from worker.attempt import Workbench
 
-log = get_logger()
+logger = get_logger()
 
 #: A job id that no job has.  Its message, sent to a node's own queue, proves that the node consumes.
 CANARY_ID = f"job_{'0' * 32}"
@@ -69,14 +69,14 @@ class WorkerChild:
         try:
             self._roster.withdraw(self._bench.settings.node)
         except QueueUnavailable:
-            log.warning("worker_not_withdrawn")  # its entry expires
+            logger.warning("worker_not_withdrawn")  # its entry expires
 
     def _announce_until_over(self) -> None:
         while not self._over.is_set():
             try:
                 self._announce()
             except QueueUnavailable:
-                log.warning("worker_not_announced")
+                logger.warning("worker_not_announced")
                 self._unheard_since = None  # nobody could have heard it
             self._over.wait(min(WORKER_TTL_S / 6, self._bench.settings.canary_s))
 
@@ -93,7 +93,7 @@ class WorkerChild:
             self._publisher.publish(CANARY_ID, canary_queue(settings.node))
             self._unheard_since = self._unheard_since or now
         if not self._busy and self._unheard_since and now - self._unheard_since > settings.ready_within_s:
-            log.error("node_hears_nothing", idle_s=idle_s)
+            logger.error("node_hears_nothing", idle_s=idle_s)
             self._end_node()
 
     def _end_node(self) -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from jobs.logs import get_logger
 
-log = get_logger()
+logger = get_logger()
 
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -58,7 +58,7 @@ class KeptChild:
         if not self._due:
             self._wait_s = FIRST_WAIT_S if now - self._began > SOUND_AFTER_S else self._wait_s
             self._due = now + self._wait_s
-            log.error("child_ended", child=self.name, status=self._process.returncode, restart_in_s=self._wait_s)
+            logger.error("child_ended", child=self.name, status=self._process.returncode, restart_in_s=self._wait_s)
             self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
             kill_child(self._process)
             return False
@@ -67,7 +67,7 @@ class KeptChild:
         self._process = self._start()
         self._began = now
         self._due = 0.0
-        log.warning("child_restarted", child=self.name, pid=self._process.pid)
+        logger.warning("child_restarted", child=self.name, pid=self._process.pid)
         return True
 
 

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from structlog.contextvars import bound_contextvars
+
 from jobs.batch import BatchRecord
 from jobs.batches import Batches
 from jobs.connection import connect
 from jobs.deliveries import Breaker, Deliveries, Delivery, Shares
-from jobs.delivery import DeliveryState, TryOutcome
+from jobs.delivery import DeliveryState, TryOutcome, subject_ids
 from jobs.errors import JobError, QueueUnavailable
 from jobs.events import batch_event, is_true, job_event
 from jobs.ledger import Ledger
@@ -31,7 +33,7 @@ from worker.egress import egress_session
 from worker.sweep import Sweep
 from worker.webhook import Sent, send
 
-log = get_logger()
+logger = get_logger()
 
 #: One tenant has so much of a courier's senders at most, however many receivers of its own hang.
 TENANT_SHARE = 0.75
@@ -78,7 +80,7 @@ class Courier:
                             senders.submit(self._sweep_up, is_over)
                     self._take(senders)
                 except QueueUnavailable:
-                    log.warning("queue_unavailable")
+                    logger.warning("queue_unavailable")
                     self._sent.clear()  # what ends meanwhile is no reason to ask again at once
                 # A sender that is free again takes what is due without waiting for the next look.
                 self._sent.wait(max(0.0, next_look - time.monotonic()))
@@ -101,14 +103,14 @@ class Courier:
     def _reap(self) -> None:
         reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
         if reaped.requeued or reaped.failed or reaped.canceled:
-            log.warning("leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled)
+            logger.warning("leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled)
         if reaped.expired:
-            log.info("jobs_expired", jobs=reaped.expired)
+            logger.info("jobs_expired", jobs=reaped.expired)
 
     def _publish(self) -> None:
         for job_id, queue in self._outbox.due():
             self._publisher.publish(job_id, queue)
-            log.info("job_published", job=job_id)
+            logger.info("job_published", job_id=job_id)
 
     def _sweep_is_due(self) -> bool:
         every_s, now = self._settings.sweep_s, time.monotonic()
@@ -120,22 +122,23 @@ class Courier:
     def _sweep_up(self, is_over: Callable[[], bool]) -> None:
         try:
             folders = sum(1 for _ in self._sweep.run(is_over=is_over))
-            log.info("sweep_done", folders=folders)
+            logger.info("sweep_done", folders=folders)
         except JobError as error:  # Redis or the store is away, or a person sweeps: there is a next time
-            log.warning("sweep_broke_off", code=error.code)
+            logger.warning("sweep_broke_off", code=error.code)
         except Exception:  # as in _deliver
-            log.exception("sweep_broke")
+            logger.exception("sweep_broke")
 
     def _deliver(self, delivery: Delivery) -> None:
-        try:
-            body = self._body(delivery)
-            if body:
-                timeout_s = self._settings.webhook_timeout_s
-                self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
-        except QueueUnavailable:
-            log.warning("delivery_not_noted", delivery=delivery.id)  # it is due again when its lease ends
-        except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
-            log.exception("delivery_broke", delivery=delivery.id)
+        with bound_contextvars(delivery_id=delivery.id, **subject_ids(delivery.subject)):
+            try:
+                body = self._body(delivery)
+                if body:
+                    timeout_s = self._settings.webhook_timeout_s
+                    self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
+            except QueueUnavailable:
+                logger.warning("delivery_not_noted")  # it is due again when its lease ends
+            except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
+                logger.exception("delivery_broke")
 
     def _body(self, delivery: Delivery) -> str:
         """Give the bytes to send; empty, and the webhook is dropped, when they would not be true any more."""
@@ -148,7 +151,7 @@ class Courier:
         if record is None or not _is_true(delivery, record):
             detail = "It is forgotten." if record is None else "A job was retried, or has ended since."
             self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
-            log.info("webhook_dropped", delivery=delivery.id, detail=detail)
+            logger.info("webhook_dropped", detail=detail)
             return ""
         return delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
 
@@ -160,22 +163,22 @@ class Courier:
 
     def _note(self, delivery: Delivery, sent: Sent) -> None:
         made, schedule = sent.made, self._settings.webhook_schedule_s
-        fields = {"delivery": delivery.id, "try": made.number, "status": made.status, "error": made.error}
+        fields = {"try": made.number, "status": made.status, "error": made.error}
         if made.outcome is TryOutcome.DELIVERED:
             self._deliveries.ended(delivery, DeliveryState.DELIVERED, made)
-            log.info("webhook_delivered", **fields)
+            logger.info("webhook_delivered", **fields)
         elif made.outcome is TryOutcome.REFUSED:
             self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
-            log.warning("webhook_refused", **fields)
+            logger.warning("webhook_refused", **fields)
         elif delivery.tries >= len(schedule) or not delivery.subject:  # whoever sends a ping looks at it at once
             self._deliveries.ended(
                 delivery, DeliveryState.GIVEN_UP, made, detail="The last try of the schedule failed."
             )
-            log.warning("webhook_given_up", **fields)
+            logger.warning("webhook_given_up", **fields)
         else:
             delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
             self._deliveries.postponed(delivery, delay_s, made)
-            log.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
+            logger.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
 
 
 def _is_true(delivery: Delivery, record: JobRecord | BatchRecord) -> bool:
@@ -191,7 +194,7 @@ def main() -> None:
     if not settings.webhook_secrets:
         raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
     signals = StopSignals()
-    log.info("courier_started")
+    logger.info("courier_started")
     Courier(settings).run(lambda: signals.count > 0)
 
 

@@ -14,7 +14,7 @@ from jobs.logs import get_logger
 from worker.children import KeptChild, StopSignals, kill_child, start_child
 from worker.device import PATIENT_THREADS, Device, choose_devices
 
-log = get_logger()
+logger = get_logger()
 
 #: One node: a Celery worker with one child process, on the one device that it sees.
 NODE_COMMAND = (sys.executable, "-m", "worker")
@@ -61,12 +61,12 @@ def _start_node(device: Device, place: int, environment: Mapping[str, str], comm
         return start_child(command, env=node_environment)
 
     node = KeptChild(name, start)
-    log.info("node_started", node=name, device=device.model, visible=device.visible, pid=node.process.pid)
+    logger.info("node_started", worker=name, device=device.model, visible=device.visible, pid=node.process.pid)
     return node
 
 
 def _drain(nodes: list[KeptChild], signals: StopSignals) -> None:
-    log.info("fleet_draining", nodes=len(nodes))
+    logger.info("fleet_draining", nodes=len(nodes))
     for node in nodes:
         with suppress(ProcessLookupError):
             node.process.send_signal(signal.SIGTERM)
@@ -74,10 +74,10 @@ def _drain(nodes: list[KeptChild], signals: StopSignals) -> None:
     running = list(nodes)
     while running:
         if signals.count > asked:
-            log.warning("fleet_killed", nodes=len(running))
+            logger.warning("fleet_killed", nodes=len(running))
             break
         for node in [node for node in running if node.process.poll() is not None]:
-            log.info("node_ended", node=node.name, status=node.process.returncode)
+            logger.info("node_ended", worker=node.name, status=node.process.returncode)
             running.remove(node)
         time.sleep(POLL_S)
     for node in nodes:

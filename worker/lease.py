@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from structlog.contextvars import bound_contextvars
+
 from jobs.errors import AttemptFailed, JobError, QueueUnavailable
 from jobs.ledger import Ledger
 from jobs.logs import get_logger
@@ -18,7 +20,7 @@ from jobs.settings import WorkerSettings
 from jobs.status import Stage
 from jobs.transitions import Reply
 
-log = get_logger()
+logger = get_logger()
 
 
 class Stopped(Exception):
@@ -108,9 +110,10 @@ class Lease:
         return None
 
     def _keep(self) -> None:
-        while not self._over.wait(self._settings.beat_s):
-            self._beat()
-            self._end_if_unheeded()
+        with bound_contextvars(**self._record.log_ids):  # a thread begins without those of the one that started it
+            while not self._over.wait(self._settings.beat_s):
+                self._beat()
+                self._end_if_unheeded()
 
     def _beat(self) -> None:
         if self._reply is Reply.FENCED:
@@ -119,7 +122,7 @@ class Lease:
         try:
             self._reply = self._ledger.beat(self._record, self._progress, lease_s=self._settings.lease_s)
         except QueueUnavailable:
-            log.warning("lease_not_beaten", job=self._record.id)
+            logger.warning("lease_not_beaten")
             return
         if self._reply is not Reply.FENCED:
             self._kept_at = sent_at
@@ -132,7 +135,7 @@ class Lease:
         self._told_at = self._told_at or time.monotonic()
         if time.monotonic() - self._told_at < self._settings.stop_grace_s:
             return
-        log.error("attempt_hangs", job=self._record.id, reason=type(reason).__name__)
+        logger.error("attempt_hangs", reason=type(reason).__name__)
         try:
             match reason:
                 case Canceled():
@@ -142,6 +145,6 @@ class Lease:
                 case JobError(code=code, detail=detail):
                     self._ledger.fail(self._record, code, detail)
         except QueueUnavailable:
-            log.warning("hung_attempt_not_recorded", job=self._record.id)  # the reaper ends it
+            logger.warning("hung_attempt_not_recorded")  # the reaper ends it
         self._over.set()
         self._end_process()

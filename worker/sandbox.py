@@ -21,7 +21,7 @@ from jobs.logs import get_logger
 from worker.decoding import BAND, END, PART, PLACE, REFUSED, REQUEST, SIZE
 from worker.images import Photo
 
-log = get_logger()
+logger = get_logger()
 
 COMMAND = (sys.executable, "-m", "worker.decoding")
 #: A 100 MP image of the slowest format takes some seconds.  The process ends itself after this time.
@@ -100,7 +100,7 @@ class Sandbox:
             return self._ask(data, max_pixels)
         except (_Ended, _Hangs, BrokenPipeError) as error:
             status = self._replace()
-            log.warning("decoder_ended", status=status)
+            logger.warning("decoder_ended", status=status)
             if isinstance(error, _Hangs) or status == -signal.SIGALRM:
                 raise InvalidImage(
                     "image_takes_too_long",

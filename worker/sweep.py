@@ -37,7 +37,7 @@ from jobs.storage import ListedObject, Store
 LOCK_S = 120.0
 _FOLDER = re.compile(r"results/([^/]+)/(job_[0-9a-f]{32})/")
 
-log = get_logger()
+logger = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,19 @@ class Sweep:
                     continue
                 if not dry_run:
                     self._store.delete(item.key for item in leftover.objects)
-                    log.info("objects_swept", folder=folder, why=leftover.why, objects=len(leftover.objects))
+                    logger.info(
+                        "objects_swept",
+                        job_id=_job_of(folder),
+                        folder=folder,
+                        why=leftover.why,
+                        objects=len(leftover.objects),
+                    )
                 yield leftover
 
     def _leftover(self, folder: str, found: tuple[ListedObject, ...]) -> Leftover | None:
         """Judge one job's objects, which were listed before its record is read."""
-        _, tenant, job_id, _ = folder.split("/")
-        record = self._ledger.read(job_id)
+        tenant = folder.split("/")[1]
+        record = self._ledger.read(_job_of(folder))
         now_ms = self._now_ms()
         if record is None:
             # Nobody knows when the record went.  It outlives its job by the retention, and the job its objects.
@@ -122,7 +128,7 @@ class Sweep:
         except NotFound:
             return keys  # it is just being deleted
         except ValidationError:
-            log.warning("manifest_not_understood", key=manifest_key)
+            logger.warning("manifest_not_understood", job_id=_job_of(folder), key=manifest_key)
             return keys
         return {manifest_key, *(file.key for file in manifest.files)}
 
@@ -159,6 +165,10 @@ class Sweep:
             # Whoever has the lock now, if it is not this one any more, keeps it.
             with suppress(LockError), redis_errors():
                 lock.release()
+
+
+def _job_of(folder: str) -> str:
+    return folder.split("/")[2]
 
 
 def _job_folder(found: ListedObject) -> str:

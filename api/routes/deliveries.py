@@ -14,7 +14,7 @@ from api.routes.jobs import find_job
 from api.services import base_url, services, tenant
 from jobs.answers import DeliveryList, Redeliveries, RedeliveryRange
 from jobs.deliveries import MAX_REDELIVERED, Redelivered
-from jobs.delivery import DeliveryRecord, DeliveryView
+from jobs.delivery import DeliveryRecord, DeliveryView, subject_ids
 from jobs.errors import InvalidRequest, NotFound
 from jobs.logs import get_logger
 
@@ -72,8 +72,9 @@ def show_delivery(delivery_id: str) -> Response:
 def redeliver(delivery_id: str) -> Response:
     if services().deliveries.redeliver(delivery_id, tenant()) is Redelivered.UNKNOWN:
         raise _delivery_not_found()
-    logger.info("redelivery_queued", delivery=delivery_id)
-    return show_queued(find_delivery(delivery_id).view())
+    record = find_delivery(delivery_id)
+    logger.info("redelivery_queued", delivery_id=delivery_id, **subject_ids(record.subject))
+    return show_queued(record.view())
 
 
 @blueprint.post("/deliveries/redeliver")

@@ -60,7 +60,7 @@ def ping() -> Response:
     check_address("/url", url, door.settings)
     body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()
     delivery_id = door.deliveries.ping(tenant(), url, body)
-    logger.info("ping_queued", delivery=delivery_id)
+    logger.info("ping_queued", delivery_id=delivery_id)
     record = _wait(delivery_id)
     last = record.tries[-1] if record.tries else None
     waiting = record.state is DeliveryState.WAITING

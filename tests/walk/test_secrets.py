@@ -1,7 +1,8 @@
-"""What a real stack writes at its most talkative, searched for every secret that went through it."""
+"""What a real stack writes at its most talkative: it holds no secret, and tells a job's whole life by the job's id."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -33,8 +34,9 @@ TOKEN = f"token-{secrets.token_hex(16)}"
 
 @dataclass(frozen=True)
 class Traces:
-    """All that was written, by where it stands, and all that must not be in it."""
+    """All that was written, by where it stands, and all that must not be in it.  job_id: of the job that succeeded."""
 
+    job_id: str
     logs: dict[str, str]
     ledger: dict[str, str]
     answers: dict[str, str]
@@ -72,7 +74,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository
 
 def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
     """Do what callers do, well and badly."""
-    found = Traces({}, {}, {}, {})
+    answers: dict[str, str] = {}
     made = subprocess.run(
         [sys.executable, "-m", "maskfleet", "keys", "create", "--tenant", "local", "--scope", "admin"],
         env={**os.environ, "MASKFLEET_REDIS_URL": redis_url},
@@ -84,7 +86,7 @@ def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
     def ask(method: str, path: str, **options: object) -> requests.Response:
         with_key = {"headers": {"Authorization": f"Bearer {made}"}, **options}
         answer = requests.request(method, api + path, timeout=40, **with_key)  # type: ignore[arg-type]  # requests' own
-        found.answers[f"{method} {path} {len(found.answers)}"] = answer.text
+        answers[f"{method} {path} {len(answers)}"] = answer.text
         return answer
 
     def job(image: dict[str, str]) -> str:
@@ -116,17 +118,15 @@ def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
         ask("GET", path)
     signatures = re.findall(r"X-Amz-Signature=([0-9a-f]{64})", result)
     assert signatures
-    found.secrets.update({f"signature {number}": text for number, text in enumerate(signatures)})
-    found.secrets.update(
-        {
-            "the signature of the upload": re.findall(r"X-Amz-Signature=([0-9a-f]{64})", upload["url"])[0],
-            "the key that was made": made,
-            "the key that was tried": WRONG_KEY,
-            "the webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
-            "the password of Redis": PASSWORD,
-        }
-    )
-    return found
+    hidden = {
+        **{f"signature {number}": text for number, text in enumerate(signatures)},
+        "the signature of the upload": re.findall(r"X-Amz-Signature=([0-9a-f]{64})", upload["url"])[0],
+        "the key that was made": made,
+        "the key that was tried": WRONG_KEY,
+        "the webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
+        "the password of Redis": PASSWORD,
+    }
+    return Traces(good, {}, {}, answers, hidden)
 
 
 def read(client: redis.Redis, key: str) -> str:
@@ -159,6 +159,25 @@ def test_no_log_shows_a_secret(traces: Traces) -> None:
     hidden = {**traces.secrets, "a caller's own signature": TOKEN}
 
     assert {name: places(traces.logs, secret) for name, secret in hidden.items() if places(traces.logs, secret)} == {}
+
+
+def test_a_jobs_whole_life_is_in_the_lines_with_its_id(traces: Traces) -> None:
+    written = (json.loads(line) for log in traces.logs.values() for line in log.splitlines() if line.startswith("{"))
+    lines = [line for line in written if re.fullmatch("[a-z_]+", line["event"])]  # the libraries write sentences
+
+    life = sorted((line for line in lines if line.get("job_id") == traces.job_id), key=lambda line: line["timestamp"])
+
+    assert [(line["program"], line["event"]) for line in life] == [
+        ("api", "job_created"),
+        ("worker", "job_claimed"),
+        ("worker", "job_succeeded"),
+        ("courier", "webhook_postponed"),
+        ("courier", "webhook_given_up"),
+    ]
+    assert {line["attempt"] for line in life if line["program"] == "worker"} == {1}
+    assert len({line["delivery_id"] for line in life if line["program"] == "courier"}) == 1
+    nameless = [line["event"] for line in lines if traces.job_id in json.dumps(line) and line not in life]
+    assert nameless == []
 
 
 def test_the_ledger_holds_no_secret_of_the_service(traces: Traces) -> None:

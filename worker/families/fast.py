@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import structlog
 import torch
 
+from jobs.logs import get_logger
 from worker.decoder import Candidates, decode_with_library
 from worker.embedding import Embedding, Preprocessing
 from worker.families.library import Family
@@ -17,7 +17,7 @@ from worker.image_state import ImageState
 from worker.prompts import PromptBatch
 from worker.reference import BatchSlot, decode_in_slot, find_copies
 
-_log = structlog.get_logger()
+logger = get_logger()
 
 #: Prompts that the library decodes at once to find out how it rounds here: as many as it can in what decoding may take.
 _PROBED_PROMPTS = 8
@@ -43,7 +43,7 @@ class Fast(Family):
         self._fast = self.fast_decoder(network) if reason is None else None
         self._copies: int | None = 1
         if self._fast is None:
-            _log.warning("decoding_slowly", reason=reason)
+            logger.warning("decoding_slowly", reason=reason)
             return
         self.pads_prompts = True
         self.cpu_batch_bytes = HELD_ON_CPU_BYTES
@@ -82,7 +82,7 @@ class Fast(Family):
             decode = partial(decode_with_library, self.network, multimask=True, **arguments)
             self._copies = find_copies(decode, prompts, self._positions_per_side**2)
         if self._copies is None:
-            _log.warning("redecoding_not_exact", prompts=size, threads=torch.get_num_threads())
+            logger.warning("redecoding_not_exact", prompts=size, threads=torch.get_num_threads())
 
     def decode_in_slot(
         self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True
