@@ -1,5 +1,7 @@
 """What each program can be told from outside: one frozen class for each, read once at its entry.
 
+What several programs must agree on is declared once, in ``SharedSettings``; give it to all of them alike.
+
 Every setting is an environment variable ``MASKFLEET_`` + the field's name in capitals.
 """
 
@@ -17,6 +19,9 @@ from jobs.wire import HttpUrl
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
+
+#: Links start with this where no program is told another address: where ``maskfleet api`` listens by itself.
+LOCAL_API_URL = "http://127.0.0.1:8000"
 
 Names = Annotated[tuple[str, ...], NoDecode]
 #: A browser sends an origin in just this form.
@@ -46,7 +51,7 @@ def _split_endpoints(value: object) -> object:
 
 
 class SharedSettings(BaseSettings):
-    """What every program needs: where Redis and S3 are, and how long things are kept."""
+    """What the programs share: where Redis and S3 are, how long things are kept, and what they must agree on."""
 
     model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -79,8 +84,15 @@ class SharedSettings(BaseSettings):
     max_image_bytes: int = Field(64 * 2**20, ge=1)
     #: The largest image that is decoded, by its header.
     max_image_pixels: int = Field(100_000_000, ge=1)
+    #: Attempts before a job fails with ``attempts_exhausted``; workers and the courier count them.
+    max_attempts: int = Field(3, ge=1)
+    #: Buckets that jobs may name in an ``s3_uri``; the API and the workers refuse others.
+    allowed_buckets: Names = ()
+    #: The address that clients reach the API under; links in answers and webhooks start with it.  Empty: in answers the
+    #: request's own, in webhooks LOCAL_API_URL.
+    public_url: str = ""
 
-    _split_ports = field_validator("egress_ports", mode="before")(_split)
+    _split_shared = field_validator("egress_ports", "allowed_buckets", mode="before")(_split)
 
     @model_validator(mode="after")
     def _authorities_are_for_tls(self) -> Self:
@@ -103,8 +115,6 @@ class ApiSettings(SharedSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     #: Models that jobs may name, beside ``model``.
     models: Names = ()
-    #: Buckets that jobs may name in an ``s3_uri``.
-    allowed_buckets: Names = ()
     #: Where to tell of the ends of a tenant's jobs that name no webhook, as in ``apiary:https://example.com/hook``.
     webhook_endpoints: Annotated[dict[str, HttpUrl], NoDecode] = Field(default_factory=dict, repr=False)
     #: Jobs of one tenant that are queued or running at once.
@@ -132,15 +142,13 @@ class ApiSettings(SharedSettings):
     #: A stream on which nothing happens says so this often, so that nothing on the way takes it for dead.
     heartbeat_s: float = Field(10.0, gt=0)
     idempotency_ttl_s: int = Field(24 * 3600, ge=60)
-    #: The address that clients reach the API under; links in answers start with it.  Empty: the request's own.
-    public_url: str = ""
     #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
     bind: str = "127.0.0.1:8000"
     processes: int = Field(2, ge=1)
     #: Threads of each process; each serves one request, half of them may wait for a job's end or stream its events.
     threads: int = Field(32, ge=2)
 
-    _split_names = field_validator("api_keys", "models", "allowed_buckets", "cors_origins", mode="before")(_split)
+    _split_names = field_validator("api_keys", "models", "cors_origins", mode="before")(_split)
     _split_pairs = field_validator("tenant_jobs_in_flight", mode="before")(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 
@@ -189,19 +197,14 @@ class WorkerSettings(SharedSettings):
     canary_s: float = Field(10.0, gt=0)
     #: A worker that no message reached for this long is not ready.
     ready_within_s: float = Field(60.0, gt=0)
-    #: Attempts before a job fails with ``attempts_exhausted``.
-    max_attempts: int = Field(3, ge=1)
     #: So long after a job's first claim, attempts that meet a store or a Redis which is away do not count.
     outage_patience_s: float = Field(900.0, ge=0)
     #: Celery waits this long for a child to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
-    allowed_buckets: Names = ()
     fetch_timeout_s: float = Field(60.0, gt=0)
     #: What the encoder computes in.  Half is faster on a GPU, and gives masks that are not quite the same.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: torch's own choice.")
-
-    _split_names = field_validator("allowed_buckets", mode="before")(_split)
 
 
 class CourierSettings(SharedSettings):
@@ -225,11 +228,8 @@ class CourierSettings(SharedSettings):
     webhook_breaker_failures: int = Field(10, ge=0)
     #: For how long at first; twice as long after each look at it that fails, up to 32 times.
     webhook_breaker_s: float = Field(10.0, gt=0)
-    #: The address that clients reach the API under; links in webhooks start with it.
-    public_url: str = "http://127.0.0.1:8000"
     #: How often leases, deadlines and the outbox are looked through.
     tick_s: float = Field(1.0, gt=0)
-    max_attempts: int = Field(3, ge=1)
     #: How often objects that no record names are looked for, by one courier of all; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)
     #: Objects outlive what named them by this time: an attempt that lost, a record that is forgotten.

@@ -39,9 +39,10 @@ def worker_command(devices: str) -> None:
     from worker.device import NoSuchDevice
     from worker.fleet import run_fleet
 
-    configure_logs(WorkerSettings().log_level, program="fleet")
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, program="fleet")
     try:
-        run_fleet(devices, os.environ)
+        run_fleet(devices, os.environ, health_port=settings.health_port)
     except NoSuchDevice as error:
         raise click.ClickException(str(error)) from error
 

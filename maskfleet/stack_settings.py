@@ -64,7 +64,7 @@ class StackSettings:
             bucket=api.bucket,
             allowed_buckets=buckets,
             api_key=clear[0],
-            public_url=courier.public_url if "public_url" in courier.model_fields_set else "",
+            public_url=api.public_url,
             environment={
                 "MASKFLEET_S3_ACCESS_KEY": access_key,
                 "MASKFLEET_S3_SECRET_KEY": secret_key,

@@ -27,7 +27,7 @@ from jobs.logs import configure_logs, get_logger
 from jobs.outbox import Outbox
 from jobs.queue import Publisher
 from jobs.record import JobRecord
-from jobs.settings import CourierSettings
+from jobs.settings import LOCAL_API_URL, CourierSettings
 from worker.children import StopSignals
 from worker.egress import egress_session
 from worker.sweep import Sweep
@@ -156,7 +156,7 @@ class Courier:
         return delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
 
     def _event(self, delivery: Delivery, record: JobRecord | BatchRecord) -> str:
-        base_url = self._settings.public_url.rstrip("/")
+        base_url = (self._settings.public_url or LOCAL_API_URL).rstrip("/")
         if isinstance(record, BatchRecord):
             return batch_event(record, base_url).model_dump_json()
         return job_event(delivery.event, record, self._settings.model_name, base_url).model_dump_json()

@@ -22,14 +22,17 @@ NODE_COMMAND = (sys.executable, "-m", "worker")
 POLL_S = 0.1
 
 
-def run_fleet(selection: str, environment: Mapping[str, str], command: Sequence[str] = NODE_COMMAND) -> None:
+def run_fleet(
+    selection: str, environment: Mapping[str, str], command: Sequence[str] = NODE_COMMAND, *, health_port: int = 0
+) -> None:
     """Run a node on each device until SIGTERM or SIGINT, which let each end its job; a second one kills them.
 
-    selection: ``cpu``, ``all`` or numbers as in ``0,2``.  Raises NoSuchDevice.
+    selection: ``cpu``, ``all`` or numbers as in ``0,2``.  health_port: of the first node, the others take those after
+    it; 0 for none.  Raises NoSuchDevice.
     """
     signals = StopSignals()
     nodes = [
-        _start_node(device, place, environment, command)
+        _start_node(device, environment, command, health_port + place if health_port else 0)
         for place, device in enumerate(choose_devices(selection, environment))
     ]
     while not signals.count:
@@ -44,7 +47,7 @@ def node_name(device: Device) -> str:
     return f"sam-{device.label}@{socket.gethostname()}"
 
 
-def _start_node(device: Device, place: int, environment: Mapping[str, str], command: Sequence[str]) -> KeptChild:
+def _start_node(device: Device, environment: Mapping[str, str], command: Sequence[str], health_port: int) -> KeptChild:
     name = node_name(device)
     node_environment = {
         **PATIENT_THREADS,
@@ -52,10 +55,8 @@ def _start_node(device: Device, place: int, environment: Mapping[str, str], comm
         **device.environment,
         "MASKFLEET_DEVICE": device.kind,
         "MASKFLEET_NODE": name,
+        "MASKFLEET_HEALTH_PORT": str(health_port),
     }
-    if int(environment.get("MASKFLEET_HEALTH_PORT", "0")):
-        # The nodes of one machine answer side by side.
-        node_environment["MASKFLEET_HEALTH_PORT"] = str(int(environment["MASKFLEET_HEALTH_PORT"]) + place)
 
     def start() -> subprocess.Popen[bytes]:
         return start_child(command, env=node_environment)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from jobs.settings import ApiSettings, CourierSettings, SharedSettings, WorkerSettings
+from jobs.settings import LOCAL_API_URL, ApiSettings, CourierSettings, SharedSettings, WorkerSettings
 from jobs.storage import Store
 from maskfleet.buckets import make_buckets
 from maskfleet.cli import COMMANDS, main
@@ -136,8 +136,16 @@ def test_all_programs_speak_to_the_same_servers(compose: dict[str, Any]) -> None
     ]
 
     assert all(one == told[0] for one in told)
-    for program in ("api", "worker", "buckets"):
-        assert compose[program]["environment"]["MASKFLEET_ALLOWED_BUCKETS"] == "photos"
+    assert told[0]["MASKFLEET_ALLOWED_BUCKETS"] == compose["buckets"]["environment"]["MASKFLEET_ALLOWED_BUCKETS"]
+    assert told[0]["MASKFLEET_ALLOWED_BUCKETS"] == "photos"
+
+
+def test_what_programs_must_agree_on_is_declared_once() -> None:
+    classes = (SharedSettings, ApiSettings, WorkerSettings, CourierSettings)
+
+    declared = [name for one in classes for name in one.__annotations__]
+
+    assert len(declared) == len(set(declared))
 
 
 def test_ports_agree_from_end_to_end(compose: dict[str, Any], repository: Path) -> None:
@@ -150,7 +158,8 @@ def test_ports_agree_from_end_to_end(compose: dict[str, Any], repository: Path) 
     assert last(api, "EXPOSE") == port
     assert f"127.0.0.1:{port}/ready" in last(api, "HEALTHCHECK")
     assert compose["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert compose["courier"]["environment"]["MASKFLEET_PUBLIC_URL"] == f"http://127.0.0.1:{port}"
+    assert compose["courier"]["environment"]["MASKFLEET_PUBLIC_URL"] == ""
+    assert f"http://127.0.0.1:{port}" == LOCAL_API_URL
     assert settings["MASKFLEET_S3_ENDPOINT"] == "http://s3:8333"
     assert "-s3.port=8333" in compose["s3"]["command"]
     assert compose["s3"]["ports"] == ["127.0.0.1:8333:8333"]

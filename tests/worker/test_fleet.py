@@ -60,11 +60,12 @@ while True:
 FLEET = """
 import os, sys
 from jobs.logs import configure_logs
+from jobs.settings import WorkerSettings
 from worker.device import NoSuchDevice
 from worker.fleet import run_fleet
 configure_logs("INFO", program="fleet")
 try:
-    run_fleet(sys.argv[1], os.environ, [sys.executable, *sys.argv[2:]])
+    run_fleet(sys.argv[1], os.environ, [sys.executable, *sys.argv[2:]], health_port=WorkerSettings().health_port)
 except NoSuchDevice as error:
     sys.exit(f"refused: {error}")
 assert "torch" not in sys.modules
