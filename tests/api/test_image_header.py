@@ -120,12 +120,12 @@ def test_a_file_that_ends_inside_its_header_is_truncated(file_format: str) -> No
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_no_beginning_of_a_file_gets_another_size(file_format: str) -> None:
     data = a_picture((40, 30), file_format, **({"orientation": 6} if file_format in FORMATS_WITH_EXIF else {}))
-    whole = read_header(data, MAX_PIXELS).size_wh
+    allowed = [read_header(data, MAX_PIXELS).size_wh]
+    if file_format in ("PNG", "WEBP"):  # cut before the EXIF block that turns it, which the worker will not decode
+        allowed.append((40, 30))
 
     for length in range(1, len(data)):
-        read = size_or_refusal(data[:length])
-        # A PNG or WebP may be cut before its EXIF block; the worker will not decode it anyhow.
-        assert read in (whole, None, "image_truncated", "not_an_image") or file_format in ("PNG", "WEBP")
+        assert size_or_refusal(data[:length]) in (*allowed, None, "image_truncated", "not_an_image")
 
 
 @settings(max_examples=300, deadline=None)
