@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.errors import InvalidImage
-from jobs.spec import IMAGE_FORMATS
+from jobs.image_types import (
+    SIGNATURES,
+    Size,
+    check_not_empty,
+    check_size,
+    image_format,
+    media_type,
+    not_an_image,
+    png_size_wh,
+    webp_size_wh,
+)
 
-#: The first bytes of each accepted format, and its media type.
-_SIGNATURES = {
-    "image/jpeg": (b"\xff\xd8\xff",),
-    "image/png": (b"\x89PNG\r\n\x1a\n",),
-    "image/webp": (b"RIFF",),
-    # Pillow also reads the two with the 42 in the wrong byte order.
-    "image/tiff": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"II\x00*", b"MM*\x00"),
-    "image/bmp": (b"BM",),
-    "image/gif": (b"GIF87a", b"GIF89a"),
-}
 _ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
 #: A value that decoders read differently, or that may stand elsewhere: it is the worker's to find.
 _OPEN = -1
@@ -38,8 +38,6 @@ _WEBP_HAS_EXIF, _WEBP_HAS_XMP = 0x08, 0x04
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 #: A directory with more entries than this is not an image's; each of ours has three at most.
 _MAX_TAGS = 4096
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +53,22 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
 
     Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``.
     """
-    if not data:
-        raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
-    content_type = _content_type(data)
-    if content_type is None:
-        raise InvalidImage("not_an_image", _what_it_is(data))
+    check_not_empty(data)
+    file_format = image_format(data)
+    if file_format is None:
+        raise not_an_image(data)
+    content_type = media_type(file_format)
     try:
-        stored, orientation = _READERS[content_type](data)
+        stored, orientation = _READERS[file_format](data)
     except (IndexError, struct.error) as error:
         raise InvalidImage("image_truncated", "The file ends inside its header. Was it uploaded completely?") from error
     if stored is None:
         return ImageHeader(content_type, None)
+    check_size(stored, max_pixels)
     width, height = stored
-    if width * height > max_pixels:
-        raise InvalidImage(
-            "image_too_large",
-            f"The image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are accepted. "
-            "Scale it down.",
-        )
     if orientation == _OPEN or width == 0 or height == 0:
         return ImageHeader(content_type, None)
     return ImageHeader(content_type, (height, width) if orientation in _TURNED else (width, height))
-
-
-def _content_type(data: bytes) -> str | None:
-    for content_type, signatures in _SIGNATURES.items():
-        if data.startswith(signatures) and (content_type != "image/webp" or data[8:12] in (b"WEBP", b"")):
-            return content_type
-    return None
-
-
-def _what_it_is(data: bytes) -> str:
-    accepted = f"Send one of {', '.join(IMAGE_FORMATS)}."
-    if b"<html" in data[:1024].lower() or b"<!doctype html" in data[:1024].lower():
-        return f"The bytes are HTML, perhaps a log-in or error page in the image's place. {accepted}"
-    return f"The bytes are not an image of a format that is accepted. {accepted}"
 
 
 # Each reader gives the size as stored and the orientation, 1 to 8 or _OPEN.  A size of None is one that the header
@@ -99,7 +78,7 @@ _Reading = tuple[Size | None, int]
 
 
 def _png(data: bytes) -> _Reading:
-    size: Size = struct.unpack_from(">II", data, 16)
+    size = png_size_wh(data)
     orientation, at = 0, 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -148,17 +127,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _webp(data: bytes) -> _Reading:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        size = _uint24(data, 24) + 1, _uint24(data, 27) + 1
-        return size, _webp_orientation(data)
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return (width & 0x3FFF, height & 0x3FFF), 1
-    return (None, _OPEN) if len(data) >= 16 else _cut_short()
+    size = webp_size_wh(data)
+    if size is None:
+        return (None, _OPEN) if len(data) >= 16 else _cut_short()
+    return size, _webp_orientation(data) if data[12:16] == b"VP8X" else 1
 
 
 def _webp_orientation(data: bytes) -> int:
@@ -207,12 +179,12 @@ def _gif(data: bytes) -> _Reading:
 
 
 _READERS = {
-    "image/jpeg": _jpeg,
-    "image/png": _png,
-    "image/webp": _webp,
-    "image/tiff": _tiff,
-    "image/bmp": _bmp,
-    "image/gif": _gif,
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WEBP": _webp,
+    "TIFF": _tiff,
+    "BMP": _bmp,
+    "GIF": _gif,
 }
 
 
@@ -246,7 +218,7 @@ def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
 def _exif_orientation(exif: bytes) -> int:
     """The orientation that an EXIF block names; 0 for none, or one that cannot be read."""
     tiff = re.sub(rb"^(?:Exif\x00\x00){1,2}", b"", exif)
-    if not tiff.startswith(_SIGNATURES["image/tiff"]):
+    if not tiff.startswith(SIGNATURES["TIFF"]):
         return 0
     try:
         return _tiff_tags(tiff)[0].get(_ORIENTATION, 0)
@@ -257,10 +229,6 @@ def _exif_orientation(exif: bytes) -> int:
 def _xmp_orientation(xmp: bytes) -> int:
     found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
     return int(found[1]) if found else 0
-
-
-def _uint24(data: bytes, at: int) -> int:
-    return data[at] | data[at + 1] << 8 | data[at + 2] << 16
 
 
 def _cut_short() -> _Reading:

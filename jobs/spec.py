@@ -24,8 +24,6 @@ from jobs.errors import FieldFault, InvalidRequest
 from jobs.prompts import Prompt
 from jobs.wire import HttpUrl, S3Uri, UploadId, Wire
 
-#: The image formats that are accepted, by Pillow's names.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 #: Bounds on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
 #: The ids of all jobs are in every look at a batch; so many are some 40 kB.

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.batch_spec import Batch, BatchSpec
+from jobs.image_types import image_format, media_type
 from jobs.prompts import Prompt
 from jobs.record import Spec
 from jobs.spec import EverythingParams, ImageSource, JobSpec, PromptParams, Webhook, invalid_request
@@ -40,17 +41,8 @@ class JobFields(TypedDict, total=False):
 
 def image_type(data: bytes) -> str:
     """Tell an image's media type from its first bytes; ``application/octet-stream`` when it is none we know."""
-    for magic, name in (
-        (b"\xff\xd8\xff", "jpeg"),
-        (b"\x89PNG", "png"),
-        (b"GIF8", "gif"),
-        (b"BM", "bmp"),
-        (b"II*\0", "tiff"),
-        (b"MM\0*", "tiff"),
-    ):
-        if data.startswith(magic):
-            return f"image/{name}"
-    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "application/octet-stream"
+    file_format = image_format(data)
+    return media_type(file_format) if file_format else "application/octet-stream"
 
 
 def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:

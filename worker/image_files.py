@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from jobs.errors import InvalidImage
-from jobs.spec import IMAGE_FORMATS
+from jobs.image_types import (
+    IMAGE_FORMATS,
+    Size,
+    check_not_empty,
+    check_size,
+    image_format,
+    not_an_image,
+    png_size_wh,
+    webp_size_wh,
+)
 
 #: What Pillow's decoders raise on files that are broken, as found by the fuzzing tests.
 DECODER_ERRORS = (
@@ -31,16 +40,6 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
-#: The first bytes of each accepted format, from its specification.
-_SIGNATURES = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "WEBP": (b"RIFF",),
-    "TIFF": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
-    "BMP": (b"BM",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-}
-
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
@@ -49,15 +48,15 @@ def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]
     Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``,
     ``image_corrupt``, ``image_needs_too_much_memory``.
     """
-    if not data:
-        raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+    check_not_empty(data)
     # Pillow's own limit is one number for the whole process; max_pixels stands in its place here.
     Image.MAX_IMAGE_PIXELS = None
-    _check_size(_declared_size_wh(data), max_pixels)
+    if declared := _declared_size_wh(data):
+        check_size(declared, max_pixels)
     with _quiet():
         image = _open(data)
     with image:
-        _check_size(image.size, max_pixels)
+        check_size(image.size, max_pixels)
         # A JPEG with a second picture, as some telephones write, is called MPO by Pillow.
         yield image, "JPEG" if image.format == "MPO" else str(image.format)
 
@@ -84,64 +83,29 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        file_format = _signed_as(data)
+        file_format = image_format(data)
         if file_format is None:
-            raise InvalidImage("not_an_image", _what_it_is(data)) from error
+            raise not_an_image(data) from error
         raise _broken(file_format, data, error) from error
     except DECODER_ERRORS as error:
-        raise _broken(_signed_as(data) or "image", data, error) from error
+        raise _broken(image_format(data) or "image", data, error) from error
 
 
-def _signed_as(data: bytes) -> str | None:
-    for file_format, signatures in _SIGNATURES.items():
-        if data.startswith(signatures) and (file_format != "WEBP" or data[8:12] in (b"WEBP", b"")):
-            return file_format
-    return None
-
-
-def _what_it_is(data: bytes) -> str:
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    accepted = f"Send one of {', '.join(IMAGE_FORMATS)}."
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<!--")) or b"<html" in start:
-        return (
-            "The bytes look like HTML, not like an image: perhaps a log-in or error page in the image's place. "
-            + accepted
-        )
-    return "The bytes are not an image of a format that is accepted. " + accepted
-
-
-def _declared_size_wh(data: bytes) -> tuple[int, int] | None:
+def _declared_size_wh(data: bytes) -> Size | None:
     """The size that a PNG or WebP header declares, read without Pillow.
 
     Pillow does not open a PNG without pixels, and makes WebP's canvas while it opens the file: too late for
     a file that declares a huge one.  None for the other formats and for short headers.
     """
-    if data.startswith(_SIGNATURES["PNG"]) and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return width, height
-    if data[:4] == b"RIFF" and len(data) >= 30:
-        kind = data[12:16]
-        if kind == b"VP8X":
-            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-        if kind == b"VP8L":
-            bits = int.from_bytes(data[21:25], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        if kind == b"VP8 ":
-            width, height = struct.unpack("<HH", data[26:30])
-            return width & 0x3FFF, height & 0x3FFF
+    try:
+        match image_format(data):
+            case "PNG":
+                return png_size_wh(data)
+            case "WEBP":
+                return webp_size_wh(data)
+    except (IndexError, struct.error):
+        pass
     return None
-
-
-def _check_size(size_wh: tuple[int, int] | None, max_pixels: int) -> None:
-    if size_wh is None:
-        return
-    width, height = size_wh
-    if width * height > max_pixels:
-        raise InvalidImage(
-            "image_too_large",
-            f"The image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are accepted. "
-            "Scale it down.",
-        )
 
 
 def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.errors import InvalidImage
-from jobs.spec import IMAGE_FORMATS
+from jobs.image_types import IMAGE_FORMATS
 from worker.images import Photo, decode_photo
 
 LIMIT = 1_000_000

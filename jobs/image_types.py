@@ -1,0 +1,97 @@
+"""Which images are accepted, told by their first bytes, and the refusals that need no more than those.
+
+The API, the worker and the client all sniff with this table, and the API and the worker refuse in the same words.
+
+Sources: the formats' specifications; PNG (W3C) 11.2.1; WebP, RFC 9649 sections 2.5 to 2.7.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from jobs.errors import InvalidImage
+
+Size = tuple[int, int]
+
+#: The first bytes of each accepted format, by Pillow's name for it.
+SIGNATURES = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "WEBP": (b"RIFF",),
+    # Pillow also reads the last two, with the 42 in the wrong byte order.
+    "TIFF": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"II\x00*", b"MM*\x00"),
+    "BMP": (b"BM",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+}
+#: The image formats that are accepted.
+IMAGE_FORMATS = tuple(SIGNATURES)
+
+
+def image_format(data: bytes) -> str | None:
+    """Return the format of IMAGE_FORMATS that a file begins as; None for any other."""
+    for file_format, signatures in SIGNATURES.items():
+        # RIFF is the container of other media as well; a file may end before it says of which.
+        if data.startswith(signatures) and (file_format != "WEBP" or data[8:12] in (b"WEBP", b"")):
+            return file_format
+    return None
+
+
+def media_type(file_format: str) -> str:
+    """Return a format's media type."""
+    return f"image/{file_format.lower()}"
+
+
+def check_not_empty(data: bytes) -> None:
+    """Raise InvalidImage (``image_empty``)."""
+    if not data:
+        raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+
+
+def check_size(size_wh: Size, max_pixels: int) -> None:
+    """Raise InvalidImage (``image_too_large``)."""
+    width, height = size_wh
+    if width * height > max_pixels:
+        raise InvalidImage(
+            "image_too_large",
+            f"The image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are accepted. "
+            "Scale it down.",
+        )
+
+
+def not_an_image(data: bytes) -> InvalidImage:
+    """Say what a file is that begins as none of IMAGE_FORMATS."""
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    is_html = start.startswith((b"<head", b"<body", b"<!--")) or b"<html" in start or b"<!doctype html" in start
+    found = (
+        "The bytes are HTML, perhaps a log-in or error page in the image's place."
+        if is_html
+        else "The bytes are not an image of a format that is accepted."
+    )
+    return InvalidImage("not_an_image", f"{found} Send one of {', '.join(IMAGE_FORMATS)}.")
+
+
+def png_size_wh(data: bytes) -> Size:
+    """Read the size that a PNG declares.  Raises struct.error when the file ends before it."""
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def webp_size_wh(data: bytes) -> Size | None:
+    """Read the size that a WebP file declares; None for a kind that is not known.
+
+    Raises IndexError or struct.error when the file ends before it.
+    """
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return _uint24(data, 24) + 1, _uint24(data, 27) + 1
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _uint24(data: bytes, at: int) -> int:
+    return data[at] | data[at + 1] << 8 | data[at + 2] << 16
