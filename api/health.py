@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from api.operation import Operation, operation
+from api.responses import json_response
 from api.services import services
 from jobs.answers import Health
 from jobs.errors import NotFound, StoreUnavailable
@@ -16,7 +17,7 @@ blueprint = Blueprint("health", __name__)
 @blueprint.get("/live")
 @operation(Operation(summary="This process answers.", scope=None, answers={200: Health}))
 def live() -> Response:
-    return Response(Health(status="live").model_dump_json(), mimetype="application/json")
+    return json_response(Health(status="live"))
 
 
 @blueprint.get("/ready")
@@ -34,7 +35,7 @@ def ready() -> Response:
         services().store.ping()
     except NotFound as error:  # the bucket is missing, or not ours
         raise StoreUnavailable("The object store answers, but does not give this service its bucket.") from error
-    return Response(Health(status="ready").model_dump_json(), mimetype="application/json")
+    return json_response(Health(status="ready"))
 
 
 @blueprint.get("/metrics")

@@ -16,14 +16,14 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from jobs.batch_spec import Batch, parse_batch
 from jobs.errors import InvalidRequest
 from jobs.record import Spec
-from jobs.spec import invalid_request, parse_spec
+from jobs.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
 
 #: A spec is kept in Redis, which holds small things only.
 MAX_SPEC_BYTES = 256 * 1024
 #: Visible ASCII characters, as a regular expression.
 IDEMPOTENCY_KEY = r"[\x21-\x7e]{1,255}"
-#: Stands in a spec for the image that came beside it, until that is stored.
-UNSTORED = "upl_" + "0" * 32
+#: The upload's id in IMAGE_COMES_BESIDE.
+UNSTORED = str(IMAGE_COMES_BESIDE.upload_id)
 
 Model = TypeVar("Model", bound=BaseModel)
 

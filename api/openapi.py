@@ -17,6 +17,7 @@ from api.problems import PROBLEM_TYPE
 from jobs.answers import Problem
 from jobs.batch_spec import BatchSpec
 from jobs.spec import JobSpec
+from jobs.wire import BATCH_ID, JOB_ID
 
 Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
 
@@ -37,12 +38,11 @@ _LIMIT_HEADERS = {
     "RateLimit-Remaining": "How many are left.",
     "RateLimit-Reset": "Seconds until more are.",
 }
-BATCH_ID = "^batch_[0-9a-f]{32}$"
 DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|(job|batch)_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
 #: The form of ids in paths.
 _IDS: dict[str, Json] = {
-    "job_id": {"type": "string", "pattern": "^job_[0-9a-f]{32}$"},
-    "batch_id": {"type": "string", "pattern": BATCH_ID},
+    "job_id": {"type": "string", "pattern": f"^{JOB_ID}$"},
+    "batch_id": {"type": "string", "pattern": f"^{BATCH_ID}$"},
     "delivery_id": {"type": "string", "pattern": DELIVERY_ID},
 }
 

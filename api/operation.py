@@ -8,12 +8,36 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
+from api.intake import IDEMPOTENCY_KEY
 from api.keys import Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _MARK = "maskfleet_operation"
+#: The codes of each bad status that both routes for new jobs answer with.
+_SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
+    400: ("malformed_json", "invalid_idempotency_key"),
+    403: ("bucket_not_allowed",),
+    404: ("upload_not_found",),
+    413: ("body_too_large", "spec_too_large", "image_file_too_large"),
+    415: ("unsupported_media_type",),
+    422: (
+        "invalid_spec",
+        "unknown_model",
+        "image_empty",
+        "not_an_image",
+        "image_truncated",
+        "image_too_large",
+        "point_outside_image",
+        "box_outside_image",
+        "mask_input_not_found",
+        "url_not_allowed",
+        "idempotency_key_reused",
+    ),
+    429: ("too_many_jobs_in_flight",),
+    503: ("store_unavailable", "backlog_full"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +70,17 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
     description: str = ""
+
+
+def submission_problems(own: Mapping[int, tuple[str, ...]]) -> Mapping[int, tuple[str, ...]]:
+    """Return the problems of a route for new jobs.  own: those that only this route has."""
+    return {status: (*codes, *own.get(status, ())) for status, codes in _SUBMISSION_PROBLEMS.items()}
+
+
+def idempotency_key_header(made: str, example: str) -> Header:
+    """Describe the header ``Idempotency-Key``.  made: what the route makes, a job or a batch."""
+    description = f"The same key and body give the same {made}, for a day."
+    return Header("Idempotency-Key", description, example, f"^{IDEMPOTENCY_KEY}$")
 
 
 def operation(described: Operation) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -15,7 +15,7 @@ from jobs.record import Spec
 from jobs.settings import ApiSettings
 from jobs.spec import ImageSource, Output
 from jobs.status import Status
-from jobs.storage import split_s3_uri, upload_key
+from jobs.storage import allowed_object, upload_key
 
 
 def check_addresses(spec: Spec, settings: ApiSettings) -> None:
@@ -37,7 +37,7 @@ def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
 def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:
     """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an upload that is no use."""
     if source.s3_uri is not None:
-        _check_bucket(source.s3_uri, door.settings)
+        allowed_object(source.s3_uri, door.settings)
     if source.upload_id is not None:
         stored = door.store.head(upload_key(tenant, source.upload_id))
         if stored is None:
@@ -60,7 +60,7 @@ def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) ->
         if source is None:
             continue
         if source.s3_uri is not None:
-            _check_bucket(source.s3_uri, door.settings)
+            allowed_object(source.s3_uri, door.settings)
         named = source.upload_id or source.job_id
         if named is None or named in seen:  # many prompts may name one job
             continue
@@ -82,10 +82,3 @@ def _may_have_logits(job_id: str, tenant: str, door: Services) -> bool:
     if record is None or record.tenant != tenant or not record.status.ended:
         return True
     return record.status is Status.SUCCEEDED and Output.LOGITS in record.spec.outputs
-
-
-def _check_bucket(s3_uri: str, settings: ApiSettings) -> None:
-    bucket, _ = split_s3_uri(s3_uri)
-    # Never our own bucket: other tenants' images and masks are in it.
-    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
-        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)

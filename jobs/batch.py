@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
 from pydantic import Field
 
 from jobs.status import ENDED, Status
-from jobs.wire import Wire
+from jobs.wire import Wire, utc_time
 
 
 class BatchStatus(StrEnum):
@@ -113,8 +113,8 @@ class BatchRecord:
         return BatchView(
             id=self.id,
             status=BatchStatus.PROCESSING if self.ended_ms is None else BatchStatus.COMPLETED,
-            created_at=_time(self.created_ms),
-            ended_at=_time(self.ended_ms) if self.ended_ms is not None else None,
+            created_at=utc_time(self.created_ms),
+            ended_at=utc_time(self.ended_ms) if self.ended_ms is not None else None,
             total=self.total,
             done=self.done,
             counts=self.counts,
@@ -122,7 +122,3 @@ class BatchRecord:
             job_ids=job_ids,
             urls=self.urls(base_url),
         )
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
 from pydantic import Field
 
-from jobs.wire import Wire
+from jobs.wire import Wire, utc_time
 
 
 class DeliveryState(StrEnum):
@@ -131,12 +131,8 @@ class DeliveryRecord:
             url=self.url,
             state=self.state,
             detail=self.detail or None,
-            created_at=_time(self.created_ms),
-            next_try_at=_time(self.next_try_ms) if self.next_try_ms is not None else None,
-            ended_at=_time(self.ended_ms) if self.ended_ms is not None else None,
+            created_at=utc_time(self.created_ms),
+            next_try_at=utc_time(self.next_try_ms) if self.next_try_ms is not None else None,
+            ended_at=utc_time(self.ended_ms) if self.ended_ms is not None else None,
             tries=self.tries,
         )
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -5,7 +5,7 @@ Thin on purpose; masks are never in it.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, TypeVar
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from jobs.batch import BatchEnds, BatchRecord, BatchStatus, BatchUrls
 from jobs.record import Failure, JobRecord, JobUrls, Metrics
 from jobs.spec import EventName
 from jobs.status import Status
-from jobs.wire import Wire
+from jobs.wire import Wire, utc_time
 
 #: Standard Webhooks ask for bodies below this, in bytes.
 MAX_BODY_BYTES = 20_000
@@ -99,7 +99,7 @@ def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event
     time_ms = record.started_ms if started else record.ended_ms
     body = Event(
         type=f"job.{event}",
-        timestamp=datetime.fromtimestamp((time_ms or record.created_ms) / 1000, UTC),
+        timestamp=utc_time(time_ms or record.created_ms),
         data=EventData(
             id=view.id,
             status=Status.PROCESSING if started else view.status,
@@ -123,7 +123,7 @@ def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
     """Make the event of a batch's end.  base_url: the API's address, without a slash."""
     counts = record.counts
     body = BatchEvent(
-        timestamp=datetime.fromtimestamp((record.ended_ms or record.created_ms) / 1000, UTC),
+        timestamp=utc_time(record.ended_ms or record.created_ms),
         data=BatchData(
             id=record.id,
             total=record.total,

@@ -6,13 +6,13 @@ right, y down.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.errors import InvalidPrompt
-from jobs.wire import S3Uri, UploadId, Wire
+from jobs.wire import JobId, S3Uri, UploadId, Wire
 
 MAX_POINTS_PER_PROMPT = 256
 Point = tuple[float, float]
@@ -27,9 +27,7 @@ class MaskInput(Wire):
 
     s3_uri: S3Uri | None = Field(None, description="An object in a bucket that the operator allows.")
     upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
-    job_id: Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")] | None = Field(
-        None, description="A job that succeeded."
-    )
+    job_id: JobId | None = Field(None, description="A job that succeeded.")
     mask: int | None = Field(None, ge=0, description="With job_id: which of its masks, counted from 0.")
 
     @model_validator(mode="after")

@@ -15,10 +15,9 @@ from jobs.connection import tls_options
 from jobs.errors import QueueUnavailable
 from jobs.settings import SharedSettings
 from jobs.spec import Priority
+from jobs.wire import JOB_ID
 
 TASK_NAME = "maskfleet.segment"
-#: What a message may name.
-_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 #: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
 VISIBILITY_TIMEOUT_S = 3 * 3600
 
@@ -41,7 +40,7 @@ def more_urgent_queues(queue: str) -> tuple[str, ...]:
 
 def is_job_id(argument: object) -> bool:
     """Whether this is what a message may name."""
-    return isinstance(argument, str) and _JOB_ID.fullmatch(argument) is not None
+    return isinstance(argument, str) and re.fullmatch(JOB_ID, argument) is not None
 
 
 def canary_queue(node: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Self
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from jobs.spec import BoxJob, EverythingJob, PointJob, parse_spec
 from jobs.status import Stage, Status
 from jobs.transitions import QueuePlace
-from jobs.wire import Wire
+from jobs.wire import Wire, utc_time
 
 Spec = EverythingJob | PointJob | BoxJob
 
@@ -80,8 +80,8 @@ class AttemptView(Wire):
         return cls(
             number=fields["number"],
             worker=fields["worker"],
-            started_at=_time(int(fields["started_ms"])),
-            ended_at=_time(int(fields["ended_ms"])) if "ended_ms" in fields else None,
+            started_at=utc_time(int(fields["started_ms"])),
+            ended_at=utc_time(int(fields["ended_ms"])) if "ended_ms" in fields else None,
             outcome=fields.get("outcome"),
         )
 
@@ -215,9 +215,9 @@ class JobRecord:
             mode=self.spec.mode,
             model=self.spec.model or model,
             priority=self.spec.priority,
-            created_at=_time(self.created_ms),
-            started_at=_time(self.started_ms) if self.started_ms else None,
-            ended_at=_time(self.ended_ms) if self.ended_ms else None,
+            created_at=utc_time(self.created_ms),
+            started_at=utc_time(self.started_ms) if self.started_ms else None,
+            ended_at=utc_time(self.ended_ms) if self.ended_ms else None,
             queue_s=(self.started_ms - self.created_ms) / 1000 if self.started_ms else None,
             run_s=(self.ended_ms - self.started_ms) / 1000 if self.started_ms and self.ended_ms else None,
             queue_position=place.ahead if place else None,
@@ -242,7 +242,3 @@ class JobRecord:
 
 def _int_or_none(text: str | None) -> int | None:
     return int(text) if text is not None else None
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -219,6 +219,10 @@ class _JobFields(JobOptions, _OneImage):
     webhook: Webhook | None = None
 
 
+#: Stands in a spec for an image that comes beside it, until that is stored.
+IMAGE_COMES_BESIDE = ImageSource(upload_id="upl_" + "0" * 32)
+
+
 class EverythingJob(Everything, _JobFields):
     """Segment everything: a grid of points over the whole image."""
 

@@ -24,7 +24,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from jobs.errors import NotFound, StoreUnavailable
+from jobs.errors import InvalidRequest, NotFound, StoreUnavailable
 from jobs.settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -211,6 +211,15 @@ def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int) -> str:
 def split_s3_uri(uri: str) -> tuple[str, str]:
     """Split ``s3://bucket/key`` into the two."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def allowed_object(s3_uri: str, settings: SharedSettings) -> tuple[str, str]:
+    """Split a URI that a job names; raises InvalidRequest (``bucket_not_allowed``)."""
+    bucket, key = split_s3_uri(s3_uri)
+    # Never our own bucket: other tenants' images and masks are in it.
+    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
+        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
     return bucket, key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
@@ -10,11 +11,21 @@ from pydantic_core import PydanticCustomError
 
 from jobs.addresses import AddressRefused, split_url
 
+#: The forms of ids, as regular expressions.
+JOB_ID = r"job_[0-9a-f]{32}"
+BATCH_ID = r"batch_[0-9a-f]{32}"
+UPLOAD_ID = r"upl_[0-9a-f]{32}"
+
 
 class Wire(BaseModel):
     """A frozen value on the wire; a field that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def utc_time(ms: int) -> datetime:
+    """Show a time of Redis' clock.  ms: since the epoch."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def _is_s3_uri(uri: str) -> str:
@@ -32,5 +43,6 @@ def _is_http_url(url: str) -> str:
 
 
 S3Uri = Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)]
-UploadId = Annotated[str, StringConstraints(pattern=r"^upl_[0-9a-f]{32}$")]
+JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_ID}$")]
+UploadId = Annotated[str, StringConstraints(pattern=f"^{UPLOAD_ID}$")]
 HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_is_http_url)]

@@ -31,12 +31,11 @@ from jobs.delivery import DeliveryView
 from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
 from jobs.record import JobView, Spec
-from jobs.spec import ImageSource
+from jobs.spec import IMAGE_COMES_BESIDE, ImageSource
 from maskfleet.download import download
 from maskfleet.following import follow
 from maskfleet.problems import ApiError, Refused, WaitedTooLong, WrongState, refused_here
 from maskfleet.submission import (
-    PHOTO_GOES_ALONG,
     JobFields,
     Photo,
     batch_document,
@@ -121,7 +120,7 @@ class Client:
         """
         images: list[ImageSource] = []
         try:
-            batch_document([PHOTO_GOES_ALONG] * len(photos), fields)  # what is wrong is to be known before any upload
+            batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)  # what is wrong is to be known before any upload
             for photo in photos:
                 source, data = source_of(photo)
                 images.append(source if data is None else ImageSource(upload_id=self.upload(data)))

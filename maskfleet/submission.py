@@ -12,15 +12,13 @@ from jobs.batch_spec import Batch, BatchSpec
 from jobs.image_types import image_format, media_type
 from jobs.prompts import Prompt
 from jobs.record import Spec
-from jobs.spec import EverythingParams, ImageSource, JobSpec, PromptParams, Webhook, invalid_request
+from jobs.spec import IMAGE_COMES_BESIDE, EverythingParams, ImageSource, JobSpec, PromptParams, Webhook, invalid_request
 
 #: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
 Photo = str | Path | bytes
 
 _SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 _BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
-#: Stands in a spec for a photo that goes along with it; the API puts the real source there.
-PHOTO_GOES_ALONG = ImageSource(upload_id="upl_" + "0" * 32)
 
 
 class JobFields(TypedDict, total=False):
@@ -51,13 +49,13 @@ def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
     Raises InvalidRequest for an address that is none, OSError when a file cannot be read.
     """
     if isinstance(photo, bytes):
-        return PHOTO_GOES_ALONG, photo
+        return IMAGE_COMES_BESIDE, photo
     if isinstance(photo, str) and photo.startswith(("s3://", "http://", "https://")):
         try:
             return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
         except ValidationError as error:
             raise invalid_request(error) from error
-    return PHOTO_GOES_ALONG, Path(photo).read_bytes()
+    return IMAGE_COMES_BESIDE, Path(photo).read_bytes()
 
 
 def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:

@@ -9,12 +9,12 @@ from urllib.parse import urljoin
 import requests
 
 from jobs.addresses import AddressRefused
-from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound, SourceUnavailable
+from jobs.errors import InvalidImage, InvalidPrompt, NotFound, SourceUnavailable
 from jobs.manifest import Manifest
 from jobs.prompts import MaskInput, Prompt
 from jobs.settings import WorkerSettings
 from jobs.spec import ImageSource
-from jobs.storage import ObjectDenied, Store, result_prefix, split_s3_uri, upload_key
+from jobs.storage import ObjectDenied, Store, allowed_object, result_prefix, upload_key
 from worker.egress import MAX_REDIRECTS
 from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 from worker.prompts import MaskInputs
@@ -32,7 +32,7 @@ def fetch_image(
     if source.url is not None:
         data = _fetch_url(source.url, egress, settings)
     elif source.s3_uri is not None:
-        bucket, key = _allowed_object(source.s3_uri, settings)
+        bucket, key = allowed_object(source.s3_uri, settings)
         data = _read_object(store, bucket, key, settings)
     elif source.upload_id is not None:
         data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
@@ -58,7 +58,7 @@ def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, sett
 def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settings: WorkerSettings) -> bytes:
     try:
         if source.s3_uri is not None:
-            bucket, key = _allowed_object(source.s3_uri, settings)
+            bucket, key = allowed_object(source.s3_uri, settings)
             return store.read(key, bucket=bucket, max_bytes=MAX_FILE_BYTES)
         if source.upload_id is not None:
             return store.read(upload_key(tenant, source.upload_id), max_bytes=MAX_FILE_BYTES)
@@ -79,14 +79,6 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
         f"Prompt {prompt}: the job {source.job_id} wrote logits of {len(of_masks)} masks, and none of number "
         f"{source.mask}. Ask for logits among that job's outputs.",
     )
-
-
-def _allowed_object(s3_uri: str, settings: WorkerSettings) -> tuple[str, str]:
-    bucket, key = split_s3_uri(s3_uri)
-    # Never our own bucket: other tenants' images and masks are in it.
-    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
-        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
-    return bucket, key
 
 
 def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> bytes:

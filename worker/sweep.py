@@ -32,10 +32,11 @@ from jobs.logs import get_logger
 from jobs.manifest import Manifest
 from jobs.settings import CourierSettings
 from jobs.storage import ListedObject, Store
+from jobs.wire import JOB_ID
 
 #: A sweep that died holds the others up for this long; above the longest wait for an answer of the store.
 LOCK_S = 120.0
-_FOLDER = re.compile(r"results/([^/]+)/(job_[0-9a-f]{32})/")
+_FOLDER = re.compile(rf"results/([^/]+)/({JOB_ID})/")
 
 logger = get_logger()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from api.batch_admission import admit_batch, batch_view, find_batch
-from api.intake import IDEMPOTENCY_KEY, read_batch, read_idempotency_key
+from api.intake import read_batch, read_idempotency_key
 from api.keys import Scope
-from api.operation import Header, Operation, operation
+from api.operation import Operation, idempotency_key_header, operation, submission_problems
+from api.responses import json_response
 from api.services import base_url, services, tenant
 from jobs.answers import DeliveryList
-from jobs.batch import BatchRecord, BatchView
+from jobs.batch import BatchView
 
 blueprint = Blueprint("batches", __name__)
 
@@ -28,43 +29,14 @@ blueprint = Blueprint("batches", __name__)
         ),
         takes_batch=True,
         answers={202: BatchView},
-        problems={
-            400: ("malformed_json", "invalid_idempotency_key"),
-            403: ("bucket_not_allowed",),
-            404: ("upload_not_found", "batch_not_found"),
-            413: ("body_too_large", "spec_too_large", "batch_too_large", "image_file_too_large"),
-            415: ("unsupported_media_type",),
-            422: (
-                "invalid_spec",
-                "too_many_images",
-                "unknown_model",
-                "image_empty",
-                "not_an_image",
-                "image_truncated",
-                "image_too_large",
-                "point_outside_image",
-                "box_outside_image",
-                "mask_input_not_found",
-                "url_not_allowed",
-                "idempotency_key_reused",
-            ),
-            429: ("too_many_jobs_in_flight",),
-            503: ("store_unavailable", "backlog_full"),
-        },
-        headers=(
-            Header(
-                "Idempotency-Key",
-                "The same key and body give the same batch, for a day.",
-                "album-7",
-                f"^{IDEMPOTENCY_KEY}$",
-            ),
-        ),
+        problems=submission_problems({404: ("batch_not_found",), 413: ("batch_too_large",), 422: ("too_many_images",)}),
+        headers=(idempotency_key_header("batch", "album-7"),),
     )
 )
 def send_batch() -> Response:
     key = read_idempotency_key()
     admitted = admit_batch(read_batch(), tenant(), key, services(), base_url())
-    answer = Response(admitted.view.model_dump_json(), status=202, mimetype="application/json")
+    answer = json_response(admitted.view, status=202)
     answer.headers["Location"] = admitted.view.urls.self
     if admitted.known:
         answer.headers["Idempotency-Replayed"] = "true"
@@ -81,8 +53,8 @@ def send_batch() -> Response:
     )
 )
 def show_batch(batch_id: str) -> Response:
-    view = batch_view(_find(batch_id), services(), base_url())
-    return Response(view.model_dump_json(), mimetype="application/json")
+    view = batch_view(find_batch(batch_id, tenant(), services()), services(), base_url())
+    return json_response(view)
 
 
 @blueprint.get("/batches/<batch_id>/deliveries")
@@ -95,10 +67,6 @@ def show_batch(batch_id: str) -> Response:
     )
 )
 def list_batch_deliveries(batch_id: str) -> Response:
-    records = services().deliveries.of(_find(batch_id).id, tenant())
+    records = services().deliveries.of(find_batch(batch_id, tenant(), services()).id, tenant())
     listed = DeliveryList(deliveries=tuple(record.view() for record in records))
-    return Response(listed.model_dump_json(), mimetype="application/json")
-
-
-def _find(batch_id: str) -> BatchRecord:
-    return find_batch(batch_id, tenant(), services())
+    return json_response(listed)

@@ -10,6 +10,7 @@ from werkzeug.routing import BaseConverter
 from api.intake import read_json
 from api.keys import Scope
 from api.operation import Operation, operation
+from api.responses import json_response
 from api.routes.jobs import find_job
 from api.services import base_url, services, tenant
 from jobs.answers import DeliveryList, Redeliveries, RedeliveryRange
@@ -40,7 +41,7 @@ class MessageId(BaseConverter):
 def list_deliveries(job_id: str) -> Response:
     records = services().deliveries.of(find_job(job_id).id, tenant())
     listed = DeliveryList(deliveries=tuple(record.view() for record in records))
-    return Response(listed.model_dump_json(), mimetype="application/json")
+    return json_response(listed)
 
 
 @blueprint.get("/deliveries/<msg:delivery_id>")
@@ -53,7 +54,7 @@ def list_deliveries(job_id: str) -> Response:
     )
 )
 def show_delivery(delivery_id: str) -> Response:
-    return Response(find_delivery(delivery_id).view().model_dump_json(), mimetype="application/json")
+    return json_response(find_delivery(delivery_id).view())
 
 
 @blueprint.post("/deliveries/<msg:delivery_id>/redeliver")
@@ -103,7 +104,7 @@ def redeliver_range() -> Response:
     queued = services().deliveries.redeliver_range(tenant(), wanted.since, until, only_failed=wanted.only_failed)
     logger.info("redeliveries_queued", deliveries=len(queued))
     shown = Redeliveries(queued=queued, more=len(queued) >= MAX_REDELIVERED)
-    return Response(shown.model_dump_json(), status=202, mimetype="application/json")
+    return json_response(shown, status=202)
 
 
 def find_delivery(delivery_id: str) -> DeliveryRecord:
@@ -115,7 +116,7 @@ def find_delivery(delivery_id: str) -> DeliveryRecord:
 
 
 def show_queued(view: DeliveryView) -> Response:
-    answer = Response(view.model_dump_json(), status=202, mimetype="application/json")
+    answer = json_response(view, status=202)
     answer.headers["Location"] = delivery_url(view.id)
     return answer
 

@@ -13,9 +13,10 @@ from flask import Blueprint, Response, request
 
 from api.admission import admit
 from api.exchange import note_wait
-from api.intake import IDEMPOTENCY_KEY, read_idempotency_key, read_query, read_submission
+from api.intake import read_idempotency_key, read_query, read_submission
 from api.keys import Scope
-from api.operation import Header, Operation, operation
+from api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
+from api.responses import json_response
 from api.services import base_url, queue_place, services, tenant, whole_view
 from api.waiting import preferred_wait_s
 from jobs.answers import JobPage, JobQuery
@@ -24,6 +25,7 @@ from jobs.logs import get_logger
 from jobs.record import JobRecord, JobView
 from jobs.status import Status
 from jobs.transitions import Cancel
+from jobs.wire import JOB_ID
 
 #: A list that is filtered by state looks at so many records at most before it answers with what it has.
 MAX_LOOKED_AT = 1000
@@ -39,44 +41,17 @@ logger = get_logger()
         scope=Scope.WRITE,
         takes_job=True,
         answers={202: JobView},
-        problems={
-            400: ("malformed_json", "invalid_idempotency_key"),
-            403: ("bucket_not_allowed",),
-            404: ("upload_not_found", "job_not_found"),
-            413: ("body_too_large", "spec_too_large", "image_file_too_large", "malformed_multipart"),
-            415: ("unsupported_media_type",),
-            422: (
-                "invalid_spec",
-                "malformed_multipart",
-                "unknown_model",
-                "image_empty",
-                "not_an_image",
-                "image_truncated",
-                "image_too_large",
-                "point_outside_image",
-                "box_outside_image",
-                "mask_input_not_found",
-                "url_not_allowed",
-                "idempotency_key_reused",
-            ),
-            429: ("too_many_jobs_in_flight",),
-            503: ("store_unavailable", "backlog_full"),
-        },
-        headers=(
-            Header(
-                "Idempotency-Key",
-                "The same key and body give the same job, for a day.",
-                "order-42",
-                f"^{IDEMPOTENCY_KEY}$",
-            ),
+        problems=submission_problems(
+            {404: ("job_not_found",), 413: ("malformed_multipart",), 422: ("malformed_multipart",)}
         ),
+        headers=(idempotency_key_header("job", "order-42"),),
     )
 )
 def send_job() -> Response:
     door = services()
     key = read_idempotency_key()
     admitted = admit(read_submission(door.settings.max_image_bytes), tenant(), key, door, base_url())
-    answer = _answer(admitted.view, status=202)
+    answer = json_response(admitted.view, status=202)
     answer.headers["Location"] = admitted.view.urls.self
     if admitted.known:
         answer.headers["Idempotency-Replayed"] = "true"
@@ -126,7 +101,7 @@ def list_jobs() -> Response:
         next=f"{base_url()}/v1/jobs?{urlencode(following)}" if cursor else None,
         next_cursor=cursor,
     )
-    return Response(page.model_dump_json(), mimetype="application/json")
+    return json_response(page)
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
@@ -153,7 +128,7 @@ def cancel_job(job_id: str) -> Response:
 
 def find_job(job_id: str) -> JobRecord:
     """Give the tenant's job.  Another tenant's is exactly as unknown as one that never was."""
-    record = services().ledger.read(job_id) if re.fullmatch(r"job_[0-9a-f]{32}", job_id) else None
+    record = services().ledger.read(job_id) if re.fullmatch(JOB_ID, job_id) else None
     if record is None or record.tenant != tenant():
         raise job_not_found()
     return record
@@ -164,11 +139,7 @@ def job_not_found() -> NotFound:
 
 
 def show(record: JobRecord, *, status: int = 200) -> Response:
-    return _answer(whole_view(record, services(), base_url()), status=status)
-
-
-def _answer(view: JobView, *, status: int) -> Response:
-    return Response(view.model_dump_json(), status=status, mimetype="application/json")
+    return json_response(whole_view(record, services(), base_url()), status=status)
 
 
 def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
@@ -233,7 +204,7 @@ def _read_cursor(cursor: str) -> Place:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
     except (binascii.Error, ValueError):
         text = ""
-    found = re.fullmatch(r"([0-9]{1,15}):(job_[0-9a-f]{32})", text)
+    found = re.fullmatch(rf"([0-9]{{1,15}}):({JOB_ID})", text)
     if found is None:
         raise InvalidRequest("invalid_cursor", "The cursor is not one that this service gave. Begin without one.")
     return int(found[1]), found[2]

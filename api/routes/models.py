@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from api.keys import Scope
 from api.operation import Operation, operation
+from api.responses import json_response
 from api.services import services
 from jobs.answers import ModelList, ModelView
 
@@ -23,4 +24,4 @@ def list_models() -> Response:
             for name in settings.model_names
         )
     )
-    return Response(models.model_dump_json(), mimetype="application/json")
+    return json_response(models)

@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from api.keys import Scope
 from api.operation import Operation, operation
+from api.responses import json_response
 from api.routes.jobs import find_job
 from api.services import services
 from jobs.errors import Conflict, NotFound
@@ -33,7 +34,7 @@ def show_result(job_id: str) -> Response:
     manifest = _manifest(job_id)
     store = services().store
     linked = tuple(file.model_copy(update={"url": store.link(file.key)}) for file in manifest.files)
-    return Response(manifest.model_copy(update={"files": linked}).model_dump_json(), mimetype="application/json")
+    return json_response(manifest.model_copy(update={"files": linked}))
 
 
 @blueprint.get("/jobs/<job_id>/files/<path:name>")

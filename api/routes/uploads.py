@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 from api.intake import read_json
 from api.keys import Scope
 from api.operation import Operation, operation
+from api.responses import json_response
 from api.services import services, tenant
 from api.sources import image_file_too_large
 from jobs.answers import UploadRequest, UploadView
@@ -39,4 +40,4 @@ def make_upload() -> Response:
     expires_at = datetime.now(UTC) + timedelta(seconds=settings.upload_ttl_s)
     upload = services().store.presign_upload(tenant(), wanted.content_type, wanted.size, settings.upload_ttl_s)
     shown = UploadView(upload_id=upload.upload_id, url=upload.url, headers=upload.headers, expires_at=expires_at)
-    return Response(shown.model_dump_json(), status=201, mimetype="application/json")
+    return json_response(shown, status=201)

@@ -11,6 +11,7 @@ from api.exchange import note_wait
 from api.intake import read_json
 from api.keys import Scope
 from api.operation import Header, Operation, operation
+from api.responses import json_response
 from api.routes.deliveries import delivery_url, find_delivery
 from api.services import services, tenant
 from api.sources import check_address
@@ -71,7 +72,7 @@ def ping() -> Response:
         body=body,
         headers=last.headers if last else None,
     )
-    answer = Response(view.model_dump_json(), status=202 if waiting else 200, mimetype="application/json")
+    answer = json_response(view, status=202 if waiting else 200)
     if waiting:
         answer.headers["Location"] = delivery_url(delivery_id)
     return answer

@@ -22,10 +22,11 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from api.app import create_app
-from api.openapi import BATCH_ID, DELIVERY_ID, document
+from api.openapi import DELIVERY_ID, document
 from jobs.ledger import Ledger
 from jobs.settings import ApiSettings
 from jobs.storage import Store
+from jobs.wire import BATCH_ID
 from tests.api.caller import Caller, claim, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 
