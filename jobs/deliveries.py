@@ -7,11 +7,10 @@ jobs/lua/lanes.lua.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import cast
 
@@ -220,17 +219,6 @@ class Deliveries:
             self._ping(args=[delivery_id, tenant, url, body])
         return delivery_id
 
-    def endpoint_disabled_at(self, tenant: str, url: str) -> datetime | None:
-        """When an endpoint answered 410; None while it is sent to."""
-        with redis_errors():
-            since = cast("str | None", self._redis.get(_disabled_key(tenant, url)))
-        return datetime.fromtimestamp(int(since) / 1000, UTC) if since else None
-
-    def enable_endpoint(self, tenant: str, url: str) -> bool:
-        """Send to an endpoint again; False when it was not disabled."""
-        with redis_errors():
-            return bool(self._redis.delete(_disabled_key(tenant, url)))
-
     # For those who watch.
 
     def waiting(self) -> int:
@@ -257,10 +245,6 @@ def _health(made: TryView | None) -> str:
     if made is None or (made.status is None and made.outcome == "refused"):  # nothing was sent
         return ""
     return "failed" if made.host_failed else "well"
-
-
-def _disabled_key(tenant: str, url: str) -> str:
-    return f"mf:disabled:{tenant}:{hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def _ms(time: datetime) -> int:

@@ -103,14 +103,13 @@ class Geometry:
         """Bring logits (K, h, w), of any device, to where the axes begin."""
         values = logits.to("cpu", torch.float32)
         if self.by_torch:  # a few masks at a time: the middle may be large though the output is small
-            values = torch.cat(
-                [functools.reduce(_take, self.by_torch, few) for few in torch.split(values, _MASKS_BY_TORCH)]
-            )
+            values = torch.cat([self._stepped(few) for few in torch.split(values, _MASKS_BY_TORCH)])
         return np.ascontiguousarray(values.numpy())
 
-
-def _take(logits: Tensor, step: Step) -> Tensor:
-    return step.take(logits)
+    def _stepped(self, logits: Tensor) -> Tensor:
+        for step in self.by_torch:
+            logits = step.take(logits)
+        return logits
 
 
 def two_steps(

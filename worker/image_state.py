@@ -72,13 +72,11 @@ class ImageState:
     added: Added
 
 
-def image_state(
-    folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added | None = None
-) -> ImageState:
+def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added) -> ImageState:
     """Prepare an image.
 
     decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or what
-    stands for none; added: with the image's finer maps, if the decoder wants them.
+    stands for none; added: the image's finer maps, or biases_alone where the decoder wants none.
     """
     first = decoder.transformer.layers[0]
     reading, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
@@ -104,7 +102,7 @@ def image_state(
         overlap2_shift=own2 @ folded.shift2,
         final=_shared(folded.final, own2),
         upscaled=torch.matmul(own2, folded.upscale1),
-        added=biases_alone(folded) if added is None else added,
+        added=added,
     )
 
 

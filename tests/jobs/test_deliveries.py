@@ -152,22 +152,19 @@ def test_a_410_disables_an_endpoint_until_it_answers_well(ledger: Ledger, delive
     assert [one.subject for one in due] == [elsewhere]
     assert only(deliveries, other, "bee").state is DeliveryState.WAITING
     assert (told.state, told.tries) == (DeliveryState.DISABLED, ())
-    assert deliveries.endpoint_disabled_at("ant", URL) is None
+    canceled(ledger)
+    assert len(deliveries.due()) == 1
 
 
-def test_an_endpoint_can_be_enabled_by_hand(ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis) -> None:
+def test_what_is_known_of_an_endpoint_is_forgotten_by_itself(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
     canceled(ledger)
     [gone] = deliveries.due()
+
     deliveries.ended(gone, DeliveryState.REFUSED, tried(gone, 410))
-    since = deliveries.endpoint_disabled_at("ant", URL)
 
-    enabled = [deliveries.enable_endpoint("ant", URL) for _ in range(2)]
-
-    canceled(ledger)
-    assert since is not None
-    assert abs(since - datetime.now(UTC)) < timedelta(minutes=1)
-    assert enabled == [True, False]
-    assert len(deliveries.due()) == 1
+    assert list(redis_client.scan_iter("mf:disabled:ant:*")) != []
     assert all(redis_client.ttl(key) > 0 for key in redis_client.scan_iter("mf:d*") if key != "mf:deliveries")
 
 

@@ -12,7 +12,7 @@ from tests.worker.networks import random_embedding, random_network
 from tests.worker.test_attention import LargestTensor
 from worker.crew import Crew
 from worker.folding import FoldedDecoder, centred, fold, out_projection
-from worker.image_state import ImageState, image_state
+from worker.image_state import ImageState, biases_alone, image_state
 from worker.low_rank import LowRankImage, Scratch
 from worker.tokens import Tokens
 from worker.two_way import Conversation, TwoWay
@@ -34,7 +34,8 @@ class Side:
         self.dense = self.network.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         positions = self.network.get_image_wide_positional_embeddings()[0].flatten(1).t()
         self.folded: FoldedDecoder = fold(self.decoder, positions)
-        self.state: ImageState = image_state(self.folded, self.decoder, self.embedding, self.dense)
+        added = biases_alone(self.folded)
+        self.state: ImageState = image_state(self.folded, self.decoder, self.embedding, self.dense, added)
 
     def tokens(self, prompts: int, own: int, *, seed: int = 2) -> Tensor:
         torch.manual_seed(seed)
