@@ -7,8 +7,8 @@ from http import HTTPStatus
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
-from jobs.answers import FieldProblem, Problem
-from jobs.errors import JobError
+from jobs.answers import Problem
+from jobs.errors import FieldFault, JobError
 from jobs.logs import get_logger
 
 PROBLEM_TYPE = "application/problem+json"
@@ -41,7 +41,7 @@ def register_problems(app: Flask) -> None:
 def answer_problem(error: JobError) -> Response:
     """Show an error to the caller."""
     faults = error.faults[:MAX_FAULTS]
-    fields = tuple(FieldProblem(pointer=_cut(f.pointer), code=f.code, detail=_cut(f.detail)) for f in faults)
+    fields = tuple(FieldFault(_cut(fault.pointer), fault.code, _cut(fault.detail)) for fault in faults)
     answer = _answer(error.http_status, error.code, error.title, error.detail, fields)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.retry_after_s)
@@ -77,7 +77,7 @@ def _answer_unforeseen(error: Exception) -> Response:
     )
 
 
-def _answer(status: int, code: str, title: str, detail: str, errors: tuple[FieldProblem, ...] = ()) -> Response:
+def _answer(status: int, code: str, title: str, detail: str, errors: tuple[FieldFault, ...] = ()) -> Response:
     problem = Problem(
         type=f"urn:maskfleet:problem:{code}",
         title=title,

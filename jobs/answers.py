@@ -10,17 +10,10 @@ from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from jobs.delivery import DeliveryView
+from jobs.errors import FieldFault
 from jobs.record import JobView
 from jobs.status import Status
 from jobs.wire import HttpUrl, Wire
-
-
-class FieldProblem(Wire):
-    """One field that is wrong."""
-
-    pointer: str = Field(description="JSON pointer into the body, or the name of a query parameter.")
-    code: str
-    detail: str
 
 
 class Problem(Wire):
@@ -32,7 +25,9 @@ class Problem(Wire):
     detail: str = Field(description="What to do.")
     code: str = Field(description="Stable; the last part of `type`. Branch on this.", examples=["job_not_found"])
     instance: str = Field(description="This one request, as in the header `X-Request-Id`; quote it when you ask us.")
-    errors: tuple[FieldProblem, ...] | None = Field(None, description="Each field at fault.")
+    errors: tuple[FieldFault, ...] | None = Field(
+        None, description="Each field at fault; `pointer` is a JSON pointer, or the name of a query parameter."
+    )
 
 
 class JobQuery(Wire):

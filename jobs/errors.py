@@ -25,6 +25,7 @@ the request when it can be known at once, on the failed job when only the worker
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 
@@ -60,15 +61,19 @@ class CallerError(JobError):
     title = "The request cannot be carried out"
 
 
+@dataclass(frozen=True, slots=True)
 class FieldFault:
-    """One field that is wrong: where (JSON pointer), which fault, and what to do."""
+    """One field that is wrong.
 
-    __slots__ = ("code", "detail", "pointer")
+    pointer: a JSON pointer into the body, or the name of a query parameter.  code: which fault.  detail: what to do.
+    """
 
-    def __init__(self, pointer: str, code: str, detail: str) -> None:
-        self.pointer = pointer
-        self.code = code
-        self.detail = detail
+    #: As a part of a problem document: a field that it does not know is an error.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    pointer: str
+    code: str
+    detail: str
 
 
 class InvalidRequest(CallerError):

@@ -13,28 +13,17 @@ WebhookRejected             code, detail: a webhook that is not from the server,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import requests
 from pydantic import ValidationError
 
 from jobs.answers import Problem
-from jobs.errors import InvalidRequest
-
-
-@dataclass(frozen=True, slots=True)
-class FieldError:
-    """One field of a request that is wrong: where (JSON pointer), which fault, and what to do."""
-
-    pointer: str
-    code: str
-    detail: str
+from jobs.errors import FieldFault, InvalidRequest
 
 
 class ApiError(Exception):
     """A call that failed: the stable ``code``, the ``detail`` for people, the HTTP ``status`` (0: no answer)."""
 
-    def __init__(self, code: str, detail: str, *, status: int = 0, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(self, code: str, detail: str, *, status: int = 0, errors: tuple[FieldFault, ...] = ()) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
@@ -95,11 +84,9 @@ def problem_of(answer: requests.Response) -> ApiError:
         # The store's, or a proxy's own page.
         detail = f"The server answered {answer.status_code} {answer.reason}."
         return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
-    errors = tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in problem.errors or ())
-    return kind(problem.code, problem.detail, status=answer.status_code, errors=errors)
+    return kind(problem.code, problem.detail, status=answer.status_code, errors=problem.errors or ())
 
 
 def refused_here(error: InvalidRequest) -> Refused:
     """Show a request that was found invalid before it was sent as the server would."""
-    faults = tuple(FieldError(fault.pointer, fault.code, fault.detail) for fault in error.faults)
-    return Refused(error.code, error.detail, status=error.http_status, errors=faults)
+    return Refused(error.code, error.detail, status=error.http_status, errors=error.faults)
