@@ -1,4 +1,4 @@
-"""The states of a job and the ways between them."""
+"""The states of a job, and the stages of a running one; the ledger's scripts are the ways between the states."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Objects of the bucket:
 
     uploads/{tenant}/{upload id}                     an image that a caller brought
-    results/{tenant}/{job}/attempt-{n}/…             what one attempt wrote
+    results/{tenant}/{job}/attempt-{n}-{fence}/…     what one attempt wrote
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
 """
 
