@@ -59,7 +59,7 @@ class Batches:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._create = load_script(client, "create_batch", takes_in=True, after=("admission",))
+        self._create = load_script(client, "create_batch")
 
     def create(
         self, batch: NewBatch, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None

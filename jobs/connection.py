@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,12 @@ from redis.retry import Retry
 
 from jobs.errors import QueueUnavailable
 from jobs.settings import SharedSettings
+
+#: The folder of the scripts.
+SCRIPTS = importlib.resources.files("jobs") / "lua"
+#: What a script stands on, and the flags that it runs with: both are said at its head.
+_REQUIRES = re.compile(r"^-- requires: (.+)$", re.MULTILINE)
+_SHEBANG = re.compile(r"\A#!lua .*\n")
 
 
 def connect(settings: SharedSettings) -> redis.Redis:
@@ -39,16 +46,31 @@ def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **authorities}
 
 
-def load_script(client: redis.Redis, name: str, *, takes_in: bool = False, after: tuple[str, ...] = ()) -> Script:
-    """Make the script of this name, with what all share before it.
+def load_script(client: redis.Redis, name: str) -> Script:
+    """Make the script of this name."""
+    return client.register_script(script_text(name))
 
-    after: what it shares with some.
-    takes_in: a full Redis refuses it.  All others are let through: what was taken in must still come to its end,
-    which is what makes room again.
+
+def script_text(name: str) -> str:
+    """Return a script behind what its line ``-- requires: …`` names, each once and after what it requires itself.
+
+    Its first line may be the shebang with which a full Redis lets it through (``flags=allow-oom``): what was taken in
+    must come to its end, which is what makes room again.  Without one, a full Redis refuses its first write.
     """
-    scripts = importlib.resources.files("jobs") / "lua"
-    text = "".join((scripts / f"{part}.lua").read_text() for part in ("lanes", "batches", "prelude", *after, name))
-    return client.register_script(text if takes_in else f"#!lua flags=allow-oom\n{text}")
+    texts: dict[str, str] = {}
+    _collect(name, texts)
+    shebang, text = _SHEBANG.match(texts[name]), texts.pop(name)
+    return (shebang[0] if shebang else "") + "".join(texts.values()) + _SHEBANG.sub("", text)
+
+
+def _collect(name: str, texts: dict[str, str]) -> None:
+    """Read a file of ``jobs/lua`` after those that it requires."""
+    text = (SCRIPTS / f"{name}.lua").read_text()
+    required = _REQUIRES.search(text)
+    for part in required[1].split(", ") if required else ():
+        if part not in texts:
+            _collect(part, texts)
+    texts[name] = text
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Whoever ends a job, or with it a batch, queues its webhook in the same script.  Couriers take what is due, for a
 limited time, and note each try.  What one tenant sends to one host has a queue and a breaker of its own: see
-jobs/lua/lanes.lua.
+jobs/lua/webhooks.lua.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Deliveries:
         self._tried = load_script(client, "delivery_tried")
         self._body = load_script(client, "delivery_body")
         self._redeliver = load_script(client, "redeliver")
-        self._ping = load_script(client, "ping", takes_in=True)
+        self._ping = load_script(client, "ping")
 
     # The courier's side.
 

@@ -78,7 +78,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, retention_s: int) -> None:
         self._redis = client
         self._retention_ms = retention_s * 1000
-        self._create = load_script(client, "create", takes_in=True, after=("admission",))
+        self._create = load_script(client, "create")
         self._claim = load_script(client, "claim")
         self._beat = load_script(client, "beat")
         self._finish = load_script(client, "finish")

@@ -1,6 +1,5 @@
 -- What the scripts that take jobs in share: what they refuse, and how a job is recorded.
-
-local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
+-- requires: keys
 
 -- What an idempotency key stands for: {'known' | 'key_reused', id of the job or batch}, nil for nothing.
 local function known_by(tenant, key, digest)
@@ -23,7 +22,7 @@ local function refusal(tenant, queue, jobs, limits)
   if in_flight + jobs > limits.max_in_flight then return {'over_quota', tostring(in_flight)} end
 
   -- What waits before the job, at the pace of its queue; nothing is known before the first job or without workers.
-  local pace = redis.call('HGET', 'mf:pace', queue)
+  local pace = redis.call('HGET', PACE, queue)
   if not pace or limits.max_backlog_ms == 0 or limits.workers == 0 then return nil end
   local ahead = redis.call('ZCARD', queued_key(queue)) + jobs - 1
   for _, other in ipairs(limits.more_urgent) do ahead = ahead + redis.call('ZCARD', queued_key(other)) end
@@ -43,14 +42,9 @@ local function record_job(id, spec, new, now, place, batch)
   end
   if batch then redis.call('HSET', job_key(id), 'batch', batch) end
   redis.call('SADD', inflight_key(tenant), id)
-  redis.call('ZADD', 'mf:jobs:' .. tenant, now, id)
+  add_to_log(jobs_key(tenant), id, now, job_key)
   redis.call('ZADD', queued_key(queue), exact_now_ms(place / 1000), id)
-  redis.call('ZADD', 'mf:deadlines', now + new.start_deadline_ms, id)
-  redis.call('ZADD', 'mf:outbox', now + new.publish_grace_ms, id)
-  redis.call('HINCRBY', 'mf:totals', 'created', 1)
-
-  -- The tenant's list forgets what has expired: two looks for each new job keep it from growing.
-  for _, oldest in ipairs(redis.call('ZRANGE', 'mf:jobs:' .. tenant, 0, 1)) do
-    if redis.call('EXISTS', job_key(oldest)) == 0 then redis.call('ZREM', 'mf:jobs:' .. tenant, oldest) end
-  end
+  redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, id)
+  redis.call('ZADD', OUTBOX, now + new.publish_grace_ms, id)
+  redis.call('HINCRBY', TOTALS, 'created', 1)
 end

@@ -1,9 +1,7 @@
--- What scripts that move jobs know of batches.  It stands before prelude.lua, whose end_job completes them.
+-- Batches: their counts move with their jobs, and the last end completes them.
+-- requires: keys, webhooks
 --
 -- A batch counts its jobs by their state, in one hash: one look tells how far it is, whatever becomes of their records.
-
-local function batch_key(id) return 'mf:batch:' .. id end
-local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
 
 -- The last job of a batch has ended: its record gets an expiry, and the webhook that was asked for is queued.
 local function complete_batch(id, now, retention_ms)

@@ -1,20 +1,21 @@
+#!lua flags=allow-oom
 -- BEAT: keep the lease, take progress up and cancellation down.
 -- ARGV: id, fence, lease_ms, stage, done, total, masks, node
 -- Returns 'ok' | 'canceled' (stop, and finish as canceled) | 'drained' (stop, and hand the job back)
 --       | 'fenced' (stop, the job is no longer yours)
+-- requires: keys, jobs
 local id = ARGV[1]
 local key = job_key(id)
-local job = redis.call('HMGET', key, 'status', 'fence', 'cancel')
-if job[1] ~= 'processing' or job[2] ~= ARGV[2] then return fenced() end
+if not holds(id, ARGV[2]) then return fenced() end
 
 local now = now_ms()
-redis.call('ZADD', 'mf:leases', now + ARGV[3], id)
+redis.call('ZADD', LEASES, now + ARGV[3], id)
 local before = redis.call('HMGET', key, 'stage', 'done', 'total', 'masks')
 if before[1] ~= ARGV[4] or before[2] ~= ARGV[5] or before[3] ~= ARGV[6] or before[4] ~= ARGV[7] then
   redis.call('HSET', key, 'stage', ARGV[4], 'done', ARGV[5], 'total', ARGV[6], 'masks', ARGV[7])
   changed(id)
 end
-if job[3] then return 'canceled' end
-local drained_ms = redis.call('GET', 'mf:draining:' .. ARGV[8])
+if redis.call('HEXISTS', key, 'cancel') == 1 then return 'canceled' end
+local drained_ms = redis.call('GET', draining_key(ARGV[8]))
 if drained_ms and tonumber(drained_ms) <= now then return 'drained' end
 return 'ok'

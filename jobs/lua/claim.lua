@@ -1,6 +1,8 @@
+#!lua flags=allow-oom
 -- CLAIM: give a queued job to a worker, for as long as the lease is beaten.
 -- ARGV: id, worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim)
 -- Returns {'claimed', the record's fields and values …} | {'unknown'} | {'ended'} | {'held'}
+-- requires: keys, webhooks, batches, jobs
 local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local key = job_key(id)
 local now = now_ms()
@@ -18,13 +20,13 @@ end
 
 if status == 'processing' then return job[4] == ARGV[6] and claimed() or {'held'} end
 
-local deadline = redis.call('ZSCORE', 'mf:deadlines', id)
+local deadline = redis.call('ZSCORE', DEADLINES, id)
 if deadline and tonumber(deadline) <= now then
-  end_job(id, 'expired', now, ARGV[5], 'start_deadline_passed', 'No worker was free before start_deadline_s.', '')
+  expire(id, now, ARGV[5])
   return {'ended'}
 end
 if attempt >= max_attempts then
-  end_job(id, 'failed', now, ARGV[5], 'attempts_exhausted', 'The job broke off ' .. attempt .. ' times.', '')
+  exhaust(id, attempt, now, ARGV[5])
   return {'ended'}
 end
 
@@ -33,9 +35,9 @@ redis.call('HSETNX', key, 'started_ms', now)
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HINCRBY', key, 'fence', 1)
 redis.call('HDEL', key, 'done', 'total', 'masks')
-redis.call('ZADD', 'mf:leases', now + ARGV[3], id)
-redis.call('ZREM', 'mf:deadlines', id)
-redis.call('ZREM', 'mf:outbox', id)
+redis.call('ZADD', LEASES, now + ARGV[3], id)
+redis.call('ZREM', DEADLINES, id)
+redis.call('ZREM', OUTBOX, id)
 redis.call('ZREM', queued_key(job[3]), id)
 
 if job[9] then move_in_batch(job[9], 'queued', 'processing', now) end

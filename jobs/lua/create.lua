@@ -4,6 +4,8 @@
 --       max_backlog_ms (0 for any), workers, the queues that are drained before this one …
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'backlog_full', how long the job would wait, in ms}
+-- A full Redis refuses it, for it has no flag: nothing new is taken in then.
+-- requires: keys, admission
 local id = ARGV[1]
 local new = {tenant = ARGV[2], queue = ARGV[3], start_deadline_ms = ARGV[5], webhook_url = ARGV[6],
   webhook_events = ARGV[7], publish_grace_ms = ARGV[12]}

@@ -5,6 +5,8 @@
 --   publish_grace_ms, and the limits: max_in_flight, max_backlog_ms (0 for any), workers, more_urgent
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'backlog_full', how long the last job would wait, in ms}
+-- A full Redis refuses it, for it has no flag: nothing new is taken in then.
+-- requires: keys, admission
 local id, new, now = ARGV[1], cjson.decode(ARGV[2]), now_ms()
 local jobs = (#ARGV - 2) / 2
 

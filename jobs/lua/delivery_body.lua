@@ -1,6 +1,8 @@
+#!lua flags=allow-oom
 -- Keep a webhook's body, so that every try sends the same bytes.
 -- ARGV: id, body, retention_ms
 -- Returns the body that is kept, '' when the webhook is unknown.
+-- requires: keys, webhooks
 local key = delivery_key(ARGV[1])
 if redis.call('EXISTS', key) == 0 then return '' end
 redis.call('HSETNX', key, 'body', ARGV[2])

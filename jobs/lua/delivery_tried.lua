@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- Note what a try came to.
 -- ARGV: id, made (the number of the try), try (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
 --       state ('waiting': try again), detail, delay_ms, breaker_failures, breaker_ms, disable_ms (0: do not), retention_ms
 -- Returns 'ok' | 'late' (another courier has it by now, or it has ended) | 'unknown'
+-- requires: keys, webhooks
 local id, made, try, state = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 local key = delivery_key(id)
 local delivery = redis.call('HMGET', key, 'tenant', 'url', 'state', 'made')

@@ -1,8 +1,10 @@
+#!lua flags=allow-oom
 -- Take the webhooks that are due.  Each is due again after a lease, in case that its courier dies.
 -- Tenants take turns, and each tenant's hosts; a host whose breaker is open is left alone but for one webhook at a time.
 -- ARGV: limit, lease_ms, per_host (sent to one host at once, by all couriers), per_tenant (by this courier),
 --       breaker_failures (0: there is none), retention_ms, then tenant, how many of its this courier is sending, …
 -- Returns {delivery, tenant, subject, event, url, body, tries, made, forced, now_s, …}
+-- requires: keys, webhooks
 local now = now_ms()
 local limit, lease_ms, per_host, per_tenant = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local breaker_failures, retention_ms = tonumber(ARGV[5]), ARGV[6]
@@ -10,14 +12,14 @@ local sending = {}
 for i = 7, #ARGV, 2 do sending[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- What is looked at in one turn, of all, of a tenant and of a host; the rest has the next.
-local TENANTS, LANES, HOSTS, WEBHOOKS = 256, 512, 64, 100
+local MAX_TENANTS, MAX_LANES, MAX_HOSTS, MAX_WEBHOOKS = 256, 512, 64, 100
 local looks = 0
 local due = {}
 
 local function take(id, tenant, host, delivery)
   redis.call('ZREM', due_key(tenant, host), id)
   redis.call('ZADD', sending_key(tenant, host), now + lease_ms, id)
-  redis.call('ZADD', 'mf:deliveries', now + lease_ms, id)
+  redis.call('ZADD', WAITING, now + lease_ms, id)
   local tries = redis.call('HINCRBY', delivery_key(id), 'tries', 1)
   local made = redis.call('HINCRBY', delivery_key(id), 'made', 1)
   for _, value in ipairs({id, tenant, delivery[2], delivery[3], delivery[4], delivery[5] or '', tostring(tries),
@@ -40,7 +42,7 @@ local function take_from(tenant, host, share)
   end
   local most, taken = math.min(room(tenant, host), share), 0
   if most <= 0 then return 0 end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due_key(tenant, host), '-inf', now, 'LIMIT', 0, WEBHOOKS)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due_key(tenant, host), '-inf', now, 'LIMIT', 0, MAX_WEBHOOKS)) do
     local delivery = redis.call('HMGET', delivery_key(id), 'state', 'subject', 'event', 'url', 'body', 'forced', 'queued_ms')
     if delivery[1] ~= 'waiting' then
       unqueue_delivery(id, tenant, host)
@@ -68,29 +70,29 @@ local function settle(tenant, host)
   local lease = redis.call('ZRANGE', sending_key(tenant, host), 0, 0, 'WITHSCORES')[2]
   if lease and (not next_ms or tonumber(lease) < next_ms) then next_ms = tonumber(lease) end
   if next_ms then
-    redis.call('ZADD', 'mf:lanes:' .. tenant, next_ms, host)
+    redis.call('ZADD', lanes_key(tenant), next_ms, host)
   else
-    redis.call('ZREM', 'mf:lanes:' .. tenant, host)
+    redis.call('ZREM', lanes_key(tenant), host)
   end
 end
 
-for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes', '-inf', now, 'LIMIT', 0, TENANTS)) do
+for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'LIMIT', 0, MAX_TENANTS)) do
   local left = limit - #due / 10
-  if left <= 0 or looks >= LANES then break end
+  if left <= 0 or looks >= MAX_LANES then break end
   local share = math.min(per_tenant - (sending[tenant] or 0), left)
   if share > 0 then
-    for _, host in ipairs(redis.call('ZRANGEBYSCORE', 'mf:lanes:' .. tenant, '-inf', now, 'LIMIT', 0, HOSTS)) do
+    for _, host in ipairs(redis.call('ZRANGEBYSCORE', lanes_key(tenant), '-inf', now, 'LIMIT', 0, MAX_HOSTS)) do
       share = share - take_from(tenant, host, share)
       settle(tenant, host)
       looks = looks + 1
       if share <= 0 then break end
     end
-    local next_ms = redis.call('ZRANGE', 'mf:lanes:' .. tenant, 0, 0, 'WITHSCORES')[2]
+    local next_ms = redis.call('ZRANGE', lanes_key(tenant), 0, 0, 'WITHSCORES')[2]
     if next_ms then
       -- Never the past: whoever has just had a turn comes after those that wait for theirs.
-      redis.call('ZADD', 'mf:lanes', math.max(tonumber(next_ms), now), tenant)
+      redis.call('ZADD', LANES, math.max(tonumber(next_ms), now), tenant)
     else
-      redis.call('ZREM', 'mf:lanes', tenant)
+      redis.call('ZREM', LANES, tenant)
     end
   end
 end

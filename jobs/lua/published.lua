@@ -1,8 +1,10 @@
+#!lua flags=allow-oom
 -- PUBLISHED: a job's message is in the queue; the job is looked at again only if nobody claims it.
 -- ARGV: id, wait_ms
+-- requires: keys
 local id = ARGV[1]
 if redis.call('HGET', job_key(id), 'status') == 'queued' then
   redis.call('HINCRBY', job_key(id), 'publishes', 1)
-  redis.call('ZADD', 'mf:outbox', now_ms() + ARGV[2], id)
+  redis.call('ZADD', OUTBOX, now_ms() + ARGV[2], id)
 end
 return 'ok'

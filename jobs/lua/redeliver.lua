@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- Queue webhooks again, at once and with their schedule from its start, each under its own id.
 -- Such a webhook is sent though its endpoint is disabled, and though its host's breaker is open: somebody wants to see.
 -- ARGV: tenant, states (',given_up,refused,', or '' for any), id, …
 -- Returns {id, 'queued' | 'waiting' (it is being sent just now) | 'skipped' (it is in another state) | 'unknown', …}
+-- requires: keys, webhooks
 local tenant, states, now = ARGV[1], ARGV[2], now_ms()
 local replies = {}
 

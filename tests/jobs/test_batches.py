@@ -164,7 +164,7 @@ def test_a_redis_that_fills_up_lets_a_batch_come_to_its_end(
 
 
 def test_the_same_call_twice_makes_one_batch(batches: Batches, redis_client: redis.Redis) -> None:
-    script = load_script(redis_client, "create_batch", takes_in=True, after=("admission",))
+    script = load_script(redis_client, "create_batch")
     nothing = dict.fromkeys(("webhook_url", "webhook_events", "completed_url", "idempotency_key", "body_digest"), "")
     numbers = dict.fromkeys(("start_deadline_ms", "idempotency_ttl_ms", "publish_grace_ms", "max_backlog_ms"), 0)
     limits = {"max_in_flight": 2, "workers": 0, "more_urgent": []}

@@ -1,20 +1,5 @@
--- What every script begins with: the clock, the keys, and the ways in which a job leaves a state.
--- The keys, their types and their expiry are described in jobs/ledger.py.
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- The same with its microseconds, and some later: jobs of one millisecond, or of one script, keep their order.
-local function exact_now_ms(later_ms)
-  local time = redis.call('TIME')
-  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
-end
-
-local function job_key(id) return 'mf:job:' .. id end
-local function queued_key(queue) return 'mf:queued:' .. queue end
-local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
+-- Jobs: who may change one, and the ways in which it leaves a state.
+-- requires: keys, webhooks, batches
 
 local function is_ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
@@ -24,8 +9,6 @@ end
 local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
 
 -- The attempts at a job, oldest first; the last one has no outcome while the job runs.
-local function attempts_key(id) return 'mf:attempts:' .. id end
-
 local function begin_attempt(id, number, worker, now)
   redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
   redis.call('LTRIM', attempts_key(id), -20, -1)
@@ -40,9 +23,21 @@ local function end_attempt(id, outcome, now)
   redis.call('LSET', attempts_key(id), -1, cjson.encode(attempt))
 end
 
+-- Whether a worker holds the job: the fence is that of its claim, and nobody has taken the job back since.
+local function holds(id, fence)
+  local job = redis.call('HMGET', job_key(id), 'status', 'fence')
+  return job[1] == 'processing' and job[2] == fence
+end
+
+-- The state of a tenant's job; nil when the tenant has none of this id.
+local function owned(id, tenant)
+  local job = redis.call('HMGET', job_key(id), 'status', 'tenant')
+  return job[1] and job[2] == tenant and job[1] or nil
+end
+
 -- Whoever holds an older token is told so, and counted.
 local function fenced()
-  redis.call('HINCRBY', 'mf:totals', 'fenced', 1)
+  redis.call('HINCRBY', TOTALS, 'fenced', 1)
   return 'fenced'
 end
 
@@ -64,17 +59,17 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   redis.call('PEXPIRE', key, retention_ms)
   redis.call('PEXPIRE', attempts_key(id), retention_ms)
 
-  redis.call('ZREM', 'mf:leases', id)
-  redis.call('ZREM', 'mf:outbox', id)
-  redis.call('ZREM', 'mf:deadlines', id)
+  redis.call('ZREM', LEASES, id)
+  redis.call('ZREM', OUTBOX, id)
+  redis.call('ZREM', DEADLINES, id)
   redis.call('ZREM', queued_key(queue), id)
   redis.call('SREM', inflight_key(tenant), id)
-  redis.call('HINCRBY', 'mf:totals', status, 1)
+  redis.call('HINCRBY', TOTALS, status, 1)
 
   if status == 'succeeded' and job[5] then
     -- The queue's pace: a moving average of the time that one job takes.
-    local pace = tonumber(redis.call('HGET', 'mf:pace', queue) or now - job[5])
-    redis.call('HSET', 'mf:pace', queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
+    local pace = tonumber(redis.call('HGET', PACE, queue) or now - job[5])
+    redis.call('HSET', PACE, queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
   end
 
   if webhook_url then
@@ -88,6 +83,14 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end
 end
 
+local function expire(id, now, retention_ms)
+  end_job(id, 'expired', now, retention_ms, 'start_deadline_passed', 'No worker was free before start_deadline_s.', '')
+end
+
+local function exhaust(id, attempts, now, retention_ms)
+  end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job broke off ' .. attempts .. ' times.', '')
+end
+
 -- Puts a job back among the queued ones, to be published at due_ms.  The fence moves on, so that whoever
 -- held the job can change nothing any more.
 local function requeue_job(id, outcome, now, due_ms)
@@ -98,8 +101,8 @@ local function requeue_job(id, outcome, now, due_ms)
   redis.call('HSET', key, 'status', 'queued', 'publishes', 0)
   redis.call('HDEL', key, 'stage', 'worker')
   redis.call('HINCRBY', key, 'fence', 1)
-  redis.call('ZREM', 'mf:leases', id)
+  redis.call('ZREM', LEASES, id)
   redis.call('ZADD', queued_key(job[1]), job[2], id)
-  redis.call('ZADD', 'mf:outbox', due_ms, id)
+  redis.call('ZADD', OUTBOX, due_ms, id)
   if job[4] then move_in_batch(job[4], job[3], 'queued', now) end
 end

@@ -1,8 +1,9 @@
--- What scripts that touch webhooks share.  It stands before prelude.lua, whose end_job queues them.
+-- Webhooks: queued, held back, ended.
+-- requires: keys
 --
 -- A lane is what one tenant sends to one host.  Each has a queue of its own, a list of what is being sent, and a breaker,
 -- so that a host that hangs holds up what this tenant sends to it, and nothing else.  Two indexes say where to look next:
--- mf:lanes, tenant → when; mf:lanes:{tenant}, host → when.  Too early costs a look, too late would cost a webhook.
+-- LANES, tenant → when; lanes_key(tenant), host → when.  Too early costs a look, too late would cost a webhook.
 
 -- A webhook that no try decided for so long is given up; it is remembered as long again, then for retention_ms.
 local GIVEN_UP_MS = 7 * 86400 * 1000
@@ -12,29 +13,18 @@ local TRIES_KEPT = 20
 -- A webhook's id.  number: how many ends its job or batch has had, with the one that is told of or to come.
 local function delivery_id(subject, number, event) return 'msg_' .. subject .. '_' .. number .. '_' .. event end
 
--- The record that a webhook tells of: a job's, or a batch's.
-local function record_key(subject)
-  return (string.find(subject, '^batch_') and 'mf:batch:' or 'mf:job:') .. subject
-end
-
-local function delivery_key(id) return 'mf:delivery:' .. id end
-local function tries_key(id) return 'mf:tries:' .. id end
 local function host_of(url) return string.lower(string.match(url, '^%a+://([^/?#]+)') or url) end
-local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
-local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
-local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
-local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
 
 -- See that a lane is looked at no later than at_ms.
 local function wake_lane(tenant, host, at_ms)
-  redis.call('ZADD', 'mf:lanes:' .. tenant, 'LT', at_ms, host)
-  redis.call('ZADD', 'mf:lanes', 'LT', at_ms, tenant)
+  redis.call('ZADD', lanes_key(tenant), 'LT', at_ms, host)
+  redis.call('ZADD', LANES, 'LT', at_ms, tenant)
 end
 
 local function enqueue_delivery(id, tenant, url, due_ms, now)
   local host = host_of(url)
   redis.call('ZADD', due_key(tenant, host), due_ms, id)
-  redis.call('ZADD', 'mf:deliveries', due_ms, id)
+  redis.call('ZADD', WAITING, due_ms, id)
   wake_lane(tenant, host, math.max(due_ms, now))
 end
 
@@ -54,16 +44,11 @@ local function queue_delivery(id, tenant, subject, event, url, now)
     'tries', 0, 'made', 0, 'created_ms', now, 'queued_ms', now, 'next_ms', now)
   redis.call('PEXPIRE', delivery_key(id), 2 * GIVEN_UP_MS)
   if subject ~= '' then
-    redis.call('RPUSH', 'mf:told:' .. subject, id)
-    redis.call('PEXPIRE', 'mf:told:' .. subject, 2 * GIVEN_UP_MS)
+    redis.call('RPUSH', told_key(subject), id)
+    redis.call('PEXPIRE', told_key(subject), 2 * GIVEN_UP_MS)
   end
-  local log = 'mf:deliveries:' .. tenant
-  redis.call('ZADD', log, now, id)
-  redis.call('PEXPIRE', log, 2 * GIVEN_UP_MS)
-  -- The log forgets what has expired: two looks for each new webhook keep it from growing.
-  for _, oldest in ipairs(redis.call('ZRANGE', log, 0, 1)) do
-    if redis.call('EXISTS', delivery_key(oldest)) == 0 then redis.call('ZREM', log, oldest) end
-  end
+  add_to_log(log_key(tenant), id, now, delivery_key)
+  redis.call('PEXPIRE', log_key(tenant), 2 * GIVEN_UP_MS)
   enqueue_delivery(id, tenant, url, now, now)
 end
 
@@ -71,7 +56,7 @@ end
 local function unqueue_delivery(id, tenant, host)
   redis.call('ZREM', due_key(tenant, host), id)
   redis.call('ZREM', sending_key(tenant, host), id)
-  redis.call('ZREM', 'mf:deliveries', id)
+  redis.call('ZREM', WAITING, id)
 end
 
 -- A record outlives its retention until the webhook of its end has been tried once: its bytes are made of it.
@@ -81,7 +66,7 @@ end
 
 -- The webhook has its bytes, or needs none any more.
 local function let_record_go(id, subject, now, retention_ms)
-  if subject == '' or redis.call('LINDEX', 'mf:told:' .. subject, -1) ~= id then return end
+  if subject == '' or redis.call('LINDEX', told_key(subject), -1) ~= id then return end
   local ended_ms = redis.call('HGET', record_key(subject), 'ended_ms')
   if ended_ms then redis.call('PEXPIRE', record_key(subject), math.max(ended_ms + retention_ms - now, 1000)) end
 end
@@ -93,7 +78,7 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   redis.call('HDEL', delivery_key(id), 'next_ms', 'forced')
   redis.call('PEXPIRE', delivery_key(id), retention_ms)
   redis.call('PEXPIRE', tries_key(id), retention_ms)
-  redis.call('HINCRBY', 'mf:totals', 'webhooks_' .. state, 1)
+  redis.call('HINCRBY', TOTALS, 'webhooks_' .. state, 1)
   let_record_go(id, redis.call('HGET', delivery_key(id), 'subject'), now, retention_ms)
 end
 
