@@ -4,7 +4,8 @@ Celery's messages only say "look at this job"; they may be lost or come twice.  
 decided here.  A claim gives a lease, which the worker beats, and a fencing token: whoever holds an older
 token can change nothing.
 
-Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds since the epoch):
+Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds since the epoch; docs/ledger.md has the
+fields of those that have some):
 
     job:{id}              hash    the record; expires ``retention_s`` after the job's end, and not before the
                                   webhook of that end was tried once, or a week has passed

@@ -1,0 +1,182 @@
+"""A ledger in which something of everything is under way: jobs in each state, batches, webhooks, keys.
+
+    python -m tests.jobs.full_ledger > tests/jobs/ledgers/<version>.json
+
+keeps what the scripts of this version write, for the test that the next version can still go on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+
+from api.keys import KeyStore, Scope
+from jobs.batches import Batches, NewBatch
+from jobs.connection import connect
+from jobs.deliveries import Breaker, Deliveries, Delivery
+from jobs.delivery import DeliveryState, TryOutcome, TryView
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
+from jobs.roster import Roster, WorkerSeen
+from jobs.settings import SharedSettings
+from jobs.spec import EventName, Webhook
+from jobs.status import Stage
+from jobs.transitions import NewJob
+from maskfleet.servers import start_redis
+
+TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
+SPEC = (
+    '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},'
+    '"model":"m","metadata":{"name":"%s"}}'
+)
+RESULT = ResultSummary(prefix="p/", manifest_key="p/manifest.json", masks=3, best_score=0.9, metrics=Metrics())
+DAY_S = 24 * 3600
+MANY = 1000
+
+
+class FullLedger:
+    """Fills an empty Redis.  Each job is named, in its metadata, for what is the matter with it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._ledger, self._batches = Ledger(client, DAY_S), Batches(client)
+        self._deliveries = Deliveries(client, Breaker(failures=1, first_s=100), DAY_S)
+
+    def fill(self) -> None:
+        self._expire("expired")  # first: it reaps, and would take the lost one back
+        self._jobs()
+        self._batch("open", 3)
+        self._batch("complete", 1)
+        self._send_webhooks()
+        KeyStore(self._client).create(TENANT, [Scope.READ], lifetime_s=90 * DAY_S)
+        Roster(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
+
+    def _jobs(self) -> None:
+        ledger = self._ledger
+        self._create("queued")
+        published = self._create("published", host="published", key="order-42")
+        Outbox(self._client, republish_s=60).published(published)
+        running = self._claim(self._create("running", host="running"))
+        ledger.beat(running, ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2), lease_s=600)
+        self._claim(self._create("lost"), lease_s=0)
+        ledger.cancel(self._claim(self._create("to be canceled")).id, TENANT)
+        ledger.cancel(self._create("canceled"), TENANT)
+        ledger.succeed(self._claim(self._create("succeeded", host="untold")), RESULT)
+        ledger.fail(self._claim(self._create("failed", host="failing")), "image_corrupt", "It is damaged.")
+        ledger.release(self._claim(self._create("released")), delay_s=0, charged=True, outcome="store_unavailable")
+        retried, deleting = self._create("retried"), self._create("being deleted")
+        for job_id in (retried, deleting):
+            ledger.fail(self._claim(job_id), "image_corrupt", "It is damaged.")
+        ledger.retry(retried, TENANT, start_deadline_s=DAY_S, max_in_flight=MANY)
+        ledger.begin_deletion(deleting, TENANT)
+
+    def _batch(self, name: str, jobs: int) -> None:
+        specs = [SPEC % f"{name}, {number}" for number in range(jobs)]
+        url = "https://batch.example.com/hook"
+        batch = NewBatch(TENANT, QUEUE, specs, DAY_S, None, url, {"name": name}, f"album {name}", "digest")
+        first, *others = self._batches.create(batch, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_ids
+        self._ledger.succeed(self._claim(first), RESULT)
+        if others:
+            self._claim(others[0])
+
+    def _send_webhooks(self) -> None:
+        """Bring each webhook to the state that its host is named for; two turns, since a host has one at a time."""
+        self._ledger.cancel(self._create("told nobody", host="gone"), TENANT)
+        for due in self._deliveries.due(MANY):
+            host = due.url.removeprefix("https://").partition(".")[0]
+            if host in ("failing", "running", "gone"):
+                self._deliveries.keep_body(due, json.dumps({"told": due.id}))
+            if host == "failing":
+                self._deliveries.postponed(due, 1, _try(due, 500, TryOutcome.FAILED, detail="It is sent again."))
+            elif host == "running":
+                self._deliveries.ended(due, DeliveryState.DELIVERED, _try(due, 200, TryOutcome.DELIVERED))
+            elif host == "gone":
+                self._deliveries.ended(due, DeliveryState.REFUSED, _try(due, 410, TryOutcome.REFUSED))
+            else:
+                self._deliveries.postponed(due, 0)
+        pinged = self._deliveries.ping(TENANT, "https://pinged.example.com/hook", '{"type":"webhook.ping"}')
+        [ping] = (due for due in self._deliveries.due(MANY) if due.id == pinged)
+        made = _try(ping, None, TryOutcome.FAILED, error="ConnectTimeout", headers={"webhook-id": ping.id})
+        self._deliveries.postponed(ping, 0, made)
+
+    def _expire(self, name: str) -> None:
+        self._create(name, start_deadline_s=0)
+        assert self._ledger.reap(max_attempts=3).expired == 1
+
+    def _create(self, name: str, *, host: str = "", key: str = "", start_deadline_s: int = DAY_S) -> str:
+        webhook = Webhook(url=f"https://{host}.example.com/hook", events=tuple(EventName)) if host else None
+        job = NewJob(TENANT, QUEUE, SPEC % name, start_deadline_s, webhook, key, "digest" if key else "")
+        return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_id
+
+    def _claim(self, job_id: str, lease_s: float = 600) -> JobRecord:
+        record = self._ledger.claim(job_id, NODE, lease_s=lease_s, max_attempts=3)
+        assert record is not None
+        return record
+
+
+def _try(due: Delivery, status: int | None, outcome: TryOutcome, **fields: Any) -> TryView:  # Any: TryView's own
+    at = datetime.fromtimestamp(due.now_s, UTC)
+    return TryView(number=due.number, at=at, duration_s=0.1, outcome=outcome, status=status, **fields)
+
+
+def dump(client: redis.Redis) -> dict[str, Any]:  # Any: JSON
+    """Write down all keys of a ledger, with their types and what is left of their lives."""
+    seconds, microseconds = client.time()
+    keys = {}
+    for key in sorted(cast("list[str]", client.keys("mf:*"))):
+        kind, left_ms = cast(str, client.type(key)), cast(int, client.pttl(key))
+        value: object = client.get(key) if kind == "string" else None
+        if kind == "hash":
+            value = client.hgetall(key)
+        elif kind == "list":
+            value = client.lrange(key, 0, -1)
+        elif kind == "set":
+            value = sorted(cast("set[str]", client.smembers(key)))
+        elif kind == "zset":
+            value = dict(cast("list[tuple[str, float]]", client.zrange(key, 0, -1, withscores=True)))
+        keys[key] = {"type": kind, "value": value, **({"left_ms": left_ms} if left_ms > 0 else {})}
+    return {"now_ms": seconds * 1000 + microseconds // 1000, "keys": keys}
+
+
+def restore(client: redis.Redis, text: str) -> None:
+    """Write a ledger's keys as they were dumped, with all times as long ago, or to come, as they were then."""
+    seconds, microseconds = client.time()
+    shift_ms = seconds * 1000 + microseconds // 1000 - int(json.loads(text)["now_ms"])
+    moved = re.sub(r"(?<![0-9a-f])1[0-9]{12}(?![0-9a-f])", lambda found: str(int(found[0]) + shift_ms), text)
+    for key, kept in json.loads(moved)["keys"].items():
+        value = kept["value"]
+        match kept["type"]:
+            case "string":
+                client.set(key, value)
+            case "hash":
+                client.hset(key, mapping=value)
+            case "list":
+                client.rpush(key, *value)
+            case "set":
+                client.sadd(key, *value)
+            case "zset":
+                client.zadd(key, value)
+        if "left_ms" in kept:
+            client.pexpire(key, kept["left_ms"])
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        server = start_redis(Path(folder) / "data", log=Path(folder) / "redis.log")
+        client = connect(SharedSettings(redis_url=server.url))
+        FullLedger(client).fill()
+        sys.stdout.write(json.dumps(dump(client), indent=1) + "\n")
+        client.close()
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

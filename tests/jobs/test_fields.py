@@ -1,0 +1,45 @@
+"""docs/ledger.md, held against the fields of a ledger in which something of everything is under way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import cast
+
+import pytest
+import redis
+
+from tests.jobs.full_ledger import FullLedger
+
+PAGE = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text()
+TABLE = re.compile(r"^### (\S+)\n\n\| field .*\n\|---.*\n((?:\| .*\n)+)", re.MULTILINE)
+DESCRIBED = {name: re.findall(r"^\| `(\w+)` \| \S", rows, re.MULTILINE) for name, rows in TABLE.findall(PAGE)}
+
+
+@pytest.fixture
+def found(redis_client: redis.Redis) -> dict[str, set[str]]:
+    """The fields of each kind of key that has some: of hashes, and of lists of JSON objects."""
+    FullLedger(redis_client).fill()
+    kinds = {name: re.compile(re.sub(r"\\{\w+\\}", "[^:]+", re.escape(name))) for name in DESCRIBED}
+    fields: dict[str, set[str]] = defaultdict(set)
+    for key in cast("list[str]", redis_client.keys("mf:*")):
+        name = next((name for name, form in kinds.items() if form.fullmatch(key)), key)
+        match redis_client.type(key):
+            case "hash":
+                fields[name] |= set(cast("dict[str, str]", redis_client.hgetall(key)))
+            case "list" if name in DESCRIBED:
+                for entry in cast("list[str]", redis_client.lrange(key, 0, -1)):
+                    fields[name] |= set(json.loads(entry))
+    # Whose fields are queues' and counts' names.
+    return {name: of for name, of in fields.items() if name not in ("mf:pace", "mf:totals")}
+
+
+def test_each_record_that_has_fields_is_described(found: dict[str, set[str]]) -> None:
+    assert found.keys() == DESCRIBED.keys()
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_record_has_the_fields_that_are_described_and_no_other(name: str, found: dict[str, set[str]]) -> None:
+    assert sorted(DESCRIBED[name]) == sorted(found[name])
