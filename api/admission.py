@@ -1,94 +1,201 @@
-"""A job at the door: checked, its image stored, recorded, put into the queue."""
+"""Jobs at the door, one or a batch of them: checked, their images stored, recorded in one step, put into the queue.
+
+Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, no job is lost: a message
+that cannot be sent now is sent later by the courier.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
-from api.image_header import ImageHeader, read_header
+from api.images import check_image, for_each, store_image
 from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from api.services import Services, whole_view
-from api.sources import check_addresses, check_image_source, check_mask_inputs
-from jobs.errors import (
-    BacklogFull,
-    FieldFault,
-    InvalidRequest,
-    NotFound,
-    OverQuota,
-    QueueUnavailable,
-)
+from api.sources import check_address, check_addresses, check_mask_inputs
+from jobs.batch import BatchCounts, BatchRecord, BatchView
+from jobs.batch_spec import Batch, job_of
+from jobs.errors import BacklogFull, FieldFault, InvalidRequest, NotFound, OverQuota, QueueUnavailable
 from jobs.logs import get_logger
-from jobs.prompts import Prompt, check_prompts_on_image
 from jobs.queue import more_urgent_queues, queue_name
 from jobs.record import JobRecord, JobView, Spec
 from jobs.spec import ImageSource, JobOptions, dump_spec
 from jobs.status import Status
-from jobs.transitions import BacklogLimit, Created, NewJob
+from jobs.transitions import BacklogLimit, Created, Creation, NewBatch, NewJobs
+
+#: All specs of a batch together; each of its jobs keeps its own in Redis, which holds small things only.
+MAX_BATCH_BYTES = 8 * 2**20
 
 Options = TypeVar("Options", bound=JobOptions)
+View = TypeVar("View", JobView, BatchView)
 
 logger = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """A job that is recorded.  known: it already was, under the same idempotency key."""
+class Admitted(Generic[View]):
+    """A job or a batch that is recorded.  known: it already was, under the same idempotency key."""
 
-    view: JobView
+    view: View
     known: bool
 
 
-def admit(submission: Submission, tenant: str, idempotency_key: str, door: Services, address: str) -> Admitted:
-    """Check a job, store the image that came with it, record it and put it into the queue.
-
-    Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, the job is never
-    lost: a message that cannot be sent now is sent later by the courier.
-    """
-    spec = with_model(submission.spec, door)
-    _check_size(spec, submission)
+def admit_job(
+    submission: Submission, tenant: str, idempotency_key: str, door: Services, address: str
+) -> Admitted[JobView]:
+    """Check a job, store the image that came with it, record it and put it into the queue."""
+    spec, image = _with_model(submission.spec, door), submission.image
+    unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
+    if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
+        raise spec_too_large()
     check_addresses(spec, door.settings)
     check_mask_inputs(spec.prompts, tenant, door)
-    if submission.image is not None:
-        spec = _from_upload(spec, _store_image(spec, submission.image, tenant, door))
-    else:
-        check_image_source(spec.image, tenant, door)
-    job = NewJob(
+    check_image(spec.image, image, spec.prompts, tenant, door)
+    spec_json = dump_spec(spec.model_copy(update={"image": store_image(spec.image, image, tenant, door)}))
+    jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
-        spec_json=dump_spec(spec),
+        specs_json=(spec_json,),
         start_deadline_s=spec.start_deadline_s,
         webhook=spec.webhook or door.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
-        # An inline image is in the spec by its upload id, which is derived from its bytes.
-        body_digest=hashlib.sha256(dump_spec(spec).encode()).hexdigest() if idempotency_key else "",
+        body_digest=_digest(spec_json) if idempotency_key else "",
     )
-    job_id, known = _record(job, str(spec.model), door)
-    if not known:
-        publish(job_id, job.queue, door)
-    return Admitted(_look_up(job_id, job, door, address, known=known), known)
-
-
-def publish(job_id: str, queue: str, door: Services) -> bool:
-    """Put a recorded job into its queue; when that cannot be done now, the courier does it later.  Say which."""
-    try:
-        door.publisher.publish(job_id, queue)
-        door.outbox.published(job_id)
-    except QueueUnavailable:
-        logger.warning("publish_left_to_courier", job_id=job_id)
-        return False
-    return True
-
-
-def over_quota(max_jobs_in_flight: int) -> OverQuota:
-    return OverQuota(
-        "too_many_jobs_in_flight",
-        f"{max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
+    creation = _record(jobs, str(spec.model), door)
+    return _shown(
+        creation,
+        lambda: _job_view(creation.id, door, address),
+        lambda: _job_as_created(creation, jobs).view(door.settings.model_name, address, attempts=()),
+        job_id=creation.id,
     )
 
 
-def refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoReturn:
+def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, address: str) -> Admitted[BatchView]:
+    """Check a batch, store the images that came with it, record it and put its jobs into the queue.
+
+    All or nothing: whatever is wrong with one image is said with its place, and then nothing was recorded.
+    """
+    spec = _with_model(spec, door)
+    _check_batch_size(spec, door)
+    _check_batch_addresses(spec, door)
+    check_mask_inputs(spec.prompts, tenant, door)
+    for_each(spec.images, lambda image: check_image(image, _inline(image), spec.prompts, tenant, door))
+    images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, door))
+    specs_json = tuple(dump_spec(job_of(spec, image)) for image in images)
+    default = door.settings.default_webhook(tenant)
+    told = spec.webhook.model_dump_json() if spec.webhook else ""
+    completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
+    jobs = NewJobs(
+        tenant=tenant,
+        queue=queue_name(str(spec.model), spec.priority),
+        specs_json=specs_json,
+        start_deadline_s=spec.start_deadline_s,
+        webhook=spec.webhook.of_jobs if spec.webhook else None,
+        idempotency_key=idempotency_key,
+        body_digest=_digest("batch", told, *specs_json) if idempotency_key else "",
+        batch=NewBatch(completed_url, spec.metadata),
+    )
+    creation = _record(jobs, str(spec.model), door)
+    return _shown(
+        creation,
+        lambda: batch_view(find_batch(creation.id, tenant, door), door, address),
+        lambda: _batch_as_created(creation, jobs, spec.metadata).view(address, creation.job_ids),
+        batch_id=creation.id,
+    )
+
+
+# Checked.
+
+
+def _with_model(spec: Options, door: Services) -> Options:
+    """Write the model's name into the spec, so that a later change of the default does not change the job."""
+    names = door.settings.model_names
+    if spec.model is not None and spec.model not in names:
+        detail = f"This service has {', '.join(names)}."
+        raise InvalidRequest(
+            "unknown_model", f"/model: {detail}", faults=(FieldFault("/model", "unknown_model", detail),)
+        )
+    return spec.model_copy(update={"model": spec.model or door.settings.model_name})
+
+
+def _check_batch_size(spec: Batch, door: Services) -> None:
+    most = door.settings.max_batch_images
+    if len(spec.images) > most:
+        fault = FieldFault("/images", "too_many_images", f"A batch has at most {most:,} images; send several batches.")
+        raise InvalidRequest(fault.code, f"{fault.pointer}: {fault.detail}", faults=(fault,))
+    shared = _json_size(job_of(spec, ImageSource(upload_id=UNSTORED)))
+    named = [len(image.model_dump_json(exclude={"base64"}).encode()) for image in spec.images]
+    if shared + max(named) > MAX_SPEC_BYTES:
+        raise spec_too_large()
+    if shared * len(named) + sum(named) > MAX_BATCH_BYTES:
+        raise InvalidRequest(
+            "batch_too_large",
+            f"The jobs of a batch are, without their images, at most {MAX_BATCH_BYTES // 2**20} MiB together. "
+            "Split it, or give each job fewer prompts.",
+            status=413,
+        )
+
+
+def _check_batch_addresses(spec: Batch, door: Services) -> None:
+    if spec.webhook is not None:
+        check_address("/webhook/url", spec.webhook.url, door.settings)
+    for number, image in enumerate(spec.images):
+        if image.url is not None:
+            check_address(f"/images/{number}/url", image.url, door.settings)
+
+
+def _json_size(spec: Spec) -> int:
+    return len(dump_spec(spec).encode())
+
+
+def _inline(image: ImageSource) -> bytes | None:
+    """Give the bytes that a batch brings of an image; decoded when they are needed, since there may be many."""
+    return base64.b64decode(image.base64) if image.base64 is not None else None
+
+
+def _digest(*parts: str) -> str:
+    """Tell bodies apart.  Inline images are in their specs by their upload ids, which are derived from their bytes."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+# Recorded, and published.
+
+
+def _record(jobs: NewJobs, model: str, door: Services) -> Creation:
+    creation = door.ledger.create(
+        jobs,
+        max_in_flight=door.settings.jobs_in_flight(jobs.tenant),
+        idempotency_ttl_s=door.settings.idempotency_ttl_s,
+        backlog=_backlog_limit(model, jobs.queue, door),
+    )
+    match creation.outcome:
+        case Created.KNOWN:
+            return creation
+        case Created.CREATED if jobs.batch is None:
+            logger.info("job_created", job_id=creation.id, queue=jobs.queue, tenant=jobs.tenant)
+        case Created.CREATED:
+            logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
+        case refused:
+            _refuse(refused, creation.wait_s, jobs.tenant, door)
+    for job_id in creation.job_ids:
+        if not publish(job_id, jobs.queue, door):
+            break  # the rest is left to the courier as well: a Redis that hangs, hangs for each
+    return creation
+
+
+def _backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit | None:
+    """How long a job may have to wait; None for any time."""
+    if not door.settings.max_backlog_s:
+        return None
+    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
+
+
+def _refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoReturn:
     """Raise the error that says why the ledger recorded nothing.  wait_s: with BACKLOG_FULL."""
     match outcome:
         case Created.OVER_QUOTA:
@@ -102,78 +209,83 @@ def refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoRe
             )
 
 
-def backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit | None:
-    """How long a job may have to wait; None for any time."""
-    if not door.settings.max_backlog_s:
-        return None
-    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
-
-
-def with_model(spec: Options, door: Services) -> Options:
-    """Write the model's name into the spec, so that a later change of the default does not change the job."""
-    names = door.settings.model_names
-    if spec.model is not None and spec.model not in names:
-        detail = f"This service has {', '.join(names)}."
-        raise InvalidRequest(
-            "unknown_model", f"/model: {detail}", faults=(FieldFault("/model", "unknown_model", detail),)
-        )
-    return spec.model_copy(update={"model": spec.model or door.settings.model_name})
-
-
-def _from_upload(spec: Spec, upload_id: str) -> Spec:
-    return spec.model_copy(update={"image": ImageSource(upload_id=upload_id)})
-
-
-def _check_size(spec: Spec, submission: Submission) -> None:
-    recorded = _from_upload(spec, UNSTORED) if submission.image is not None else spec
-    if len(dump_spec(recorded).encode()) > MAX_SPEC_BYTES:
-        raise spec_too_large()
-
-
-def check_header(prompts: tuple[Prompt, ...], image: bytes, door: Services) -> ImageHeader:
-    """Refuse an image by its first bytes, and prompts that are not on it; gives what those bytes say."""
-    header = read_header(image, door.settings.max_image_pixels)
-    if header.size_wh is not None:
-        check_prompts_on_image(prompts, header.size_wh)
-    return header
-
-
-def _store_image(spec: Spec, image: bytes, tenant: str, door: Services) -> str:
-    return door.store.put_upload(tenant, image, check_header(spec.prompts, image, door).content_type)
-
-
-def _record(job: NewJob, model: str, door: Services) -> tuple[str, bool]:
-    creation = door.ledger.create(
-        job,
-        max_in_flight=door.settings.jobs_in_flight(job.tenant),
-        idempotency_ttl_s=door.settings.idempotency_ttl_s,
-        backlog=backlog_limit(model, job.queue, door),
+def over_quota(max_jobs_in_flight: int) -> OverQuota:
+    return OverQuota(
+        "too_many_jobs_in_flight",
+        f"{max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
     )
-    match creation.outcome:
-        case Created.KNOWN:
-            pass
-        case Created.CREATED:
-            logger.info("job_created", job_id=creation.job_id, queue=job.queue, tenant=job.tenant)
-        case refused:
-            refuse(refused, creation.wait_s, job.tenant, door)
-    return creation.job_id, creation.outcome is Created.KNOWN
 
 
-def _look_up(job_id: str, job: NewJob, door: Services, address: str, *, known: bool) -> JobView:
+def publish(job_id: str, queue: str, door: Services) -> bool:
+    """Put a recorded job into its queue; when that cannot be done now, the courier does it later.  Say which."""
     try:
-        record = door.ledger.read(job_id)
-        if record is not None:
-            return whole_view(record, door, address)
+        door.publisher.publish(job_id, queue)
+        door.outbox.published(job_id)
     except QueueUnavailable:
+        logger.warning("publish_left_to_courier", job_id=job_id)
+        return False
+    return True
+
+
+# Shown.
+
+
+def _shown(
+    creation: Creation, read: Callable[[], View], as_created: Callable[[], View], **logged: str
+) -> Admitted[View]:
+    """Read back what is recorded; what is new is shown even if Redis has gone away since, which undoes nothing."""
+    known = creation.outcome is Created.KNOWN
+    try:
+        return Admitted(read(), known)
+    except (QueueUnavailable, NotFound):
         if known:
             raise
-        logger.warning("record_not_read_back", job_id=job_id)
-    if known:
+    logger.warning("record_not_read_back", **logged)
+    return Admitted(as_created(), known)
+
+
+def _job_view(job_id: str, door: Services, address: str) -> JobView:
+    record = door.ledger.read(job_id)
+    if record is None:
         raise NotFound("job_not_found", "The job of this Idempotency-Key is forgotten by now. Use a new key.")
-    # The job is recorded; that Redis went away since does not undo it.
-    return _as_created(job_id, job).view(door.settings.model_name, address, attempts=())
+    return whole_view(record, door, address)
 
 
-def _as_created(job_id: str, job: NewJob) -> JobRecord:
-    fields = {"id": job_id, "tenant": job.tenant, "queue": job.queue, "spec": job.spec_json, "status": Status.QUEUED}
-    return JobRecord.from_fields({**fields, "created_ms": str(int(time.time() * 1000)), "attempt": "0", "fence": "0"})
+def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
+    """Give the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
+    record = door.batches.read(batch_id) if re.fullmatch(r"batch_[0-9a-f]{32}", batch_id) else None
+    if record is None or record.tenant != tenant:
+        raise NotFound("batch_not_found", "You have no batch with this id, or it ended long ago and is forgotten.")
+    return record
+
+
+def batch_view(record: BatchRecord, door: Services, address: str) -> BatchView:
+    """Show a batch with the ids of its jobs."""
+    return record.view(address, door.batches.job_ids(record.id))
+
+
+def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:
+    return JobRecord.from_fields(
+        {
+            "id": creation.id,
+            "tenant": jobs.tenant,
+            "queue": jobs.queue,
+            "spec": jobs.specs_json[0],
+            "status": Status.QUEUED,
+            "created_ms": str(int(time.time() * 1000)),
+            "attempt": "0",
+            "fence": "0",
+        }
+    )
+
+
+def _batch_as_created(creation: Creation, jobs: NewJobs, metadata: dict[str, str]) -> BatchRecord:
+    return BatchRecord(
+        id=creation.id,
+        tenant=jobs.tenant,
+        created_ms=int(time.time() * 1000),
+        ended_ms=None,
+        ends=0,
+        counts=BatchCounts(queued=len(creation.job_ids), processing=0, succeeded=0, failed=0, canceled=0, expired=0),
+        metadata=metadata,
+    )

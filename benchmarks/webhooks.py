@@ -31,7 +31,7 @@ from jobs.ledger import Ledger
 from jobs.record import Metrics, ResultSummary
 from jobs.settings import SharedSettings
 from jobs.spec import Webhook
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from maskfleet.servers import free_port, start_redis
 from maskfleet.webhooks import verify_webhook
 
@@ -138,8 +138,8 @@ class Service:
 
     def end_a_job(self, url: str) -> str:
         """Let a job succeed; gives the id of the webhook that its end queues."""
-        job = NewJob(TENANT, "sam.bench.normal", SPEC, 600, Webhook(url=url))
-        job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).job_id
+        job = NewJobs(TENANT, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
+        job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).id
         record = self.ledger.claim(job_id, "node", lease_s=600, max_attempts=3)
         if record is None:
             raise SystemExit("a job could not be claimed")

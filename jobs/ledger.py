@@ -46,6 +46,7 @@ fields of those that have some):
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import cast
 
@@ -61,7 +62,7 @@ from jobs.transitions import (
     Created,
     Creation,
     Deleted,
-    NewJob,
+    NewJobs,
     QueuePlace,
     Reaped,
     Reply,
@@ -92,41 +93,47 @@ class Ledger:
     # The caller's side.
 
     def create(
-        self, job: NewJob, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
+        self, jobs: NewJobs, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
     ) -> Creation:
-        """Record a job in state ``queued`` and owe its publication.
+        """Record jobs in state ``queued``, and their batch if they are of one, and owe their publication; all or none.
 
         Raises QueueUnavailable when Redis does not answer or is full; then nothing was recorded, or the
         same idempotency key finds what was.
         """
-        events = ",".join(job.webhook.events) if job.webhook else ""
+        job_ids = tuple(new_job_id() for _ in jobs.specs_json)
+        new: dict[str, object] = {
+            "tenant": jobs.tenant,
+            "queue": jobs.queue,
+            "start_deadline_ms": jobs.start_deadline_s * 1000,
+            "webhook_url": jobs.webhook.url if jobs.webhook else "",
+            "webhook_events": ",".join(jobs.webhook.events) if jobs.webhook else "",
+            "publish_grace_ms": PUBLISH_GRACE_MS,
+            "idempotency_key": jobs.idempotency_key,
+            "body_digest": jobs.body_digest,
+            "idempotency_ttl_ms": idempotency_ttl_s * 1000,
+            "max_in_flight": max_in_flight,
+            "max_backlog_ms": int(backlog.max_wait_s * 1000) if backlog else 0,
+            "workers": backlog.workers if backlog else 0,
+            "more_urgent": backlog.more_urgent if backlog else (),
+        }
+        if jobs.batch is not None:
+            new["batch"] = {
+                "id": f"batch_{uuid.uuid4().hex}",
+                "metadata": json.dumps(dict(jobs.batch.metadata)),
+                "completed_url": jobs.batch.completed_url,
+            }
+        specs = (part for pair in zip(job_ids, jobs.specs_json, strict=True) for part in pair)
         with redis_errors():
-            outcome, found = self._create(
-                args=[
-                    new_job_id(),
-                    job.tenant,
-                    job.queue,
-                    job.spec_json,
-                    job.start_deadline_s * 1000,
-                    job.webhook.url if job.webhook else "",
-                    events,
-                    job.idempotency_key,
-                    job.body_digest,
-                    idempotency_ttl_s * 1000,
-                    max_in_flight,
-                    PUBLISH_GRACE_MS,
-                    int(backlog.max_wait_s * 1000) if backlog else 0,
-                    backlog.workers if backlog else 0,
-                    *(backlog.more_urgent if backlog else ()),
-                ]
-            )
+            outcome, found = self._create(args=[json.dumps(new), *specs])
         match Created(outcome):
             case Created.OVER_QUOTA as refused:
-                return Creation(refused, "")
+                return Creation(refused)
             case Created.BACKLOG_FULL as refused:
-                return Creation(refused, "", int(found) / 1000)
-            case recorded:
-                return Creation(recorded, found)
+                return Creation(refused, wait_s=int(found) / 1000)
+            case Created.CREATED as recorded:
+                return Creation(recorded, found, job_ids)
+            case known:
+                return Creation(known, found)
 
     def read(self, job_id: str) -> JobRecord | None:
         """Give the record, or None when there is none (any more)."""

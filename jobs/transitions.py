@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from jobs.spec import Webhook
@@ -72,28 +73,42 @@ class BacklogLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job to be recorded.  ``idempotency_key`` and ``body_digest`` are empty without the header."""
+class NewBatch:
+    """What a batch is beside its jobs.  completed_url: where its end is told, empty for nowhere."""
+
+    completed_url: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJobs:
+    """Jobs to be recorded in one step: one, or those of a batch.
+
+    specs_json: one for each.  webhook: what is told of each.  ``idempotency_key`` and ``body_digest`` are empty without
+    the header.
+    """
 
     tenant: str
     queue: str
-    spec_json: str
+    specs_json: tuple[str, ...]
     start_deadline_s: int
     webhook: Webhook | None = None
     idempotency_key: str = ""
     body_digest: str = ""
+    batch: NewBatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Creation:
     """CREATE's answer.
 
-    job_id: the new job, or the one that the idempotency key stands for; empty when none was recorded.
-    wait_s: with BACKLOG_FULL, how long the job would wait.
+    id: of the batch, or of the one job, that was recorded or that the idempotency key stands for; else empty.
+    job_ids: of those that were recorded.  wait_s: with BACKLOG_FULL, how long the last job would wait.
     """
 
     outcome: Created
-    job_id: str
+    id: str = ""
+    job_ids: tuple[str, ...] = ()
     wait_s: float = 0.0
 
 

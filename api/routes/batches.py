@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.batch_admission import admit_batch, batch_view, find_batch
+from api.admission import admit_batch, batch_view, find_batch
 from api.intake import read_batch, read_idempotency_key
 from api.keys import Scope
 from api.operation import Operation, idempotency_key_header, operation, submission_problems

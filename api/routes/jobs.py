@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
-from api.admission import admit
+from api.admission import admit_job
 from api.exchange import note_wait
 from api.intake import read_idempotency_key, read_query, read_submission
 from api.keys import Scope
@@ -50,7 +50,7 @@ logger = get_logger()
 def send_job() -> Response:
     door = services()
     key = read_idempotency_key()
-    admitted = admit(read_submission(door.settings.max_image_bytes), tenant(), key, door, base_url())
+    admitted = admit_job(read_submission(door.settings.max_image_bytes), tenant(), key, door, base_url())
     answer = json_response(admitted.view, status=202)
     answer.headers["Location"] = admitted.view.urls.self
     if admitted.known:

@@ -1,22 +1,75 @@
--- CREATE: record a job, once for each idempotency key.
--- ARGV: id, tenant, queue, spec, start_deadline_ms, webhook_url, webhook_events,
---       idempotency_key ('' for none), body_digest, idempotency_ttl_ms, max_in_flight, publish_grace_ms,
---       max_backlog_ms (0 for any), workers, the queues that are drained before this one …
+-- CREATE: record jobs, and the batch that they are of if there is one; all or none, once for each idempotency key.
+-- ARGV: JSON, job id, spec, job id, spec, …
+-- The JSON: tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events, publish_grace_ms,
+--   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
+--   the limits: max_in_flight, max_backlog_ms (0 for any), workers, more_urgent (the queues that are drained before this one),
+--   and of a batch: batch = {id, metadata (JSON), completed_url ('' for none: where its end is told)}
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
---         | {'backlog_full', how long the job would wait, in ms}
+--         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, else of the one job
 -- A full Redis refuses it, for it has no flag: nothing new is taken in then.
--- requires: keys, admission
-local id = ARGV[1]
-local new = {tenant = ARGV[2], queue = ARGV[3], start_deadline_ms = ARGV[5], webhook_url = ARGV[6],
-  webhook_events = ARGV[7], publish_grace_ms = ARGV[12]}
-local limits = {max_in_flight = tonumber(ARGV[11]), max_backlog_ms = tonumber(ARGV[13]), workers = tonumber(ARGV[14]),
-  more_urgent = {unpack(ARGV, 15)}}
+-- requires: keys
+local new, now = cjson.decode(ARGV[1]), now_ms()
+local tenant, queue, batch = new.tenant, new.queue, new.batch
+local jobs = (#ARGV - 1) / 2
+local id = batch and batch.id or ARGV[2]
+
+-- What the idempotency key stands for, nil for nothing.
+local function known()
+  if new.idempotency_key == '' then return nil end
+  local found = redis.call('HMGET', idempotency_key(tenant, new.idempotency_key), 'job', 'digest')
+  return found[1] and {found[2] == new.body_digest and 'known' or 'key_reused', found[1]}
+end
+
+-- Why so many jobs more are not taken in, nil when they are.
+local function refusal()
+  local in_flight = redis.call('SCARD', inflight_key(tenant))
+  if in_flight + jobs > new.max_in_flight then return {'over_quota', tostring(in_flight)} end
+
+  -- What waits before the last job, at the pace of its queue; nothing is known before the first job or without workers.
+  local pace = redis.call('HGET', PACE, queue)
+  if not pace or new.max_backlog_ms == 0 or new.workers == 0 then return nil end
+  local ahead = redis.call('ZCARD', queued_key(queue)) + jobs - 1
+  for _, other in ipairs(new.more_urgent) do ahead = ahead + redis.call('ZCARD', queued_key(other)) end
+  local wait_ms = math.floor(ahead * pace / new.workers)
+  return wait_ms > new.max_backlog_ms and {'backlog_full', tostring(wait_ms)} or nil
+end
+
+local function record_batch()
+  redis.call('HSET', batch_key(id), 'tenant', tenant, 'created_ms', now, 'metadata', batch.metadata, 'ends', 0,
+    'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0)
+  if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
+end
+
+-- Record a job in state queued, and owe its publication.  place: its number among those of this call.
+local function record_job(job, spec, place)
+  redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
+    'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0, 'version', 1)
+  if new.webhook_url ~= '' then
+    redis.call('HSET', job_key(job), 'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events)
+  end
+  if batch then
+    redis.call('HSET', job_key(job), 'batch', id)
+    redis.call('RPUSH', batch_jobs_key(id), job)
+  end
+  redis.call('SADD', inflight_key(tenant), job)
+  add_to_log(jobs_key(tenant), job, now, job_key)
+  redis.call('ZADD', queued_key(queue), exact_now_ms(place / 1000), job)
+  redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
+  redis.call('ZADD', OUTBOX, now + new.publish_grace_ms, job)
+  redis.call('HINCRBY', TOTALS, 'created', 1)
+end
 
 -- The same call once more, because its answer was lost on the way.
-if redis.call('EXISTS', job_key(id)) == 1 then return {'created', id} end
+if redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
 
-local answered = known_by(new.tenant, ARGV[8], ARGV[9]) or refusal(new.tenant, new.queue, 1, limits)
+local answered = known() or refusal()
 if answered then return answered end
-record_job(id, ARGV[4], new, now_ms(), 0)
-remember(new.tenant, ARGV[8], ARGV[9], ARGV[10], id)
+
+if batch then record_batch() end
+for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end
+if new.idempotency_key ~= '' then
+  local key = idempotency_key(tenant, new.idempotency_key)
+  redis.call('HSET', key, 'job', id, 'digest', new.body_digest)
+  redis.call('PEXPIRE', key, new.idempotency_ttl_ms)
+end
 return {'created', id}

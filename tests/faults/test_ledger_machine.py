@@ -28,7 +28,7 @@ from jobs.outbox import Outbox
 from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
 from jobs.spec import Webhook
 from jobs.status import Stage
-from jobs.transitions import Cancel, Created, Deleted, NewJob, Reply, Retried
+from jobs.transitions import Cancel, Created, Deleted, NewJobs, Reply, Retried
 
 TENANT, QUEUE = "ant", "sam.m.normal"
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
@@ -86,22 +86,22 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(["", "", "k1", "k2"]), body=st.sampled_from(["b1", "b2"]), hooked=st.booleans())
     def create(self, key: str, body: str, hooked: bool) -> None:
         webhook = Webhook(url="https://example.com/hook") if hooked else None
-        job = NewJob(TENANT, QUEUE, SPEC, 600, webhook, key, body if key else "")
+        job = NewJobs(TENANT, QUEUE, (SPEC,), 600, webhook, key, body if key else "")
 
         creation = self.ledger.create(job, max_in_flight=MAX_IN_FLIGHT, idempotency_ttl_s=3600)
 
         if key in self.keys:
             known, its_body = self.keys[key]
-            assert creation.job_id == known
+            assert creation.id == known
             assert creation.outcome is (Created.KNOWN if body == its_body else Created.KEY_REUSED)
         elif len(self.in_flight()) >= MAX_IN_FLIGHT:
             assert creation.outcome is Created.OVER_QUOTA
         else:
             assert creation.outcome is Created.CREATED
-            assert creation.job_id not in self.jobs
-            self.jobs[creation.job_id] = Modelled(hooked, key)
+            assert creation.id not in self.jobs
+            self.jobs[creation.id] = Modelled(hooked, key)
             if key:
-                self.keys[key] = (creation.job_id, body)
+                self.keys[key] = (creation.id, body)
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:

@@ -12,7 +12,7 @@ import redis
 from jobs.ledger import Ledger
 from jobs.settings import CourierSettings
 from jobs.spec import Webhook
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.waiting import wait_until
 from worker.courier import Courier
 
@@ -32,7 +32,7 @@ def test_a_webhook_that_waits_for_a_free_sender_uses_up_no_try(
 ) -> None:
     webhook = Webhook(url=hanging_receiver)
     for _ in range(JOBS):
-        job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=SPEC, start_deadline_s=0, webhook=webhook)
+        job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(SPEC,), start_deadline_s=0, webhook=webhook)
         ledger.create(job, max_in_flight=JOBS, idempotency_ttl_s=60)
     settings = CourierSettings(
         redis_url=redis_url,

@@ -18,7 +18,6 @@ from typing import Any, cast
 import redis
 
 from api.keys import KeyStore, Scope
-from jobs.batches import Batches, NewBatch
 from jobs.connection import connect
 from jobs.deliveries import Breaker, Deliveries, Delivery
 from jobs.delivery import DeliveryState, TryOutcome, TryView
@@ -29,7 +28,7 @@ from jobs.roster import Roster, WorkerSeen
 from jobs.settings import SharedSettings
 from jobs.spec import EventName, Webhook
 from jobs.status import Stage
-from jobs.transitions import NewJob
+from jobs.transitions import NewBatch, NewJobs
 from maskfleet.servers import start_redis
 
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
@@ -47,7 +46,7 @@ class FullLedger:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._ledger, self._batches = Ledger(client, DAY_S), Batches(client)
+        self._ledger = Ledger(client, DAY_S)
         self._deliveries = Deliveries(client, Breaker(failures=1, first_s=100), DAY_S)
 
     def fill(self) -> None:
@@ -79,10 +78,10 @@ class FullLedger:
         ledger.begin_deletion(deleting, TENANT)
 
     def _batch(self, name: str, jobs: int) -> None:
-        specs = [SPEC % f"{name}, {number}" for number in range(jobs)]
-        url = "https://batch.example.com/hook"
-        batch = NewBatch(TENANT, QUEUE, specs, DAY_S, None, url, {"name": name}, f"album {name}", "digest")
-        first, *others = self._batches.create(batch, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_ids
+        specs = tuple(SPEC % f"{name}, {number}" for number in range(jobs))
+        batch = NewBatch("https://batch.example.com/hook", {"name": name})
+        new = NewJobs(TENANT, QUEUE, specs, DAY_S, None, f"album {name}", "digest", batch)
+        first, *others = self._ledger.create(new, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_ids
         self._ledger.succeed(self._claim(first), RESULT)
         if others:
             self._claim(others[0])
@@ -113,8 +112,8 @@ class FullLedger:
 
     def _create(self, name: str, *, host: str = "", key: str = "", start_deadline_s: int = DAY_S) -> str:
         webhook = Webhook(url=f"https://{host}.example.com/hook", events=tuple(EventName)) if host else None
-        job = NewJob(TENANT, QUEUE, SPEC % name, start_deadline_s, webhook, key, "digest" if key else "")
-        return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_id
+        job = NewJobs(TENANT, QUEUE, (SPEC % name,), start_deadline_s, webhook, key, "digest" if key else "")
+        return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 
     def _claim(self, job_id: str, lease_s: float = 600) -> JobRecord:
         record = self._ledger.claim(job_id, NODE, lease_s=lease_s, max_attempts=3)

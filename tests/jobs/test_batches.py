@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.batch import BatchRecord
 from jobs.batch_spec import job_of, parse_batch
-from jobs.batches import BatchCreation, Batches, NewBatch
+from jobs.batches import Batches
 from jobs.connection import load_script
 from jobs.deliveries import Deliveries, Delivery
 from jobs.delivery import DeliveryState
@@ -24,7 +24,7 @@ from jobs.outbox import Outbox
 from jobs.record import JobRecord, Metrics, ResultSummary
 from jobs.spec import EventName, ImageSource, Webhook
 from jobs.status import Status
-from jobs.transitions import BacklogLimit, Created, Deleted, NewJob, Retried
+from jobs.transitions import BacklogLimit, Created, Creation, Deleted, NewBatch, NewJobs, Retried
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 QUEUE, URL = "sam.m.normal", "https://example.com/hook"
@@ -37,14 +37,14 @@ def batches(redis_client: redis.Redis) -> Batches:
     return Batches(redis_client)
 
 
-def send(batches: Batches, jobs: int = 2, *, max_in_flight: int = 100, **fields: object) -> BatchCreation:
+def send(ledger: Ledger, jobs: int = 2, *, max_in_flight: int = 100, **fields: object) -> Creation:
     known = {"tenant": "ant", "queue": QUEUE, "specs_json": (SPEC,) * jobs, "start_deadline_s": 600}
-    batch = NewBatch(**{**known, "completed_url": URL, **fields})  # type: ignore[arg-type]  # a field's own type
-    return batches.create(batch, max_in_flight=max_in_flight, idempotency_ttl_s=60)
+    new = NewJobs(**{**known, "batch": NewBatch(URL), **fields})  # type: ignore[arg-type]  # a field's own type
+    return ledger.create(new, max_in_flight=max_in_flight, idempotency_ttl_s=60)
 
 
-def read(batches: Batches, sent: BatchCreation) -> BatchRecord:
-    record = batches.read(sent.batch_id)
+def read(batches: Batches, sent: Creation) -> BatchRecord:
+    record = batches.read(sent.id)
     assert record is not None
     return record
 
@@ -59,12 +59,12 @@ def counts(record: BatchRecord) -> dict[str, int]:
     return {name: count for name, count in record.counts.model_dump().items() if count}
 
 
-def told(deliveries: Deliveries, sent: BatchCreation) -> list[tuple[str, DeliveryState]]:
-    return [(one.id, one.state) for one in deliveries.of(sent.batch_id, "ant")]
+def told(deliveries: Deliveries, sent: Creation) -> list[tuple[str, DeliveryState]]:
+    return [(one.id, one.state) for one in deliveries.of(sent.id, "ant")]
 
 
-def completion(sent: BatchCreation, number: int = 1) -> str:
-    return f"msg_{sent.batch_id}_{number}_completed"
+def completion(sent: Creation, number: int = 1) -> str:
+    return f"msg_{sent.id}_{number}_completed"
 
 
 # Sent.
@@ -73,24 +73,24 @@ def completion(sent: BatchCreation, number: int = 1) -> str:
 def test_a_batch_and_all_its_jobs_are_recorded_in_the_order_of_its_images(
     ledger: Ledger, batches: Batches, outbox: Outbox, redis_client: redis.Redis
 ) -> None:
-    specs = [SPEC.replace("00", f"{number:02}", 1) for number in range(50)]
+    specs = tuple(SPEC.replace("00", f"{number:02}", 1) for number in range(50))
 
-    sent = send(batches, specs_json=specs, metadata={"album": "蜂"})
+    sent = send(ledger, specs_json=specs, batch=NewBatch(URL, {"album": "蜂"}))
 
     record, jobs = read(batches, sent), [ledger.read(job_id) for job_id in sent.job_ids]
-    assert (sent.outcome, batches.job_ids(sent.batch_id)) == (Created.CREATED, sent.job_ids)
+    assert (sent.outcome, batches.job_ids(sent.id)) == (Created.CREATED, sent.job_ids)
     assert (record.tenant, record.total, record.done, counts(record)) == ("ant", 50, 0, {"queued": 50})
     assert (record.metadata, record.ended_ms) == ({"album": "蜂"}, None)
     assert [(job.spec_json, job.batch_id, job.status) for job in jobs if job] == [
-        (spec, sent.batch_id, Status.QUEUED) for spec in specs
+        (spec, sent.id, Status.QUEUED) for spec in specs
     ]
     assert redis_client.zrange(f"mf:queued:{QUEUE}", 0, -1) == list(sent.job_ids)
     assert redis_client.zcard("mf:outbox") == redis_client.scard("mf:inflight:ant") == 50
-    assert redis_client.ttl(f"mf:batch:{sent.batch_id}") == -1
+    assert redis_client.ttl(f"mf:batch:{sent.id}") == -1
 
 
-def test_jobs_of_one_millisecond_are_each_on_one_page_of_the_list(ledger: Ledger, batches: Batches) -> None:
-    sent = send(batches, 50)
+def test_jobs_of_one_millisecond_are_each_on_one_page_of_the_list(ledger: Ledger) -> None:
+    sent = send(ledger, 50)
     place, seen = None, []
 
     while page := ledger.jobs_of("ant", before=place, limit=7):
@@ -101,49 +101,47 @@ def test_jobs_of_one_millisecond_are_each_on_one_page_of_the_list(ledger: Ledger
 
 
 def test_the_same_key_finds_the_batch_and_neither_a_job_nor_another_body(ledger: Ledger, batches: Batches) -> None:
-    job = NewJob("ant", QUEUE, SPEC, 600, None, "of a job", "digest")
+    job = NewJobs("ant", QUEUE, (SPEC,), 600, None, "of a job", "digest")
     ledger.create(job, max_in_flight=100, idempotency_ttl_s=60)
 
-    first = send(batches, idempotency_key="k", body_digest="b1")
-    again = send(batches, idempotency_key="k", body_digest="b1")
-    other = send(batches, idempotency_key="k", body_digest="b2")
-    of_a_job = send(batches, idempotency_key="of a job", body_digest="b1")
+    first = send(ledger, idempotency_key="k", body_digest="b1")
+    again = send(ledger, idempotency_key="k", body_digest="b1")
+    other = send(ledger, idempotency_key="k", body_digest="b2")
+    of_a_job = send(ledger, idempotency_key="of a job", body_digest="b1")
 
-    assert (again.outcome, again.batch_id) == (Created.KNOWN, first.batch_id)
+    assert (again.outcome, again.id) == (Created.KNOWN, first.id)
     assert other.outcome is of_a_job.outcome is Created.KEY_REUSED
     assert read(batches, first).total == 2
 
 
-def test_a_batch_over_the_quota_is_refused_whole(ledger: Ledger, batches: Batches, redis_client: redis.Redis) -> None:
-    ledger.create(NewJob("ant", QUEUE, SPEC, 600), max_in_flight=100, idempotency_ttl_s=60)
+def test_a_batch_over_the_quota_is_refused_whole(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.create(NewJobs("ant", QUEUE, (SPEC,), 600), max_in_flight=100, idempotency_ttl_s=60)
     before = set(redis_client.keys())
 
-    refused = send(batches, 3, max_in_flight=3)
+    refused = send(ledger, 3, max_in_flight=3)
 
-    assert refused == BatchCreation(Created.OVER_QUOTA, "")
+    assert refused == Creation(Created.OVER_QUOTA)
     assert set(redis_client.keys()) == before
-    assert send(batches, 2, max_in_flight=3).outcome is Created.CREATED
+    assert send(ledger, 2, max_in_flight=3).outcome is Created.CREATED
 
 
-def test_a_batch_whose_last_job_would_wait_too_long_is_refused_whole(
-    batches: Batches, redis_client: redis.Redis
-) -> None:
+def test_a_batch_whose_last_job_would_wait_too_long_is_refused_whole(ledger: Ledger, redis_client: redis.Redis) -> None:
     redis_client.hset("mf:pace", QUEUE, 1000)
     limit = BacklogLimit(max_wait_s=2, workers=1, more_urgent=())
-    four, three = (NewBatch("ant", QUEUE, (SPEC,) * jobs, 600) for jobs in (4, 3))
+    four, three = (NewJobs("ant", QUEUE, (SPEC,) * jobs, 600, batch=NewBatch()) for jobs in (4, 3))
 
-    refused = batches.create(four, max_in_flight=100, idempotency_ttl_s=60, backlog=limit)
-    taken = batches.create(three, max_in_flight=100, idempotency_ttl_s=60, backlog=limit)
+    refused = ledger.create(four, max_in_flight=100, idempotency_ttl_s=60, backlog=limit)
+    taken = ledger.create(three, max_in_flight=100, idempotency_ttl_s=60, backlog=limit)
 
     assert (refused.outcome, refused.wait_s, taken.outcome) == (Created.BACKLOG_FULL, 3.0, Created.CREATED)
     assert redis_client.zcard(f"mf:queued:{QUEUE}") == 3
 
 
-def test_a_redis_that_is_full_takes_nothing_of_a_batch(batches: Batches, redis_client: redis.Redis) -> None:
+def test_a_redis_that_is_full_takes_nothing_of_a_batch(ledger: Ledger, redis_client: redis.Redis) -> None:
     redis_client.config_set("maxmemory", "1")
     try:
         with pytest.raises(QueueUnavailable, match="full"):
-            send(batches, idempotency_key="k", body_digest="b")
+            send(ledger, idempotency_key="k", body_digest="b")
     finally:
         redis_client.config_set("maxmemory", "0")
 
@@ -151,9 +149,9 @@ def test_a_redis_that_is_full_takes_nothing_of_a_batch(batches: Batches, redis_c
 
 
 def test_a_redis_that_fills_up_lets_a_batch_come_to_its_end(
-    ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 1)
+    sent = send(ledger, 1)
     redis_client.config_set("maxmemory", "1")
     try:
         ledger.succeed(claim(ledger, sent.job_ids[0]), RESULT)
@@ -164,12 +162,13 @@ def test_a_redis_that_fills_up_lets_a_batch_come_to_its_end(
 
 
 def test_the_same_call_twice_makes_one_batch(batches: Batches, redis_client: redis.Redis) -> None:
-    script = load_script(redis_client, "create_batch")
-    nothing = dict.fromkeys(("webhook_url", "webhook_events", "completed_url", "idempotency_key", "body_digest"), "")
+    script = load_script(redis_client, "create")
+    nothing = dict.fromkeys(("webhook_url", "webhook_events", "idempotency_key", "body_digest"), "")
     numbers = dict.fromkeys(("start_deadline_ms", "idempotency_ttl_ms", "publish_grace_ms", "max_backlog_ms"), 0)
     limits = {"max_in_flight": 2, "workers": 0, "more_urgent": []}
-    new = {"tenant": "ant", "queue": QUEUE, "metadata": "{}", **nothing, **numbers, **limits}
-    arguments = ["batch_1", json.dumps(new), "job_1", SPEC, "job_2", SPEC]
+    batch = {"id": "batch_1", "metadata": "{}", "completed_url": ""}
+    new = {"tenant": "ant", "queue": QUEUE, "batch": batch, **nothing, **numbers, **limits}
+    arguments = [json.dumps(new), "job_1", SPEC, "job_2", SPEC]
 
     first, again = script(args=arguments), script(args=arguments)
 
@@ -246,7 +245,7 @@ def test_whichever_way_the_last_job_ends_the_batch_is_told_of_once(
     deliveries: Deliveries,
     redis_client: redis.Redis,
 ) -> None:
-    sent = send(batches)
+    sent = send(ledger)
     succeeds(ledger, sent.job_ids[0], redis_client)
     before = (told(deliveries, sent), read(batches, sent).ended_ms)
 
@@ -259,25 +258,25 @@ def test_whichever_way_the_last_job_ends_the_batch_is_told_of_once(
     assert record.ended_ms is not None
     assert counts(record) == Counter(["succeeded", WAYS[end]])
     [due] = deliveries.due()
-    assert (due.subject, due.event, due.url, due.tenant) == (sent.batch_id, "completed", URL, "ant")
+    assert (due.subject, due.event, due.url, due.tenant) == (sent.id, "completed", URL, "ant")
 
 
 def test_a_completion_is_shown_as_the_batches_own(
-    ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 1)
+    sent = send(ledger, 1)
     succeeds(ledger, sent.job_ids[0], redis_client)
 
-    view = deliveries.of(sent.batch_id, "ant")[0].view()
+    view = deliveries.of(sent.id, "ant")[0].view()
 
-    assert (view.type, view.batch_id, view.job_id) == ("batch.completed", sent.batch_id, None)
-    assert deliveries.of(sent.batch_id, "bee") == deliveries.of(sent.job_ids[0], "ant") == []
+    assert (view.type, view.batch_id, view.job_id) == ("batch.completed", sent.id, None)
+    assert deliveries.of(sent.id, "bee") == deliveries.of(sent.job_ids[0], "ant") == []
 
 
 def test_without_a_webhook_a_batch_ends_untold(
     ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 1, completed_url="")
+    sent = send(ledger, 1, batch=NewBatch())
 
     succeeds(ledger, sent.job_ids[0], redis_client)
 
@@ -285,16 +284,16 @@ def test_without_a_webhook_a_batch_ends_untold(
 
 
 def test_of_each_job_is_told_what_was_asked_for(
-    ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 2, webhook=Webhook(url=URL, events=(EventName.FAILED,)))
+    sent = send(ledger, 2, webhook=Webhook(url=URL, events=(EventName.FAILED,)))
 
     succeeds(ledger, sent.job_ids[0], redis_client)
     fails(ledger, sent.job_ids[1], redis_client)
 
     assert {(one.subject, one.event) for one in deliveries.due()} == {
         (sent.job_ids[1], "failed"),
-        (sent.batch_id, "completed"),
+        (sent.id, "completed"),
     }
 
 
@@ -303,7 +302,7 @@ def test_workers_that_end_the_last_jobs_at_once_complete_the_batch_once(
     workers: int, ledger: Ledger, batches: Batches, deliveries: Deliveries
 ) -> None:
     for _ in range(10):
-        sent = send(batches, workers)
+        sent = send(ledger, workers)
         records = [claim(ledger, job_id) for job_id in sent.job_ids]
         together = threading.Barrier(workers)
 
@@ -333,7 +332,7 @@ def test_in_any_order_the_counts_are_those_of_the_jobs(
     steps: list[tuple[str, int]], ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
     redis_client.flushall()
-    sent = send(batches, 2)
+    sent = send(ledger, 2)
     held: dict[str, JobRecord] = {}
     last = dict.fromkeys(sent.job_ids, "queued")
     completions, was_open = 0, True
@@ -351,8 +350,8 @@ def test_in_any_order_the_counts_are_those_of_the_jobs(
         record = read(batches, sent)
         assert counts(record) == Counter(last.values())
         assert (record.ends, record.ended_ms is None) == (completions, is_open)
-        assert (redis_client.pttl(f"mf:batch:{sent.batch_id}") == -1) == is_open
-        assert (redis_client.pttl(f"mf:batch_jobs:{sent.batch_id}") == -1) == is_open
+        assert (redis_client.pttl(f"mf:batch:{sent.id}") == -1) == is_open
+        assert (redis_client.pttl(f"mf:batch_jobs:{sent.id}") == -1) == is_open
         expected = [DeliveryState.DROPPED] * completions
         if not is_open:
             expected[-1] = DeliveryState.WAITING
@@ -401,7 +400,7 @@ def retry(ledger: Ledger, job_id: str) -> None:
 def test_a_job_that_is_retried_opens_the_batch_and_its_next_end_is_told_under_another_id(
     ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches)
+    sent = send(ledger)
     succeeds(ledger, sent.job_ids[0], redis_client)
     fails(ledger, sent.job_ids[1], redis_client)
     first = deliver(deliveries)
@@ -417,61 +416,60 @@ def test_a_job_that_is_retried_opens_the_batch_and_its_next_end_is_told_under_an
 
 
 def test_a_completion_that_was_not_told_before_the_retry_is_dropped(
-    ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 1)
+    sent = send(ledger, 1)
     fails(ledger, sent.job_ids[0], redis_client)
 
     retry(ledger, sent.job_ids[0])
 
-    [dropped] = deliveries.of(sent.batch_id, "ant")
+    [dropped] = deliveries.of(sent.id, "ant")
     assert (dropped.state, dropped.detail) == (DeliveryState.DROPPED, "A job of the batch was retried first.")
     assert deliveries.due() == []
-    assert redis_client.ttl(f"mf:batch:{sent.batch_id}") == -1
+    assert redis_client.ttl(f"mf:batch:{sent.id}") == -1
 
 
 def test_a_job_that_is_deleted_stays_counted(
     ledger: Ledger, batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches)
+    sent = send(ledger)
     succeeds(ledger, sent.job_ids[0], redis_client)
 
     assert ledger.delete(sent.job_ids[0], "ant") is Deleted.DELETED
     fails(ledger, sent.job_ids[1], redis_client)
 
     assert counts(read(batches, sent)) == {"succeeded": 1, "failed": 1}
-    assert batches.job_ids(sent.batch_id) == sent.job_ids
+    assert batches.job_ids(sent.id) == sent.job_ids
     assert told(deliveries, sent) == [(completion(sent), DeliveryState.WAITING)]
 
 
-def test_a_batch_is_kept_until_it_was_told_of_and_then_for_its_retention(
-    batches: Batches, deliveries: Deliveries, redis_client: redis.Redis
-) -> None:
-    ledger, sent = Ledger(redis_client, retention_s=60), send(batches, 1)
+def test_a_batch_is_kept_until_it_was_told_of_and_then_for_its_retention(redis_client: redis.Redis) -> None:
+    ledger = Ledger(redis_client, retention_s=60)
+    sent = send(ledger, 1)
 
     succeeds(ledger, sent.job_ids[0], redis_client)
-    untold_ms = redis_client.pttl(f"mf:batch:{sent.batch_id}")
+    untold_ms = redis_client.pttl(f"mf:batch:{sent.id}")
     [due] = Deliveries(redis_client, retention_s=60).due()
     Deliveries(redis_client, retention_s=60).keep_body(due, "{}")
-    told_ms = redis_client.pttl(f"mf:batch:{sent.batch_id}")
+    told_ms = redis_client.pttl(f"mf:batch:{sent.id}")
 
     assert 60_000 < untold_ms <= WEEK_MS
     assert 0 < told_ms <= 60_000
-    assert 0 < redis_client.pttl(f"mf:batch_jobs:{sent.batch_id}") <= 60_000
+    assert 0 < redis_client.pttl(f"mf:batch_jobs:{sent.id}") <= 60_000
 
 
 def test_a_job_that_outlives_its_batch_is_retried_alone(
     ledger: Ledger, batches: Batches, redis_client: redis.Redis
 ) -> None:
-    sent = send(batches, 1)
+    sent = send(ledger, 1)
     fails(ledger, sent.job_ids[0], redis_client)
-    redis_client.delete(f"mf:batch:{sent.batch_id}")
+    redis_client.delete(f"mf:batch:{sent.id}")
 
     retry(ledger, sent.job_ids[0])
     succeeds(ledger, sent.job_ids[0], redis_client)
 
     assert ledger.status(sent.job_ids[0]) is Status.SUCCEEDED
-    assert batches.read(sent.batch_id) is None
+    assert batches.read(sent.id) is None
 
 
 # What is asked for.

@@ -13,7 +13,7 @@ from jobs.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
 from jobs.delivery import DeliveryRecord, DeliveryState, TryOutcome, TryView
 from jobs.ledger import Ledger
 from jobs.spec import ENDS, EventName, Webhook
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
@@ -22,8 +22,8 @@ LONG_AGO, LATER = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=
 
 
 def create(ledger: Ledger, url: str = URL, tenant: str = "ant", events: tuple[EventName, ...] = ENDS) -> str:
-    job = NewJob(tenant, "sam.m.normal", SPEC, 600, Webhook(url=url, events=events))
-    return ledger.create(job, max_in_flight=10_000, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant, "sam.m.normal", (SPEC,), 600, Webhook(url=url, events=events))
+    return ledger.create(job, max_in_flight=10_000, idempotency_ttl_s=60).id
 
 
 def canceled(ledger: Ledger, url: str = URL, tenant: str = "ant") -> str:

@@ -17,7 +17,7 @@ from jobs.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
 from jobs.delivery import DeliveryState, TryOutcome, TryView
 from jobs.ledger import Ledger
 from jobs.spec import Webhook
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 TENANTS, HOSTS = ("ant", "bee"), ("a.example.com", "b.example.com:8443")
@@ -44,8 +44,8 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from(TENANTS), host=st.sampled_from(HOSTS), path=st.sampled_from("12"))
     def a_job_ends(self, tenant: str, host: str, path: str) -> None:
-        job = NewJob(tenant, "sam.m.normal", SPEC, 600, Webhook(url=f"https://{host}/{path}"))
-        job_id = self.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+        job = NewJobs(tenant, "sam.m.normal", (SPEC,), 600, Webhook(url=f"https://{host}/{path}"))
+        job_id = self.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
         self.ledger.cancel(job_id, tenant)
         [told] = self.deliveries.of(job_id, tenant)
         self.states[told.id], self.owners[told.id] = DeliveryState.WAITING, tenant

@@ -14,7 +14,7 @@ from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
 from jobs.roster import Roster, WorkerSeen
 from jobs.spec import EventName, Webhook
 from jobs.status import Stage, Status
-from jobs.transitions import Cancel, Created, Deleted, NewJob, QueuePlace, Reply, Retried
+from jobs.transitions import Cancel, Created, Deleted, NewJobs, QueuePlace, Reply, Retried
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
@@ -25,11 +25,13 @@ PROGRESS = ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2)
 def create(ledger: Ledger, tenant: str = "ant", *, quota: int = 100, **fields: object) -> str:
     creation = ledger.create(new_job(tenant, **fields), max_in_flight=quota, idempotency_ttl_s=60)
     assert creation.outcome is Created.CREATED
-    return creation.job_id
+    return creation.id
 
 
-def new_job(tenant: str = "ant", **fields: object) -> NewJob:
-    return NewJob(**{"tenant": tenant, "queue": "sam.m.normal", "spec_json": SPEC, "start_deadline_s": 60, **fields})
+def new_job(tenant: str = "ant", **fields: object) -> NewJobs:
+    return NewJobs(
+        **{"tenant": tenant, "queue": "sam.m.normal", "specs_json": (SPEC,), "start_deadline_s": 60, **fields}
+    )
 
 
 def claim(ledger: Ledger, job_id: str, *, lease_s: float = 30, max_attempts: int = 3) -> JobRecord:
@@ -68,7 +70,7 @@ def test_an_idempotency_key_stands_for_one_job(ledger: Ledger) -> None:
         new_job("bee", idempotency_key="k", body_digest="d"), max_in_flight=9, idempotency_ttl_s=60
     )
 
-    assert (again.outcome, again.job_id) == (Created.KNOWN, first.job_id)
+    assert (again.outcome, again.id) == (Created.KNOWN, first.id)
     assert other.outcome is Created.KEY_REUSED
     assert stranger.outcome is Created.CREATED
     assert len(ledger.jobs_of("ant", before=None, limit=10)) == 1

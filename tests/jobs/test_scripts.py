@@ -12,9 +12,9 @@ from jobs.connection import script_text
 
 SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir()}
 #: What other scripts stand on; no program runs these by themselves.
-PARTS = ("keys", "webhooks", "batches", "jobs", "admission")
+PARTS = ("keys", "webhooks", "batches", "jobs")
 #: What a full Redis refuses: all that is new to it.
-TAKE_IN = {"create", "create_batch", "ping"}
+TAKE_IN = {"create", "ping"}
 
 
 def required(name: str) -> list[str]:

@@ -22,7 +22,7 @@ from jobs.record import JobRecord, ProgressView, ResultSummary
 from jobs.settings import SharedSettings
 from jobs.status import Stage, Status
 from jobs.storage import Store
-from jobs.transitions import Cancel, NewJob, Reply
+from jobs.transitions import Cancel, NewJobs, Reply
 from tests.conftest import PHOTOS_BUCKET
 from tests.waiting import wait_until
 from worker.attempt import Workbench, attempt_job
@@ -35,8 +35,8 @@ SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}
 
 def create(bench: Workbench, image: dict[str, str], **fields: object) -> str:
     spec = json.dumps({**({} if "mode" in fields else BOX), **fields, "image": image})
-    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=spec, start_deadline_s=60)
-    return bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    return bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
 
 
 def upload(bench: Workbench, data: bytes, **fields: object) -> str:

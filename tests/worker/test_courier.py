@@ -22,7 +22,7 @@ from jobs.record import Metrics, ResultSummary
 from jobs.settings import CourierSettings
 from jobs.spec import EventName, Priority, Webhook
 from jobs.status import Status
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from maskfleet.webhooks import verify_webhook
 from tests.waiting import wait_until
 from worker.courier import Courier
@@ -108,10 +108,10 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
 
 def create(ledger: Ledger, url: str | None = None, **fields: object) -> str:
     webhook = Webhook(url=url) if url else None
-    job = NewJob(
-        **{"tenant": "ant", "queue": QUEUE, "spec_json": SPEC, "start_deadline_s": 60, "webhook": webhook, **fields}
+    job = NewJobs(
+        **{"tenant": "ant", "queue": QUEUE, "specs_json": (SPEC,), "start_deadline_s": 60, "webhook": webhook, **fields}
     )
-    return ledger.create(job, max_in_flight=1000, idempotency_ttl_s=60).job_id
+    return ledger.create(job, max_in_flight=1000, idempotency_ttl_s=60).id
 
 
 def succeed(ledger: Ledger, url: str) -> str:

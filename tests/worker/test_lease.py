@@ -11,7 +11,7 @@ from jobs.ledger import Ledger
 from jobs.record import JobRecord, ProgressView
 from jobs.settings import WorkerSettings
 from jobs.status import Stage, Status
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.waiting import wait_until
 from worker.lease import Canceled, Drained, Fenced, Lease
 
@@ -19,8 +19,8 @@ SPEC = '{"mode":"everything","image":{"upload_id":"upl_0000000000000000000000000
 
 
 def claimed(ledger: Ledger, *, run_timeout_s: int = 60, lease_s: float = 30) -> JobRecord:
-    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=SPEC % run_timeout_s, start_deadline_s=60)
-    job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(SPEC % run_timeout_s,), start_deadline_s=60)
+    job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
     record = ledger.claim(job_id, "node-1", lease_s=lease_s, max_attempts=3)
     assert record is not None
     return record

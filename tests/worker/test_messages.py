@@ -25,7 +25,7 @@ from jobs.settings import SharedSettings
 from jobs.spec import Priority
 from jobs.status import Status
 from jobs.storage import Store
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.faults.laboratory import STAND_IN
 from tests.waiting import wait_until
 from tests.worker.test_worker_process import SPEC, node, publish, the_worker
@@ -204,8 +204,8 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     ours = json.loads(redis_client.rpop("elsewhere"))  # type: ignore[arg-type]  # redis-py: or a promise of it
 
     def has_done_a_job() -> bool:
-        job = NewJob(tenant="ant", queue=queue, spec_json=SPEC % upload, start_deadline_s=60)
-        job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+        job = NewJobs(tenant="ant", queue=queue, specs_json=(SPEC % upload,), start_deadline_s=60)
+        job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
         publisher.publish(job_id, queue)
         wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 60)
         return True

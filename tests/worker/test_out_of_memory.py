@@ -10,7 +10,7 @@ import torch
 
 from jobs.manifest import Manifest
 from jobs.status import Status
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from worker.attempt import Workbench, attempt_job
 from worker.decoder import Candidates
 from worker.prompts import PromptBatch
@@ -38,8 +38,8 @@ def with_memory_for(bench: Workbench, points: int) -> Workbench:
 @pytest.fixture
 def job_id(bench: Workbench, coins: bytes) -> str:
     spec = SPEC % bench.store.put_upload("ant", coins, "image/png")
-    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=spec, start_deadline_s=60)
-    return bench.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    return bench.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
 
 
 @pytest.mark.parametrize(("points", "said"), [(16, 16), (5, 4), (1, 1)])

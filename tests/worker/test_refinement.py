@@ -20,7 +20,7 @@ from jobs.manifest import Manifest
 from jobs.prompts import MaskInput, Prompt
 from jobs.record import JobRecord
 from jobs.status import Status
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.conftest import PHOTOS_BUCKET
 from tests.worker.checkpoints import LOW, save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, points
@@ -273,8 +273,8 @@ def _masked(*sources: dict[str, Any] | None) -> tuple[Prompt, ...]:
 def _run(bench: Workbench, photo: bytes, tenant: str, prompts: list[dict[str, Any]], **fields: Any) -> JobRecord:
     image = {"upload_id": bench.store.put_upload(tenant, photo, "image/png")}
     spec = json.dumps({"mode": "box", "prompts": prompts, "image": image, **fields})
-    job = NewJob(tenant=tenant, queue="sam.m.normal", spec_json=spec, start_deadline_s=60)
-    job_id = bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant=tenant, queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    job_id = bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
     attempt_job(job_id, bench)
     record = bench.ledger.read(job_id)
     assert record is not None

@@ -16,7 +16,7 @@ from jobs.manifest import Manifest, ManifestFile
 from jobs.record import JobRecord, Metrics, ResultSummary
 from jobs.settings import CourierSettings, SharedSettings
 from jobs.storage import Store, attempt_prefix, result_prefix, upload_key
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.waiting import wait_until
 from tests.worker.test_courier import courier
 from worker.sweep import Sweep
@@ -39,8 +39,8 @@ def sweep(redis_client: redis.Redis, empty_store: Store) -> Sweep:
 
 
 def create(ledger: Ledger) -> str:
-    job = NewJob(tenant="ant", queue="sam.m.normal", spec_json=SPEC, start_deadline_s=60)
-    return ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(SPEC,), start_deadline_s=60)
+    return ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
 
 
 def claim(ledger: Ledger, job_id: str) -> JobRecord:

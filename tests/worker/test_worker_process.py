@@ -21,7 +21,7 @@ from jobs.settings import SharedSettings
 from jobs.spec import Priority
 from jobs.status import Status
 from jobs.storage import Store
-from jobs.transitions import NewJob
+from jobs.transitions import NewJobs
 from tests.waiting import wait_until
 from worker.health import why_not_ready
 
@@ -70,8 +70,8 @@ def publish(
 ) -> str:
     queue = queue_name("sam-demo", priority)
     upload_id = store.put_upload("ant", photo, "image/png")
-    job = NewJob(tenant="ant", queue=queue, spec_json=spec % upload_id, start_deadline_s=60)
-    job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).job_id
+    job = NewJobs(tenant="ant", queue=queue, specs_json=(spec % upload_id,), start_deadline_s=60)
+    job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
     Publisher(SharedSettings(redis_url=redis_url)).publish(job_id, queue)
     return job_id
 

@@ -1,0 +1,55 @@
+"""Images at the door: checked by their first bytes, or by what they are named by, and stored when they came along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from api.image_header import read_header
+from api.services import Services
+from api.sources import check_image_source, image_file_too_large
+from jobs.errors import CallerError
+from jobs.prompts import Prompt, check_prompts_on_image
+from jobs.spec import ImageSource
+
+#: Images that are looked up or stored at once; the store's client has 32 connections, for all requests.
+AT_ONCE = 8
+
+Made = TypeVar("Made")
+
+
+def check_image(
+    source: ImageSource, data: bytes | None, prompts: tuple[Prompt, ...], tenant: str, door: Services
+) -> None:
+    """Refuse an image that is no use, and prompts that are not on it.  data: what came with the request, if any."""
+    if data is None:
+        check_image_source(source, tenant, door)
+        return
+    if len(data) > door.settings.max_image_bytes:
+        raise image_file_too_large(door.settings.max_image_bytes)
+    header = read_header(data, door.settings.max_image_pixels)
+    if header.size_wh is not None:
+        check_prompts_on_image(prompts, header.size_wh)
+
+
+def store_image(source: ImageSource, data: bytes | None, tenant: str, door: Services) -> ImageSource:
+    """Store an image that came with the request and was checked; give its source from now on."""
+    if data is None:
+        return source
+    content_type = read_header(data, door.settings.max_image_pixels).content_type
+    return ImageSource(upload_id=door.store.put_upload(tenant, data, content_type))
+
+
+def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:
+    """Do something with each image of a batch, some at once; what is wrong with one says which, and ends the rest."""
+
+    def do_one(numbered: tuple[int, ImageSource]) -> Made:
+        number, image = numbered
+        try:
+            return do(image)
+        except CallerError as error:
+            raise error.locate(f"/images/{number}") from error
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="batch") as pool:
+        return list(pool.map(do_one, enumerate(images)))
