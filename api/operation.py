@@ -36,7 +36,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
         "idempotency_key_reused",
     ),
     429: ("too_many_jobs_in_flight",),
-    503: ("store_unavailable", "backlog_full"),
+    503: ("store_unavailable", "backlog_full", "ledger_version"),
 }
 
 

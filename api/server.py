@@ -14,6 +14,7 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from jobs.logs import configure_logs
+from jobs.schema import check_at_start
 from jobs.settings import ApiSettings
 
 #: Where prometheus_client keeps the figures of several processes.
@@ -50,7 +51,11 @@ control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
-    """Make a folder for the figures of all processes, before any of them imports the library that keeps them."""
+    """Look at the ledger's version, and make a folder for the figures of all processes.
+
+    Before any of them imports the library that keeps the figures.
+    """
+    check_at_start(_settings)
     if _FIGURES not in os.environ:
         os.environ[_FIGURES] = server.figures = tempfile.mkdtemp(prefix="maskfleet-api-")
 

@@ -12,6 +12,7 @@
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
         ├── QueueUnavailable     Redis did not answer, or is full
+        ├── LedgerVersion        what Redis holds is of another version; somebody must act
         ├── StoreUnavailable     S3 did not answer
         ├── SourceUnavailable    the image's own host did not answer
         ├── BacklogFull          so many jobs wait that one more would wait too long
@@ -154,6 +155,20 @@ class QueueUnavailable(ServiceError):
         self, detail: str = "The queue does not answer. Nothing was recorded; send the request again."
     ) -> None:
         super().__init__("queue_unavailable", detail)
+
+
+class LedgerVersion(ServiceError):
+    """What Redis holds was written by an older or a newer version of these programs."""
+
+    def __init__(self, found: int, needed: int) -> None:
+        what_to_do = (
+            "Run `maskfleet ledger upgrade` (docs/operations.md, Upgrading)."
+            if found < needed
+            else "Run the version of maskfleet that wrote it, or a newer one."
+        )
+        super().__init__(
+            "ledger_version", f"The ledger in Redis is of version {found}, this program needs {needed}. {what_to_do}"
+        )
 
 
 class StoreUnavailable(ServiceError):

@@ -39,6 +39,8 @@ fields of those that have some):
     workers               zset    node → last seen, in seconds                                (jobs/roster.py)
     swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/sweep.py)
     sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/sweep.py)
+    schema                string  the version of all this                                     (jobs/schema.py)
+    upgrade               string  the lock of the upgrade that runs; expires when it is not kept (jobs/schema.py)
     worker:{node}         hash    what the node serves; expires when it is not seen           (jobs/roster.py)
     keys, key:{id}        zset, hash  API keys                                                (api/keys.py)
     limits:{…}            string  how often a key or an address asked; expires              (api/limits.py)
@@ -55,6 +57,7 @@ import redis
 from jobs.connection import load_script, redis_errors
 from jobs.outbox import PUBLISH_GRACE_MS
 from jobs.record import AttemptView, JobRecord, ProgressView, ResultSummary
+from jobs.schema import SCHEMA, Schema
 from jobs.status import Status
 from jobs.transitions import (
     BacklogLimit,
@@ -79,6 +82,7 @@ class Ledger:
 
     def __init__(self, client: redis.Redis, retention_s: int) -> None:
         self._redis = client
+        self._schema = Schema(client)
         self._retention_ms = retention_s * 1000
         self._create = load_script(client, "create")
         self._claim = load_script(client, "claim")
@@ -90,6 +94,14 @@ class Ledger:
         self._delete = load_script(client, "delete")
         self._reap = load_script(client, "reap")
 
+    def check_version(self) -> None:
+        """Raise LedgerVersion when what Redis holds is of another version; an empty Redis becomes one of this.
+
+        Programs ask when they start.  Whoever starts while Redis is away is refused later, before the first job that
+        it creates, claims or takes back.
+        """
+        self._schema.check()
+
     # The caller's side.
 
     def create(
@@ -100,8 +112,10 @@ class Ledger:
         Raises QueueUnavailable when Redis does not answer or is full; then nothing was recorded, or the
         same idempotency key finds what was.
         """
+        self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
         new: dict[str, object] = {
+            "schema": SCHEMA,
             "tenant": jobs.tenant,
             "queue": jobs.queue,
             "start_deadline_ms": jobs.start_deadline_s * 1000,
@@ -230,6 +244,7 @@ class Ledger:
 
     def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int) -> JobRecord | None:
         """Take a job for as long as its lease is beaten; None when it is to be dropped."""
+        self.check_version()
         with redis_errors():
             verdict, *fields = self._claim(
                 args=[job_id, worker, int(lease_s * 1000), max_attempts, self._retention_ms, uuid.uuid4().hex]
@@ -298,6 +313,7 @@ class Ledger:
 
     def reap(self, *, max_attempts: int, limit: int = 100) -> Reaped:
         """Take back jobs whose lease ran out, and expire those that waited too long."""
+        self.check_version()
         with redis_errors():
             return Reaped(*self._reap(args=[limit, max_attempts, self._retention_ms]))
 

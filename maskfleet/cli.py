@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deliveries": ("maskfleet.delivery_commands:deliveries_command", "Show a job's webhooks, and each try at them."),
     "redeliver": ("maskfleet.delivery_commands:redeliver_command", "Have webhooks sent again."),
     "webhook": ("maskfleet.webhook_commands:webhook_command", "Listen for webhooks on this machine; have one sent."),
+    "ledger": ("maskfleet.ledger_command:ledger_command", "Bring what Redis holds to this version."),
     "keys": ("maskfleet.keys_command:keys_command", "Make, list and revoke API keys."),
     "api": ("maskfleet.run_commands:api_command", "Run the API."),
     "worker": ("maskfleet.run_commands:worker_command", "Run the workers of this machine."),

@@ -9,6 +9,7 @@ import click
 
 from api.keys import KeyStore, Scope
 from jobs.connection import connect
+from jobs.schema import Schema
 from jobs.settings import SharedSettings
 from maskfleet.local_server import local_server
 from maskfleet.terminal import reporting_errors
@@ -87,4 +88,6 @@ def _store() -> KeyStore:
     settings = SharedSettings()
     if "redis_url" not in settings.model_fields_set and (local := local_server(Path(".maskfleet"))) is not None:
         settings = settings.model_copy(update={"redis_url": local.redis_url})
-    return KeyStore(connect(settings))
+    client = connect(settings)
+    Schema(client).check()
+    return KeyStore(client)

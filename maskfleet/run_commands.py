@@ -57,7 +57,9 @@ def courier_command() -> None:
 @click.command("sweep", help="Remove objects under results/ that no job's record names, as the courier does by itself.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 def sweep_command(dry_run: bool) -> None:
+    from jobs.connection import connect
     from jobs.logs import configure_logs
+    from jobs.schema import Schema
     from jobs.settings import CourierSettings
     from maskfleet.terminal import reporting_errors
     from worker.sweep import Sweep
@@ -66,6 +68,7 @@ def sweep_command(dry_run: bool) -> None:
     configure_logs("WARNING", program="sweep")
     objects = size = 0
     with reporting_errors():
+        Schema(connect(settings)).check()  # it removes what it finds no record of
         for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
             click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
             objects, size = objects + len(leftover.objects), size + leftover.size

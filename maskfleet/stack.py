@@ -21,7 +21,7 @@ from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from maskfleet.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
 from maskfleet.stack_folder import StackFolder, lock_file
-from maskfleet.stack_readiness import LogSince, StackFailed, answers, check_redis, check_store
+from maskfleet.stack_readiness import LogSince, StackFailed, answers, check_redis, check_store, upgrade_ledger
 from maskfleet.stack_settings import StackSettings
 from worker.children import KeptChild, StopSignals, kill_child, start_child
 from worker.device import CPU
@@ -179,6 +179,8 @@ class Stack:
             redis = start_redis(data / "redis", log=self._folder.log("redis"), port=port)
             self._children["redis"] = KeptChild("redis", redis.start, redis.process)
             self._redis_url, ports = redis.url, ports.model_copy(update={"redis": port})
+            # Nobody else uses this ledger, and nobody could while it does not run.
+            upgrade_ledger(self._shared())
         if self._settings.s3_endpoint is None:
             port = free_port(preferred=ports.s3)
             s3 = start_s3(

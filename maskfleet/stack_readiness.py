@@ -12,6 +12,7 @@ import requests
 from jobs.connection import connect
 from jobs.errors import JobError
 from jobs.ledger import Ledger
+from jobs.schema import Schema, upgrade
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 
@@ -21,11 +22,24 @@ class StackFailed(RuntimeError):
 
 
 def check_redis(settings: SharedSettings) -> None:
-    """Raise StackFailed unless the Redis that was given answers."""
+    """Raise StackFailed unless the Redis that was given answers, and holds a ledger of this version or none."""
     try:
         Ledger(connect(settings), settings.retention_s).ping()
     except JobError as error:
         raise StackFailed(f"Redis does not answer under the URL that MASKFLEET_REDIS_URL gives. {error}") from error
+    try:
+        Schema(connect(settings)).check()
+    except JobError as error:
+        raise StackFailed(str(error)) from error
+
+
+def upgrade_ledger(settings: SharedSettings) -> None:
+    """Bring the stack's own ledger to this version; raises StackFailed for one that is newer."""
+    try:
+        for _ in upgrade(connect(settings)):
+            pass
+    except JobError as error:
+        raise StackFailed(str(error)) from error
 
 
 def check_store(settings: SharedSettings) -> None:

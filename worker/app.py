@@ -19,6 +19,7 @@ from jobs.ledger import Ledger
 from jobs.logs import configure_logs, get_logger
 from jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, is_job_id, model_queues
 from jobs.roster import Roster
+from jobs.schema import check_at_start
 from jobs.settings import WorkerSettings
 from worker.child import WorkerChild
 from worker.health import serve_health
@@ -115,6 +116,7 @@ def main() -> None:
     """Run a node until it is told to stop."""
     settings = WorkerSettings()
     configure_logs(settings.log_level, program="worker", worker=settings.node)
+    check_at_start(settings)
     try:
         Ledger(connect(settings), settings.retention_s).undrain(settings.node)
     except QueueUnavailable:

@@ -27,6 +27,7 @@ from jobs.logs import configure_logs, get_logger
 from jobs.outbox import Outbox
 from jobs.queue import Publisher
 from jobs.record import JobRecord
+from jobs.schema import check_at_start
 from jobs.settings import LOCAL_API_URL, CourierSettings
 from worker.children import StopSignals
 from worker.egress import egress_session
@@ -193,6 +194,7 @@ def main() -> None:
     configure_logs(settings.log_level, program="courier")
     if not settings.webhook_secrets:
         raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
+    check_at_start(settings)
     signals = StopSignals()
     logger.info("courier_started")
     Courier(settings).run(lambda: signals.count > 0)

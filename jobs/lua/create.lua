@@ -1,6 +1,7 @@
 -- CREATE: record jobs, and the batch that they are of if there is one; all or none, once for each idempotency key.
 -- ARGV: JSON, job id, spec, job id, spec, …
--- The JSON: tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events, publish_grace_ms,
+-- The JSON: schema (the version that this program writes),
+--   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events, publish_grace_ms,
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   the limits: max_in_flight, max_backlog_ms (0 for any), workers, more_urgent (the queues that are drained before this one),
 --   and of a batch: batch = {id, metadata (JSON), completed_url ('' for none: where its end is told)}
@@ -56,7 +57,8 @@ local function record_job(job, spec, place)
   redis.call('ZADD', queued_key(queue), exact_now_ms(place / 1000), job)
   redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
   redis.call('ZADD', OUTBOX, now + new.publish_grace_ms, job)
-  redis.call('HINCRBY', TOTALS, 'created', 1)
+  -- The first job of a ledger, which may have been emptied since this program looked at it.
+  if redis.call('HINCRBY', TOTALS, 'created', 1) == 1 then redis.call('SET', SCHEMA, new.schema) end
 end
 
 -- The same call once more, because its answer was lost on the way.

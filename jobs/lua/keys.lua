@@ -11,6 +11,8 @@ local function exact_now_ms(later_ms)
   return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
 end
 
+local SCHEMA = 'mf:schema'
+
 -- Jobs.
 local LEASES, DEADLINES, OUTBOX, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:outbox', 'mf:pace', 'mf:totals'
 local function job_key(id) return 'mf:job:' .. id end

@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 from api.app import create_app
 from jobs.ledger import Ledger
 from jobs.roster import Roster, WorkerSeen
+from jobs.schema import SCHEMA
 from jobs.status import Status
 from tests.api.caller import Caller, check_problem, claim, job
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
@@ -48,6 +49,19 @@ def test_a_full_redis_takes_nothing_in(apiary: Caller, redis_client: redis.Redis
 
     check_problem(answer, 503, "queue_unavailable")
     assert redis_client.keys("mf:job:*") == []
+
+
+def test_a_service_that_finds_a_ledger_of_another_version_takes_nothing_in(
+    make_settings: SettingsMaker, redis_client: redis.Redis
+) -> None:
+    # As one that started while Redis was away: nobody has looked yet.
+    door = Caller(create_app(make_settings()), KEYS["apiary"])
+    redis_client.set("mf:schema", SCHEMA + 1)
+
+    answer = door.send(job())
+
+    check_problem(answer, 503, "ledger_version")
+    assert redis_client.keys("mf:*") == ["mf:schema"]
 
 
 def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(

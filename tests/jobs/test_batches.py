@@ -165,7 +165,7 @@ def test_the_same_call_twice_makes_one_batch(batches: Batches, redis_client: red
     script = load_script(redis_client, "create")
     nothing = dict.fromkeys(("webhook_url", "webhook_events", "idempotency_key", "body_digest"), "")
     numbers = dict.fromkeys(("start_deadline_ms", "idempotency_ttl_ms", "publish_grace_ms", "max_backlog_ms"), 0)
-    limits = {"max_in_flight": 2, "workers": 0, "more_urgent": []}
+    limits = {"schema": 1, "max_in_flight": 2, "workers": 0, "more_urgent": []}
     batch = {"id": "batch_1", "metadata": "{}", "completed_url": ""}
     new = {"tenant": "ant", "queue": QUEUE, "batch": batch, **nothing, **numbers, **limits}
     arguments = [json.dumps(new), "job_1", SPEC, "job_2", SPEC]

@@ -291,7 +291,7 @@ def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis
     ledger.cancel(job_id, "ant")
 
     assert redis_client.ttl(f"mf:job:{job_id}") > 0
-    assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:totals"])
+    assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:schema", "mf:totals"])
 
 
 def test_workers_that_announce_themselves_are_seen(ledger: Ledger, roster: Roster) -> None:

@@ -14,7 +14,7 @@ SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.i
 #: What other scripts stand on; no program runs these by themselves.
 PARTS = ("keys", "webhooks", "batches", "jobs")
 #: What a full Redis refuses: all that is new to it.
-TAKE_IN = {"create", "ping"}
+TAKE_IN = {"create", "ping", "schema"}
 
 
 def required(name: str) -> list[str]:

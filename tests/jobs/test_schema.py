@@ -1,0 +1,247 @@
+"""The version of a ledger: who refuses which, and a ledger of an earlier version that goes on after its upgrade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from api.keys import KeyStore
+from jobs.batches import Batches
+from jobs.deliveries import Breaker, Deliveries
+from jobs.delivery import DeliveryState
+from jobs.errors import Conflict, LedgerVersion
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.record import JobRecord, ProgressView
+from jobs.schema import MIGRATIONS, SCHEMA, Schema, upgrade
+from jobs.status import Stage, Status
+from jobs.transitions import Created, Deleted, NewJobs, Reply, Retried
+from tests.jobs.full_ledger import DAY_S, MANY, NODE, QUEUE, RESULT, SPEC, TENANT, dump, restore
+
+#: What the scripts of each earlier version wrote: python -m tests.jobs.full_ledger
+EARLIER = {int(path.stem): path.read_text() for path in (Path(__file__).parent / "ledgers").glob("*.json")}
+NEW = NewJobs(TENANT, QUEUE, (SPEC % "new",), DAY_S)
+
+
+def create(ledger: Ledger, new: NewJobs = NEW) -> str:
+    return ledger.create(new, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
+
+
+def claim(ledger: Ledger, job_id: str) -> JobRecord | None:
+    return ledger.claim(job_id, NODE, lease_s=600, max_attempts=3)
+
+
+def test_each_earlier_version_has_its_migration_and_its_ledger() -> None:
+    assert [migration.version for migration in MIGRATIONS] == list(range(1, SCHEMA + 1))
+    assert sorted(EARLIER) == list(range(SCHEMA))
+
+
+def test_an_empty_redis_becomes_a_ledger_of_this_version(redis_client: redis.Redis) -> None:
+    Schema(redis_client).check()
+
+    assert redis_client.get("mf:schema") == str(SCHEMA)
+    assert list(upgrade(redis_client)) == []
+
+
+def test_a_redis_that_is_emptied_becomes_one_with_its_first_job(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.check_version()
+    redis_client.flushall()
+
+    create(ledger)
+    Schema(redis_client).check()
+
+    assert redis_client.get("mf:schema") == str(SCHEMA)
+
+
+@pytest.mark.parametrize("version", EARLIER)
+def test_an_earlier_ledger_is_refused_before_anything_is_changed(
+    version: int, ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    restore(redis_client, EARLIER[version])
+    before = dump(redis_client)["keys"].keys()
+    job_id = next(iter(redis_client.scan_iter("mf:job:*"))).removeprefix("mf:job:")
+
+    for call in (
+        ledger.check_version,
+        lambda: create(ledger),
+        lambda: claim(ledger, job_id),
+        lambda: ledger.reap(max_attempts=3),
+    ):
+        with pytest.raises(
+            LedgerVersion, match=rf"version {version}, this .* needs {SCHEMA}.*maskfleet ledger upgrade"
+        ):
+            call()
+
+    assert dump(redis_client)["keys"].keys() == before
+
+
+def test_a_later_ledger_is_refused_and_not_upgraded(ledger: Ledger, redis_client: redis.Redis) -> None:
+    create(ledger)
+    redis_client.set("mf:schema", SCHEMA + 1)
+
+    for call in (Ledger(redis_client, DAY_S).check_version, lambda: list(upgrade(redis_client))):
+        with pytest.raises(LedgerVersion, match="or a newer one"):
+            call()
+
+    assert redis_client.get("mf:schema") == str(SCHEMA + 1)
+
+
+def test_a_dry_run_tells_the_steps_and_makes_none(redis_client: redis.Redis) -> None:
+    restore(redis_client, EARLIER[0])
+    before = set(redis_client.keys())
+
+    steps = [step.version for step in upgrade(redis_client, dry_run=True)]
+
+    assert steps == list(range(1, SCHEMA + 1))
+    assert set(redis_client.keys()) == before
+
+
+def test_an_upgrade_runs_once_at_a_time_and_once(redis_client: redis.Redis) -> None:
+    restore(redis_client, EARLIER[0])
+    first = upgrade(redis_client)
+    next(first)
+
+    with pytest.raises(Conflict) as refusal:
+        list(upgrade(redis_client))
+    rest = list(first)
+
+    assert refusal.value.code == "upgrade_under_way"
+    assert len(rest) == SCHEMA - 1
+    assert list(upgrade(redis_client)) == []
+    assert redis_client.exists("mf:upgrade") == 0
+
+
+def test_an_upgrade_that_broke_off_goes_on_where_it_was(redis_client: redis.Redis) -> None:
+    restore(redis_client, EARLIER[0])
+    broken_off = upgrade(redis_client)
+    done = next(broken_off)
+    broken_off.close()
+
+    rest = list(upgrade(redis_client))
+
+    assert [done, *rest] == list(MIGRATIONS)
+
+
+class Upgraded:
+    """An earlier ledger after its upgrade, and those who go on with it."""
+
+    def __init__(self, client: redis.Redis, version: int) -> None:
+        restore(client, EARLIER[version])
+        assert [step.version for step in upgrade(client)] == list(range(version + 1, SCHEMA + 1))
+        self.client = client
+        self.ledger, self.outbox, self.batches = Ledger(client, DAY_S), Outbox(client, 60), Batches(client)
+        self.deliveries = Deliveries(client, Breaker(failures=0), DAY_S)
+        records = self.ledger.jobs_of(TENANT, before=None, limit=MANY)
+        self.jobs = {record.spec.metadata["name"]: record.id for record in records}
+
+    def record(self, name: str) -> JobRecord:
+        record = self.ledger.read(self.jobs[name])
+        assert record is not None
+        return record
+
+    def claim(self, name: str) -> JobRecord:
+        record = claim(self.ledger, self.jobs[name])
+        assert record is not None, name
+        return record
+
+    def pass_all_waits(self) -> None:
+        """As if every webhook's wait had passed, and the couriers' leases on those under way had run out."""
+        for pattern in ("mf:due:*", "mf:sending:*", "mf:lanes*"):
+            for key in self.client.scan_iter(pattern):
+                self.client.zadd(key, dict.fromkeys(self.client.zrange(key, 0, -1), 0))
+
+
+@pytest.fixture(params=EARLIER)
+def upgraded(redis_client: redis.Redis, request: pytest.FixtureRequest) -> Upgraded:
+    return Upgraded(redis_client, request.param)
+
+
+def test_after_an_upgrade_workers_end_the_jobs_that_they_hold(upgraded: Upgraded) -> None:
+    ledger, progress = upgraded.ledger, ProgressView(stage=Stage.WRITING, done=4, total=4, masks=3)
+    running, canceled = upgraded.record("running"), upgraded.record("to be canceled")
+
+    replies = [ledger.beat(record, progress, lease_s=600) for record in (running, canceled)]
+    ends = [ledger.succeed(running, RESULT), ledger.finish_canceled(canceled)]
+
+    assert (running.progress, replies) == (
+        ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2),
+        [Reply.OK, Reply.CANCELED],
+    )
+    assert ends == [Reply.OK, Reply.OK]
+    assert [attempt.outcome for attempt in ledger.attempts(running.id)] == ["succeeded"]
+
+
+def test_after_an_upgrade_all_jobs_and_batches_come_to_their_ends(upgraded: Upgraded) -> None:
+    ledger, client = upgraded.ledger, upgraded.client
+    assert ledger.reap(max_attempts=3).requeued == 1
+    client.zadd("mf:outbox", dict.fromkeys(client.zrange("mf:outbox", 0, -1), 0))  # as if their waits had passed
+    due = {job_id for job_id, _ in upgraded.outbox.due()}
+    names = {name for name, job_id in upgraded.jobs.items() if ledger.status(job_id) is Status.QUEUED}
+
+    attempts = {}
+    for name in names:
+        record = upgraded.claim(name)
+        attempts[name] = record.attempt
+        assert ledger.succeed(record, RESULT) is Reply.OK
+    for name, job_id in upgraded.jobs.items():
+        if ledger.status(job_id) is Status.PROCESSING:
+            assert ledger.succeed(upgraded.record(name), RESULT) is Reply.OK
+
+    assert attempts == {"queued": 1, "published": 1, "lost": 2, "released": 2, "retried": 1, "open, 2": 1}
+    assert due == {upgraded.jobs[name] for name in names}
+    assert {upgraded.record(name).status for name in names} == {Status.SUCCEEDED}
+    left = ("mf:leases", "mf:deadlines", "mf:outbox", f"mf:queued:{QUEUE}", f"mf:inflight:{TENANT}")
+    assert client.exists(*left) == 0
+    batch = upgraded.batches.read(str(upgraded.record("open, 0").batch_id))
+    assert batch is not None
+    assert (batch.total, batch.counts.succeeded, batch.ends) == (3, 3, 1)
+
+
+def test_after_an_upgrade_the_webhooks_that_wait_are_delivered(upgraded: Upgraded) -> None:
+    deliveries, failing = upgraded.deliveries, upgraded.jobs["failed"]
+    upgraded.pass_all_waits()
+    waiting, before = deliveries.waiting(), {one.id: one for one in deliveries.of(failing, TENANT)}
+
+    due = deliveries.due(MANY)
+    for delivery in due:
+        assert deliveries.keep_body(delivery, "{}") == (delivery.body or "{}")
+        deliveries.ended(delivery, DeliveryState.DELIVERED)
+
+    assert (len(due), deliveries.waiting()) == (waiting, 0)
+    assert {delivery.event for delivery in due} == {"succeeded", "failed", "completed", "ping"}
+    [again] = (delivery for delivery in due if delivery.subject == failing)
+    assert (again.number, again.body) == (2, before[again.id].body)
+    assert len(before[again.id].tries) == 1
+
+
+def test_after_an_upgrade_what_had_ended_is_seen_retried_and_deleted(upgraded: Upgraded) -> None:
+    ledger = upgraded.ledger
+    ends = {
+        name: (upgraded.record(name).status, upgraded.record(name).error)
+        for name in ("succeeded", "failed", "canceled", "expired")
+    }
+
+    retried = ledger.retry(upgraded.jobs["failed"], TENANT, start_deadline_s=DAY_S, max_in_flight=MANY)
+    closed = ledger.retry(upgraded.jobs["being deleted"], TENANT, start_deadline_s=DAY_S, max_in_flight=MANY)
+    deleted = ledger.delete(upgraded.jobs["being deleted"], TENANT)
+
+    assert [str(status) for status, _ in ends.values()] == list(ends)
+    assert [error.code if error else None for _, error in ends.values()] == [
+        None,
+        "image_corrupt",
+        None,
+        "start_deadline_passed",
+    ]
+    assert upgraded.record("succeeded").result == RESULT
+    assert (retried, closed, deleted) == (Retried.QUEUED, Retried.NOT_FAILED, Deleted.DELETED)
+
+
+def test_after_an_upgrade_keys_stand_for_what_they_stood_for(upgraded: Upgraded) -> None:
+    same = NewJobs(TENANT, QUEUE, (SPEC % "published",), DAY_S, None, "order-42", "digest")
+
+    creation = upgraded.ledger.create(same, max_in_flight=MANY, idempotency_ttl_s=DAY_S)
+
+    assert (creation.outcome, creation.id) == (Created.KNOWN, upgraded.jobs["published"])
+    assert [key.tenant for key in KeyStore(upgraded.client).listed()] == [TENANT]
