@@ -154,12 +154,12 @@ def _json_size(spec: Spec) -> int:
 
 
 def _inline(image: ImageSource) -> bytes | None:
-    """Give the bytes that a batch brings of an image; decoded when they are needed, since there may be many."""
+    """Return the bytes that a batch brings of an image, if any; decoded on demand, since there may be many."""
     return base64.b64decode(image.base64) if image.base64 is not None else None
 
 
 def _digest(*parts: str) -> str:
-    """Tell bodies apart.  Inline images are in their specs by their upload ids, which are derived from their bytes."""
+    """Return a digest that tells bodies apart; inline images are named in their specs by a hash of their bytes."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -217,7 +217,7 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
 
 
 def publish(job_id: str, queue: str, door: Services) -> bool:
-    """Put a recorded job into its queue; when that cannot be done now, the courier does it later.  Say which."""
+    """Publish a recorded job; return False when that is left to the courier, because Redis is away."""
     try:
         door.publisher.publish(job_id, queue)
         door.outbox.published(job_id)
@@ -252,7 +252,7 @@ def _job_view(job_id: str, door: Services, address: str) -> JobView:
 
 
 def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
-    """Give the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
+    """Return the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
     record = door.batches.read(batch_id) if re.fullmatch(r"batch_[0-9a-f]{32}", batch_id) else None
     if record is None or record.tenant != tenant:
         raise NotFound("batch_not_found", "You have no batch with this id, or it ended long ago and is forgotten.")

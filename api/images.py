@@ -34,7 +34,7 @@ def check_image(
 
 
 def store_image(source: ImageSource, data: bytes | None, tenant: str, door: Services) -> ImageSource:
-    """Store an image that came with the request and was checked; give its source from now on."""
+    """Store an image that came with the request and was checked; return its source from now on."""
     if data is None:
         return source
     content_type = read_header(data, door.settings.max_image_pixels).content_type

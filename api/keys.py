@@ -71,7 +71,7 @@ class KeyStore:
         self._redis = client
 
     def create(self, tenant: str, scopes: Iterable[Scope], *, lifetime_s: int | None = None) -> tuple[Key, SecretStr]:
-        """Make a key and give it, this once; without ``lifetime_s`` it holds until it is revoked.
+        """Make a key and return it, this once; without ``lifetime_s`` it is valid until it is revoked.
 
         Raises ValueError for a tenant's name that cannot be one.
         """
@@ -99,7 +99,7 @@ class KeyStore:
         return Key.from_fields(key_id, fields), SecretStr(text)
 
     def find(self, text: str) -> Key | None:
-        """Give what is known of a key, or None when there is none such, any more."""
+        """Return what is known of a key, or None when it is unknown, expired or revoked."""
         key_id = _id_of(text)
         if not key_id:
             return None
@@ -111,7 +111,7 @@ class KeyStore:
         return Key.from_fields(key_id, fields)
 
     def listed(self) -> list[Key]:
-        """Give all keys, the oldest first."""
+        """Return all keys, the oldest first."""
         with redis_errors():
             ids = cast("list[str]", self._redis.zrange("mf:keys", 0, -1))
             pipeline = self._redis.pipeline(transaction=False)
@@ -124,7 +124,7 @@ class KeyStore:
         return [Key.from_fields(key_id, fields) for key_id, fields in found.items() if fields]
 
     def revoke(self, key_id: str) -> bool:
-        """Forget a key; say whether there was one."""
+        """Delete a key; return whether there was one."""
         with redis_errors():
             pipeline = self._redis.pipeline()
             pipeline.delete(_record(key_id))

@@ -20,12 +20,12 @@ class Batches:
         self._redis = client
 
     def read(self, batch_id: str) -> BatchRecord | None:
-        """Give the record, or None when there is none (any more)."""
+        """Return the record, or None if there is none (any more)."""
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(f"mf:batch:{batch_id}"))
         return BatchRecord.from_fields(batch_id, fields) if fields else None
 
     def job_ids(self, batch_id: str) -> tuple[str, ...]:
-        """Give the ids of a batch's jobs, in the order of its images."""
+        """Return the ids of a batch's jobs, in the order of its images."""
         with redis_errors():
             return tuple(cast("list[str]", self._redis.lrange(f"mf:batch_jobs:{batch_id}", 0, -1)))

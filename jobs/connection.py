@@ -47,7 +47,7 @@ def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-
 
 
 def load_script(client: redis.Redis, name: str) -> Script:
-    """Make the script of this name."""
+    """Return the script of this name, ready to be called."""
     return client.register_script(script_text(name))
 
 
@@ -75,7 +75,7 @@ def _collect(name: str, texts: dict[str, str]) -> None:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Say QueueUnavailable for a Redis that does not answer, or is full."""
+    """Raise QueueUnavailable for a Redis that does not answer, or is full."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:

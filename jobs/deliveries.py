@@ -121,7 +121,7 @@ class Deliveries:
         ]
 
     def keep_body(self, delivery: Delivery, body: str) -> str:
-        """Keep the bytes that every try sends; gives those that were kept first."""
+        """Keep the bytes that every try sends; return those that were kept first."""
         with redis_errors():
             return str(self._body(args=[delivery.id, body, self._retention_ms])) or body
 
@@ -156,11 +156,11 @@ class Deliveries:
     # The owner's side.
 
     def read(self, delivery_id: str, tenant: str) -> DeliveryRecord | None:
-        """Give a webhook, or None when the tenant has none of this id (any more)."""
+        """Return a webhook, or None when the tenant has none of this id (any more)."""
         return next(iter(self._read([delivery_id], tenant)), None)
 
     def of(self, subject: str, tenant: str) -> list[DeliveryRecord]:
-        """Give the webhooks that tell of a job or a batch, the oldest first."""
+        """Return the webhooks that tell of a job or a batch, the oldest first."""
         with redis_errors():
             ids = cast("list[str]", self._redis.lrange(f"mf:told:{subject}", 0, -1))
         return self._read(ids, tenant)
@@ -183,7 +183,7 @@ class Deliveries:
         only_failed: bool = True,
         limit: int = MAX_REDELIVERED,
     ) -> tuple[str, ...]:
-        """Queue again what was created in a time, both ends with it, the oldest first; gives the ids.
+        """Queue again what was created in a time, both ends included, the oldest first; return the ids.
 
         only_failed: what was refused, given up or not sent to a disabled endpoint; else also what was delivered
         or waits.  What was dropped stays so.  With as many ids as ``limit`` there may be more.
@@ -213,7 +213,7 @@ class Deliveries:
         return tuple(queued)
 
     def ping(self, tenant: str, url: str, body: str) -> str:
-        """Queue a webhook that tells of no job; gives its id.  It is tried once, whatever is known of the endpoint."""
+        """Queue a webhook that tells of no job; return its id.  It is tried once, whatever is known of the endpoint."""
         delivery_id = f"msg_ping_{uuid.uuid4().hex}"
         with redis_errors():
             self._ping(args=[delivery_id, tenant, url, body])

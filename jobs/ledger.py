@@ -150,31 +150,31 @@ class Ledger:
                 return Creation(known, found)
 
     def read(self, job_id: str) -> JobRecord | None:
-        """Give the record, or None when there is none (any more)."""
+        """Return the record, or None if there is none (any more)."""
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(f"mf:job:{job_id}"))
         return JobRecord.from_fields(fields) if fields else None
 
     def status(self, job_id: str) -> Status | None:
-        """Give the state alone; for those who wait on it."""
+        """Return the state alone, for those who wait for it to change."""
         with redis_errors():
             status = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "status"))
         return Status(status) if status else None
 
     def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
-        """Give the latest attempts at a job, oldest first."""
+        """Return the latest attempts at a job, oldest first."""
         with redis_errors():
             attempts = cast("list[str]", self._redis.lrange(f"mf:attempts:{job_id}", 0, -1))
         return tuple(AttemptView.from_json(attempt) for attempt in attempts)
 
     def version(self, job_id: str) -> int | None:
-        """Give the number that grows with every change of the record that a watcher wants to see."""
+        """Return the number that grows with every change of the record that a watcher wants to see."""
         with redis_errors():
             version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
         return int(version) if version else None
 
     def queue_place(self, record: JobRecord, more_urgent: tuple[str, ...], workers: int) -> QueuePlace | None:
-        """Give a queued job's place, and when it will about start, from the pace of its queue.
+        """Return a queued job's place, and about when it will start, from the pace of its queue.
 
         more_urgent: the queues that the same workers drain first.  workers: how many there are.
         None when it is not queued.
@@ -193,7 +193,7 @@ class Ledger:
         return QueuePlace(ahead, (ahead + sum(urgent)) * int(pace_ms) / 1000 / workers)
 
     def jobs_of(self, tenant: str, *, before: tuple[int, str] | None, limit: int) -> list[JobRecord]:
-        """Give the tenant's records, newest first, that are older than the place ``before`` (created_ms, id)."""
+        """Return the tenant's records, newest first, that are older than the place ``before`` (created_ms, id)."""
         key = f"mf:jobs:{tenant}"
         newest = "+inf" if before is None else str(before[0])
         offset = 0

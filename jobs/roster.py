@@ -36,7 +36,7 @@ class Roster:
         self._redis = client
 
     def announce(self, worker: WorkerSeen) -> None:
-        """Say that a worker is there and ready; to be repeated well within WORKER_TTL_S."""
+        """Announce a worker that is ready; to be repeated well within WORKER_TTL_S."""
         with redis_errors():
             seconds, _ = self._redis.time()
             fields = {
@@ -55,13 +55,13 @@ class Roster:
             pipeline.execute()
 
     def withdraw(self, node: str) -> None:
-        """Say that a worker is gone."""
+        """Remove a worker that ends."""
         with redis_errors():
             self._redis.zrem("mf:workers", node)
             self._redis.delete(f"mf:worker:{node}")
 
     def workers(self) -> list[WorkerSeen]:
-        """Give the workers, by name."""
+        """Return the workers, sorted by name."""
         with redis_errors():
             seconds, _ = self._redis.time()
             nodes = sorted(cast("list[str]", self._redis.zrange("mf:workers", 0, -1)))

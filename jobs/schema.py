@@ -29,7 +29,7 @@ log = get_logger()
 
 
 class Schema:
-    """Sees to it, once, that a ledger is of this program's version."""
+    """Checks, once, that a ledger is of this program's version."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._script = load_script(client, "schema")
@@ -77,7 +77,7 @@ MIGRATIONS = (Migration(1, "the records stay as they are, and the ledger gets it
 
 
 def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration]:
-    """Bring a ledger to this program's version, and give each step when it is done; ``dry_run`` only gives them.
+    """Bring a ledger to this program's version, and yield each step once it is done; ``dry_run`` only yields them.
 
     Raises LedgerVersion for a ledger that is newer, Conflict (``upgrade_under_way``), QueueUnavailable.
     """
@@ -98,7 +98,7 @@ def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration
 
 
 def _version(client: redis.Redis) -> int:
-    """Give the version of what is there; of an empty Redis, this program's."""
+    """Return the version of what is there; of an empty Redis, this program's."""
     with redis_errors():
         pipeline = client.pipeline()
         pipeline.get("mf:schema")
@@ -111,7 +111,7 @@ def _version(client: redis.Redis) -> int:
 
 @contextmanager
 def _turn(client: redis.Redis, dry_run: bool) -> Iterator[Callable[[], None]]:
-    """Hold the lock of all upgrades; gives what raises Conflict once it is another's."""
+    """Hold the lock of all upgrades; yield what raises Conflict once it is another's."""
     if dry_run:
         yield lambda: None
         return

@@ -11,6 +11,8 @@ import pytest
 import redis
 
 from jobs.schema import SCHEMA
+from jobs.settings import SharedSettings
+from maskfleet.stack_readiness import StackFailed, check_redis, upgrade_ledger
 from tests.conftest import WEBHOOK_SECRET
 from tests.jobs.full_ledger import restore
 from tests.jobs.test_schema import EARLIER
@@ -61,3 +63,19 @@ def test_an_upgrade_is_told_made_and_made_once(cli: Cli, redis_client: redis.Red
     assert again.stdout == f"The ledger is of version {SCHEMA}.\n"
     assert [run.returncode for run in (told, made, again)] == [0, 0, 0]
     assert redis_client.get("mf:schema") == str(SCHEMA)
+
+
+def test_a_local_stack_upgrades_its_own_ledger_and_no_later_one(
+    redis_client: redis.Redis, shared_fields: dict[str, str]
+) -> None:
+    settings = SharedSettings(**shared_fields)
+    restore(redis_client, EARLIER[0])
+
+    with pytest.raises(StackFailed, match="maskfleet ledger upgrade"):
+        check_redis(settings)  # as for one that MASKFLEET_REDIS_URL names, and others may use
+    upgrade_ledger(settings)
+    check_redis(settings)
+    redis_client.set("mf:schema", SCHEMA + 1)
+
+    with pytest.raises(StackFailed, match="or a newer one"):
+        upgrade_ledger(settings)
