@@ -88,7 +88,7 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
     images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, door))
     specs_json = tuple(dump_spec(job_of(spec, image)) for image in images)
     default = door.settings.default_webhook(tenant)
-    told = spec.webhook.model_dump_json() if spec.webhook else ""
+    webhook_json = spec.webhook.model_dump_json() if spec.webhook else ""
     completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
     jobs = NewJobs(
         tenant=tenant,
@@ -97,7 +97,7 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
         start_deadline_s=spec.start_deadline_s,
         webhook=spec.webhook.of_jobs if spec.webhook else None,
         idempotency_key=idempotency_key,
-        body_digest=_digest("batch", told, *specs_json) if idempotency_key else "",
+        body_digest=_digest("batch", webhook_json, *specs_json) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
     )
     creation = _record(jobs, str(spec.model), door)
