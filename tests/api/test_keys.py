@@ -138,7 +138,7 @@ def test_a_key_that_makes_no_sense_is_not_made(
     command: Callable[..., Result], redis_client: redis.Redis, arguments: tuple[str, ...]
 ) -> None:
     assert command("create", *arguments).exit_code == 2
-    assert redis_client.keys("*") == []
+    assert redis_client.keys("mf:key*") == []
 
 
 def test_a_key_is_found_by_scanners_and_holds_192_random_bits() -> None:
