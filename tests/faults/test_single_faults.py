@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -18,6 +19,7 @@ import pytest
 from jobs.census import Census
 from jobs.ledger import __doc__ as ledger_described
 from jobs.record import JobRecord
+from jobs.storage import result_prefix
 from tests.faults.caller import Callers, stored
 from tests.faults.faults import Scene
 from tests.faults.faults.on_processes import (
@@ -28,7 +30,7 @@ from tests.faults.faults.on_processes import (
 )
 from tests.faults.faults.on_redis import redis_full
 from tests.faults.history import Notified
-from tests.faults.laboratory import LEASE_S, STAND_IN, Laboratory
+from tests.faults.laboratory import LEASE_S, STAND_IN, TENANT, Laboratory
 from tests.faults.promises import DEVICE_LOST, HUNG, POISONED, STARTED
 from tests.waiting import wait_until
 
@@ -210,17 +212,22 @@ def test_what_was_accepted_and_what_has_ended_outlive_redis(stage: Stage) -> Non
 
 
 def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
+    """Its node is frozen as it sends its manifest, and the request is broken off: awake, it sends it again."""
     held = stage.scene.hold()
     assert held is not None
-    with held.node.frozen():
-        time.sleep(2 * LEASE_S)
-        stage.ended(held.job)
-        seen = stored(stage.lab.store, held.job)
-
     fenced = stage.fenced()
-    wait_until(lambda: stage.fenced() >= fenced, LASTS_S)
+    frozen = ExitStack()
+    key = f"{result_prefix(TENANT, held.job)}/manifest.json"
+    stage.lab.s3_way.watch(f"PUT /maskfleet/{key} ".encode(), lambda: frozen.enter_context(held.node.frozen()))
+
+    with frozen:
+        record = stage.ended(held.job)  # by the other node
+        seen = stored(stage.lab.store, held.job)
+    wait_until(lambda: '"event_lost": "job_succeeded"' in held.node.log.read_text(), LASTS_S)
     later = stored(stage.lab.store, held.job)
 
+    assert stage.fenced() > fenced
+    assert (record.worker != held.node.name, record.attempt) == (True, 2)
     assert (later.manifests, later.manifest, later.whole) == (1, seen.manifest, True)
 
 
