@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
 from typing import Any
 
 import requests
@@ -129,15 +131,23 @@ class Callers:
         worker = self._lab.redis.hget(f"mf:job:{job}", "worker")
         node = next((node for node in self._lab.nodes if node.name == worker), None)
         child = self._lab.child_of(node) if node else None
-        return Held(node, child, job) if node and child else None
+        return Held(node, child, job, partial(self._is_held_by, job, node.name)) if node and child else None
 
-    def send_all(self, jobs: int, seconds: float) -> None:
-        """Send so many jobs, spread over the time; comes back when the last one is accepted."""
+    def _is_held_by(self, job: str, node: str) -> bool:
+        return self._lab.redis.hmget(f"mf:job:{job}", "status", "worker") == ["processing", node]
+
+    def send_all(self, jobs: int, seconds: float, over: threading.Event) -> None:
+        """Send so many jobs, spread over the time, and more at that pace until it is over.
+
+        Comes back when the last one is accepted.
+        """
         began = time.monotonic()
         once = {int(part * jobs): kind for kind, part in ONCE.items()}
         with ThreadPoolExecutor(SENDERS) as senders:
             sent = []
-            for number in range(jobs):
+            for number in count():
+                if number >= jobs and over.is_set():
+                    break
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
                 draw, kind = self._random.random(), once.get(number) or self._kind()
                 real = self._random.random() < REAL and number not in once

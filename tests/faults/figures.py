@@ -44,7 +44,7 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
     totals = next((sight.totals for sight in history if isinstance(sight, Counted)), {})
     shown = [sight for sight in history if isinstance(sight, Shown)]
     last = {sight.job: sight.status for sight in shown if sight.way == "asked"}
-    faults = [sight for sight in history if isinstance(sight, Broke)]
+    faults = [sight for sight in history if isinstance(sight, Broke) and sight.acted]
     attempts: dict[str, list[Attempted]] = defaultdict(list)
     for sight in history:
         if isinstance(sight, Attempted):

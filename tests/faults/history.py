@@ -104,12 +104,18 @@ class Attempted(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broke(Sight):
-    """A fault, from ``at`` to ``until``.  harms: what it may break, as in HARMS."""
+    """A fault, from ``at`` to ``until``.
+
+    harms: what it may break, as in HARMS.  acted: False when it found nothing to break.  node: the one whose process it
+    hit, empty when it hit no single one.
+    """
 
     name: str
     until: float
     harms: str
+    acted: bool
     effect: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

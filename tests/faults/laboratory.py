@@ -62,6 +62,10 @@ class Program:
             assert self._process is not None
             return self._process.pid
 
+    def is_running(self) -> bool:
+        with self._lock:
+            return self._process is not None and self._process.poll() is None
+
     def start(self, **extra: str) -> None:
         with self._lock:
             self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)

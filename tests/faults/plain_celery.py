@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from jobs.storage import Store
 from tests.faults.faults import Held, Scene
 from tests.faults.history import Broke, Notified
 from tests.faults.laboratory import Laboratory
-from tests.faults.run import Plan, await_end, break_things
+from tests.faults.run import Plan, await_end, send_under_fire
 from tests.waiting import wait_until
 
 VISIBILITY_TIMEOUT_S = 30
@@ -72,9 +73,13 @@ def segment(job: str, batches: int, hook: str) -> None:
         executions.write(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}\n")
     for _ in range(batches):
         time.sleep(BATCH_S)
-    _store().put(f"results/{job}/manifest.json", b"{}", "application/json")
+    _store().put(_result_key(job), b"{}", "application/json")
     body = {"data": {"id": job, "status": "succeeded"}}
     requests.post(hook, json=body, headers={"webhook-id": f"{job}_{uuid.uuid4().hex}"}, timeout=1).raise_for_status()
+
+
+def _result_key(job: str) -> str:
+    return f"results/{job}/manifest.json"
 
 
 @cache
@@ -133,13 +138,15 @@ class PlainCallers:
         with suppress(AssertionError):
             wait_until(lambda: place.exists() and place.read_text(), 15, every_s=0.01)
             name, pid = place.read_text().splitlines()[-1].split()
-            return Held(self._lab.programs[name], int(pid), job)
+            return Held(self._lab.programs[name], int(pid), job, lambda: self._lab.store.head(_result_key(job)) is None)
         return None
 
-    def send_all(self, jobs: int, seconds: float) -> None:
+    def send_all(self, jobs: int, seconds: float, over: threading.Event) -> None:
         began = time.monotonic()
         with ThreadPoolExecutor(6) as senders:
-            for number in range(jobs):
+            for number in count():
+                if number >= jobs and over.is_set():
+                    break
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
                 senders.submit(self.send, LONG if self._random.random() < 0.03 else SHORT)
 
@@ -162,18 +169,15 @@ def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: N
         callers = PlainCallers(lab, plan.seed)
         first = callers.send(SHORT)
         wait_until(lambda: first in callers.told(), 60, every_s=0.1)
-        with ThreadPoolExecutor(1) as sender:
-            sending = sender.submit(callers.send_all, plan.jobs, plan.seconds)
-            scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
-            break_things(scene, plan, sending.done, say)
-            sending.result()
+        scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
+        send_under_fire(callers.send_all, scene, plan, say)
         left = -1
         while left != (left := len(set(callers.accepted) - set(callers.told()))) and left:
             await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
         ends = callers.told()
         unended = set(callers.accepted) - set(ends)
         given_up = {job for job in unended if _executions(folder / "plain" / job) > RETRIES}
-        faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke))
+        faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke) and sight.acted)
         return PlainFigures(
             jobs=len(callers.accepted),
             never_ended=len(unended),

@@ -55,6 +55,7 @@ class Proxy:
     def __init__(self, upstream_port: int) -> None:
         self._upstream_port = upstream_port
         self._fault = Fault()
+        self._met = 0
         self._watch: Watch | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -83,21 +84,28 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
-    def set(self, fault: Fault) -> None:
-        """Change what happens to all that passes from now on, on old connections and new ones."""
+    def set(self, fault: Fault) -> int:
+        """Change what happens to all that passes from now on, on old connections and new ones.
 
-        async def change() -> None:
+        Give how often the fault before was met: connections that it broke or answered, parts that it held up.
+        """
+
+        async def change() -> int:
+            met, self._met = self._met, 0
             self._fault = fault
             self._changed.set()
             self._changed = asyncio.Event()
             if fault.mode is Mode.RESET:
                 for writer in list(self._writers):
                     _reset(writer)
+                    self._met += 1
+            return met
 
-        asyncio.run_coroutine_threadsafe(change(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(change(), self._loop).result(10)
 
-    def heal(self) -> None:
-        self.set(Fault())
+    def heal(self) -> int:
+        """Let all pass again; give how often the fault was met."""
+        return self.set(Fault())
 
     def watch(self, needle: bytes, reached: Callable[[], None]) -> None:
         """Let ``reached`` act at the moment at which a caller sends the needle; then reset the connection, once."""
@@ -111,8 +119,10 @@ class Proxy:
         self._writers.add(writer)
         try:
             if self._fault.mode is Mode.RESET:
+                self._met += 1
                 return
             if self._fault.mode is Mode.ANSWER:
+                self._met += 1
                 await self._answer(reader, writer)
                 return
             answers, upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
@@ -135,17 +145,21 @@ class Proxy:
                 await asyncio.to_thread(watch.reached)
                 raise _Broken
             while self._fault.mode is Mode.BLACKHOLE:
+                self._met += 1
                 await self._changed.wait()
             fault = self._fault
             if fault.mode is Mode.DELAY:
+                self._met += 1
                 await asyncio.sleep(fault.delay_s)
             if fault.mode is Mode.ANSWER and from_caller:
+                self._met += 1
                 raise _Broken  # a connection from before; the next one is answered
             passed += len(data)
             cut = fault.mode is Mode.TRUNCATE and not from_caller and passed > fault.after_bytes
             writer.write(data[: max(0, len(data) - (passed - fault.after_bytes))] if cut else data)
             await writer.drain()
             if cut:
+                self._met += 1
                 raise _Broken
         with suppress(OSError):
             writer.write_eof()

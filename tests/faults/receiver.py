@@ -26,6 +26,8 @@ class HookReceiver:
     def __init__(self, secret: str, history: History) -> None:
         self.answer = 204
         self.slow = False
+        #: Webhooks that got an error, an answer that came late, or none at all.
+        self.turned_away = 0
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +36,7 @@ class HookReceiver:
                 answer = receiver.answer
                 if slow := receiver.slow:
                     time.sleep(SLOW_S)
+                receiver.turned_away += slow or answer >= 300
                 history.note(_sight(body, dict(self.headers), secret, 0 if slow else answer))
                 self.send_response(answer)
                 self.send_header("Content-Length", "0")
@@ -85,7 +88,7 @@ class HookReceiver:
         try:
             yield
         finally:
-            self._way.heal()
+            self.turned_away += self._way.heal()
 
 
 def _sight(body: bytes, headers: dict[str, str], secret: str, answered: int) -> Notified:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,11 @@ from tests.faults.history import Accepted, Attempted, Counted, LeftOver
 from tests.faults.laboratory import TENANT, Laboratory
 from tests.faults.promises import Verdict, check
 from tests.faults.schedule import shuffled, strike
+
+#: Sends so many jobs over so many seconds, and goes on until it is over.
+SendAll = Callable[[int, float, threading.Event], None]
+#: How often a fault is tried until it finds something to break.
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +45,43 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
     callers = Callers(lab, plan.seed)
     callers.learn_references()
     with callers.watching():
-        with ThreadPoolExecutor(1) as sender:
-            sending = sender.submit(callers.send_all, plan.jobs, plan.seconds)
-            break_things(Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s), plan, sending.done, say)
-            sending.result()
+        scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
+        send_under_fire(callers.send_all, scene, plan, say)
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
     _note_ledger(lab)
     return check(lab.history.read())
 
 
-def break_things(scene: Scene, plan: Plan, done: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Let one fault after the other act: each once at least, and until all jobs are sent."""
+def send_under_fire(send_all: SendAll, scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
+    """Send the plan's jobs while faults act, and more at the same pace until each has: most need a job to break."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as sender:
+        sending = sender.submit(send_all, plan.jobs, plan.seconds, over)
+        try:
+            break_things(scene, plan, say)
+        finally:
+            over.set()
+        sending.result()
+
+
+def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
+    """Let one fault after the other act: each once at least, and until the plan's time is over.
+
+    One that found nothing to break is let act again, a few times.
+    """
     following = shuffled(plan.faults, plan.seed)
+    ends = time.monotonic() + plan.seconds
     struck = 0
-    while struck < len(plan.faults) or not done():
-        broke = strike(following(), scene)
+    while struck < len(plan.faults) or time.monotonic() < ends:
+        kind = following()
         struck += 1
-        say(f"{broke.name}: {broke.effect} ({broke.until - broke.at:.1f} s)")
-        time.sleep(scene.random.uniform(0, plan.gap_s))
+        for _ in range(TRIES):
+            broke = strike(kind, scene)
+            say(f"{'' if broke.acted else 'NOT '}{broke.name}: {broke.effect} ({broke.until - broke.at:.1f} s)")
+            time.sleep(scene.random.uniform(0, plan.gap_s))
+            if broke.acted:
+                break
 
 
 def await_end(left: Callable[[], int], patience_s: float, say: Callable[[str], None]) -> None:

@@ -39,22 +39,22 @@ from tests.faults.history import Broke
 
 #: What a job meets, whichever fleet does it.
 OF_ANY_FLEET = (
-    FaultKind(child_killed_mid_job, "worker", weight=3),
-    FaultKind(node_killed, "worker", weight=2),
-    FaultKind(node_frozen_past_its_lease, "worker", weight=3),
-    FaultKind(node_cut_off, "worker", weight=2),
+    FaultKind(child_killed_mid_job, "worker", weight=3, fells=True),
+    FaultKind(node_killed, "worker", weight=2, fells=True),
+    FaultKind(node_frozen_past_its_lease, "worker", weight=3, fells=True),
+    FaultKind(node_cut_off, "worker", weight=2, fells=True),
     FaultKind(node_drained, "nothing", weight=2),
-    FaultKind(redis_connections_killed, "redis", weight=3),
-    FaultKind(redis_connections_reset, "redis", weight=2),
+    FaultKind(redis_connections_killed, "redis", weight=3, fells=True),
+    FaultKind(redis_connections_reset, "redis", weight=2, fells=True),
     FaultKind(redis_slow, "redis"),
-    FaultKind(redis_killed, "redis", weight=2),
-    FaultKind(redis_frozen, "redis"),
+    FaultKind(redis_killed, "redis", weight=2, fells=True),
+    FaultKind(redis_frozen, "redis", fells=True),
     FaultKind(store_answers_503, "store"),
     FaultKind(store_slow, "store"),
     FaultKind(store_answers_are_cut, "store"),
-    FaultKind(store_gone, "store"),
-    FaultKind(store_killed, "store"),
-    FaultKind(receiver_down, "nothing"),
+    FaultKind(store_gone, "store", fells=True),
+    FaultKind(store_killed, "store", fells=True),
+    FaultKind(receiver_down, "nothing", fells=True),
     FaultKind(receiver_slow, "nothing"),
     FaultKind(receiver_answers_500, "nothing"),
 )
@@ -62,10 +62,10 @@ OF_ANY_FLEET = (
 OF_OURS = (
     FaultKind(redis_full, "redis"),
     FaultKind(receiver_answers_410, "nothing"),
-    FaultKind(courier_killed, "nothing", weight=2),
+    FaultKind(courier_killed, "nothing", weight=2, fells=True),
     FaultKind(courier_clock_off, "nothing"),
-    FaultKind(api_killed_between_record_and_publish, "nothing", weight=2),
-    FaultKind(api_cut_off_at_publish, "nothing", weight=2),
+    FaultKind(api_killed_between_record_and_publish, "nothing", weight=2, fells=True),
+    FaultKind(api_cut_off_at_publish, "nothing", weight=2, fells=True),
     FaultKind(api_clock_off, "nothing"),
 )
 ALL = (*OF_ANY_FLEET, *OF_OURS)
@@ -83,9 +83,17 @@ def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]
 
 
 def strike(kind: FaultKind, scene: Scene) -> Broke:
-    """Let a fault act, and note it in the history."""
+    """Let a fault act, and note in the history what it did."""
     began = time.time()
     effect = kind.act(scene)
-    broke = Broke(at=began, name=kind.name, until=time.time(), harms=kind.harms, effect=effect)
+    broke = Broke(
+        at=began,
+        name=kind.name,
+        until=time.time(),
+        harms=kind.harms,
+        acted=effect.acted,
+        effect=effect.text,
+        node=effect.node,
+    )
     scene.lab.history.note(broke)
     return broke

@@ -37,7 +37,7 @@ STORED = Stored(at=6, job="a", manifests=1, masks="digest", manifest="first")
 REFERENCE = Reference(at=0, kind="box", masks="digest")
 COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
 BROKEN_OFF = Attempted(at=7, job="a", number=3, started=2, ended=4, outcome="attempts_exhausted")
-KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker")
+KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker", acted=True)
 GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, COUNTED)
 
 

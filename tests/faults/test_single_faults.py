@@ -21,7 +21,7 @@ from jobs.ledger import __doc__ as ledger_described
 from jobs.record import JobRecord
 from jobs.storage import result_prefix
 from tests.faults.caller import Callers, stored
-from tests.faults.faults import Scene
+from tests.faults.faults import Effect, Scene
 from tests.faults.faults.on_processes import (
     HOUR_S,
     api_cut_off_at_publish,
@@ -174,7 +174,7 @@ def test_a_job_that_the_api_recorded_and_died_is_found_by_the_same_key_and_done(
         effect = api_killed_between_record_and_publish(stage.scene)
 
         job = sending.result(LASTS_S)
-    assert effect == f"recorded and not published: {job}"
+    assert effect == Effect(acted=True, text=f"recorded and not published: {job}")
     assert stage.ended(job).status == "succeeded"
 
 
@@ -185,7 +185,7 @@ def test_a_job_that_could_not_be_published_is_accepted_and_done(stage: Stage) ->
         effect = api_cut_off_at_publish(stage.scene)
 
         job = sending.result(LASTS_S)
-    assert effect == f"recorded and not published: {job}"
+    assert effect == Effect(acted=True, text=f"recorded and not published: {job}")
     assert stage.ended(job).status == "succeeded"
 
 
@@ -194,7 +194,7 @@ def test_a_full_redis_answers_503_and_records_nothing(stage: Stage) -> None:
 
     effect = redis_full(stage.scene)
 
-    assert effect == "submits were answered [503, 503, 503]"
+    assert effect == Effect(acted=True, text="submits were answered [503, 503, 503]")
     assert set(stage.lab.redis.scan_iter("mf:job:*")) == before
     assert stage.ended(stage.callers.send(BOX)).status == "succeeded"
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.faults.laboratory import Laboratory, Program
@@ -14,16 +11,15 @@ from tests.faults.laboratory import Laboratory, Program
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A node that is in the middle of a job.  child: the process that does it."""
+    """A node that is in the middle of a job.
+
+    child: the process that does it.  is_at_it: whether the job has not ended yet, and nobody else has it.
+    """
 
     node: Program
     child: int
     job: str
-
-    def kill(self) -> None:
-        """Kill the child; its node starts another."""
-        with suppress(ProcessLookupError):
-            os.kill(self.child, signal.SIGKILL)
+    is_at_it: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +37,29 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class FaultKind:
-    """A fault, and what it may break: an entry of promises.HARMS.  weight: how often it comes in a schedule."""
+class Effect:
+    """What a fault did.
 
-    act: Callable[[Scene], str]
+    acted: whether it hit what it is named for; if not, it has broken nothing.  node: the one whose process it hit,
+    empty when it hit no single one.
+    """
+
+    acted: bool
+    text: str
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultKind:
+    """A fault, and what it may break: an entry of promises.HARMS.
+
+    weight: how often it comes in a schedule.  fells: whether it kills, freezes or cuts off a process.
+    """
+
+    act: Callable[[Scene], Effect]
     harms: str
     weight: int = 1
+    fells: bool = False
 
     @property
     def name(self) -> str:

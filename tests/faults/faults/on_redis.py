@@ -6,50 +6,52 @@ import os
 import signal
 import time
 
+import psutil
 import requests
 
-from tests.faults.faults import Scene
+from tests.faults.faults import Effect, Scene
 from tests.faults.proxy import Fault, Mode
 
 
-def redis_connections_killed(scene: Scene) -> str:
+def redis_connections_killed(scene: Scene) -> Effect:
     """Close every connection, as ``CLIENT KILL`` does, a few times."""
     killed = 0
     for _ in range(3):
         killed += int(scene.lab.redis.client_kill_filter(_type="normal", skipme=True))
         time.sleep(0.1)
-    return f"{killed} connections"
+    return Effect(acted=killed > 0, text=f"{killed} connections")
 
 
-def redis_connections_reset(scene: Scene) -> str:
+def redis_connections_reset(scene: Scene) -> Effect:
     """Reset every connection and each new one, for a second."""
     return _for_a_while(scene, Fault(Mode.RESET), 1.0)
 
 
-def redis_slow(scene: Scene) -> str:
+def redis_slow(scene: Scene) -> Effect:
     """Delay each packet to and from Redis."""
     return _for_a_while(scene, Fault(Mode.DELAY, delay_s=0.1), 2.5)
 
 
-def redis_killed(scene: Scene) -> str:
+def redis_killed(scene: Scene) -> Effect:
     """Kill Redis and start it again over its append-only file."""
     os.kill(scene.lab.redis_server.pid, signal.SIGKILL)
-    scene.lab.redis_server.process.wait()
+    status = scene.lab.redis_server.process.wait()
     time.sleep(scene.random.uniform(0, 1.5))
     scene.lab.start_redis_again()
-    return ""
+    return Effect(acted=status == -signal.SIGKILL, text="")
 
 
-def redis_frozen(scene: Scene) -> str:
+def redis_frozen(scene: Scene) -> Effect:
     """Stop Redis for longer than every lease."""
     pid = scene.lab.redis_server.pid
     os.kill(pid, signal.SIGSTOP)
     time.sleep(scene.frozen_s)
+    acted = psutil.Process(pid).status() == psutil.STATUS_STOPPED
     os.kill(pid, signal.SIGCONT)
-    return f"{scene.frozen_s:g} s"
+    return Effect(acted=acted, text=f"{scene.frozen_s:g} s")
 
 
-def redis_full(scene: Scene) -> str:
+def redis_full(scene: Scene) -> Effect:
     """Leave Redis no memory: what is sent then is refused with 503."""
     client = scene.lab.redis
     client.config_set("maxmemory", 1)
@@ -58,7 +60,7 @@ def redis_full(scene: Scene) -> str:
         time.sleep(1.0)
     finally:
         client.config_set("maxmemory", 0)
-    return f"submits were answered {answers}"
+    return Effect(acted=503 in answers, text=f"submits were answered {answers}")
 
 
 def _send_once(scene: Scene) -> int:
@@ -72,11 +74,10 @@ def _send_once(scene: Scene) -> int:
         return 0
 
 
-def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> str:
+def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> Effect:
     ways = scene.lab.redis_ways.values()
     for way in ways:
         way.set(fault)
     time.sleep(seconds)
-    for way in ways:
-        way.heal()
-    return f"{seconds:g} s"
+    met = sum(way.heal() for way in ways)
+    return Effect(acted=met > 0, text=f"{seconds:g} s, met {met} times")

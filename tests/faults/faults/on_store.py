@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 
-from tests.faults.faults import Scene
+from tests.faults.faults import Effect, Scene
 from tests.faults.proxy import Fault, Mode
 
 _BODY = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
@@ -20,35 +21,36 @@ BUSY = (
 )
 
 
-def store_answers_503(scene: Scene) -> str:
+def store_answers_503(scene: Scene) -> Effect:
     return _for_a_while(scene, Fault(Mode.ANSWER, answer=BUSY), 2.0)
 
 
-def store_slow(scene: Scene) -> str:
+def store_slow(scene: Scene) -> Effect:
     return _for_a_while(scene, Fault(Mode.DELAY, delay_s=0.3), 2.5)
 
 
-def store_answers_are_cut(scene: Scene) -> str:
+def store_answers_are_cut(scene: Scene) -> Effect:
     """Break off each connection after some bytes of answers: in the headers, or in the image."""
     after = scene.random.choice([50, 400, 2_000, 10_000])
-    return f"after {after} bytes, " + _for_a_while(scene, Fault(Mode.TRUNCATE, after_bytes=after), 2.0)
+    effect = _for_a_while(scene, Fault(Mode.TRUNCATE, after_bytes=after), 2.0)
+    return replace(effect, text=f"after {after} bytes, {effect.text}")
 
 
-def store_gone(scene: Scene) -> str:
+def store_gone(scene: Scene) -> Effect:
     """Pull the cable to the store."""
     return _for_a_while(scene, Fault(Mode.BLACKHOLE), 3.0)
 
 
-def store_killed(scene: Scene) -> str:
+def store_killed(scene: Scene) -> Effect:
     """Kill the store and start it again over its data."""
     os.kill(scene.lab.s3_server.pid, signal.SIGKILL)
-    scene.lab.s3_server.process.wait()
+    status = scene.lab.s3_server.process.wait()
     scene.lab.start_s3_again()
-    return ""
+    return Effect(acted=status == -signal.SIGKILL, text="")
 
 
-def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> str:
+def _for_a_while(scene: Scene, fault: Fault, seconds: float) -> Effect:
     scene.lab.s3_way.set(fault)
     time.sleep(seconds)
-    scene.lab.s3_way.heal()
-    return f"{seconds:g} s"
+    met = scene.lab.s3_way.heal()
+    return Effect(acted=met > 0, text=f"{seconds:g} s, met {met} times")
