@@ -93,10 +93,11 @@ class Stored(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempted(Sight):
-    """One attempt, from the ledger's record of it."""
+    """One attempt, from the ledger's record of it.  worker: the node that made it."""
 
     job: str
     number: int
+    worker: str
     started: float
     ended: float | None
     outcome: str | None

@@ -33,15 +33,17 @@ FAILING_KINDS = {
     HUNG: "timeout",
     DEVICE_LOST: "internal_error",
 }
-#: What a fault may break, and the outcomes of an attempt that it explains.
+#: What a fault may break, and the outcomes of an attempt that it explains: a worker's, on its own node alone.
 HARMS = {
     "worker": {"lease_ran_out"},
     "redis": {"lease_ran_out", "store_unavailable"},
     "store": {"store_unavailable", "lease_ran_out"},
     "nothing": set(),
 }
-#: An attempt may meet a fault's aftermath: leases run out, processes start, connections are made anew.
-AFTERMATH_S = 30.0
+#: How long after a fault an attempt may begin and meet its aftermath.  A claim that a node sent while it was cut off
+#: arrives late, and its answer finds nobody; after Redis or the store was away, everybody's connections are made anew,
+#: and nodes that hear nothing any more are ended.
+AFTERMATH_S = {"worker": 5.0, "redis": 30.0, "store": 30.0, "nothing": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class _Trial:
         self.stored: dict[str, Stored] = {}
         self.manifests: dict[str, set[str]] = defaultdict(set)
         self.references = {sight.kind: sight.masks for sight in history if isinstance(sight, Reference)}
-        self.faults = [sight for sight in history if isinstance(sight, Broke)]
+        self.faults = [sight for sight in history if isinstance(sight, Broke) and sight.acted]
         self.left = [sight for sight in history if isinstance(sight, LeftOver)]
         self.canceled = {sight.job for sight in history if isinstance(sight, CancelAsked)}
         self.refused = [sight for sight in history if isinstance(sight, Refused)]
@@ -199,9 +201,9 @@ class _Trial:
             return True
         ended = attempt.ended or attempt.at
         return any(
-            fault.at <= ended and fault.until + AFTERMATH_S >= attempt.started
+            fault.at <= ended and attempt.started <= fault.until + AFTERMATH_S[fault.harms]
             for fault in self.faults
-            if _code(attempt) in HARMS[fault.harms]
+            if _code(attempt) in HARMS[fault.harms] and fault.node in ("", attempt.worker)
         )
 
     def keys_with_several_jobs(self) -> Iterator[str]:

@@ -110,6 +110,7 @@ def _note_ledger(lab: Laboratory) -> None:
                 Attempted(
                     job=job,
                     number=view.number,
+                    worker=view.worker,
                     started=view.started_at.timestamp(),
                     ended=ended,
                     outcome=view.outcome,

@@ -36,8 +36,9 @@ TOLD_FAILED = replace(TOLD, status="failed")
 STORED = Stored(at=6, job="a", manifests=1, masks="digest", manifest="first")
 REFERENCE = Reference(at=0, kind="box", masks="digest")
 COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
-BROKEN_OFF = Attempted(at=7, job="a", number=3, started=2, ended=4, outcome="attempts_exhausted")
-KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker", acted=True)
+BROKEN_OFF = Attempted(at=7, job="a", number=3, worker="node-1", started=2, ended=4, outcome="attempts_exhausted")
+KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker", acted=True, node="node-1")
+RESTARTED = Broke(at=3, name="redis killed", until=3.5, harms="redis", acted=True)
 GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, COUNTED)
 
 
@@ -67,6 +68,15 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
         (*GOOD, *followed(QUEUED, PROCESSING, SUCCEEDED)),
         # All attempts met a fault that kills workers.
         (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, KILLED),
+        # Or one of Redis, which every node meets, and some time later still.
+        (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, RESTARTED),
+        (
+            *without(SUCCEEDED, TOLD, STORED, COUNTED),
+            FAILED,
+            TOLD_FAILED,
+            replace(BROKEN_OFF, started=30, ended=40),
+            RESTARTED,
+        ),
         # The job kills its workers itself.
         (*without(ACCEPTED, SUCCEEDED, TOLD, COUNTED), replace(ACCEPTED, kind=POISONED), FAILED, TOLD_FAILED),
         (
@@ -106,12 +116,38 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*without(TOLD), replace(TOLD, answered=500)), "the end of a was never told"),
         ((*GOOD, replace(TOLD, signed=False)), "a signature that does not hold"),
         ((*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF), "a ended as failed .*, which no fault explains"),
-        (
-            (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, replace(KILLED, harms="nothing")),
-            "a ended as failed .*, which no fault explains",
+        # No fault explains it that was on another node, found nothing to break, harms no lease, or came too late …
+        *(
+            (
+                (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, fault),
+                "a ended as failed .*, which no fault explains",
+            )
+            for fault in (
+                replace(KILLED, node="node-2"),
+                replace(KILLED, acted=False),
+                replace(RESTARTED, acted=False),
+                replace(KILLED, harms="nothing"),
+                replace(KILLED, at=9, until=9),
+            )
         ),
+        # … or whose aftermath was over, on its own node and elsewhere.
+        *(
+            (
+                (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, replace(BROKEN_OFF, started=40, ended=60), fault),
+                "a ended as failed .*, which no fault explains",
+            )
+            for fault in (replace(KILLED, until=12), RESTARTED)
+        ),
+        # One of three attempts is not explained.
         (
-            (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, replace(KILLED, at=9, until=9)),
+            (
+                *without(SUCCEEDED, TOLD),
+                FAILED,
+                TOLD_FAILED,
+                replace(BROKEN_OFF, number=2, worker="node-2", outcome="lease_ran_out"),
+                BROKEN_OFF,
+                KILLED,
+            ),
             "a ended as failed .*, which no fault explains",
         ),
         ((*without(SUCCEEDED, TOLD), replace(FAILED, status="expired")), "a ended as expired .*, which no fault"),
