@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from jobs.errors import JobError, QueueUnavailable
+from jobs.errors import JobError, NotFound, QueueUnavailable
 from jobs.manifest import Manifest
 from jobs.storage import Store, result_prefix
 from tests.faults.faults import Held
@@ -247,18 +247,22 @@ class Callers:
 
 def stored(store: Store, job: str) -> Stored:
     """See what the store holds of a job.  Raises StoreUnavailable."""
-    keys = [found.key for found in store.listed(f"{result_prefix(TENANT, job)}/")]
-    manifests = [key for key in keys if key.endswith("manifest.json")]
-    if not manifests:
-        return Stored(job=job, manifests=0)
-    body = store.read(manifests[0])
+    own = f"{result_prefix(TENANT, job)}/"
+    try:
+        body = store.read(f"{own}manifest.json")
+    except NotFound:
+        return Stored(job=job)
     manifest = Manifest.model_validate_json(body)
     files = {file.name: store.read(file.key) for file in manifest.files}
     whole = all(hashlib.sha256(files[file.name]).hexdigest() == file.sha256 for file in manifest.files)
     masks = json.loads(files["coco.json"])["annotations"] if whole else ()
-    digest = hashlib.sha256(json.dumps(masks).encode()).hexdigest()
     return Stored(
-        job=job, manifests=len(manifests), masks=digest, whole=whole, manifest=hashlib.sha256(body).hexdigest()
+        job=job,
+        masks=hashlib.sha256(json.dumps(masks).encode()).hexdigest(),
+        whole=whole,
+        manifest=hashlib.sha256(body).hexdigest(),
+        attempt=manifest.attempt,
+        folders=tuple(sorted({file.key.removesuffix(f"/{file.name}").removeprefix(own) for file in manifest.files})),
     )
 
 

@@ -82,13 +82,18 @@ class Notified(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored(Sight):
-    """What the store held of a job.  masks, manifest: digests.  whole: each object of the manifest has its digest."""
+    """What the store held of a job.
+
+    masks, manifest: digests; empty without a manifest.  whole: each object of the manifest has its digest.
+    attempt: the one that the manifest names.  folders: those in which its objects are, below the job's own.
+    """
 
     job: str
-    manifests: int
     masks: str = ""
     whole: bool = True
     manifest: str = ""
+    attempt: int = 0
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +186,7 @@ def read_history(lines: Iterable[str]) -> tuple[Sight, ...]:
     """Read the log's lines back, in the order in which they were written."""
 
     def parsed(line: str) -> Sight:
-        fields = json.loads(line)
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(line).items()}
         return _SIGHTS[fields.pop("saw")](**fields)
 
     return tuple(parsed(line) for line in lines)

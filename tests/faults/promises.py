@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class _Trial:
         return (job for job in self.accepted if self.end_of(job) not in {"", "absent", *ENDED})
 
     def doubled(self) -> Iterator[str]:
-        """An end that was seen twice: two states, two webhooks' ids, two manifests, or counted twice."""
+        """An end that was seen twice: in two states, under two webhooks' ids, with two manifests."""
         for job in self.accepted:
             ends = {sight.status for sight in self.shown[job] if sight.status in ENDED}
             told = [sight for sight in self.notified[job] if sight.event != STARTED]
@@ -137,8 +138,8 @@ class _Trial:
                     yield f"the {what} of {job} was told under several ids: {', '.join(sorted(ids))}"
                 elif len({sight.body for sight in sights}) > 1:
                     yield f"the {what} of {job} was told in different words"
-            if (job in self.stored and self.stored[job].manifests > 1) or len(self.manifests[job]) > 1:
-                yield f"{job} has several manifests"
+            if len(self.manifests[job]) > 1:
+                yield f"{job} had several manifests, one after the other"
 
     def changed(self) -> Iterator[str]:
         """A state that came after the end, or one that was sent again to who had seen it.
@@ -162,8 +163,12 @@ class _Trial:
             if self.end_of(job) != "succeeded":
                 continue
             stored = self.stored.get(job)
-            if stored is None or stored.manifests == 0:
+            if stored is None or not stored.manifest:
                 yield f"{job} succeeded without a manifest"
+            elif stored.attempt not in {attempt.number for attempt in self.attempts[job]}:
+                yield f"{job} has the manifest of attempt {stored.attempt}, which the ledger does not know"
+            elif not _is_of_one_attempt(stored):
+                yield f"{job} has the manifest of attempt {stored.attempt}, with objects of {', '.join(stored.folders)}"
             elif not stored.whole:
                 yield f"{job} has a manifest whose objects are not what it says"
             elif stored.masks != self.references.get(accepted.kind):
@@ -227,6 +232,11 @@ class _Trial:
         ended = sum(self.counted.totals.get(status, 0) for status in ENDED)
         if ended != created:
             yield f"{ended} ends were counted for {created} jobs"
+
+
+def _is_of_one_attempt(stored: Stored) -> bool:
+    """Whether all of a manifest's objects are in one folder, and that is of the attempt that it names."""
+    return len(stored.folders) == 1 and bool(re.fullmatch(rf"attempt-{stored.attempt}-\d+", stored.folders[0]))
 
 
 def _code(attempt: Attempted) -> str:

@@ -33,13 +33,15 @@ FAILED = Shown(at=4, job="a", status="failed", error="attempts_exhausted")
 TOLD = Notified(at=5, job="a", webhook_id="msg_a_1", status="succeeded", answered=204)
 BEGUN = Notified(at=3, job="a", webhook_id="msg_a_1_started", status="processing", answered=204, event="job.started")
 TOLD_FAILED = replace(TOLD, status="failed")
-STORED = Stored(at=6, job="a", manifests=1, masks="digest", manifest="first")
+STORED = Stored(at=6, job="a", masks="digest", manifest="first", attempt=2, folders=("attempt-2-3",))
 REFERENCE = Reference(at=0, kind="box", masks="digest")
 COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
 BROKEN_OFF = Attempted(at=7, job="a", number=3, worker="node-1", started=2, ended=4, outcome="attempts_exhausted")
+FIRST = Attempted(at=7, job="a", number=1, worker="node-1", started=2, ended=3, outcome="lease_ran_out")
+SECOND = replace(FIRST, number=2, worker="node-2", started=3, ended=4, outcome="succeeded")
 KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker", acted=True, node="node-1")
 RESTARTED = Broke(at=3, name="redis killed", until=3.5, harms="redis", acted=True)
-GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, COUNTED)
+GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED)
 
 
 def followed(*sights: Shown) -> tuple[Shown, ...]:
@@ -49,6 +51,10 @@ def followed(*sights: Shown) -> tuple[Shown, ...]:
 
 def without(*sights: Sight) -> tuple[Sight, ...]:
     return tuple(sight for sight in GOOD if sight not in sights)
+
+
+#: A job that ended as failed; what became of its attempts is to be added.
+FAILING = (*without(SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED), FAILED, TOLD_FAILED)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +73,11 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
         # Who follows its stream is told later than who asks.
         (*GOOD, *followed(QUEUED, PROCESSING, SUCCEEDED)),
         # All attempts met a fault that kills workers.
-        (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, KILLED),
+        (*FAILING, BROKEN_OFF, KILLED),
         # Or one of Redis, which every node meets, and some time later still.
-        (*without(SUCCEEDED, TOLD, STORED, COUNTED), FAILED, TOLD_FAILED, BROKEN_OFF, RESTARTED),
+        (*FAILING, BROKEN_OFF, RESTARTED),
         (
-            *without(SUCCEEDED, TOLD, STORED, COUNTED),
-            FAILED,
-            TOLD_FAILED,
+            *FAILING,
             replace(BROKEN_OFF, started=30, ended=40),
             RESTARTED,
         ),
@@ -107,19 +111,30 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, replace(TOLD, body="others")), "the end of a was told in different words"),
         ((*GOOD, BEGUN, replace(BEGUN, webhook_id="msg_a_2_started")), "the start of a was told under several ids"),
         ((*without(TOLD), BEGUN), "the end of a was never told"),
-        ((*without(STORED), replace(STORED, manifests=2)), "a has several manifests"),
-        ((*GOOD, replace(STORED, manifest="second")), "a has several manifests"),
+        ((*GOOD, replace(STORED, manifest="second")), "a had several manifests"),
         ((*without(STORED),), "a succeeded without a manifest"),
+        ((*without(STORED), Stored(at=6, job="a")), "a succeeded without a manifest"),
+        ((*without(STORED), replace(STORED, attempt=4, folders=("attempt-4-7",))), "attempt 4, which the ledger does"),
+        ((*without(SECOND),), "attempt 2, which the ledger does not know"),
+        ((*without(STORED), replace(STORED, folders=("attempt-1-1",))), "attempt 2, with objects of attempt-1-1"),
+        (
+            (*without(STORED), replace(STORED, folders=("attempt-1-1", "attempt-2-3"))),
+            "with objects of attempt-1-1, at",
+        ),
+        (
+            (*without(STORED), replace(STORED, folders=("attempt-2-3", "attempt-2-5"))),
+            "with objects of attempt-2-3, at",
+        ),
         ((*without(STORED), replace(STORED, whole=False)), "a has a manifest whose objects are not what it says"),
         ((*without(STORED), replace(STORED, masks="others")), "a has other masks"),
         ((*without(TOLD),), "the end of a was never told"),
         ((*without(TOLD), replace(TOLD, answered=500)), "the end of a was never told"),
         ((*GOOD, replace(TOLD, signed=False)), "a signature that does not hold"),
-        ((*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF), "a ended as failed .*, which no fault explains"),
+        ((*FAILING, BROKEN_OFF), "a ended as failed .*, which no fault explains"),
         # No fault explains it that was on another node, found nothing to break, harms no lease, or came too late …
         *(
             (
-                (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, BROKEN_OFF, fault),
+                (*FAILING, BROKEN_OFF, fault),
                 "a ended as failed .*, which no fault explains",
             )
             for fault in (
@@ -133,7 +148,7 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         # … or whose aftermath was over, on its own node and elsewhere.
         *(
             (
-                (*without(SUCCEEDED, TOLD), FAILED, TOLD_FAILED, replace(BROKEN_OFF, started=40, ended=60), fault),
+                (*FAILING, replace(BROKEN_OFF, started=40, ended=60), fault),
                 "a ended as failed .*, which no fault explains",
             )
             for fault in (replace(KILLED, until=12), RESTARTED)
@@ -141,9 +156,7 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         # One of three attempts is not explained.
         (
             (
-                *without(SUCCEEDED, TOLD),
-                FAILED,
-                TOLD_FAILED,
+                *FAILING,
                 replace(BROKEN_OFF, number=2, worker="node-2", outcome="lease_ran_out"),
                 BROKEN_OFF,
                 KILLED,
@@ -155,7 +168,7 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*without(ACCEPTED), replace(ACCEPTED, kind=POISONED)), "a is poisoned and ended as succeeded"),
         (
             (
-                *without(ACCEPTED, SUCCEEDED, TOLD),
+                *without(ACCEPTED, SUCCEEDED, TOLD, FIRST, SECOND),
                 replace(ACCEPTED, kind=POISONED),
                 replace(FAILED, error="store_unavailable"),
                 TOLD_FAILED,

@@ -228,7 +228,7 @@ def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
 
     assert stage.fenced() > fenced
     assert (record.worker != held.node.name, record.attempt) == (True, 2)
-    assert (later.manifests, later.manifest, later.whole) == (1, seen.manifest, True)
+    assert (later.manifest, later.attempt, later.whole) == (seen.manifest, 2, True)
 
 
 @pytest.mark.parametrize("off_s", [-600, 600])
