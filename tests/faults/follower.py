@@ -22,19 +22,27 @@ AGAIN_S = 0.2
 
 def follow(lab: Laboratory, job: str, over: threading.Event) -> None:
     """Note each event of a job until its end came; come again with the last one's id when a stream breaks off."""
-    seen = ""
+    seen, streams = "", 0
     until = time.monotonic() + FOLLOWED_S
     while time.monotonic() < until and not over.is_set():
         try:
             for version, view in _events(lab, job, seen):
-                error = (view.get("error") or {}).get("code", "")
-                sight = Shown(job=job, status=view["status"], error=error, way="followed", version=int(version))
+                sight = Shown(
+                    job=job,
+                    status=view["status"],
+                    error=(view.get("error") or {}).get("code", ""),
+                    way="followed",
+                    version=int(version),
+                    place=view.get("queue_position"),
+                    stream=streams,
+                )
                 lab.history.note(sight)
                 seen = version
                 if view["status"] in ENDED:
                     return
         except requests.RequestException:
             pass  # the API was killed, or Redis is away
+        streams += 1
         over.wait(AGAIN_S)
 
 

@@ -50,7 +50,8 @@ class Refused(Sight):
 class Shown(Sight):
     """A job's state as the API showed it; ``absent`` when the API knew no such job.
 
-    way: ``asked`` for it, or ``followed`` its stream of events.  version: the event's id.
+    way: ``asked`` for it, or ``followed`` its events.  version: the event's id.  place: in the queue, None for none.
+    stream: how many streams of this job were read before.
     """
 
     job: str
@@ -58,6 +59,8 @@ class Shown(Sight):
     error: str = ""
     way: str = "asked"
     version: int = 0
+    place: int | None = None
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.faults.history import (
     Accepted,
@@ -142,21 +143,25 @@ class _Trial:
                 yield f"{job} had several manifests, one after the other"
 
     def changed(self) -> Iterator[str]:
-        """A state that came after the end, or one that was sent again to who had seen it.
+        """A state that came after the end; or an event that tells nothing new to who follows the job.
 
-        Each way of looking is in order by itself; two of them see a change at different times.
+        Each way of looking is in order by itself; two of them see a change at different times.  A version is sent once,
+        however often its stream breaks off: who comes back says which one it has.  A job that waits is sent again as
+        its place moves, under the version that it had; so it may come back to a place that a stream before showed.
         """
         for job in self.accepted:
             for way in ("asked", "followed"):
-                ended, version = False, -1
-                for sight in (sight for sight in self.shown[job] if sight.way == way):
-                    if ended and sight.status not in ENDED:
-                        yield f"{job} was {sight.status} after its end"
-                        break
-                    if way == "followed" and sight.version < version:
-                        yield f"{job} went back from version {version} to {sight.version}"
-                        break
-                    ended, version = ended or sight.status in ENDED, sight.version
+                sights = [sight for sight in self.shown[job] if sight.way == way]
+                ended = next((number for number, sight in enumerate(sights) if sight.status in ENDED), len(sights))
+                if late := [sight for sight in sights[ended:] if sight.status not in ENDED]:
+                    yield f"{job} was {late[0].status} after its end"
+            followed = [sight for sight in self.shown[job] if sight.way == "followed"]
+            for before, sight in pairwise(followed):
+                if sight.version < before.version:
+                    yield f"{job} went back from version {before.version} to {sight.version}"
+                moved = sight.status == "queued" and (sight.place, sight.stream) != (before.place, before.stream)
+                if sight.version == before.version and not moved:
+                    yield f"version {sight.version} of {job} was sent twice to who had seen it"
 
     def wrong_results(self) -> Iterator[str]:
         for job, accepted in self.accepted.items():

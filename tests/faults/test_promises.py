@@ -49,6 +49,11 @@ def followed(*sights: Shown) -> tuple[Shown, ...]:
     return tuple(replace(sight, way="followed", version=version) for version, sight in enumerate(sights))
 
 
+def waiting(*places: tuple[int, int]) -> tuple[Shown, ...]:
+    """One version of a job that waits, as events: each its place in the queue, and the number of its stream."""
+    return tuple(replace(QUEUED, way="followed", version=1, place=place, stream=stream) for place, stream in places)
+
+
 def without(*sights: Sight) -> tuple[Sight, ...]:
     return tuple(sight for sight in GOOD if sight not in sights)
 
@@ -72,6 +77,8 @@ FAILING = (*without(SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED), FAILED, TO
         (Refused(key="k", status=503, code="queue_unavailable"), Refused(key="k", status=0, code=""), *GOOD, ACCEPTED),
         # Who follows its stream is told later than who asks.
         (*GOOD, *followed(QUEUED, PROCESSING, SUCCEEDED)),
+        # While a job waits, its place is sent as it moves; a stream that was lost may have sent another meanwhile.
+        (*GOOD, *waiting((3, 0), (2, 0), (4, 0), (3, 1), (3, 2))),
         # All attempts met a fault that kills workers.
         (*FAILING, BROKEN_OFF, KILLED),
         # Or one of Redis, which every node meets, and some time later still.
@@ -107,6 +114,10 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, PROCESSING, SUCCEEDED), "a was processing after its end"),
         ((*GOOD, *followed(SUCCEEDED, PROCESSING)), "a was processing after its end"),
         ((*GOOD, *followed(PROCESSING, QUEUED)[::-1]), "a went back from version 1 to 0"),
+        ((*GOOD, *followed(PROCESSING), *followed(PROCESSING)), "version 0 of a was sent twice"),
+        ((*GOOD, *followed(PROCESSING), replace(followed(PROCESSING)[0], stream=1)), "version 0 of a was sent twice"),
+        ((*GOOD, *followed(SUCCEEDED), replace(followed(SUCCEEDED)[0], stream=1)), "version 0 of a was sent twice"),
+        ((*GOOD, *waiting((3, 0), (3, 0))), "version 1 of a was sent twice"),
         ((*GOOD, replace(TOLD, webhook_id="msg_a_2")), "the end of a was told under several ids"),
         ((*GOOD, replace(TOLD, body="others")), "the end of a was told in different words"),
         ((*GOOD, BEGUN, replace(BEGUN, webhook_id="msg_a_2_started")), "the start of a was told under several ids"),
