@@ -25,7 +25,7 @@ SCHEMA = 1
 #: An upgrade that was killed holds the next one up for this long; above the time that a step takes.
 LOCK_S = 600.0
 
-log = get_logger()
+logger = get_logger()
 
 
 class Schema:
@@ -54,7 +54,7 @@ def check_at_start(settings: SharedSettings) -> None:
     except LedgerVersion as error:
         raise SystemExit(str(error)) from error
     except QueueUnavailable:
-        log.warning("ledger_version_not_checked")
+        logger.warning("ledger_version_not_checked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration
                     migration.run(client)
                     check_turn()
                     client.set("mf:schema", migration.version)
-                log.info("ledger_upgraded", version=migration.version)
+                logger.info("ledger_upgraded", version=migration.version)
             yield migration
 
 

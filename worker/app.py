@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from celery import shared_task
+from celery import current_app, shared_task
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from jobs.connection import connect
@@ -25,6 +27,7 @@ from worker.child import WorkerChild
 from worker.health import serve_health
 
 if TYPE_CHECKING:
+    from worker.artifacts import SegmentStep
     from worker.attempt import Workbench
 
 logger = get_logger()
@@ -55,7 +58,8 @@ def load(**_: object) -> None:
     global _child
     settings = WorkerSettings()
     try:
-        _child = WorkerChild(make_workbench(settings), Roster(connect(settings)), Publisher(settings))
+        bench = current_app.conf.make_workbench(settings)
+        _child = WorkerChild(bench, Roster(connect(settings)), Publisher(settings))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
         logger.error("model_not_loaded", model=settings.model, code=code, detail=detail)
@@ -89,31 +93,42 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile what follows it."""
     import torch
 
-    from jobs.storage import Store
     from worker import masks
-    from worker.attempt import Workbench
-    from worker.egress import egress_session
+    from worker.formats import segment_and_format
     from worker.model import load_model
-    from worker.sandbox import Sandbox
 
     started = time.monotonic()
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    bench = Workbench(
-        ledger=Ledger(connect(settings), settings.retention_s),
-        store=Store(settings),
-        egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
-        sandbox=Sandbox(),
-        model=load_model(settings.model, settings.device, settings.precision),
-        settings=settings,
-    )
+    model = load_model(settings.model, settings.device, settings.precision)
     masks.warm_up()
+    bench = workbench_for(partial(segment_and_format, model), settings)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 
 
-def main() -> None:
-    """Run a node until it is told to stop."""
+def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
+    """Connect to the services; a worker without torch is one whose ``segment`` needs none."""
+    from jobs.storage import Store
+    from worker.attempt import Workbench
+    from worker.egress import egress_session
+    from worker.sandbox import Sandbox
+
+    return Workbench(
+        ledger=Ledger(connect(settings), settings.retention_s),
+        store=Store(settings),
+        egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
+        sandbox=Sandbox(),
+        segment=segment,
+        settings=settings,
+    )
+
+
+def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench) -> None:
+    """Run a node until it is told to stop.
+
+    make_workbench: a module's function, called in the child process, which finds it by its name.
+    """
     settings = WorkerSettings()
     configure_logs(settings.log_level, program="worker", worker=settings.node)
     check_at_start(settings)
@@ -133,6 +148,7 @@ def main() -> None:
         task_time_limit=HARD_LIMIT_S,
         worker_send_task_events=False,
         worker_enable_remote_control=False,
+        make_workbench=make_workbench,
     )
     # Celery's own tasks would run whatever a message tells them to, of ours and of theirs.
     app.finalize()

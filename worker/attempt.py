@@ -19,13 +19,12 @@ from jobs.settings import WorkerSettings
 from jobs.status import Stage
 from jobs.storage import Store
 from jobs.transitions import Reply
+from worker.artifacts import SegmentStep
 from worker.device import is_lost_device, is_out_of_memory
 from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
-from worker.model import SegmentationModel
 from worker.results import earlier_result, write_result
 from worker.retry import GiveUp, Patience, TryAgain, decide
 from worker.sandbox import Sandbox
-from worker.segment import segment
 from worker.sources import fetch_image, fetch_mask_inputs
 
 logger = get_logger()
@@ -36,13 +35,13 @@ FINISH_PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """What a worker process holds between jobs."""
+    """What a worker process holds between jobs.  segment: has the model, and is the one part that needs torch."""
 
     ledger: Ledger
     store: Store
     egress: requests.Session
     sandbox: Sandbox
-    model: SegmentationModel
+    segment: SegmentStep
     settings: WorkerSettings
 
 
@@ -84,10 +83,10 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     photo = bench.sandbox.decode(data, bench.settings.max_image_pixels, lease.check)
     del data  # up to max_image_bytes, which the masks need not wait beside
     fetch_s = time.monotonic() - started
-    segmentation = segment(photo, record.spec, bench.model, lease, mask_inputs)
+    segmented = bench.segment(photo, record.spec, lease, mask_inputs)
     lease.stage(Stage.WRITING)
     model = bench.settings.model_name
-    return write_result(record, photo, segmentation, bench.store, lease, model=model, fetch_s=fetch_s)
+    return write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
 
 
 def _what_broke(error: Exception) -> AttemptFailed:

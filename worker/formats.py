@@ -5,31 +5,56 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 from PIL import Image
 
 from jobs.errors import InvalidRequest
-from jobs.record import Spec
+from jobs.manifest import MaskSummary
+from jobs.record import Metrics, Spec
 from jobs.spec import Output
+from worker.artifacts import Artifact, Segmented
 from worker.images import Photo
 from worker.logits import LOGITS_FOLDER, write_logits
 from worker.masks import Mask, decode_rle
+from worker.model import SegmentationModel
 from worker.overlay import draw_overlay
-from worker.segment import Segmentation
+from worker.prompts import MaskInputs
+from worker.segment import Segmentation, segment
+from worker.work import Watch
 
 #: Ids that a 16-bit label map has beside 0, the background.
 MAX_LABELS = 65_535
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """One file of a result.  name: its path below the result's own place."""
-
-    name: str
-    content_type: str
-    data: bytes
+def segment_and_format(
+    model: SegmentationModel, photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs
+) -> Segmented:
+    """Segment a photo as a job asks; the files that it wants of it are made one at a time, as they are written."""
+    segmentation = segment(photo, spec, model, watch, mask_inputs)
+    return Segmented(
+        masks=tuple(
+            MaskSummary(
+                area=mask.area,
+                bbox=mask.bbox_xywh,
+                predicted_iou=mask.predicted_iou,
+                stability_score=mask.stability_score,
+                prompt=mask.prompt,
+                candidate=mask.candidate,
+            )
+            for mask in segmentation.masks
+        ),
+        metrics=Metrics(
+            embed_s=segmentation.metrics.embed_s,
+            decode_s=segmentation.metrics.decode_s,
+            points=segmentation.metrics.points,
+            points_per_batch=segmentation.metrics.points_per_batch,
+            decoded_again=segmentation.metrics.decoded_again,
+            decoded_again_exactly=segmentation.metrics.decoded_again_exactly,
+        ),
+        artifacts=make_artifacts(photo, spec, segmentation),
+    )
 
 
 def make_artifacts(

@@ -7,19 +7,18 @@ import time
 from datetime import UTC, datetime
 
 from jobs.errors import NotFound
-from jobs.manifest import Manifest, ManifestFile, MaskSummary
-from jobs.record import JobRecord, Metrics, ResultSummary
+from jobs.manifest import Manifest, ManifestFile
+from jobs.record import JobRecord, ResultSummary
 from jobs.storage import Store, attempt_prefix, result_prefix
-from worker.formats import make_artifacts
+from worker.artifacts import Segmented
 from worker.images import Photo
 from worker.lease import Lease
-from worker.segment import Segmentation
 
 
 def write_result(
     record: JobRecord,
     photo: Photo,
-    segmentation: Segmentation,
+    segmented: Segmented,
     store: Store,
     lease: Lease,
     *,
@@ -34,7 +33,7 @@ def write_result(
     started = time.monotonic()
     prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence)
     files = []
-    for artifact in make_artifacts(photo, record.spec, segmentation):
+    for artifact in segmented.artifacts:
         key = f"{prefix}/{artifact.name}"
         store.put(key, artifact.data, artifact.content_type)
         files.append(
@@ -56,28 +55,9 @@ def write_result(
         created_at=datetime.now(UTC),
         image_width=width,
         image_height=height,
-        masks=tuple(
-            MaskSummary(
-                area=mask.area,
-                bbox=mask.bbox_xywh,
-                predicted_iou=mask.predicted_iou,
-                stability_score=mask.stability_score,
-                prompt=mask.prompt,
-                candidate=mask.candidate,
-            )
-            for mask in segmentation.masks
-        ),
+        masks=segmented.masks,
         files=tuple(files),
-        metrics=Metrics(
-            fetch_s=fetch_s,
-            embed_s=segmentation.metrics.embed_s,
-            decode_s=segmentation.metrics.decode_s,
-            write_s=time.monotonic() - started,
-            points=segmentation.metrics.points,
-            points_per_batch=segmentation.metrics.points_per_batch,
-            decoded_again=segmentation.metrics.decoded_again,
-            decoded_again_exactly=segmentation.metrics.decoded_again_exactly,
-        ),
+        metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),
     )
     body = manifest.model_dump_json(indent=2, exclude_none=True).encode()
     if not store.put_once(_manifest_key(record), body, "application/json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 import requests
@@ -17,7 +18,9 @@ from jobs.spec import ImageSource
 from jobs.storage import ObjectDenied, Store, allowed_object, result_prefix, upload_key
 from worker.egress import MAX_REDIRECTS
 from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
-from worker.prompts import MaskInputs
+
+if TYPE_CHECKING:
+    from worker.prompts import MaskInputs
 
 _CHUNK = 1 << 20
 

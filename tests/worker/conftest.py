@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jobs.storage import Store
 from tests.conftest import PHOTOS_BUCKET
 from worker.attempt import Workbench
 from worker.egress import egress_session
+from worker.formats import segment_and_format
 from worker.images import Photo, decode_photo
 from worker.model import SegmentationModel, load_model
 from worker.sandbox import Sandbox
@@ -91,4 +93,5 @@ def bench(
     ledger: Ledger, store: Store, sandbox: Sandbox, model: SegmentationModel, worker_settings: WorkerSettings
 ) -> Workbench:
     """What a worker process holds."""
-    return Workbench(ledger, store, egress_session(allow_private=True), sandbox, model, worker_settings)
+    segment = partial(segment_and_format, model)
+    return Workbench(ledger, store, egress_session(allow_private=True), sandbox, segment, worker_settings)

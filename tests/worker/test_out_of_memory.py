@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from jobs.status import Status
 from jobs.transitions import NewJobs
 from worker.attempt import Workbench, attempt_job
 from worker.decoder import Candidates
+from worker.formats import segment_and_format
+from worker.model import SegmentationModel
 from worker.prompts import PromptBatch
 
 SPEC = (
@@ -21,9 +24,9 @@ SPEC = (
 )
 
 
-def with_memory_for(bench: Workbench, points: int) -> Workbench:
+def with_memory_for(bench: Workbench, model: SegmentationModel, points: int) -> Workbench:
     """The workbench, with a model that decodes so many points at once and no more."""
-    family = copy.copy(bench.model.family)
+    family = copy.copy(model.family)
 
     class Short(type(family)):  # type: ignore[misc]
         def decode(self, embedding: object, prompts: PromptBatch, **asked: bool) -> Candidates:
@@ -32,7 +35,8 @@ def with_memory_for(bench: Workbench, points: int) -> Workbench:
             return super().decode(embedding, prompts, **asked)
 
     family.__class__ = Short
-    return dataclasses.replace(bench, model=dataclasses.replace(bench.model, family=family))
+    short = dataclasses.replace(model, family=family)
+    return dataclasses.replace(bench, segment=partial(segment_and_format, short))
 
 
 @pytest.fixture
@@ -44,9 +48,9 @@ def job_id(bench: Workbench, coins: bytes) -> str:
 
 @pytest.mark.parametrize(("points", "said"), [(16, 16), (5, 4), (1, 1)])
 def test_the_manifest_says_how_many_points_were_decoded_at_once(
-    bench: Workbench, job_id: str, points: int, said: int
+    bench: Workbench, model: SegmentationModel, job_id: str, points: int, said: int
 ) -> None:
-    attempt_job(job_id, with_memory_for(bench, points))
+    attempt_job(job_id, with_memory_for(bench, model, points))
 
     record = bench.ledger.read(job_id)
     assert record is not None
@@ -55,9 +59,9 @@ def test_the_manifest_says_how_many_points_were_decoded_at_once(
     assert (record.status, manifest.metrics.points_per_batch, manifest.metrics.points) == (Status.SUCCEEDED, said, 16)
 
 
-def test_a_job_that_no_memory_holds_fails_by_that_code(bench: Workbench, job_id: str) -> None:
+def test_a_job_that_no_memory_holds_fails_by_that_code(bench: Workbench, model: SegmentationModel, job_id: str) -> None:
     for _ in range(bench.settings.max_attempts):
-        attempt_job(job_id, with_memory_for(bench, 0))
+        attempt_job(job_id, with_memory_for(bench, model, 0))
 
     record = bench.ledger.read(job_id)
     assert record is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.conftest import PHOTOS_BUCKET
 from tests.worker.checkpoints import LOW, save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, points
 from worker.attempt import Workbench, attempt_job
-from worker.formats import make_artifacts
+from worker.formats import make_artifacts, segment_and_format
 from worker.images import Photo, decode_photo
 from worker.logits import MAX_FILE_BYTES, read_logits, write_logits
 from worker.masks import decode_rle
@@ -185,7 +186,7 @@ def test_what_is_no_file_of_logits_is_refused(data: bytes, fault: str) -> None:
 
 def test_a_second_job_refines_a_mask_of_the_first(bench: Workbench, repository: Path, tmp_path: Path) -> None:
     model = load_model(save_tiny("sam", tmp_path), "cpu")  # the demo checkpoint takes no notice of masks
-    bench = dataclasses.replace(bench, model=model)
+    bench = dataclasses.replace(bench, segment=partial(segment_and_format, model))
     photo = (repository / "examples" / "coins.png").read_bytes()
     first = _run(bench, photo, "ant", [_bare(BOX), _bare(BOX_AND_POINT)], outputs=["logits", "coco"])
     again = {**BOX, "mask_input": {"job_id": first.id, "mask": 1}}
