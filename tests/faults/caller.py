@@ -10,11 +10,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import requests
 
@@ -23,7 +23,7 @@ from jobs.manifest import Manifest
 from jobs.storage import Store, result_prefix
 from tests.faults.faults import Held
 from tests.faults.follower import follow
-from tests.faults.history import Accepted, CancelAsked, Reference, Refused, Shown, Stored
+from tests.faults.history import Accepted, BatchAccepted, BatchShown, CancelAsked, Reference, Refused, Shown, Stored
 from tests.faults.laboratory import MODEL, STAND_IN, TENANT, Laboratory
 from tests.faults.promises import DEVICE_LOST, ENDED, HUNG, POISONED, TOO_LONG
 from tests.scenes import plain_scene
@@ -47,6 +47,8 @@ ONCE = {POISONED: 0.25, HUNG: 0.4, DEVICE_LOST: 0.55}
 HOLD_S = 15.0
 #: So many of the jobs are sent twice at once under one key, and so many canceled soon after.
 TWINS, CANCELS = 0.05, 0.03
+#: So many of the sends are a batch, of so many images.
+BATCHES, IMAGES = 0.04, (2, 5)
 SENDERS, FOLLOWERS = 6, 2
 AGAIN_S = 0.3
 
@@ -64,6 +66,7 @@ class Callers:
         self._open: dict[str, str] = {}  # job → kind
         self._ended: list[str] = []
         self._followed: set[str] = set()
+        self._batches: set[str] = set()
 
     def spec(self, kind: str) -> dict[str, Any]:
         """Make the body of a job of a kind."""
@@ -102,23 +105,48 @@ class Callers:
     def send(self, kind: str, *, key: str | None = None) -> str:
         """Send a job until it is accepted, under one key; give its id."""
         key = key or uuid.uuid4().hex
+        job = str(self._accepted("/v1/jobs", self._body(kind, key), key)["id"])
+        self._note_accepted(Accepted(key=key, job=job, kind=kind))
+        return job
+
+    def send_batch(self, kind: str, images: int, *, key: str | None = None) -> str:
+        """Send a batch, of the same image so often, until it is accepted, under one key; give its id."""
+        key = key or uuid.uuid4().hex
+        body = self._body(kind, key)
+        body["images"] = [body.pop("image")] * images
+        body["webhook"]["events"].append("completed")
+        view = self._accepted("/v1/batches", body, key)
+        batch, jobs = str(view["id"]), tuple(view["job_ids"])
+        self._lab.history.note(BatchAccepted(key=key, batch=batch, images=images, jobs=jobs))
+        with self._news:
+            self._batches.add(batch)
+        for number, job in enumerate(jobs):
+            self._note_accepted(Accepted(key=f"{key} {number}", job=job, kind=kind, batch=batch))
+        return batch
+
+    def _body(self, kind: str, key: str) -> dict[str, Any]:
         body = self.spec(kind)
         body["webhook"]["url"] += f"/{key}"  # an endpoint of its own: who answers 410 wants this job's no more
+        return body
+
+    def _accepted(self, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+        """Send until it is accepted; give the answer."""
         while True:
             try:
-                answer = self._lab.ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key})
+                answer = self._lab.ask("POST", path, json=body, headers={"Idempotency-Key": key})
             except requests.RequestException:
                 self._lab.history.note(Refused(key=key, status=0, code=""))
             else:
                 if answer.status_code == 202:
-                    job = str(answer.json()["id"])
-                    self._lab.history.note(Accepted(key=key, job=job, kind=kind))
-                    with self._news:
-                        self._open.setdefault(job, kind)
-                    return job
+                    return cast("dict[str, Any]", answer.json())
                 self._lab.history.note(Refused(key=key, status=answer.status_code, code=_code(answer)))
             if self._over.wait(AGAIN_S):
                 raise RuntimeError("the run is over and a job was not accepted")
+
+    def _note_accepted(self, sight: Accepted) -> None:
+        self._lab.history.note(sight)
+        with self._news:
+            self._open.setdefault(sight.job, sight.kind)
 
     def hold(self, model: str = "") -> Held | None:
         """Send a job that lasts for a second or more; give the node that is at it."""
@@ -144,7 +172,7 @@ class Callers:
         began = time.monotonic()
         once = {int(part * jobs): kind for kind, part in ONCE.items()}
         with ThreadPoolExecutor(SENDERS) as senders:
-            sent = []
+            sent: list[Future[Any]] = []
             for number in count():
                 if number >= jobs and over.is_set():
                     break
@@ -158,6 +186,10 @@ class Callers:
                     sent.append(senders.submit(self.send, kind, key=key))
                 elif draw < TWINS + CANCELS:
                     sent.append(senders.submit(self._send_and_cancel, kind))
+                elif draw < TWINS + CANCELS + BATCHES and number not in once:
+                    images, key = self._random.randint(*IMAGES), uuid.uuid4().hex
+                    for _ in range(self._random.choice((1, 2))):  # a twin may come, too
+                        sent.append(senders.submit(self.send_batch, kind, images, key=key))
                 else:
                     sent.append(senders.submit(self.send, kind))
             for future in sent:
@@ -184,9 +216,11 @@ class Callers:
             return len(self._open)
 
     def look_at_all(self) -> None:
-        """Look once more at each job, when all is over."""
+        """Look once more at each job and each batch, when all is over."""
         with self._news:
-            jobs = [*self._open, *self._ended]
+            jobs, batches = [*self._open, *self._ended], sorted(self._batches)
+        for batch in batches:
+            self._look_at_batch(batch)
         for job in jobs:
             self._look(job)
             self._lab.history.note(stored(self._lab.store, job))
@@ -243,6 +277,16 @@ class Callers:
             if ended and view["status"] == "succeeded":
                 with suppress(JobError):  # the store is away; it is looked at once more in the end
                     self._lab.history.note(stored(self._lab.store, job))
+
+    def _look_at_batch(self, batch: str) -> None:
+        answer = self._lab.ask("GET", f"/v1/batches/{batch}")
+        if answer.status_code == 404:
+            self._lab.history.note(BatchShown(batch=batch, status="absent"))
+            return
+        answer.raise_for_status()
+        view = answer.json()
+        sight = BatchShown(batch=batch, status=view["status"], jobs=tuple(view["job_ids"]), counts=view["counts"])
+        self._lab.history.note(sight)
 
 
 def stored(store: Store, job: str) -> Stored:

@@ -29,12 +29,36 @@ class Reference(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted(Sight):
-    """A 202.  key: the Idempotency-Key that it was sent with.  hooked: a webhook was asked for."""
+    """A 202.  key: the Idempotency-Key that it was sent with.  hooked: a webhook was asked for.
+
+    batch: the one that the job is part of; then the key has the number of its image, too.
+    """
 
     key: str
     job: str
     kind: str
     hooked: bool = True
+    batch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAccepted(Sight):
+    """A 202 to a batch of so many images.  jobs: those that it was answered with."""
+
+    key: str
+    batch: str
+    images: int
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShown(Sight):
+    """A batch as the API showed it when all was over; status ``absent`` when it knew no such batch."""
+
+    batch: str
+    status: str
+    jobs: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +96,11 @@ class CancelAsked(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notified(Sight):
-    """A webhook that came in.  answered: the status it was given; 0 when it was let to time out.  body: a digest."""
+    """A webhook that came in.
+
+    job: what it tells of, a job or a batch.  answered: the status it was given; 0 when it was let to time out.
+    body: a digest.  counts: how many jobs of a batch ended in each way.
+    """
 
     job: str
     webhook_id: str
@@ -81,6 +109,7 @@ class Notified(Sight):
     signed: bool = True
     event: str = ""
     body: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +177,8 @@ _SIGHTS = {
     for kind in (
         Reference,
         Accepted,
+        BatchAccepted,
+        BatchShown,
         Refused,
         Shown,
         CancelAsked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +11,8 @@ from itertools import pairwise
 from tests.faults.history import (
     Accepted,
     Attempted,
+    BatchAccepted,
+    BatchShown,
     Broke,
     CancelAsked,
     Counted,
@@ -50,11 +52,15 @@ AFTERMATH_S = {"worker": 5.0, "redis": 30.0, "store": 30.0, "nothing": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a history comes to.  Each entry of ``broken`` is one promise that was not kept, in words."""
+    """What a history comes to.  Each entry of ``broken`` is one promise that was not kept, in words.
+
+    untold: jobs and batches that ended, and whose end no receiver was told.
+    """
 
     lost: tuple[str, ...]
     doubled: tuple[str, ...]
     stuck: tuple[str, ...]
+    untold: tuple[str, ...]
     broken: tuple[str, ...]
 
     @property
@@ -66,20 +72,22 @@ def check(history: Sequence[Sight]) -> Verdict:
     """Hold a history against the promises."""
     trial = _Trial(history)
     lost, stuck = tuple(trial.lost()), tuple(trial.stuck())
-    doubled = tuple(trial.doubled())
+    doubled, untold = tuple(trial.doubled()), tuple(trial.untold())
     broken = (
         *(f"{job} was accepted and is gone" for job in lost),
         *(f"{job} was accepted and never ended" for job in stuck),
         *doubled,
+        *trial.torn_batches(),
         *trial.changed(),
         *trial.wrong_results(),
-        *trial.untold(),
+        *(f"the end of {subject} was never told" for subject in untold),
+        *trial.badly_signed(),
         *trial.unexplained_failures(),
-        *trial.keys_with_several_jobs(),
+        *trial.keys_that_stand_for_several(),
         *trial.leftovers(),
         *trial.wrong_counts(),
     )
-    return Verdict(lost, doubled, stuck, broken)
+    return Verdict(lost, doubled, stuck, untold, broken)
 
 
 class _Trial:
@@ -97,9 +105,13 @@ class _Trial:
         self.canceled = {sight.job for sight in history if isinstance(sight, CancelAsked)}
         self.refused = [sight for sight in history if isinstance(sight, Refused)]
         self.counted = next((sight for sight in history if isinstance(sight, Counted)), None)
+        self.batches = {sight.batch: sight for sight in history if isinstance(sight, BatchAccepted)}
+        self.batches_shown = {sight.batch: sight for sight in history if isinstance(sight, BatchShown)}
         for sight in history:
             if isinstance(sight, Accepted):
                 self.keys[sight.key].add(sight.job)
+            elif isinstance(sight, BatchAccepted):
+                self.keys[sight.key].add(sight.batch)
             elif isinstance(sight, Shown):
                 self.shown[sight.job].append(sight)
             elif isinstance(sight, Notified):
@@ -109,6 +121,9 @@ class _Trial:
                 self.manifests[sight.job] |= {sight.manifest} - {""}
             elif isinstance(sight, Attempted):
                 self.attempts[sight.job].append(sight)
+        #: The jobs and batches whose endpoint wants no more.
+        told_410 = {subject for subject, sights in self.notified.items() if any(one.answered == 410 for one in sights)}
+        self.gone = told_410 | {self.accepted[job].batch for job in told_410 & self.accepted.keys()}
 
     def end_of(self, job: str) -> str:
         """The state in which a job was last seen; empty when it was never seen."""
@@ -126,7 +141,7 @@ class _Trial:
 
     def doubled(self) -> Iterator[str]:
         """An end that was seen twice: in two states, under two webhooks' ids, with two manifests."""
-        for job in self.accepted:
+        for job in (*self.accepted, *self.batches):
             ends = {sight.status for sight in self.shown[job] if sight.status in ENDED}
             told = [sight for sight in self.notified[job] if sight.event != STARTED]
             ends |= {sight.status for sight in told}
@@ -180,16 +195,43 @@ class _Trial:
                 yield f"{job} has other masks than a job of its kind without faults"
 
     def untold(self) -> Iterator[str]:
-        """A webhook that did not arrive, though its receiver did not say 410."""
+        """Jobs and batches whose end did not arrive, though nobody at their endpoint said 410."""
+        for subject, endpoint in self._ended_and_hooked():
+            told = any(200 <= sight.answered < 300 for sight in self.notified[subject] if sight.event != STARTED)
+            if not told and endpoint not in self.gone:  # one that is gone is told of nothing more
+                yield subject
+
+    def badly_signed(self) -> Iterator[str]:
+        for subject, _ in self._ended_and_hooked():
+            if any(not sight.signed for sight in self.notified[subject]):
+                yield f"the end of {subject} was told under a signature that does not hold"
+
+    def _ended_and_hooked(self) -> Iterator[tuple[str, str]]:
+        """What has ended and asked for a webhook, and whose endpoint it named: a batch's is that of its jobs."""
         for job, accepted in self.accepted.items():
-            if not accepted.hooked or self.end_of(job) not in ENDED:
+            if accepted.hooked and self.end_of(job) in ENDED:
+                yield job, accepted.batch or job
+        for batch, accepted_batch in self.batches.items():
+            if all(self.end_of(job) in ENDED for job in accepted_batch.jobs):
+                yield batch, batch
+
+    def torn_batches(self) -> Iterator[str]:
+        """A batch of which a part was recorded, or whose counts are not how its jobs ended."""
+        for batch, accepted in self.batches.items():
+            if len(set(accepted.jobs)) != accepted.images:
+                yield f"{batch} of {accepted.images} images has {len(set(accepted.jobs))} jobs"
+            shown = self.batches_shown.get(batch)
+            if shown is None or shown.status == "absent":
+                yield f"{batch} was accepted and is gone"
                 continue
-            told = {sight.answered for sight in self.notified[job] if sight.event != STARTED}
-            gone = any(sight.answered == 410 for sight in self.notified[job])  # then it is told of nothing more
-            if not gone and not any(200 <= answer < 300 for answer in told):
-                yield f"the end of {job} was never told"
-            if any(not sight.signed for sight in self.notified[job]):
-                yield f"the end of {job} was told under a signature that does not hold"
+            if shown.jobs != accepted.jobs:
+                yield f"{batch} has other jobs than it was accepted with"
+            ends = Counter(self.end_of(job) for job in accepted.jobs)
+            if shown.status != "completed" and ends.keys() <= ENDED:
+                yield f"{batch} is {shown.status}, and all its jobs have ended"
+            for sight in (shown, *self.notified[batch]):
+                if {status: count for status, count in sight.counts.items() if count} != ends:
+                    yield f"{batch} was said to have {sight.counts}, and has {dict(ends)}"
 
     def unexplained_failures(self) -> Iterator[str]:
         for job, accepted in self.accepted.items():
@@ -216,8 +258,12 @@ class _Trial:
             if _code(attempt) in HARMS[fault.harms] and fault.node in ("", attempt.worker)
         )
 
-    def keys_with_several_jobs(self) -> Iterator[str]:
-        return (f"the key {key} stands for {len(jobs)} jobs" for key, jobs in self.keys.items() if len(jobs) > 1)
+    def keys_that_stand_for_several(self) -> Iterator[str]:
+        return (
+            f"the key {key} stands for {len(ids)}: {', '.join(sorted(ids))}"
+            for key, ids in self.keys.items()
+            if len(ids) > 1
+        )
 
     def leftovers(self) -> Iterator[str]:
         for sight in self.left:

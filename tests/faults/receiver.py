@@ -108,4 +108,5 @@ def _sight(body: bytes, headers: dict[str, str], secret: str, answered: int) -> 
         signed=signed,
         event=event.get("type", ""),
         body=hashlib.sha256(body).hexdigest(),
+        counts=data.get("counts", {}),
     )

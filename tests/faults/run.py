@@ -12,7 +12,7 @@ from typing import cast
 
 from tests.faults.caller import Callers
 from tests.faults.faults import FaultKind, Scene
-from tests.faults.history import Accepted, Attempted, Counted, LeftOver
+from tests.faults.history import Accepted, Attempted, BatchAccepted, Counted, LeftOver
 from tests.faults.laboratory import TENANT, Laboratory
 from tests.faults.promises import Verdict, check
 from tests.faults.schedule import shuffled, strike
@@ -102,7 +102,10 @@ def _deliveries(lab: Laboratory) -> int:
 def _note_ledger(lab: Laboratory) -> None:
     """Note what the ledger holds in the end: each attempt, the totals, and that nothing is left between its lists."""
     client, note = lab.redis, lab.history.note
-    accepted = {sight.job: sight.key for sight in lab.history.read() if isinstance(sight, Accepted)}
+    seen = lab.history.read()
+    accepted = {sight.job for sight in seen if isinstance(sight, Accepted)}
+    batches = {sight.batch: sight.key for sight in seen if isinstance(sight, BatchAccepted)}
+    single_keys = {sight.key for sight in seen if isinstance(sight, Accepted) and not sight.batch}
     for job in accepted:
         for view in lab.ledger.attempts(job):
             ended = view.ended_at.timestamp() if view.ended_at else None
@@ -121,7 +124,8 @@ def _note_ledger(lab: Laboratory) -> None:
     for what, found, expected in (
         ("records", len(records), len(accepted)),
         ("records that no caller knows", len(records - {f"mf:job:{job}" for job in accepted}), 0),
-        ("idempotency keys", len(keys), len(set(accepted.values()))),
+        ("batches", len(set(client.scan_iter("mf:batch:*", count=1000))), len(batches)),
+        ("idempotency keys", len(keys), len(single_keys | set(batches.values()))),
         ("the tenant's list", client.zcard(f"mf:jobs:{TENANT}"), len(accepted)),
         ("in flight", client.scard(f"mf:inflight:{TENANT}"), 0),
         ("queued", sum(client.zcard(key) for key in client.scan_iter("mf:queued:*")), 0),
@@ -138,5 +142,5 @@ def _note_ledger(lab: Laboratory) -> None:
 
 def _everlasting(lab: Laboratory) -> int:
     """Count the keys of ended jobs that would never be forgotten."""
-    patterns = ("mf:job:*", "mf:attempts:*", "mf:delivery:*", "mf:idempotency:*")
+    patterns = ("mf:job:*", "mf:batch:*", "mf:batch_jobs:*", "mf:attempts:*", "mf:delivery:*", "mf:idempotency:*")
     return sum(lab.redis.pttl(key) < 0 for pattern in patterns for key in lab.redis.scan_iter(pattern, count=1000))

@@ -11,6 +11,8 @@ import pytest
 from tests.faults.history import (
     Accepted,
     Attempted,
+    BatchAccepted,
+    BatchShown,
     Broke,
     CancelAsked,
     Counted,
@@ -61,6 +63,17 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
 #: A job that ended as failed; what became of its attempts is to be added.
 FAILING = (*without(SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED), FAILED, TOLD_FAILED)
 
+BATCH = BatchAccepted(at=1, key="all", batch="batch", images=2, jobs=("a", "b"))
+COMPLETED = BatchShown(batch="batch", status="completed", jobs=("a", "b"), counts={"succeeded": 2, "failed": 0})
+TOLD_BATCH = replace(TOLD, job="batch", webhook_id="msg_batch_1", status="completed", counts={"succeeded": 2})
+#: A second job as the first, and the batch of both.
+OF_BATCH = (
+    *(replace(sight, batch="batch") if isinstance(sight, Accepted) else sight for sight in without(COUNTED)),
+    replace(ACCEPTED, job="b", key="k 2", batch="batch"),
+    *(replace(sight, job="b") for sight in (SUCCEEDED, TOLD, STORED, FIRST, SECOND)),
+)
+GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
+
 
 @pytest.mark.parametrize(
     "history",
@@ -97,6 +110,11 @@ FAILING = (*without(SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED), FAILED, TO
             replace(TOLD, status="canceled"),
         ),
         (*GOOD, LeftOver(what="leases", found=0, expected=0)),
+        GOOD_BATCH,
+        # Its receiver failed, or wants no more of it or of its jobs, for which it is one endpoint.
+        (*GOOD_BATCH, replace(TOLD_BATCH, answered=500)),
+        (BATCH, *OF_BATCH, COMPLETED, replace(TOLD_BATCH, answered=410)),
+        (BATCH, *(sight for sight in OF_BATCH if sight != TOLD), COMPLETED, replace(TOLD, answered=410)),
     ],
 )
 def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -> None:
@@ -188,11 +206,23 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
             ),
             r"a ended as failed \(store_unavailable\), which no fault explains",
         ),
-        ((*GOOD, replace(ACCEPTED, job="b")), "the key k stands for 2 jobs"),
+        ((*GOOD, replace(ACCEPTED, job="b")), "the key k stands for 2: a, b"),
         ((*GOOD, LeftOver(what="leases", found=1, expected=0)), "leases: 1 are left"),
         ((*GOOD, Refused(key="k", status=500, code="internal_error")), "answered with 500"),
         ((*without(COUNTED), replace(COUNTED, totals={"created": 2, "succeeded": 2})), "2 jobs were created and 1"),
         ((*without(COUNTED), replace(COUNTED, totals={"created": 1, "succeeded": 2})), "2 ends were counted for 1"),
+        ((replace(BATCH, jobs=("a",)), *OF_BATCH, COMPLETED, TOLD_BATCH), "batch of 2 images has 1 jobs"),
+        ((BATCH, *OF_BATCH, TOLD_BATCH), "batch was accepted and is gone"),
+        ((BATCH, *OF_BATCH, replace(COMPLETED, status="absent"), TOLD_BATCH), "batch was accepted and is gone"),
+        ((BATCH, *OF_BATCH, replace(COMPLETED, jobs=("a", "c")), TOLD_BATCH), "batch has other jobs than it was"),
+        ((BATCH, *OF_BATCH, replace(COMPLETED, status="processing"), TOLD_BATCH), "batch is processing, and all its"),
+        ((BATCH, *OF_BATCH, replace(COMPLETED, counts={"succeeded": 1}), TOLD_BATCH), "batch was said to have .*1"),
+        ((*GOOD_BATCH, replace(TOLD_BATCH, counts={"succeeded": 1})), "batch was said to have .*1"),
+        ((*GOOD_BATCH, replace(TOLD_BATCH, webhook_id="msg_batch_2")), "the end of batch was told under several ids"),
+        ((BATCH, *OF_BATCH, COMPLETED), "the end of batch was never told"),
+        ((BATCH, *OF_BATCH, COMPLETED, replace(TOLD_BATCH, answered=500)), "the end of batch was never told"),
+        ((*GOOD_BATCH, replace(BATCH, batch="batch_2")), "the key all stands for 2: batch, batch_2"),
+        ((*(sight for sight in GOOD_BATCH if sight != replace(SUCCEEDED, job="b")),), "b was accepted and is gone"),
     ],
 )
 def test_a_broken_promise_is_found(history: tuple[Sight, ...], complaint: str) -> None:
@@ -203,7 +233,7 @@ def test_a_broken_promise_is_found(history: tuple[Sight, ...], complaint: str) -
 
 def test_a_history_reads_back_as_it_was_written(tmp_path: Path) -> None:
     with History(tmp_path / "history.jsonl") as history:
-        for sight in (*GOOD, KILLED, BROKEN_OFF):
+        for sight in (*GOOD_BATCH, KILLED, BROKEN_OFF):
             history.note(sight)
 
-    assert history.read() == (*GOOD, KILLED, BROKEN_OFF)
+    assert history.read() == (*GOOD_BATCH, KILLED, BROKEN_OFF)
