@@ -23,7 +23,7 @@ test: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
-# Jobs under faults; writes docs/chaos.md.
+# Jobs under faults; writes docs/chaos.md and the paragraph of README.md.
 JOBS ?= 2000
 SECONDS ?= 300
 SEED ?= 1

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import describe
 from tests.faults.figures import Figures, as_fields, figures
-from tests.faults.laboratory import ROOT, Laboratory
+from tests.faults.laboratory import LEASE_S, ROOT, Laboratory
 from tests.faults.plain_celery import STAND_INS, PlainFigures, run_plain
 from tests.faults.promises import Verdict
 from tests.faults.run import Plan, run
@@ -33,8 +34,13 @@ REDIS_FROZEN_S = 20.0
 @click.option("--seconds", default=300.0, show_default=True, help="Over which the jobs are sent.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where logs and histories are kept.")
-@click.option("--write/--no-write", default=True, help="Write benchmarks/results/chaos.json and docs/chaos.md.")
-def main(jobs: int, seconds: float, seed: int, folder: Path | None, *, write: bool) -> None:
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    default=ROOT,
+    help="The folder for benchmarks/results/chaos.json, docs/chaos.md and README.md.  [default: this repository]",
+)
+def main(jobs: int, seconds: float, seed: int, folder: Path | None, into: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         plan = Plan(jobs=jobs, seconds=seconds, seed=seed, faults=ALL, frozen_s=REDIS_FROZEN_S)
@@ -45,8 +51,7 @@ def main(jobs: int, seconds: float, seed: int, folder: Path | None, *, write: bo
         plain = run_plain(place / "plain", replace(plan, faults=OF_ANY_FLEET), _say)
         _say(json.dumps(asdict(plain)))
     command = f"make chaos JOBS={jobs} SECONDS={seconds:g} SEED={seed}"
-    if write:
-        _write(command, ours, plain, verdict)
+    _write(into, command, ours, plain, verdict)
     for broken in verdict.broken:
         _say(f"BROKEN: {broken}")
     sys.exit(0 if verdict.kept else 1)
@@ -56,7 +61,7 @@ def _say(words: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {words}")
 
 
-def _write(command: str, ours: Figures, plain: PlainFigures, verdict: Verdict) -> None:
+def _write(into: Path, command: str, ours: Figures, plain: PlainFigures, verdict: Verdict) -> None:
     machine = describe()
     report = {
         "command": command,
@@ -65,26 +70,66 @@ def _write(command: str, ours: Figures, plain: PlainFigures, verdict: Verdict) -
         "broken promises": list(verdict.broken),
         "plain celery": asdict(plain),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
-    (ROOT / "docs" / "chaos.md").write_text(_page(command, machine, ours, plain))
+    readme = with_paragraph((ROOT / "README.md").read_text(), _paragraph(command, machine, ours, plain))
+    for name, text in (
+        ("benchmarks/results/chaos.json", json.dumps(report, indent=2) + "\n"),
+        ("docs/chaos.md", _page(command, machine, ours, plain)),
+        ("README.md", readme),
+    ):
+        place = into / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+
+def with_paragraph(readme: str, paragraph: str) -> str:
+    """Put the paragraph in the place of the one that tells of an earlier run.  Raises ValueError when there is none."""
+    begins, between, ends = readme.partition("Under fire (")
+    _, last, after = ends.partition("[docs/chaos.md](docs/chaos.md).")
+    if not between or not last:
+        raise ValueError("The README has no paragraph that begins with 'Under fire (' and ends with docs/chaos.md.")
+    return begins + paragraph + after
+
+
+def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
+    """Sum a run up for the README."""
+    ours_met, plain_met = _shared(ours, plain)
+    where = f"{str(machine['measured_at'])[:10]}, {machine['processor']}, {machine['cores']} cores"
+    put_back = f"{ours.put_back_s.get('p50', 0):g} s"
+    text = (
+        f"Under fire (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs} of them in {ours.batches} "
+        f"batches, under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, {ours.felled} of which "
+        f"killed, froze or cut off a process, {ours.lost or 'none'} was lost, {ours.stuck or 'none'} stuck and "
+        f"{ours.doubled or 'none'} ended in two ways; {ours.told_twice} ends were told more than once{_one_id(ours)}; "
+        f"{ours.fenced} attempts that came too late "
+        f"were fenced; a job whose lease of {LEASE_S:g} s ran out was queued again {put_back} after the fault (p50). "
+        f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet, of which we "
+        f"met {ours_met}, lost {plain.of_these_nowhere}, gave up {plain.of_these_given_up} and told nobody, and told "
+        f"of {plain.told_twice} ends more than once:"
+    )
+    return f"{textwrap.fill(text, 150, break_on_hyphens=False)}\n[docs/chaos.md](docs/chaos.md)."
 
 
 def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
     put_back = f"{ours.put_back_s.get('p50', 0):g} s / {ours.put_back_s.get('p99', 0):g} s"
     recovery = f"{ours.recovery_s.get('p50', 0):g} s / {ours.recovery_s.get('p99', 0):g} s"
     ours_met, plain_met = _shared(ours, plain)
+    others = ours.broken_promises - ours.lost - ours.stuck - ours.untold - ours.doubled
+    plain_stuck = plain.never_ended - plain.of_these_nowhere - plain.of_these_given_up
+    told_twice = f"{ours.told_twice}{_one_id(ours)}; {ours.webhooks_sent_again} webhooks were sent again"
     rows = [
         ("jobs accepted", ours.jobs, plain.jobs),
+        ("of these, sent in batches", f"{ours.batched_jobs}, in {ours.batches} batches", "no such thing"),
         ("lost: accepted, never ended, and found nowhere", ours.lost, plain.of_these_nowhere),
-        ("given up after its last retry, and nobody was told", 0, plain.of_these_given_up),
         (
-            "stuck: accepted and never ended",
-            ours.stuck,
-            plain.never_ended - plain.of_these_nowhere - plain.of_these_given_up,
+            "ended or was given up, and no receiver said 2xx (or 410) to that",
+            ours.untold,
+            plain.of_these_given_up,
         ),
-        ("doubled: two ends were told or shown", ours.doubled, plain.ended_twice),
-        ("other broken promises", ours.broken_promises - ours.lost - ours.stuck - ours.doubled, "not looked at"),
+        ("stuck: accepted and never ended", ours.stuck, plain_stuck),
+        ("ends that a receiver answered 2xx more than once", told_twice, plain.told_twice),
+        ("ended in two ways, or told under two ids", ours.doubled, "not looked at"),
+        ("other broken promises", others, "not looked at"),
+        ("faults that acted", _all_faults(ours), _all_faults(plain)),
         ("faults of the kinds that both can meet", ours_met, plain_met),
         ("faults of an API and of couriers", sum(ours.faults.values()) - ours_met, "no such thing"),
         ("jobs that were begun more than once", ours.executed_more_than_once, plain.executed_more_than_once),
@@ -92,7 +137,7 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
         ("jobs put back after a lease ran out", ours.requeued, "no such thing"),
         ("from the fault to the job's being queued again, p50 / p99", put_back, "not measured"),
         ("from the fault to its next claim, behind what waits before it", recovery, "not measured"),
-        ("webhooks, and how many were sent again", f"{ours.webhooks}, {ours.webhooks_sent_again}", "not counted"),
+        ("webhooks", ours.webhooks, "not counted"),
     ]
     kinds = sorted({*ours.faults, *plain.faults})
     return "\n".join(
@@ -100,8 +145,10 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "# Under fire",
             "",
             "What a run of the fault laboratory (`tests/faults/`) came to: real processes that are killed, frozen and",
-            "cut off, on our fleet and on plain Celery set up with care (late acknowledgement, rejection when a worker",
-            "is lost, retries, a visibility timeout of 30 s: `tests/faults/plain_celery.py`).",
+            "cut off, slow servers, refusals and wrong clocks, on our fleet and on plain Celery set up with care (late",
+            "acknowledgement, rejection when a worker is lost, retries, a visibility timeout of 30 s:",
+            "`tests/faults/plain_celery.py`). A fault counts when it hit what it is named for: a node at a job, a job",
+            "that was about to be published, a webhook that was on its way.",
             "",
             f"`{command}`, {machine['measured_at']}, commit {machine['commit']}; {machine['processor']}, "
             f"{machine['cores']} cores, {machine['memory_gib']} GiB.",
@@ -112,8 +159,9 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "",
             "What is promised, and how it is checked over a log of all that was seen: `tests/faults/promises.py`.",
             "The same seed draws the faults for both, each from those that it can meet; so the order differs, and",
-            "plain Celery meets more of the shared kinds in the same time. Its task tells of its end itself, once for",
-            "each execution that comes so far. Whatever it raises is retried, as our attempts are.",
+            "plain Celery has more time for the shared kinds. Its task tells of its end itself, once for each",
+            "execution that comes so far. Whatever it raises is retried, as our attempts are. Ours sends a webhook",
+            "again when it does not know whether it arrived, under the id that it had, by which a receiver knows it.",
             "",
             f"- Ends: {_counts(ours.ends)}. Some jobs are made to fail: they kill their workers, lose them their",
             "  device, hang, or run longer than they allow themselves. Faults must explain any other failure.",
@@ -143,6 +191,14 @@ def _shared(ours: Figures, plain: PlainFigures) -> tuple[int, int]:
     kinds = {kind.name for kind in OF_ANY_FLEET}
     ours_met, plain_met = (sum(count for kind, count in met.faults.items() if kind in kinds) for met in (ours, plain))
     return ours_met, plain_met
+
+
+def _one_id(ours: Figures) -> str:
+    return "" if ours.doubled else ", each under its one id"  # several ids are among what is doubled
+
+
+def _all_faults(of: Figures | PlainFigures) -> str:
+    return f"{sum(of.faults.values())} of {len(of.faults)} kinds; {of.felled} killed, froze or cut off a process"
 
 
 def _counts(of: dict[str, int]) -> str:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 from benchmarks.machine import percentile
-from tests.faults.history import Accepted, Attempted, Broke, Counted, Notified, Refused, Shown, Sight
-from tests.faults.promises import ENDED, Verdict
+from tests.faults.history import Accepted, Attempted, BatchAccepted, Broke, Counted, Notified, Refused, Shown, Sight
+from tests.faults.promises import ENDED, STARTED, Verdict
+from tests.faults.schedule import ALL
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """put_back_s: from a fault that broke an attempt to the job's being queued again; recovery_s: to its next claim.
 
-    attempts: how each ended.  followed: jobs whose stream of events was read to their end.
+    attempts: how each ended.  followed: jobs whose stream of events was read to their end.  untold: jobs and batches
+    that ended and whose receiver was never told.  told_twice: those whose end it answered with 2xx more than once.
+    faults: those that acted.  felled: how many of them killed, froze or cut off a process.
     """
 
     jobs: int
     lost: int
     doubled: int
     stuck: int
+    untold: int
+    told_twice: int
     broken_promises: int
     fenced: int
     requeued: int
@@ -30,12 +35,15 @@ class Figures:
     attempts: dict[str, int]
     executed_more_than_once: int
     followed: int
+    batches: int
+    batched_jobs: int
     submits_not_accepted: dict[str, int]
     webhooks: int
     webhooks_sent_again: int
     put_back_s: dict[str, float]
     recovery_s: dict[str, float]
     faults: dict[str, int]
+    felled: int
 
 
 def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
@@ -57,6 +65,8 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
         lost=len(verdict.lost),
         doubled=len(verdict.doubled),
         stuck=len(verdict.stuck),
+        untold=len(verdict.untold),
+        told_twice=told_twice(notified),
         broken_promises=len(verdict.broken),
         fenced=totals.get("fenced", 0),
         requeued=totals.get("requeued", 0),
@@ -64,13 +74,28 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
         attempts=dict(Counter(attempt.outcome or "" for tries in attempts.values() for attempt in tries).most_common()),
         followed=len({sight.job for sight in shown if sight.way == "followed" and sight.status in ENDED}),
         executed_more_than_once=sum(len(tries) > 1 for tries in attempts.values()),
+        batches=len({sight.batch for sight in history if isinstance(sight, BatchAccepted)}),
+        batched_jobs=len({sight.job for sight in history if isinstance(sight, Accepted) and sight.batch}),
         submits_not_accepted=dict(refused),
         webhooks=len({sight.webhook_id for sight in notified}),
         webhooks_sent_again=len(notified) - len({sight.webhook_id for sight in notified}),
         put_back_s=_spread([put_back for put_back, _ in recoveries]),
         recovery_s=_spread([claimed for _, claimed in recoveries]),
         faults=dict(sorted(Counter(fault.name for fault in faults).items())),
+        felled=felled(faults),
     )
+
+
+def told_twice(notified: Iterable[Notified]) -> int:
+    """Count the jobs and batches of whose end a receiver answered more than one webhook with 2xx, whatever its id."""
+    ends = Counter(sight.job for sight in notified if sight.event != STARTED and 200 <= sight.answered < 300)
+    return sum(count > 1 for count in ends.values())
+
+
+def felled(faults: Iterable[Broke]) -> int:
+    """Count the faults that killed, froze or cut off a process."""
+    kinds = {kind.name for kind in ALL if kind.fells}
+    return sum(fault.name in kinds for fault in faults)
 
 
 def as_fields(of: Figures) -> dict[str, object]:

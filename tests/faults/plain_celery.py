@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +30,7 @@ from celery import Celery
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from tests.faults.faults import Held, Scene
+from tests.faults.figures import felled, told_twice
 from tests.faults.history import Broke, Notified
 from tests.faults.laboratory import Laboratory
 from tests.faults.run import Plan, await_end, send_under_fire
@@ -75,7 +76,7 @@ def segment(job: str, batches: int, hook: str) -> None:
         time.sleep(BATCH_S)
     _store().put(_result_key(job), b"{}", "application/json")
     body = {"data": {"id": job, "status": "succeeded"}}
-    requests.post(hook, json=body, headers={"webhook-id": f"{job}_{uuid.uuid4().hex}"}, timeout=1).raise_for_status()
+    requests.post(hook, json=body, headers={"webhook-id": job}, timeout=1).raise_for_status()
 
 
 def _result_key(job: str) -> str:
@@ -89,7 +90,7 @@ def _store() -> Store:
 
 @dataclass(frozen=True, slots=True)
 class PlainFigures:
-    """never_ended: accepted by the broker, and told of nothing.  ended_twice: told of two ends or more.
+    """never_ended: accepted by the broker, and told of nothing.  told_twice: its receiver answered two ends with 2xx.
 
     of_these_given_up: executed until no retry was left.  of_these_nowhere: not so, and no message names them.
     """
@@ -98,10 +99,11 @@ class PlainFigures:
     never_ended: int
     of_these_given_up: int
     of_these_nowhere: int
-    ended_twice: int
+    told_twice: int
     executed_more_than_once: int
     sends_that_failed: int
     faults: dict[str, int]
+    felled: int
 
 
 class PlainCallers:
@@ -150,13 +152,10 @@ class PlainCallers:
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
                 senders.submit(self.send, LONG if self._random.random() < 0.03 else SHORT)
 
-    def told(self) -> dict[str, set[str]]:
-        """The ends that were told of each job."""
-        ends: dict[str, set[str]] = defaultdict(set)
-        for sight in self._lab.history.read():
-            if isinstance(sight, Notified) and 200 <= sight.answered < 300:
-                ends[sight.job].add(sight.webhook_id)
-        return ends
+    def told(self) -> set[str]:
+        """The jobs whose end was told."""
+        sights = (sight for sight in self._lab.history.read() if isinstance(sight, Notified))
+        return {sight.job for sight in sights if 200 <= sight.answered < 300}
 
 
 def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: None) -> PlainFigures:
@@ -172,21 +171,22 @@ def run_plain(folder: Path, plan: Plan, say: Callable[[str], None] = lambda _: N
         scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
         send_under_fire(callers.send_all, scene, plan, say)
         left = -1
-        while left != (left := len(set(callers.accepted) - set(callers.told()))) and left:
-            await_end(lambda: len(set(callers.accepted) - set(callers.told())), QUIET_S, say)
-        ends = callers.told()
-        unended = set(callers.accepted) - set(ends)
+        while left != (left := len(set(callers.accepted) - callers.told())) and left:
+            await_end(lambda: len(set(callers.accepted) - callers.told()), QUIET_S, say)
+        unended = set(callers.accepted) - callers.told()
         given_up = {job for job in unended if _executions(folder / "plain" / job) > RETRIES}
-        faults = Counter(sight.name for sight in lab.history.read() if isinstance(sight, Broke) and sight.acted)
+        history = lab.history.read()
+        faults = [sight for sight in history if isinstance(sight, Broke) and sight.acted]
         return PlainFigures(
             jobs=len(callers.accepted),
             never_ended=len(unended),
             of_these_given_up=len(given_up),
             of_these_nowhere=len(unended - given_up - _messages(lab.redis, unended)),
-            ended_twice=sum(len(ends[job]) > 1 for job in callers.accepted),
+            told_twice=told_twice(sight for sight in history if isinstance(sight, Notified)),
             executed_more_than_once=sum(_executions(folder / "plain" / job) > 1 for job in callers.accepted),
             sends_that_failed=callers.failed,
-            faults=dict(sorted(faults.items())),
+            faults=dict(sorted(Counter(fault.name for fault in faults).items())),
+            felled=felled(faults),
         )
 
 
