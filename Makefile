@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/maskfleet demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" --durations=40
 
 # On a machine with a CUDA device.
 test-gpu: setup
