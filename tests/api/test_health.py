@@ -1,4 +1,4 @@
-"""Health and figures, and what the door does when Redis or S3 is away or full."""
+"""Health and figures, and what the door does when Redis or S3 is away."""
 
 from __future__ import annotations
 
@@ -38,17 +38,6 @@ def test_without_redis_nothing_is_taken_in_and_the_caller_is_told_to_come_again(
         check_problem(answer, 503, "queue_unavailable")
         assert int(answer.headers["Retry-After"]) > 0
     assert without_redis.get("/live").status_code == 200
-
-
-def test_a_full_redis_takes_nothing_in(apiary: Caller, redis_client: redis.Redis) -> None:
-    redis_client.config_set("maxmemory", 1)
-    try:
-        answer = apiary.send(job())
-    finally:
-        redis_client.config_set("maxmemory", 0)
-
-    check_problem(answer, 503, "queue_unavailable")
-    assert redis_client.keys("mf:job:*") == []
 
 
 def test_a_service_that_finds_a_ledger_of_another_version_takes_nothing_in(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import requests
 
-from api.app import create_app
 from jobs.ledger import Ledger
 from jobs.manifest import Manifest
 from jobs.record import Metrics, ResultSummary
 from jobs.storage import Store
 from tests.api.caller import Caller, check_problem, claim, job, run_to_success
-from tests.api.conftest import KEYS, SettingsMaker
 from tests.api.pictures import a_picture
 
 
@@ -38,18 +36,6 @@ def test_a_file_is_fetched_by_a_redirect(apiary: Caller, ledger: Ledger, store: 
 
     assert answer.status_code == 307
     assert requests.get(answer.headers["Location"], timeout=10).content == b"a mask"
-
-
-def test_links_are_made_for_the_address_that_clients_reach(
-    make_settings: SettingsMaker, ledger: Ledger, store: Store
-) -> None:
-    caller = Caller(create_app(make_settings(s3_public_endpoint="https://s3.example.com")), KEYS["apiary"])
-    job_id = caller.a_job()
-    run_to_success(job_id, ledger, store)
-
-    location = caller.get(f"/v1/jobs/{job_id}/files/coco.json").headers["Location"]
-
-    assert location.startswith("https://s3.example.com/maskfleet/results/apiary/")
 
 
 @pytest.mark.parametrize(

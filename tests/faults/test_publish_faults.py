@@ -32,19 +32,6 @@ def publisher(way: Proxy) -> Publisher:
     return publisher
 
 
-def test_a_full_redis_takes_no_message(way: Proxy, redis_client: redis.Redis) -> None:
-    sender = publisher(way)
-    redis_client.config_set("maxmemory", 1)
-
-    try:
-        with pytest.raises(QueueUnavailable):
-            sender.publish("job_x", QUEUE)
-    finally:
-        redis_client.config_set("maxmemory", 0)
-
-    assert redis_client.llen(QUEUE) == 1
-
-
 def test_a_redis_that_is_away_takes_no_message_and_the_next_one_again(way: Proxy, redis_client: redis.Redis) -> None:
     sender = publisher(way)
     way.set(Fault(Mode.RESET))
