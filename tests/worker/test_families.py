@@ -200,27 +200,6 @@ def test_one_mask_is_the_best_of_three_or_the_networks_own_choice(
         assert ours[0].candidate is None
 
 
-def test_sam_2_leaves_its_single_mask_for_the_best_of_three_where_it_is_unstable(
-    checkpoint: Callable[[str], Checkpoint], wide: Photo
-) -> None:
-    model = checkpoint("sam2")
-    places = [{"points": [[x, y]]} for x in range(10, 210, 20) for y in range(10, 160, 20)]
-    decoder = model.ours.family.network.mask_decoder
-
-    chosen = segment(wide, points(*places), model.ours).masks
-    three = segment(wide, points(*places, multimask=True), model.ours).masks
-    decoder.dynamic_multimask_via_stability = False
-    single = segment(wide, points(*places), model.ours).masks
-    decoder.dynamic_multimask_via_stability = True
-
-    best = [max(three[3 * n : 3 * n + 3], key=lambda mask: mask.predicted_iou) for n in range(len(places))]
-    is_single = [mask.counts == other.counts for mask, other in zip(chosen, single, strict=True)]
-    is_best = [mask.counts == other.counts for mask, other in zip(chosen, best, strict=True)]
-    assert all(one or other for one, other in zip(is_single, is_best, strict=True))
-    assert not all(is_single)
-    assert not all(is_best)
-
-
 @pytest.mark.parametrize("kind", STRETCHED)
 def test_the_object_score_is_the_librarys(checkpoint: Callable[[str], Checkpoint], wide: Photo, kind: str) -> None:
     model = checkpoint(kind)

@@ -1,16 +1,12 @@
-"""Points and boxes give what SamModel and its processor give, object by object."""
+"""Points and boxes, object by object; that each gives the library's masks is in test_truth.py and test_families.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import SamModel, SamProcessor
 
 from jobs.errors import InvalidPrompt
 from jobs.prompts import Prompt
@@ -35,68 +31,6 @@ BOX_AND_POINTS: dict[str, Any] = {"box": [20, 30, 70, 78], "points": [[45, 50], 
 ANOTHER_POINT: dict[str, Any] = {"points": [[263, 125]]}
 
 
-@pytest.fixture(scope="module")
-def library(demo_model: str, repository: Path) -> Callable[[dict[str, Any]], tuple[np.ndarray, list[float]]]:
-    """The three candidates and their scores for one object on coins.png, by the library alone."""
-    network, processor = SamModel.from_pretrained(demo_model), SamProcessor.from_pretrained(demo_model)
-    photo = Image.open(repository / "examples" / "coins.png").convert("RGB")
-
-    def candidates(prompt: dict[str, Any]) -> tuple[np.ndarray, list[float]]:
-        given: dict[str, Any] = {}
-        if "points" in prompt:
-            given["input_points"] = [[prompt["points"]]]
-            given["input_labels"] = [[prompt.get("labels", [1] * len(prompt["points"]))]]
-        if "box" in prompt:
-            given["input_boxes"] = [[prompt["box"]]]
-        inputs = processor(images=photo, return_tensors="pt", **given)
-        with torch.no_grad():
-            outputs = network(**inputs)
-        masks = processor.post_process_masks(
-            outputs.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
-        )
-        return masks[0][0].numpy(), outputs.iou_scores[0, 0].tolist()
-
-    return candidates
-
-
-@pytest.mark.parametrize("prompt", [ONE_POINT, TWO_SIDES], ids=["one point", "points on and off"])
-def test_points_give_the_librarys_three_candidates(
-    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
-) -> None:
-    theirs, scores = library(prompt)
-
-    ours = segment(example("coins.png"), points(prompt, multimask=True), model).masks
-
-    assert [(mask.prompt, mask.candidate) for mask in ours] == [(0, 0), (0, 1), (0, 2)]
-    assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5)
-    assert all(_same_pixels(mask, their) for mask, their in zip(ours, theirs, strict=True))
-    assert ours[0].point_coords == tuple(tuple(map(float, point)) for point in prompt["points"])
-
-
-@pytest.mark.parametrize("prompt", [BOX, BOX_AND_POINTS], ids=["a box", "a box with points"])
-def test_a_box_gives_the_librarys_three_candidates(
-    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
-) -> None:
-    theirs, scores = library(prompt)
-
-    ours = segment(example("coins.png"), boxes(prompt, multimask=True), model).masks
-
-    assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5)
-    assert all(_same_pixels(mask, their) for mask, their in zip(ours, theirs, strict=True))
-
-
-@pytest.mark.parametrize("prompt", [ONE_POINT, TWO_SIDES])
-def test_without_multimask_the_candidate_of_the_highest_score_is_given(
-    model: SegmentationModel, example: Example, library: Any, prompt: dict[str, Any]
-) -> None:
-    theirs, scores = library(prompt)
-
-    (ours,) = segment(example("coins.png"), points(prompt), model).masks
-
-    assert _same_pixels(ours, theirs[int(np.argmax(scores))])
-    assert (ours.predicted_iou, ours.candidate) == (pytest.approx(max(scores), abs=1e-5), None)
-
-
 def test_objects_of_different_shapes_in_one_job_are_each_as_alone(model: SegmentationModel, example: Example) -> None:
     # transformers fails on these (huggingface/transformers#32488), or pads points, which changes the masks.
     photo = example("coins.png")
@@ -117,6 +51,9 @@ def test_any_number_of_points_for_each_object_are_each_as_alone(model: Segmentat
 
     alone = [mask for prompt in objects for mask in segment(photo, points(prompt, multimask=True), model).masks]
     assert [(mask.prompt, mask.candidate) for mask in together.masks] == [(n, c) for n in range(5) for c in range(3)]
+    assert [mask.point_coords for mask in together.masks[::3]] == [
+        tuple(tuple(map(float, point)) for point in prompt["points"]) for prompt in objects
+    ]
     assert together.metrics.batches == 3
     _assert_same(together.masks, alone)
 
@@ -187,11 +124,6 @@ def test_labels_that_are_left_out_are_all_on_the_object(model: SegmentationModel
     other = segment(photo, points(left_out.model_dump(exclude_none=True)), model).masks
 
     assert one == other
-
-
-def _same_pixels(ours: Mask, theirs: np.ndarray) -> bool:
-    """But for a pixel or two: our decoder adds up in another order, which moves logits in their last digits."""
-    return int((decode_rle(ours) ^ theirs).sum()) <= 2
 
 
 def _assert_same(together: tuple[Mask, ...], alone: list[Mask]) -> None:
