@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -31,6 +32,7 @@ from jobs.ledger import Ledger
 from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from jobs.storage import Store
+from maskfleet.client import Client
 from maskfleet.stack_folder import StackPorts
 from maskfleet.stack_readiness import LogSince, StackFailed
 from tests.waiting import wait_until
@@ -240,18 +242,21 @@ def check_that_a_kill_leaves_no_orphans(stack: Up) -> None:
 
 
 def test_what_the_settings_give_is_used_and_not_started(
-    start: Starter, tmp_path: Path, shared_fields: dict[str, str], ledger: Ledger, roster: Roster
+    start: Starter, tmp_path: Path, repository: Path, shared_fields: dict[str, str], ledger: Ledger, roster: Roster
 ) -> None:
     given = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
+    model = shutil.copytree(repository / "models" / "sam-demo", tmp_path / "sam-other")
 
-    stack = start.up(tmp_path, MASKFLEET_API_KEYS="someone:their-own-key", **given)
+    stack = start.up(tmp_path / "data", MASKFLEET_API_KEYS="someone:their-own-key", MASKFLEET_MODEL=str(model), **given)
 
     assert stack.line["pids"]["redis"] is None
     assert stack.line["pids"]["s3"] is None
     assert {name: stack.line[name] for name in shared_fields} == shared_fields
     assert stack.line["api_key"] == "their-own-key"
     assert stack.get("/v1/jobs").status_code == 200
-    assert len(roster.workers()) == 1
+    assert [worker.model for worker in roster.workers()] == ["sam-other"]
+    with Client(stack.line["api_url"], stack.line["api_key"]) as client:
+        assert list(client.models()) == ["sam-other"]
     stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(15) == 0
     assert connect(stack.settings()).ping()
