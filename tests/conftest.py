@@ -6,7 +6,9 @@ import base64
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from maskfleet.servers import start_redis, start_s3
+from maskfleet.stack_folder import lock_file
 from maskfleet.stack_process import StackLine, StackProcess
 
 BUCKET = "maskfleet"
@@ -51,11 +54,22 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@contextmanager
+def ports_in_turn() -> Iterator[None]:
+    """Keep others who run tests, and local stacks, from choosing ports meanwhile, so that no two choose the same."""
+    turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
+    try:
+        yield
+    finally:
+        os.close(turn)
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis of this test run's own."""
     folder = tmp_path_factory.mktemp("redis")
-    server = start_redis(folder / "data", log=folder / "redis.log")
+    with ports_in_turn():
+        server = start_redis(folder / "data", log=folder / "redis.log")
     yield server.url
     server.stop()
 
@@ -65,13 +79,14 @@ def store_fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     """The settings' fields of an S3 of this test run's own, with the buckets BUCKET and PHOTOS_BUCKET."""
     folder = tmp_path_factory.mktemp("s3")
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
-    server = start_s3(
-        folder / "data",
-        access_key=access_key,
-        secret_key=secret_key,
-        buckets=(BUCKET, PHOTOS_BUCKET),
-        log=folder / "s3.log",
-    )
+    with ports_in_turn():
+        server = start_s3(
+            folder / "data",
+            access_key=access_key,
+            secret_key=secret_key,
+            buckets=(BUCKET, PHOTOS_BUCKET),
+            log=folder / "s3.log",
+        )
     yield {
         "s3_endpoint": server.url,
         "s3_access_key": access_key,

@@ -25,6 +25,7 @@ from jobs.roster import Roster
 from jobs.settings import SharedSettings
 from jobs.storage import Store
 from maskfleet.servers import Server, free_port, start_redis, start_s3
+from tests.conftest import ports_in_turn
 from tests.faults.history import History
 from tests.faults.image_host import ImageHost
 from tests.faults.proxy import Proxy
@@ -117,7 +118,8 @@ class Laboratory:
     def __enter__(self) -> Self:
         with ExitStack() as exits:
             self.history = exits.enter_context(History(self.folder / "history.jsonl"))
-            self._start_servers(exits)
+            with ports_in_turn():
+                self._start_servers(exits)
             self.receiver = exits.enter_context(HookReceiver(WEBHOOK_SECRET, self.history))
             self.images = exits.enter_context(ImageHost(self.node_pids))
             exits.callback(self._end_programs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.ledger import Ledger
 from jobs.settings import WorkerSettings
@@ -35,6 +36,12 @@ def points(*prompts: dict[str, Any], outputs: tuple[str, ...] = ("coco",), **par
 
 def boxes(*prompts: dict[str, Any], outputs: tuple[str, ...] = ("coco",), **params: Any) -> BoxJob:
     return BoxJob(mode="box", image=SOMEWHERE, prompts=prompts, params=params, outputs=outputs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    """Compare bits as two threads give them, wherever that is: what a sum rounds to depends on how many share it."""
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

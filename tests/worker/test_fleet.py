@@ -118,7 +118,7 @@ class FleetStarter:
             process = subprocess.Popen(
                 [sys.executable, "-c", FLEET, devices, self._folder / "node.py", self._folder / "reports", nodes],
                 env={
-                    **{name: value for name, value in os.environ.items() if not name.startswith("CUDA_")},
+                    **{name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "OMP_"))},
                     "PYTHONPATH": str(self._folder / "stand-in"),
                     "STAND_IN_GPUS": gpus,
                     **environment,
