@@ -38,6 +38,15 @@ SECRET = re.compile(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test an id of its own: pytest-xdist runs each id once."""
+    for item in items:
+        # pytest 9.2 makes ids without the part of the name that Schemathesis adds for each operation.
+        if item.parent is not None and not item.nodeid.endswith(f"::{item.name}"):
+            item._id = item.parent.id.child(item.name)
+    assert len({item.nodeid for item in items}) == len(items)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_log_of_the_suite_shows_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Search all logs that programs wrote for the tests, when all have ended."""
