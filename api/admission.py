@@ -14,19 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
-from api.images import check_image, for_each, store_image
-from api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
-from api.services import Services, whole_view
-from api.sources import check_address, check_addresses, check_mask_inputs
-from jobs.batch import BatchCounts, BatchRecord, BatchView
-from jobs.batch_spec import Batch, job_of
-from jobs.errors import BacklogFull, FieldFault, InvalidRequest, NotFound, OverQuota, QueueUnavailable
-from jobs.logs import get_logger
-from jobs.queue import more_urgent_queues, queue_name
-from jobs.record import JobRecord, JobView, Spec
-from jobs.spec import ImageSource, JobOptions, dump_spec
-from jobs.status import Status
-from jobs.transitions import BacklogLimit, Created, Creation, NewBatch, NewJobs
+from maskfleet.api.images import check_image, for_each, store_image
+from maskfleet.api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
+from maskfleet.api.services import Services, whole_view
+from maskfleet.api.sources import check_address, check_addresses, check_mask_inputs
+from maskfleet.jobs.errors import BacklogFull, FieldFault, InvalidRequest, NotFound, OverQuota, QueueUnavailable
+from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewJobs
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.queue import more_urgent_queues, queue_name
+from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
+from maskfleet.jobs.schema.batch_spec import Batch, job_of
+from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
+from maskfleet.jobs.schema.spec import ImageSource, JobOptions, dump_spec
+from maskfleet.jobs.status import Status
 
 #: All specs of a batch together; each of its jobs keeps its own in Redis, which holds small things only.
 MAX_BATCH_BYTES = 8 * 2**20

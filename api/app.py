@@ -5,16 +5,16 @@ from __future__ import annotations
 from flask import Blueprint, Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from api import health
-from api.cors import register_cors
-from api.exchange import register_exchange
-from api.gate import register_gate
-from api.intake import MAX_SPEC_BYTES
-from api.problems import register_problems
-from api.routes import batches, deliveries, docs, ended, events, jobs, models, results, uploads, webhooks
-from api.services import EXTENSION, make_services
-from jobs.logs import get_logger
-from jobs.settings import ApiSettings
+from maskfleet.api import health
+from maskfleet.api.cors import register_cors
+from maskfleet.api.exchange import register_exchange
+from maskfleet.api.gate import register_gate
+from maskfleet.api.intake import MAX_SPEC_BYTES
+from maskfleet.api.problems import register_problems
+from maskfleet.api.routes import batches, deliveries, docs, ended, events, jobs, models, results, uploads, webhooks
+from maskfleet.api.services import EXTENSION, make_services
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.settings import ApiSettings
 
 
 def create_app(settings: ApiSettings | None = None) -> Flask:

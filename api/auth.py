@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from api.keys import TENANT, KeyStore, Scope
-from jobs.errors import Forbidden, Unauthorized
+from maskfleet.jobs.errors import Forbidden, Unauthorized
+from maskfleet.jobs.ledger.api_keys import TENANT, KeyStore, Scope
 
 _HASHED = "sha256:"
 #: For this long a key of Redis is remembered.  So long it may still open after it was revoked, and while Redis is away.

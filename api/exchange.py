@@ -9,8 +9,8 @@ import uuid
 import structlog
 from flask import Flask, Response, g, request
 
-from api.services import services
-from jobs.logs import get_logger
+from maskfleet.api.services import services
+from maskfleet.jobs.logs import get_logger
 
 #: Answers are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"

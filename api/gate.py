@@ -8,12 +8,12 @@ from __future__ import annotations
 import structlog
 from flask import Flask, current_app, g, request
 
-from api.auth import Caller
-from api.keys import Scope
-from api.limits import register_limits
-from api.operation import operation_of
-from api.services import services
-from jobs.errors import Unauthorized
+from maskfleet.api.auth import Caller
+from maskfleet.api.limits import register_limits
+from maskfleet.api.operation import operation_of
+from maskfleet.api.services import services
+from maskfleet.jobs.errors import Unauthorized
+from maskfleet.jobs.ledger.api_keys import Scope
 
 
 def register_gate(app: Flask) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.operation import Operation, operation
-from api.responses import json_response
-from api.services import services
-from jobs.answers import Health
-from jobs.errors import NotFound, StoreUnavailable
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.services import services
+from maskfleet.jobs.errors import NotFound, StoreUnavailable
+from maskfleet.jobs.schema.api import Health
 
 blueprint = Blueprint("health", __name__)
 

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.errors import InvalidImage
-from jobs.image_types import (
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.image_types import (
     SIGNATURES,
     Size,
     check_not_empty,

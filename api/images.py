@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from api.image_header import read_header
-from api.services import Services
-from api.sources import check_image_source, image_file_too_large
-from jobs.errors import CallerError
-from jobs.prompts import Prompt, check_prompts_on_image
-from jobs.spec import ImageSource
+from maskfleet.api.image_header import read_header
+from maskfleet.api.services import Services
+from maskfleet.api.sources import check_image_source, image_file_too_large
+from maskfleet.jobs.errors import CallerError
+from maskfleet.jobs.schema.prompts import Prompt, check_prompts_on_image
+from maskfleet.jobs.schema.spec import ImageSource
 
 #: Images that are looked up or stored at once; the store's client has 32 connections, for all requests.
 AT_ONCE = 8

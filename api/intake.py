@@ -13,10 +13,10 @@ from pydantic_core import from_json, to_json
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from jobs.batch_spec import Batch, parse_batch
-from jobs.errors import InvalidRequest
-from jobs.record import Spec
-from jobs.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
 
 #: A spec is kept in Redis, which holds small things only.
 MAX_SPEC_BYTES = 256 * 1024

@@ -15,8 +15,8 @@ import redis
 from flask import Flask, Response, g, request
 from flask_limiter import Limiter
 
-from api.services import EXTENSION, Services, services
-from jobs.logs import get_logger
+from maskfleet.api.services import EXTENSION, Services, services
+from maskfleet.jobs.logs import get_logger
 
 #: After Redis did not count, nothing is counted for so long: a Redis that hangs must not hold each request twice.
 REST_S = 5.0

@@ -11,14 +11,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from jobs.census import Census
-from jobs.deliveries import Deliveries
-from jobs.delivery import DeliveryState
-from jobs.errors import QueueUnavailable
-from jobs.outbox import Outbox
-from jobs.queue import model_queues
-from jobs.roster import Roster
-from jobs.status import ENDED
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.queue import model_queues
+from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.status import ENDED
 
 #: prometheus_client's own variable; api/server.py sets it.
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"

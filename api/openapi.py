@@ -12,12 +12,12 @@ from typing import Any, Literal
 from flask import Flask
 from pydantic import BaseModel, TypeAdapter
 
-from api.operation import Operation, operation_of
-from api.problems import PROBLEM_TYPE
-from jobs.answers import Problem
-from jobs.batch_spec import BatchSpec
-from jobs.spec import JobSpec
-from jobs.wire import BATCH_ID, JOB_ID
+from maskfleet.api.operation import Operation, operation_of
+from maskfleet.api.problems import PROBLEM_TYPE
+from maskfleet.jobs.schema.api import Problem
+from maskfleet.jobs.schema.base import BATCH_ID, JOB_ID
+from maskfleet.jobs.schema.batch_spec import BatchSpec
+from maskfleet.jobs.schema.spec import JobSpec
 
 Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
 

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from api.intake import IDEMPOTENCY_KEY
-from api.keys import Scope
+from maskfleet.api.intake import IDEMPOTENCY_KEY
+from maskfleet.jobs.ledger.api_keys import Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,9 +7,9 @@ from http import HTTPStatus
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
-from jobs.answers import Problem
-from jobs.errors import FieldFault, JobError
-from jobs.logs import get_logger
+from maskfleet.jobs.errors import FieldFault, JobError
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.api import Problem
 
 PROBLEM_TYPE = "application/problem+json"
 #: An answer names at most so many fields, each with so much text: what is wrong may itself be megabytes.

@@ -1,4 +1,4 @@
-"""gunicorn's configuration: ``gunicorn --config python:api.server "api.app:create_app()"``.
+"""gunicorn's configuration: ``gunicorn --config python:maskfleet.api.server "maskfleet.api.app:create_app()"``.
 
 gunicorn reads the names below that are settings of its own; options on its command line win over them.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from jobs.logs import configure_logs
-from jobs.schema import check_at_start
-from jobs.settings import ApiSettings
+from maskfleet.jobs.ledger.version import check_at_start
+from maskfleet.jobs.logs import configure_logs
+from maskfleet.jobs.settings import ApiSettings
 
 #: Where prometheus_client keeps the figures of several processes.
 _FIGURES = "PROMETHEUS_MULTIPROC_DIR"
@@ -63,7 +63,7 @@ def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
 def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
     """Let go of those who wait as soon as the process is to end."""
     # Here and not above: this imports prometheus_client, which looks for its folder when it is imported.
-    from api.services import EXTENSION, Services
+    from maskfleet.api.services import EXTENSION, Services
 
     services: Services = worker.wsgi.extensions[EXTENSION]
     services.waits.stop_when(lambda: not worker.alive)

@@ -8,23 +8,22 @@ from typing import cast
 import redis
 from flask import current_app, g, request
 
-from api.auth import ApiKeys, Caller
-from api.keys import KeyStore
-from api.metrics import JobFigures, RequestMetrics
-from api.waiting import Waits
-from jobs.batches import Batches
-from jobs.census import Census
-from jobs.connection import connect
-from jobs.deliveries import Deliveries
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import Publisher, more_urgent_queues
-from jobs.record import JobRecord, JobView
-from jobs.roster import Roster
-from jobs.settings import ApiSettings
-from jobs.status import Status
-from jobs.storage import Store
-from jobs.transitions import QueuePlace
+from maskfleet.api.auth import ApiKeys, Caller
+from maskfleet.api.metrics import JobFigures, RequestMetrics
+from maskfleet.api.waiting import Waits
+from maskfleet.jobs.ledger.api_keys import KeyStore
+from maskfleet.jobs.ledger.batches import Batches
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.queue import Publisher, more_urgent_queues
+from maskfleet.jobs.schema.record import JobRecord, JobView, QueuePlace
+from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import Store
 
 EXTENSION = "maskfleet"
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.services import Services
-from jobs.addresses import AddressRefused, address_rules, check_url
-from jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound
-from jobs.prompts import Prompt
-from jobs.record import Spec
-from jobs.settings import ApiSettings
-from jobs.spec import ImageSource, Output
-from jobs.status import Status
-from jobs.storage import allowed_object, upload_key
+from maskfleet.api.services import Services
+from maskfleet.jobs.addresses import AddressRefused, address_rules, check_url
+from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound
+from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import ImageSource, Output
+from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import allowed_object, upload_key
 
 
 def check_addresses(spec: Spec, settings: ApiSettings) -> None:

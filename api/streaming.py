@@ -12,12 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from api.services import Services, whole_view
-from api.waiting import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
-from jobs.errors import QueueUnavailable
-from jobs.logs import get_logger
-from jobs.record import JobRecord, JobView
-from jobs.status import Status
+from maskfleet.api.services import Services, whole_view
+from maskfleet.api.waiting import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.record import JobRecord, JobView
+from maskfleet.jobs.status import Status
 
 #: Readers come back after this long when a stream has ended before its job.
 RECONNECT_MS = 1000

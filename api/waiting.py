@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from jobs.ledger import Ledger
+from maskfleet.jobs.ledger.jobs import Ledger
 
 #: The ledger is asked soon at first, then less and less often: a short job is noticed at once, a long one costs little.
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.spec import EverythingJob, ImageSource
-from worker.images import Photo
-from worker.memory import give_back
+from maskfleet.jobs.schema.spec import EverythingJob, ImageSource
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.memory import give_back
 
 #: Noise is never stable: keep the test for stability in, and let everything pass it.
 STABILITY = 0.001
@@ -42,13 +42,13 @@ class Ours:
     """`segment`, timed by its own metrics."""
 
     def __init__(self, checkpoint: str, points_per_batch: int, device: str) -> None:
-        from worker.model import load_model
+        from maskfleet.worker.sam.model import load_model
 
         self._model = load_model(checkpoint, device)
         self._points_per_batch = points_per_batch
 
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
-        from worker.segment import segment
+        from maskfleet.worker.segment import segment
 
         photo = Photo(pixels, (pixels.shape[1], pixels.shape[0]), "PNG")
         params = {
@@ -115,9 +115,9 @@ class Decoder:
     """
 
     def __init__(self, checkpoint: str, points_per_batch: int, device: str, *, ours: bool) -> None:
-        from worker.families.sam import LibrarySam, Sam
-        from worker.families.sam2 import LibrarySam2
-        from worker.model import batch_that_fits, load_model
+        from maskfleet.worker.sam.families.sam import LibrarySam, Sam
+        from maskfleet.worker.sam.families.sam2 import LibrarySam2
+        from maskfleet.worker.sam.model import batch_that_fits, load_model
 
         model = load_model(checkpoint, device)
         self._family = model.family
@@ -128,9 +128,9 @@ class Decoder:
         self._embedded: tuple[Pixels, Any] | None = None
 
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
-        from worker.crops import lay_out
-        from worker.masks import choose_promising
-        from worker.prompts import grid_batches
+        from maskfleet.worker.masks.mask import choose_promising
+        from maskfleet.worker.sam.crops import lay_out
+        from maskfleet.worker.sam.prompts import grid_batches
 
         spec = EverythingJob(mode="everything", image=SOMEWHERE, params={"points_per_crop": side})
         [crop] = lay_out((pixels.shape[1], pixels.shape[0]), spec.params)

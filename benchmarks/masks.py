@@ -20,10 +20,10 @@ from torch.nn.functional import interpolate
 from transformers.models.sam.image_processing_sam import _batched_mask_to_box, _compute_stability_score, _mask_to_rle
 
 from benchmarks.machine import keep
-from worker import masks
-from worker.geometry import Geometry, two_steps
-from worker.outlines import keep_outline, measure, trace
-from worker.runs import write_runs
+from maskfleet.worker.masks import mask as masks
+from maskfleet.worker.masks.measure import keep_outline, measure, trace
+from maskfleet.worker.masks.resampling import Geometry, two_steps
+from maskfleet.worker.masks.rle import write_runs
 
 LOW, INPUT = 256, 1024
 #: Width to height of 3 : 2, as cameras have it.

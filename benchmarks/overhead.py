@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import keep, spread
-from jobs.spec import parse_spec
 from maskfleet.client import Client
-from worker.formats import make_artifacts
-from worker.images import decode_photo
-from worker.model import load_model
-from worker.segment import segment
+from maskfleet.jobs.schema.spec import parse_spec
+from maskfleet.worker.image.decode import decode_photo
+from maskfleet.worker.output.formats import make_artifacts
+from maskfleet.worker.sam.model import load_model
+from maskfleet.worker.segment import segment
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "sam-demo"

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import keep, percentile, spread
-from maskfleet.servers import free_port, start_redis, start_s3
+from maskfleet.stack.servers import free_port, start_redis, start_s3
 
 KEY = "benchmark-key"
 BODY = json.dumps({"mode": "point", "image": {"s3_uri": "s3://photos/bee.jpg"}, "prompts": [{"points": [[10, 10]]}]})

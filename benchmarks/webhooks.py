@@ -25,15 +25,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from benchmarks.machine import keep, percentile, spread
-from jobs.connection import connect
-from jobs.deliveries import Deliveries
-from jobs.ledger import Ledger
-from jobs.record import Metrics, ResultSummary
-from jobs.settings import SharedSettings
-from jobs.spec import Webhook
-from jobs.transitions import NewJobs
-from maskfleet.servers import free_port, start_redis
-from maskfleet.webhooks import verify_webhook
+from maskfleet.client.webhooks import verify_webhook
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.record import Metrics, ResultSummary
+from maskfleet.jobs.schema.spec import Webhook
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.stack.servers import free_port, start_redis
 
 EVENTS, RUNS = 2000, 3
 DOWN_S, FAILING, HANGING = 60.0, 0.30, 0.05
@@ -128,7 +128,7 @@ class Service:
         }
         with (self._folder / "courier.log").open("a") as log:
             courier = subprocess.Popen(
-                [sys.executable, "-m", "worker.courier"], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "maskfleet.worker.courier.courier"], env=environment, stdout=log, stderr=log
             )
         try:
             yield

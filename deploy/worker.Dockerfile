@@ -22,6 +22,6 @@ WORKDIR /
 VOLUME /cache
 
 # Healthy when the model is loaded and the worker is in the ledger.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-m", "worker.health"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-m", "maskfleet.worker.node.health"]
 ENTRYPOINT ["maskfleet"]
 CMD ["worker", "--devices", "all"]

@@ -1,7 +1,7 @@
 """Which addresses the service goes to when a caller names them: for images, and for webhooks.
 
 The form of a URL is judged here without resolving its name, at the door and again before each request.  What
-the name resolves to is judged by the same rules when the connection is made (`worker.egress`).
+the name resolves to is judged by the same rules when the connection is made (`maskfleet.worker.egress`).
 
 Sources: IANA's special-purpose address registries for IPv4 and IPv6; RFC 6052 for NAT64; RFC 6761 for names;
 the WHATWG URL standard, section 3.5, for hosts that end in a number.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from jobs.errors import InvalidImage
+from maskfleet.jobs.errors import InvalidImage
 
 Size = tuple[int, int]
 

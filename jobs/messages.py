@@ -1,4 +1,4 @@
-"""What a node takes off its queues: entries of the form that `jobs.queue.Publisher` writes, and no others.
+"""What a node takes off its queues: entries of the form that `maskfleet.jobs.queue.Publisher` writes, and no others.
 
 Whoever may write to Redis' lists can put anything there.  kombu and Celery read an entry in the node's own event loop,
 which ends, and with it the node, over the first that they cannot make sense of.  So an entry is read here before: one
@@ -17,8 +17,8 @@ from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.redis import Transport as RedisTransport
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from jobs.logs import get_logger
-from jobs.queue import TASK_NAME
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.queue import TASK_NAME
 
 logger = get_logger()
 

@@ -11,11 +11,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import round_robin_cycle
 
-from jobs.connection import tls_options
-from jobs.errors import QueueUnavailable
-from jobs.settings import SharedSettings
-from jobs.spec import Priority
-from jobs.wire import JOB_ID
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.connection import tls_options
+from maskfleet.jobs.schema.base import JOB_ID
+from maskfleet.jobs.schema.spec import Priority
+from maskfleet.jobs.settings import SharedSettings
 
 TASK_NAME = "maskfleet.segment"
 #: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
@@ -56,7 +56,7 @@ def celery_app(settings: SharedSettings) -> Celery:
     """
     app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
-        broker_transport="jobs.messages:Transport",
+        broker_transport="maskfleet.jobs.messages:Transport",
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -65,7 +65,7 @@ def celery_app(settings: SharedSettings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
-            "queue_order_strategy": "jobs.queue:UrgencyCycle",
+            "queue_order_strategy": "maskfleet.jobs.queue:UrgencyCycle",
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
             # kombu's own waits would keep whoever publishes for 6 s; a node comes back by Celery's, which are others.

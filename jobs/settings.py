@@ -13,9 +13,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
-from jobs.spec import MAX_BATCH_IMAGES, Webhook
-from jobs.wire import HttpUrl
+from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
+from maskfleet.jobs.schema.base import HttpUrl
+from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"

@@ -24,8 +24,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from jobs.errors import InvalidRequest, NotFound, StoreUnavailable
-from jobs.settings import SharedSettings
+from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreUnavailable
+from maskfleet.jobs.settings import SharedSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

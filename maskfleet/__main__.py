@@ -1,5 +1,5 @@
 """Run the command line: ``python -m maskfleet``."""
 
-from maskfleet.cli import main
+from maskfleet.cli.main import main
 
 main(prog_name="maskfleet")

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.connection import connect
-from jobs.deliveries import Deliveries
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.roster import Roster
-from jobs.settings import SharedSettings
-from jobs.storage import Store
-from maskfleet.servers import start_redis, start_s3
-from maskfleet.stack_folder import lock_file
-from maskfleet.stack_process import StackLine, StackProcess
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.folder import lock_file
+from maskfleet.stack.process import StackLine, StackProcess
+from maskfleet.stack.servers import start_redis, start_s3
 
 BUCKET = "maskfleet"
 #: A second bucket, that jobs may name in an ``s3_uri``.

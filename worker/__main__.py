@@ -4,7 +4,7 @@ A module of its own: a spawned child imports the parent's main module once more,
 must not find the task and its signals there.
 """
 
-from worker.app import main
+from maskfleet.worker.app import main
 
 if __name__ == "__main__":
     main()

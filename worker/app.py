@@ -1,4 +1,4 @@
-"""The worker, as ``python -m worker`` runs it: one Celery node for one device, one child that holds the model.
+"""The worker, ``python -m maskfleet.worker``: one Celery node for one device, one child that holds the model.
 
 Celery queues, routes, supervises the child and enforces limits; what is true of a job is in the ledger.
 The parent never imports torch.  The child is spawned, not forked, so that CUDA is safe in it.
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 from celery import current_app, shared_task
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
-from jobs.connection import connect
-from jobs.errors import JobError, QueueUnavailable
-from jobs.ledger import Ledger
-from jobs.logs import configure_logs, get_logger
-from jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, is_job_id, model_queues
-from jobs.roster import Roster
-from jobs.schema import check_at_start
-from jobs.settings import WorkerSettings
-from worker.child import WorkerChild
-from worker.health import serve_health
+from maskfleet.jobs.errors import JobError, QueueUnavailable
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.version import check_at_start
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.logs import configure_logs, get_logger
+from maskfleet.jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, is_job_id, model_queues
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.worker.model_process import WorkerChild
+from maskfleet.worker.node.health import serve_health
 
 if TYPE_CHECKING:
-    from worker.artifacts import SegmentStep
-    from worker.attempt import Workbench
+    from maskfleet.worker.attempt import Workbench
+    from maskfleet.worker.output.artifacts import SegmentStep
 
 logger = get_logger()
 
@@ -93,15 +93,15 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile what follows it."""
     import torch
 
-    from worker import masks
-    from worker.formats import segment_and_format
-    from worker.model import load_model
+    from maskfleet.worker.masks import mask
+    from maskfleet.worker.output.formats import segment_and_format
+    from maskfleet.worker.sam.model import load_model
 
     started = time.monotonic()
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     model = load_model(settings.model, settings.device, settings.precision)
-    masks.warm_up()
+    mask.warm_up()
     bench = workbench_for(partial(segment_and_format, model), settings)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
@@ -109,10 +109,10 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
 
 def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
     """Connect to the services; a worker without torch is one whose ``segment`` needs none."""
-    from jobs.storage import Store
-    from worker.attempt import Workbench
-    from worker.egress import egress_session
-    from worker.sandbox import Sandbox
+    from maskfleet.jobs.storage import Store
+    from maskfleet.worker.attempt import Workbench
+    from maskfleet.worker.egress import egress_session
+    from maskfleet.worker.image.sandbox import Sandbox
 
     return Workbench(
         ledger=Ledger(connect(settings), settings.retention_s),
@@ -140,7 +140,7 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
         serve_health(settings)
     app = celery_app(settings)
     app.conf.update(
-        include=["worker.app"],
+        include=["maskfleet.worker.app"],
         worker_pool="prefork",
         worker_pool_start_method="spawn",
         worker_concurrency=1,

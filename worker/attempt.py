@@ -11,21 +11,21 @@ from functools import partial
 import requests
 from structlog.contextvars import bound_contextvars
 
-from jobs.errors import AttemptFailed, JobError, QueueUnavailable
-from jobs.ledger import Ledger
-from jobs.logs import get_logger
-from jobs.record import JobRecord, ResultSummary
-from jobs.settings import WorkerSettings
-from jobs.status import Stage
-from jobs.storage import Store
-from jobs.transitions import Reply
-from worker.artifacts import SegmentStep
-from worker.device import is_lost_device, is_out_of_memory
-from worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
-from worker.results import earlier_result, write_result
-from worker.retry import GiveUp, Patience, TryAgain, decide
-from worker.sandbox import Sandbox
-from worker.sources import fetch_image, fetch_mask_inputs
+from maskfleet.jobs.errors import AttemptFailed, JobError, QueueUnavailable
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import Reply
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.status import Stage
+from maskfleet.jobs.storage import Store
+from maskfleet.worker.image.sandbox import Sandbox
+from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
+from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
+from maskfleet.worker.output.artifacts import SegmentStep
+from maskfleet.worker.results import earlier_result, write_result
+from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
+from maskfleet.worker.sources import fetch_image, fetch_mask_inputs
 
 logger = get_logger()
 

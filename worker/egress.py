@@ -26,9 +26,9 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, address_rules, check_url
+from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, address_rules, check_url
 
-#: How often an image's address may redirect; who follows is `worker.sources`.
+#: How often an image's address may redirect; who follows is `maskfleet.worker.sources`.
 MAX_REDIRECTS = 3
 #: What an answer may send before its body; browsers stop at some 256 KiB.
 MAX_HEADER_BYTES = 64 * 1024

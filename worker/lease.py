@@ -12,13 +12,13 @@ from typing import Self
 
 from structlog.contextvars import bound_contextvars
 
-from jobs.errors import AttemptFailed, JobError, QueueUnavailable
-from jobs.ledger import Ledger
-from jobs.logs import get_logger
-from jobs.record import JobRecord, ProgressView
-from jobs.settings import WorkerSettings
-from jobs.status import Stage
-from jobs.transitions import Reply
+from maskfleet.jobs.errors import AttemptFailed, JobError, QueueUnavailable
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import Reply
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.record import JobRecord, ProgressView
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.status import Stage
 
 logger = get_logger()
 

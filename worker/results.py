@@ -6,13 +6,13 @@ import hashlib
 import time
 from datetime import UTC, datetime
 
-from jobs.errors import NotFound
-from jobs.manifest import Manifest, ManifestFile
-from jobs.record import JobRecord, ResultSummary
-from jobs.storage import Store, attempt_prefix, result_prefix
-from worker.artifacts import Segmented
-from worker.images import Photo
-from worker.lease import Lease
+from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.lease import Lease
+from maskfleet.worker.output.artifacts import Segmented
 
 
 def write_result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.errors import CallerError, JobError, QueueUnavailable, StoreUnavailable
+from maskfleet.jobs.errors import CallerError, JobError, QueueUnavailable, StoreUnavailable
 
 #: About how long the job waits after its first broken attempt; each further one doubles it.
 FIRST_WAIT_S = 2.0

@@ -10,20 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from jobs.prompts import check_prompts_on_image
-from jobs.record import Spec
-from jobs.spec import BoxJob, EverythingJob, Output, PointJob
-from worker.batches import MeasuringThread
-from worker.crops import Crop, lay_out, whole
-from worker.decoder import Candidates
-from worker.doubt import borderline_prompts, measure_again
-from worker.drafts import PendingMasks, View, measure_masks
-from worker.embedding import Embedding
-from worker.images import Photo
-from worker.masks import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
-from worker.memory import give_back
-from worker.model import SegmentationModel, batch_that_fits
-from worker.prompts import (
+from maskfleet.jobs.schema.prompts import check_prompts_on_image
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
+from maskfleet.worker.masks.mask import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
+from maskfleet.worker.masks.memory import give_back
+from maskfleet.worker.masks.pending import PendingMasks, View, measure_masks
+from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.crops import Crop, lay_out, whole
+from maskfleet.worker.sam.embedding import Embedding
+from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
+from maskfleet.worker.sam.oom_halving import MeasuringThread
+from maskfleet.worker.sam.prompts import (
     MaskInputs,
     PromptBatch,
     check_mask_inputs,
@@ -32,9 +33,8 @@ from worker.prompts import (
     group_prompts,
     prompt_batches,
 )
-from worker.reference import ALONE, BatchSlot, grid_slot
-from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
-from worker.work import BOUNDS, SILENT, Bounds, SegmentMetrics, Watch, Work
+from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
+from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, SegmentMetrics, Watch, Work
 
 
 @dataclass(frozen=True, slots=True)

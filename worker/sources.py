@@ -9,18 +9,18 @@ from urllib.parse import urljoin
 
 import requests
 
-from jobs.addresses import AddressRefused
-from jobs.errors import InvalidImage, InvalidPrompt, NotFound, SourceUnavailable
-from jobs.manifest import Manifest
-from jobs.prompts import MaskInput, Prompt
-from jobs.settings import WorkerSettings
-from jobs.spec import ImageSource
-from jobs.storage import ObjectDenied, Store, allowed_object, result_prefix, upload_key
-from worker.egress import MAX_REDIRECTS
-from worker.logits import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
+from maskfleet.jobs.addresses import AddressRefused
+from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NotFound, SourceUnavailable
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.prompts import MaskInput, Prompt
+from maskfleet.jobs.schema.spec import ImageSource
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, result_prefix, upload_key
+from maskfleet.worker.egress import MAX_REDIRECTS
+from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 
 if TYPE_CHECKING:
-    from worker.prompts import MaskInputs
+    from maskfleet.worker.sam.prompts import MaskInputs
 
 _CHUNK = 1 << 20
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.admission import admit_batch, batch_view, find_batch
-from api.intake import read_batch, read_idempotency_key
-from api.keys import Scope
-from api.operation import Operation, idempotency_key_header, operation, submission_problems
-from api.responses import json_response
-from api.services import base_url, services, tenant
-from jobs.answers import DeliveryList
-from jobs.batch import BatchView
+from maskfleet.api.admission import admit_batch, batch_view, find_batch
+from maskfleet.api.intake import read_batch, read_idempotency_key
+from maskfleet.api.operation import Operation, idempotency_key_header, operation, submission_problems
+from maskfleet.api.responses import json_response
+from maskfleet.api.services import base_url, services, tenant
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.schema.api import DeliveryList
+from maskfleet.jobs.schema.batch import BatchView
 
 blueprint = Blueprint("batches", __name__)
 

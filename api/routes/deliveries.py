@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 from flask import Blueprint, Response
 from werkzeug.routing import BaseConverter
 
-from api.intake import read_json
-from api.keys import Scope
-from api.operation import Operation, operation
-from api.responses import json_response
-from api.routes.jobs import find_job
-from api.services import base_url, services, tenant
-from jobs.answers import DeliveryList, Redeliveries, RedeliveryRange
-from jobs.deliveries import MAX_REDELIVERED, Redelivered
-from jobs.delivery import DeliveryRecord, DeliveryView, subject_ids
-from jobs.errors import InvalidRequest, NotFound
-from jobs.logs import get_logger
+from maskfleet.api.intake import read_json
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.routes.jobs import find_job
+from maskfleet.api.services import base_url, services, tenant
+from maskfleet.jobs.errors import InvalidRequest, NotFound
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.ledger.deliveries import MAX_REDELIVERED, Redelivered
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.api import DeliveryList, Redeliveries, RedeliveryRange
+from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryView, subject_ids
 
 blueprint = Blueprint("deliveries", __name__)
 logger = get_logger()

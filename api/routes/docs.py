@@ -11,8 +11,8 @@ from pathlib import Path
 
 from flask import Blueprint, Response, current_app, send_from_directory
 
-from api.openapi import document
-from api.operation import Operation, operation
+from maskfleet.api.openapi import document
+from maskfleet.api.operation import Operation, operation
 
 blueprint = Blueprint("docs", __name__)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.admission import over_quota, publish
-from api.keys import Scope
-from api.operation import Operation, operation
-from api.routes.jobs import find_job, job_not_found, show
-from api.services import base_url, services, tenant
-from jobs.errors import Conflict
-from jobs.logs import get_logger
-from jobs.record import JobView
-from jobs.storage import result_prefix
-from jobs.transitions import Deleted, Retried
+from maskfleet.api.admission import over_quota, publish
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.routes.jobs import find_job, job_not_found, show
+from maskfleet.api.services import base_url, services, tenant
+from maskfleet.jobs.errors import Conflict
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.ledger.outcomes import Deleted, Retried
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.storage import result_prefix
 
 blueprint = Blueprint("ended", __name__)
 logger = get_logger()

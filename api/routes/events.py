@@ -6,13 +6,13 @@ import re
 
 from flask import Blueprint, Response, request
 
-from api.keys import Scope
-from api.operation import Header, Operation, operation
-from api.routes.jobs import find_job
-from api.services import base_url, services
-from api.streaming import job_events
-from api.waiting import preferred_wait_s
-from jobs.errors import TooManyStreams
+from maskfleet.api.operation import Header, Operation, operation
+from maskfleet.api.routes.jobs import find_job
+from maskfleet.api.services import base_url, services
+from maskfleet.api.streaming import job_events
+from maskfleet.api.waiting import preferred_wait_s
+from maskfleet.jobs.errors import TooManyStreams
+from maskfleet.jobs.ledger.api_keys import Scope
 
 blueprint = Blueprint("events", __name__)
 

@@ -11,21 +11,21 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
-from api.admission import admit_job
-from api.exchange import note_wait
-from api.intake import read_idempotency_key, read_query, read_submission
-from api.keys import Scope
-from api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
-from api.responses import json_response
-from api.services import base_url, queue_place, services, tenant, whole_view
-from api.waiting import preferred_wait_s
-from jobs.answers import JobPage, JobQuery
-from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.logs import get_logger
-from jobs.record import JobRecord, JobView
-from jobs.status import Status
-from jobs.transitions import Cancel
-from jobs.wire import JOB_ID
+from maskfleet.api.admission import admit_job
+from maskfleet.api.exchange import note_wait
+from maskfleet.api.intake import read_idempotency_key, read_query, read_submission
+from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
+from maskfleet.api.responses import json_response
+from maskfleet.api.services import base_url, queue_place, services, tenant, whole_view
+from maskfleet.api.waiting import preferred_wait_s
+from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.ledger.outcomes import Cancel
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.api import JobPage, JobQuery
+from maskfleet.jobs.schema.base import JOB_ID
+from maskfleet.jobs.schema.record import JobRecord, JobView
+from maskfleet.jobs.status import Status
 
 #: A list that is filtered by state looks at so many records at most before it answers with what it has.
 MAX_LOOKED_AT = 1000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.keys import Scope
-from api.operation import Operation, operation
-from api.responses import json_response
-from api.services import services
-from jobs.answers import ModelList, ModelView
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.services import services
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.schema.api import ModelList, ModelView
 
 blueprint = Blueprint("models", __name__)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.keys import Scope
-from api.operation import Operation, operation
-from api.responses import json_response
-from api.routes.jobs import find_job
-from api.services import services
-from jobs.errors import Conflict, NotFound
-from jobs.logs import get_logger
-from jobs.manifest import Manifest
-from jobs.status import Status
-from jobs.storage import result_prefix
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.routes.jobs import find_job
+from maskfleet.api.services import services
+from maskfleet.jobs.errors import Conflict, NotFound
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import result_prefix
 
 blueprint = Blueprint("results", __name__)
 logger = get_logger()

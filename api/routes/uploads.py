@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 from flask import Blueprint, Response
 
-from api.intake import read_json
-from api.keys import Scope
-from api.operation import Operation, operation
-from api.responses import json_response
-from api.services import services, tenant
-from api.sources import image_file_too_large
-from jobs.answers import UploadRequest, UploadView
+from maskfleet.api.intake import read_json
+from maskfleet.api.operation import Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.services import services, tenant
+from maskfleet.api.sources import image_file_too_large
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.schema.api import UploadRequest, UploadView
 
 blueprint = Blueprint("uploads", __name__)
 

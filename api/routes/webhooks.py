@@ -7,20 +7,20 @@ from datetime import UTC, datetime
 
 from flask import Blueprint, Response, request
 
-from api.exchange import note_wait
-from api.intake import read_json
-from api.keys import Scope
-from api.operation import Header, Operation, operation
-from api.responses import json_response
-from api.routes.deliveries import delivery_url, find_delivery
-from api.services import services, tenant
-from api.sources import check_address
-from api.waiting import preferred_wait_s
-from jobs.answers import PingRequest, PingView
-from jobs.delivery import DeliveryRecord, DeliveryState
-from jobs.errors import InvalidRequest
-from jobs.events import Ping, PingData
-from jobs.logs import get_logger
+from maskfleet.api.exchange import note_wait
+from maskfleet.api.intake import read_json
+from maskfleet.api.operation import Header, Operation, operation
+from maskfleet.api.responses import json_response
+from maskfleet.api.routes.deliveries import delivery_url, find_delivery
+from maskfleet.api.services import services, tenant
+from maskfleet.api.sources import check_address
+from maskfleet.api.waiting import preferred_wait_s
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.ledger.api_keys import Scope
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.api import PingRequest, PingView
+from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryState
+from maskfleet.jobs.schema.events import Ping, PingData
 
 #: Without a ``Prefer``: a courier's look, its time limit for one try, and some.
 USUAL_WAIT_S = 20

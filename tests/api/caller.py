@@ -12,13 +12,13 @@ from typing import Any
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from api.app import create_app
-from jobs.answers import Problem
-from jobs.ledger import Ledger
-from jobs.manifest import Manifest, ManifestFile, MaskSummary
-from jobs.record import JobRecord, Metrics, ResultSummary
-from jobs.settings import ApiSettings
-from jobs.storage import Store, attempt_prefix, result_prefix
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.api import Problem
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile, MaskSummary
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
+from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix
 from tests.api.pictures import a_picture
 
 

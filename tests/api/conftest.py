@@ -10,9 +10,9 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.settings import ApiSettings
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, a_closed_port
 from tests.conftest import PHOTOS_BUCKET
 

@@ -13,9 +13,9 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.app import create_app
-from api.intake import MAX_SPEC_BYTES
-from jobs.ledger import Ledger
+from maskfleet.api.app import create_app
+from maskfleet.api.intake import MAX_SPEC_BYTES
+from maskfleet.jobs.ledger.jobs import Ledger
 from tests.api.caller import Caller, as_base64, check_problem, job
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.api.pictures import HTML_PAGE, a_decompression_bomb, a_picture

@@ -12,27 +12,27 @@ import pytest
 import redis
 from flask import Flask
 
-from api.app import create_app
-from api.keys import KeyStore, Scope
-from jobs.batch import BatchStatus, BatchView
-from jobs.deliveries import Deliveries
-from jobs.delivery import DeliveryView
-from jobs.events import BatchEvent
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import queue_name
-from jobs.record import JobView
-from jobs.roster import Roster, WorkerSeen
-from jobs.settings import CourierSettings
-from jobs.spec import MAX_BATCH_IMAGES, Priority
-from jobs.storage import Store, upload_key
-from maskfleet.receiver import Receiver
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.batch import BatchStatus, BatchView
+from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.schema.events import BatchEvent
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Priority
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.jobs.storage import Store, upload_key
+from maskfleet.stack.receiver import Receiver
+from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, as_base64, check_problem, claim, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.api.pictures import HTML_PAGE, a_picture
 from tests.conftest import WEBHOOK_SECRET
 from tests.waiting import wait_until
-from worker.courier import Courier
 
 HOOK = "https://example.com/hook"
 QUEUE = queue_name(MODEL, Priority.NORMAL)

@@ -13,10 +13,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from pydantic import SecretStr
 
-from api.app import create_app
-from api.auth import ApiKeys
-from api.keys import KeyStore
-from jobs.settings import ApiSettings
+from maskfleet.api.app import create_app
+from maskfleet.api.auth import ApiKeys
+from maskfleet.jobs.ledger.api_keys import KeyStore
+from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS
 
@@ -133,11 +133,13 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "numpy", "PIL", "worker", "maskfleet"}:
+        theirs = {"torch", "transformers", "numpy", "PIL"}
+        ours = {"maskfleet.worker", "maskfleet.cli", "maskfleet.client", "maskfleet.stack"}
+        if name.partition(".")[0] in theirs or name in ours:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Blocked())
-from api.app import create_app
+from maskfleet.api.app import create_app
 client = create_app().test_client()
 assert client.get("/live").status_code == 200
 assert client.get("/openapi.json").status_code == 200

@@ -14,17 +14,17 @@ import pytest
 import redis
 from flask import Flask
 
-from api.app import create_app
-from jobs.deliveries import Deliveries, Delivery
-from jobs.delivery import DeliveryState, TryOutcome, TryView
-from jobs.ledger import Ledger
-from jobs.settings import CourierSettings
-from maskfleet.webhooks import verify_webhook
+from maskfleet.api.app import create_app
+from maskfleet.client.webhooks import verify_webhook
+from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, a_closed_port, check_problem, claim
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.conftest import WEBHOOK_SECRET
 from tests.waiting import wait_until
-from worker.courier import Courier
 
 HOOK = "https://example.com/hook"
 UNKNOWN = f"msg_ping_{'0' * 32}"

@@ -7,15 +7,15 @@ import threading
 import pytest
 import redis
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import queue_name
-from jobs.record import JobView
-from jobs.spec import Priority
-from jobs.status import Status
-from jobs.storage import Store, result_prefix, upload_key
-from jobs.transitions import Deleted, Retried
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import Deleted, Retried
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import Priority
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import Store, result_prefix, upload_key
 from tests.api.caller import Caller, check_problem, claim, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.waiting import wait_until

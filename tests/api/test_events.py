@@ -12,12 +12,12 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.record import JobRecord, JobView, ProgressView
-from jobs.status import Stage, Status
-from jobs.storage import Store
-from jobs.transitions import Reply
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import Reply
+from maskfleet.jobs.schema.record import JobRecord, JobView, ProgressView
+from maskfleet.jobs.status import Stage, Status
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, check_problem, claim, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 

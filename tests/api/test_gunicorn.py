@@ -20,11 +20,11 @@ import pytest
 import redis
 import requests
 
-from jobs.ledger import Ledger
-from jobs.queue import queue_name
-from jobs.record import JobView
-from jobs.spec import Priority
 from maskfleet.client import Client
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import Priority
 from tests.api.caller import a_closed_port, claim, job
 from tests.api.conftest import KEYS, MODEL
 from tests.api.pictures import a_picture
@@ -75,7 +75,12 @@ def door(
         **getattr(request, "param", {}),
     }
     environment = {**os.environ, **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()}}
-    command = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:api.server", "api.app:create_app()"]
+    command = [
+        str(Path(sys.executable).parent / "gunicorn"),
+        "--config",
+        "python:maskfleet.api.server",
+        "maskfleet.api.app:create_app()",
+    ]
     with log.open("wb") as lines:
         process = subprocess.Popen(command, env={**environment, "TMPDIR": str(tmp_path)}, stderr=lines)
     running = Door(process, f"http://127.0.0.1:{port}", log, tmp_path)

@@ -11,9 +11,9 @@ from flask.testing import FlaskClient
 from pydantic import ValidationError
 from werkzeug.test import TestResponse
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.storage import Store
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, job, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 

@@ -6,11 +6,11 @@ import pytest
 import redis
 from flask.testing import FlaskClient
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.roster import Roster, WorkerSeen
-from jobs.schema import SCHEMA
-from jobs.status import Status
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.version import SCHEMA
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.status import Status
 from tests.api.caller import Caller, check_problem, claim, job
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from api.image_header import read_header
-from jobs.errors import InvalidImage
+from maskfleet.api.image_header import read_header
+from maskfleet.jobs.errors import InvalidImage
 from tests.api.pictures import a_picture
 
 MAX_PIXELS = 100_000_000

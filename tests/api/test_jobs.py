@@ -10,15 +10,15 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import queue_name
-from jobs.record import JobView
-from jobs.roster import Roster, WorkerSeen
-from jobs.spec import EverythingJob, Priority
-from jobs.status import Status
-from jobs.storage import Store, upload_key
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import EverythingJob, Priority
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import Store, upload_key
 from tests.api.caller import Caller, as_base64, check_problem, claim, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.api.pictures import a_picture

@@ -18,14 +18,14 @@ from structlog.testing import capture_logs
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from api.app import create_app
-from api.auth import REMEMBERED_S, ApiKeys
-from api.keys import KeyStore, Scope, new_key
-from api.operation import Operation, operation, operation_of
-from jobs.errors import Unauthorized
-from jobs.ledger import Ledger
-from jobs.storage import Store
-from maskfleet.cli import main
+from maskfleet.api.app import create_app
+from maskfleet.api.auth import REMEMBERED_S, ApiKeys
+from maskfleet.api.operation import Operation, operation, operation_of
+from maskfleet.cli.main import main
+from maskfleet.jobs.errors import Unauthorized
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope, new_key
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.waiting import wait_until

@@ -13,15 +13,15 @@ from flask import Flask
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from api.app import create_app
-from api.keys import KeyStore, Scope
-from api.limits import REST_S
-from jobs.ledger import Ledger
-from jobs.queue import queue_name
-from jobs.roster import Roster, WorkerSeen
-from jobs.spec import Priority
-from jobs.storage import Store, attempt_prefix, upload_key
+from maskfleet.api.app import create_app
+from maskfleet.api.limits import REST_S
 from maskfleet.client import Client
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.spec import Priority
+from maskfleet.jobs.storage import Store, attempt_prefix, upload_key
 from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.maskfleet.scripted_server import Answer, ScriptedServer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import requests
 
-from jobs.ledger import Ledger
-from jobs.manifest import Manifest
-from jobs.record import Metrics, ResultSummary
-from jobs.storage import Store
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.record import Metrics, ResultSummary
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, check_problem, claim, job, run_to_success
 from tests.api.pictures import a_picture
 

@@ -21,12 +21,12 @@ import schemathesis
 import structlog
 from hypothesis import HealthCheck, settings
 
-from api.app import create_app
-from api.openapi import DELIVERY_ID, document
-from jobs.ledger import Ledger
-from jobs.settings import ApiSettings
-from jobs.storage import Store
-from jobs.wire import BATCH_ID
+from maskfleet.api.app import create_app
+from maskfleet.api.openapi import DELIVERY_ID, document
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.base import BATCH_ID
+from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, claim, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from api.app import create_app
-from jobs.ledger import Ledger
-from jobs.storage import Store
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, check_problem, job, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.conftest import PHOTOS_BUCKET

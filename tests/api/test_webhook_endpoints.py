@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from api.app import create_app
-from jobs.deliveries import Deliveries
-from jobs.ledger import Ledger
-from jobs.settings import ApiSettings
+from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, job
 from tests.api.conftest import KEYS, SettingsMaker
 

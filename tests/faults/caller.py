@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import requests
 
-from jobs.errors import JobError, NotFound, QueueUnavailable
-from jobs.manifest import Manifest
-from jobs.storage import Store, result_prefix
+from maskfleet.jobs.errors import JobError, NotFound, QueueUnavailable
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.storage import Store, result_prefix
 from tests.faults.faults import Held
 from tests.faults.follower import follow
 from tests.faults.history import Accepted, BatchAccepted, BatchShown, CancelAsked, Reference, Refused, Shown, Stored

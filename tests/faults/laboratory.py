@@ -18,20 +18,20 @@ import psutil
 import redis
 import requests
 
-from jobs.connection import connect
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.roster import Roster
-from jobs.settings import SharedSettings
-from jobs.storage import Store
-from maskfleet.servers import Server, free_port, start_redis, start_s3
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.servers import Server, free_port, start_redis, start_s3
+from maskfleet.worker.node.supervisor import kill_child, start_child
 from tests.conftest import ports_in_turn
 from tests.faults.history import History
 from tests.faults.image_host import ImageHost
 from tests.faults.proxy import Proxy
 from tests.faults.receiver import HookReceiver
 from tests.waiting import wait_until
-from worker.children import kill_child, start_child
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "models" / "sam-demo"
@@ -222,7 +222,7 @@ class Laboratory:
     def _start_programs(self) -> None:
         self.api_port = free_port()
         gunicorn = str(Path(sys.executable).parent / "gunicorn")
-        command = (gunicorn, "--config", "python:api.server", "api.app:create_app()")
+        command = (gunicorn, "--config", "python:maskfleet.api.server", "maskfleet.api.app:create_app()")
         self.add(
             "api",
             command,
@@ -232,12 +232,12 @@ class Laboratory:
             MASKFLEET_MODELS=STAND_IN,
         )
         for name in _names("courier", 2):
-            self.add(name, (sys.executable, "-m", "worker.courier"))
+            self.add(name, (sys.executable, "-m", "maskfleet.worker.courier.courier"))
         for name in self._node_names:
             if "stand-in" in name:
                 command, model = (sys.executable, "-m", "tests.faults.stand_in"), f"./{STAND_IN}"
             else:
-                command, model = (sys.executable, "-m", "worker"), str(MODEL)
+                command, model = (sys.executable, "-m", "maskfleet.worker"), str(MODEL)
             self.add(name, command, MASKFLEET_NODE=name, MASKFLEET_MODEL=model)
         wait_until(self.api_is_ready, 60, every_s=0.1)
         self.await_nodes()

@@ -27,8 +27,8 @@ import redis
 import requests
 from celery import Celery
 
-from jobs.settings import SharedSettings
-from jobs.storage import Store
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
 from tests.faults.faults import Held, Scene
 from tests.faults.figures import felled, told_twice
 from tests.faults.history import Broke, Notified

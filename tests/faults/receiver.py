@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from maskfleet.problems import WebhookRejected
-from maskfleet.webhooks import verify_webhook
+from maskfleet.client.errors import WebhookRejected
+from maskfleet.client.webhooks import verify_webhook
 from tests.faults.history import History, Notified
 from tests.faults.proxy import Fault, Mode, Proxy
 

@@ -11,20 +11,20 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from jobs.manifest import MaskSummary
-from jobs.record import Metrics, Spec
-from jobs.settings import WorkerSettings
-from jobs.spec import EverythingJob
-from jobs.status import Stage
+from maskfleet.jobs.schema.manifest import MaskSummary
+from maskfleet.jobs.schema.record import Metrics, Spec
+from maskfleet.jobs.schema.spec import EverythingJob
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.status import Stage
+from maskfleet.worker.app import main, workbench_for
+from maskfleet.worker.output.artifacts import Artifact, Segmented
 from tests.faults.promises import DEVICE_LOST, HUNG
-from worker.app import main, workbench_for
-from worker.artifacts import Artifact, Segmented
 
 if TYPE_CHECKING:
-    from worker.attempt import Workbench
-    from worker.images import Photo
-    from worker.prompts import MaskInputs
-    from worker.work import Watch
+    from maskfleet.worker.attempt import Workbench
+    from maskfleet.worker.image.decode import Photo
+    from maskfleet.worker.sam.prompts import MaskInputs
+    from maskfleet.worker.steps import Watch
 
 #: How long a batch of points takes.
 BATCH_S = 0.02

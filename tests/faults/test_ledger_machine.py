@@ -21,14 +21,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jobs.census import Census
-from jobs.deliveries import Deliveries
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
-from jobs.spec import Webhook
-from jobs.status import Stage
-from jobs.transitions import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
+from maskfleet.jobs.schema.spec import Webhook
+from maskfleet.jobs.status import Stage
 
 TENANT, QUEUE = "ant", "sam.m.normal"
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.errors import QueueUnavailable
-from jobs.queue import Publisher
-from jobs.settings import SharedSettings
-from maskfleet.servers import start_redis
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.queue import Publisher
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.stack.servers import start_redis
 from tests.faults.proxy import Fault, Mode, Proxy
 
 QUEUE = "sam.m.normal"

@@ -16,10 +16,10 @@ from itertools import cycle
 
 import pytest
 
-from jobs.census import Census
-from jobs.ledger import __doc__ as ledger_described
-from jobs.record import JobRecord
-from jobs.storage import result_prefix
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.jobs import __doc__ as ledger_described
+from maskfleet.jobs.schema.record import JobRecord
+from maskfleet.jobs.storage import result_prefix
 from tests.faults.caller import Callers, stored
 from tests.faults.faults import Effect, Scene
 from tests.faults.faults.on_processes import (

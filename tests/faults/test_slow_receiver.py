@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from jobs.ledger import Ledger
-from jobs.settings import CourierSettings
-from jobs.spec import Webhook
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.spec import Webhook
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.worker.courier.courier import Courier
 from tests.waiting import wait_until
-from worker.courier import Courier
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 JOBS = 120

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.errors import StoreUnavailable
-from jobs.settings import SharedSettings
-from jobs.storage import Store
+from maskfleet.jobs.errors import StoreUnavailable
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
 from tests.faults.proxy import Fault, Mode, Proxy
 
 KEY, OBJECT = "photos/large", b"x" * 1_000_000

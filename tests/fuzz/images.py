@@ -18,13 +18,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.image_header import ImageHeader, read_header
 from benchmarks.machine import keep, percentile
-from jobs.errors import InvalidImage
+from maskfleet.api.image_header import ImageHeader, read_header
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.sandbox import Sandbox
+from maskfleet.worker.image.sandbox_process import BYTES_PER_PIXEL, ELSE_BYTES, FILE_COPIES
 from tests.fuzz.mutations import mutated, valid_files
-from worker.decoding import BYTES_PER_PIXEL, ELSE_BYTES, FILE_COPIES
-from worker.images import Photo
-from worker.sandbox import Sandbox
 
 #: What may be told about a file.
 HEADER_CODES = {"image_empty", "not_an_image", "image_too_large", "image_truncated"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from api.image_header import ImageHeader, read_header
+from maskfleet.api.image_header import ImageHeader, read_header
+from maskfleet.worker.image.sandbox import Sandbox
 from tests.fuzz.images import MAX_PIXELS, fuzz
 from tests.fuzz.mutations import valid_files
-from worker.sandbox import Sandbox
 
 
 def test_the_files_that_are_damaged_are_good() -> None:

@@ -17,19 +17,19 @@ from typing import Any, cast
 
 import redis
 
-from api.keys import KeyStore, Scope
-from jobs.connection import connect
-from jobs.deliveries import Breaker, Deliveries, Delivery
-from jobs.delivery import DeliveryState, TryOutcome, TryView
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
-from jobs.roster import Roster, WorkerSeen
-from jobs.settings import SharedSettings
-from jobs.spec import EventName, Webhook
-from jobs.status import Stage
-from jobs.transitions import NewBatch, NewJobs
-from maskfleet.servers import start_redis
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
+from maskfleet.jobs.schema.spec import EventName, Webhook
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.status import Stage
+from maskfleet.stack.servers import start_redis
 
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
 SPEC = (

@@ -12,19 +12,19 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.batch import BatchRecord
-from jobs.batch_spec import job_of, parse_batch
-from jobs.batches import Batches
-from jobs.connection import load_script
-from jobs.deliveries import Deliveries, Delivery
-from jobs.delivery import DeliveryState
-from jobs.errors import InvalidRequest, QueueUnavailable
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.record import JobRecord, Metrics, ResultSummary
-from jobs.spec import EventName, ImageSource, Webhook
-from jobs.status import Status
-from jobs.transitions import BacklogLimit, Created, Creation, Deleted, NewBatch, NewJobs, Retried
+from maskfleet.jobs.errors import InvalidRequest, QueueUnavailable
+from maskfleet.jobs.ledger.batches import Batches
+from maskfleet.jobs.ledger.connection import load_script
+from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, Deleted, NewBatch, NewJobs, Retried
+from maskfleet.jobs.schema.batch import BatchRecord
+from maskfleet.jobs.schema.batch_spec import job_of, parse_batch
+from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
+from maskfleet.jobs.schema.spec import EventName, ImageSource, Webhook
+from maskfleet.jobs.status import Status
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 QUEUE, URL = "sam.m.normal", "https://example.com/hook"

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
-from jobs.census import Census
-from jobs.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
-from jobs.delivery import DeliveryRecord, DeliveryState, TryOutcome, TryView
-from jobs.ledger import Ledger
-from jobs.spec import ENDS, EventName, Webhook
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.spec import ENDS, EventName, Webhook
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'

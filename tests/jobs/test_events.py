@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from jobs.batch import BatchCounts, BatchRecord
-from jobs.events import MAX_BODY_BYTES, batch_event, job_event
-from jobs.record import JobRecord, Metrics, ResultSummary
-from jobs.spec import MAX_METADATA_KEYS, EventName
+from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord
+from maskfleet.jobs.schema.events import MAX_BODY_BYTES, batch_event, job_event
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
+from maskfleet.jobs.schema.spec import MAX_METADATA_KEYS, EventName
 
 RESULT = ResultSummary(
     prefix="results/ant/" + "x" * 200, manifest_key="m" * 200, masks=10**6, best_score=1 / 3, metrics=Metrics()

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from jobs.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
-from jobs.delivery import DeliveryState, TryOutcome, TryView
-from jobs.ledger import Ledger
-from jobs.spec import Webhook
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.spec import Webhook
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 TENANTS, HOSTS = ("ant", "bee"), ("a.example.com", "b.example.com:8443")

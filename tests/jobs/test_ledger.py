@@ -3,18 +3,18 @@
 import pytest
 import redis
 
-from jobs.census import Census
-from jobs.connection import load_script
-from jobs.deliveries import Deliveries
-from jobs.errors import QueueUnavailable
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import more_urgent_queues
-from jobs.record import JobRecord, Metrics, ProgressView, ResultSummary
-from jobs.roster import Roster, WorkerSeen
-from jobs.spec import EventName, Webhook
-from jobs.status import Stage, Status
-from jobs.transitions import Cancel, Created, Deleted, NewJobs, QueuePlace, Reply, Retried
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.connection import load_script
+from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.queue import more_urgent_queues
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
+from maskfleet.jobs.schema.spec import EventName, Webhook
+from maskfleet.jobs.status import Stage, Status
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'

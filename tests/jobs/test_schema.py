@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from api.keys import KeyStore
-from jobs.batches import Batches
-from jobs.deliveries import Breaker, Deliveries
-from jobs.delivery import DeliveryState
-from jobs.errors import Conflict, LedgerVersion
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.record import JobRecord, ProgressView
-from jobs.schema import MIGRATIONS, SCHEMA, Schema, upgrade
-from jobs.status import Stage, Status
-from jobs.transitions import Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.errors import Conflict, LedgerVersion
+from maskfleet.jobs.ledger.api_keys import KeyStore
+from maskfleet.jobs.ledger.batches import Batches
+from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.version import MIGRATIONS, SCHEMA, Schema, upgrade
+from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.schema.record import JobRecord, ProgressView
+from maskfleet.jobs.status import Stage, Status
 from tests.jobs.full_ledger import DAY_S, MANY, NODE, QUEUE, RESULT, SPEC, TENANT, dump, restore
 
 #: What the scripts of each earlier version wrote: python -m tests.jobs.full_ledger

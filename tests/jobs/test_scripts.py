@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from jobs.connection import SCRIPTS as FOLDER
-from jobs.connection import script_text
+from maskfleet.jobs.ledger.connection import SCRIPTS as FOLDER
+from maskfleet.jobs.ledger.connection import script_text
 
 SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir()}
 #: What other scripts stand on; no program runs these by themselves.

@@ -3,9 +3,9 @@
 import pytest
 import requests
 
-from jobs.errors import NotFound, StoreUnavailable
-from jobs.settings import SharedSettings
-from jobs.storage import Store, attempt_prefix, split_s3_uri, upload_key
+from maskfleet.jobs.errors import NotFound, StoreUnavailable
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store, attempt_prefix, split_s3_uri, upload_key
 
 
 def test_what_was_put_is_read_back(store: Store) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from maskfleet.client import Client
-from maskfleet.receiver import Receiver
-from maskfleet.stack_process import StackLine
+from maskfleet.stack.process import StackLine
+from maskfleet.stack.receiver import Receiver
 from tests.conftest import WEBHOOK_SECRET
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

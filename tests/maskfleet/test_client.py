@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.events import BatchEvent
-from jobs.prompts import Prompt
-from jobs.record import JobView
-from jobs.settings import SharedSettings
-from jobs.spec import BoxJob, ImageSource
-from jobs.storage import Store
 from maskfleet.client import Client
-from maskfleet.problems import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
-from maskfleet.receiver import Receiver
-from maskfleet.stack_process import StackLine
-from maskfleet.stack_settings import PHOTOS_BUCKET
-from maskfleet.submission import JobFields
+from maskfleet.client.errors import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
+from maskfleet.client.submission import JobFields
+from maskfleet.jobs.schema.events import BatchEvent
+from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import BoxJob, ImageSource
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.process import StackLine
+from maskfleet.stack.receiver import Receiver
+from maskfleet.stack.settings import PHOTOS_BUCKET
 from tests.waiting import wait_until
 
 BOXES: JobFields = {"mode": "box", "prompts": [Prompt(box=(304, 14, 366, 73)), Prompt(box=(244, 94, 298, 146))]}

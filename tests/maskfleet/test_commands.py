@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from maskfleet.cli import COMMANDS
+from maskfleet.cli.main import COMMANDS
 from maskfleet.client import Client
-from maskfleet.stack_process import StackLine
+from maskfleet.stack.process import StackLine
 from tests.maskfleet.conftest import Cli
 from tests.maskfleet.scripted_server import Answer, ScriptedServer
 
@@ -158,7 +158,7 @@ def test_every_command_tells_its_options(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "remote_commands", "delivery_commands", "webhook_commands", "client", "run_commands", "up_command", "demo"],
+    ["cli.main", "cli.jobs", "cli.deliveries", "cli.webhooks", "client", "cli.programs", "cli.up", "cli.demo"],
 )
 def test_no_command_imports_torch_before_it_needs_it(module: str) -> None:
     code = f"import sys, maskfleet.{module}; print(*sys.modules)"

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from jobs.settings import LOCAL_API_URL, ApiSettings, CourierSettings, SharedSettings, WorkerSettings
-from jobs.storage import Store
-from maskfleet.buckets import make_buckets
-from maskfleet.cli import COMMANDS, main
+from maskfleet.cli.main import COMMANDS, main
+from maskfleet.jobs.settings import LOCAL_API_URL, ApiSettings, CourierSettings, SharedSettings, WorkerSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.buckets import make_buckets
 
 SETTINGS: dict[str, type[SharedSettings]] = {
     "api": ApiSettings,
@@ -226,7 +226,7 @@ def test_the_worker_image_installs_what_the_worker_needs(repository: Path) -> No
     assert "flask" not in worker
 
 
-@pytest.mark.parametrize("module", ["maskfleet.buckets", "worker.health"])
+@pytest.mark.parametrize("module", ["maskfleet.stack.buckets", "maskfleet.worker.node.health"])
 def test_the_modules_that_are_run_by_name_are_there(compose: dict[str, Any], repository: Path, module: str) -> None:
     named = json.dumps(compose["buckets"]["entrypoint"]) + (repository / "deploy" / "worker.Dockerfile").read_text()
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 from PIL import Image
 
-from jobs.manifest import Manifest
+from maskfleet.jobs.schema.manifest import Manifest
 from tests.maskfleet.conftest import Cli
 
 

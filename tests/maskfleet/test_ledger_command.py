@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.schema import SCHEMA
-from jobs.settings import SharedSettings
-from maskfleet.stack_readiness import StackFailed, check_redis, upgrade_ledger
+from maskfleet.jobs.ledger.version import SCHEMA
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.stack.readiness import StackFailed, check_redis, upgrade_ledger
 from tests.conftest import WEBHOOK_SECRET
 from tests.jobs.full_ledger import restore
 from tests.jobs.test_schema import EARLIER
@@ -20,7 +20,7 @@ from tests.maskfleet.conftest import Cli
 
 PROGRAMS = {
     "api": ("-m", "maskfleet", "api"),
-    "worker": ("-m", "worker"),
+    "worker": ("-m", "maskfleet.worker"),
     "courier": ("-m", "maskfleet", "courier"),
     "keys": ("-m", "maskfleet", "keys", "list"),
     "sweep": ("-m", "maskfleet", "sweep"),

@@ -19,11 +19,11 @@ import requests
 import trustme
 from kombu.exceptions import OperationalError
 
-from jobs.connection import connect
-from jobs.queue import celery_app
-from jobs.settings import SharedSettings
-from maskfleet.receiver import Receiver
-from maskfleet.servers import free_port
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.queue import celery_app
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.stack.receiver import Receiver
+from maskfleet.stack.servers import free_port
 from tests.conftest import WEBHOOK_SECRET
 from tests.faults.laboratory import STAND_IN
 from tests.maskfleet.test_redis_users import KEY, PROGRAMS, GuardedRedis, answers, password_of

@@ -22,12 +22,12 @@ from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from jobs.connection import connect
-from jobs.errors import QueueUnavailable
-from jobs.queue import Publisher, celery_app
-from jobs.settings import ApiSettings, SharedSettings
-from maskfleet.receiver import Receiver
-from maskfleet.servers import free_port, last_lines, redis_binary
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.queue import Publisher, celery_app
+from maskfleet.jobs.settings import ApiSettings, SharedSettings
+from maskfleet.stack.receiver import Receiver
+from maskfleet.stack.servers import free_port, last_lines, redis_binary
 from tests.conftest import WEBHOOK_SECRET
 from tests.tls_relay import TlsRelay
 from tests.waiting import wait_until
@@ -117,7 +117,7 @@ def service(
     }
     commands = {
         "api": ["-m", "maskfleet", "api"],
-        "worker": ["-m", "worker"],
+        "worker": ["-m", "maskfleet.worker"],
         "courier": ["-m", "maskfleet", "courier"],
     }
     with ExitStack() as ending:

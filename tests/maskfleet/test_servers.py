@@ -13,10 +13,10 @@ import psutil
 import pytest
 import redis
 
-from jobs.errors import NotFound
-from jobs.settings import SharedSettings
-from jobs.storage import ObjectDenied, Store
-from maskfleet.servers import ServerFailed, free_port, start_redis, start_s3
+from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import ObjectDenied, Store
+from maskfleet.stack.servers import ServerFailed, free_port, start_redis, start_s3
 from tests.waiting import wait_until
 
 
@@ -102,7 +102,7 @@ def test_a_taken_port_is_not_offered() -> None:
 def test_a_server_outlives_the_thread_that_started_it_but_not_the_process(tmp_path: Path) -> None:
     program = """
 import pathlib, sys, threading
-from maskfleet.servers import start_redis
+from maskfleet.stack.servers import start_redis
 folder = pathlib.Path(sys.argv[1])
 started = []
 thread = threading.Thread(target=lambda: started.append(start_redis(folder / "data", log=folder / "log")))

@@ -9,11 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from jobs.errors import InvalidRequest
-from jobs.record import Spec
-from jobs.spec import EverythingParams, ImageSource, PromptParams, parse_spec
-from maskfleet.spec_options import build_spec, spec_options
-from maskfleet.terminal import reporting_errors
+from maskfleet.cli.spec_options import build_spec, spec_options
+from maskfleet.cli.terminal import reporting_errors
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import EverythingParams, ImageSource, PromptParams, parse_spec
 
 IMAGE = ImageSource(url="https://example.com/bee.jpg")
 

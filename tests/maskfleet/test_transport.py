@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifest import Manifest, ManifestFile
-from jobs.record import JobUrls, JobView, Metrics
-from jobs.status import Status
 from maskfleet.client import Client
-from maskfleet.download import download
-from maskfleet.following import follow
-from maskfleet.problems import DamagedFile, KeyRefused, NotThere, Refused, Unavailable, WrongState
-from maskfleet.servers import free_port
-from maskfleet.transport import Transport
+from maskfleet.client.download import download
+from maskfleet.client.errors import DamagedFile, KeyRefused, NotThere, Refused, Unavailable, WrongState
+from maskfleet.client.events import follow
+from maskfleet.client.transport import Transport
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+from maskfleet.jobs.schema.record import JobUrls, JobView, Metrics
+from maskfleet.jobs.status import Status
+from maskfleet.stack.servers import free_port
 from tests.maskfleet.scripted_server import Answer, ScriptedServer
 
 JOB = JobView(

@@ -27,14 +27,14 @@ import pytest
 import requests
 from PIL import Image
 
-from jobs.connection import connect
-from jobs.ledger import Ledger
-from jobs.roster import Roster
-from jobs.settings import SharedSettings
-from jobs.storage import Store
 from maskfleet.client import Client
-from maskfleet.stack_folder import StackPorts
-from maskfleet.stack_readiness import LogSince, StackFailed
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.folder import StackPorts
+from maskfleet.stack.readiness import LogSince, StackFailed
 from tests.waiting import wait_until
 
 READY_S = 120.0
@@ -187,7 +187,8 @@ def test_redis_that_dies_comes_back_with_its_data_on_its_port(stack: Up) -> None
 def test_the_workers_health_check_sees_the_worker_of_this_stack_alone(stack: Up, redis_url: str) -> None:
     def healthy(url: str) -> bool:
         environment = {**os.environ, "MASKFLEET_REDIS_URL": url}
-        return subprocess.run([sys.executable, "-m", "worker.health"], env=environment, check=False).returncode == 0
+        command = [sys.executable, "-m", "maskfleet.worker.node.health"]
+        return subprocess.run(command, env=environment, check=False).returncode == 0
 
     assert healthy(stack.line["redis_url"])
     assert not healthy(redis_url)

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobs.delivery import DeliveryView
 from maskfleet.client import Client, verify_webhook
-from maskfleet.problems import NotThere, Refused
-from maskfleet.stack_process import StackLine
+from maskfleet.client.errors import NotThere, Refused
+from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.stack.process import StackLine
 from tests.conftest import WEBHOOK_SECRET
 from tests.maskfleet.conftest import Cli
 from tests.maskfleet.scripted_server import Answer, ScriptedServer

@@ -8,12 +8,12 @@ import pytest
 import requests
 from standardwebhooks import Webhook
 
-from jobs.events import Event, EventData, Ping, PingData
-from jobs.record import JobUrls
-from jobs.spec import EventName
 from maskfleet.client import verify_webhook
-from maskfleet.problems import WebhookRejected
-from maskfleet.receiver import Receiver
+from maskfleet.client.errors import WebhookRejected
+from maskfleet.jobs.schema.events import Event, EventData, Ping, PingData
+from maskfleet.jobs.schema.record import JobUrls
+from maskfleet.jobs.schema.spec import EventName
+from maskfleet.stack.receiver import Receiver
 from tests.conftest import WEBHOOK_SECRET
 
 OTHER_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgZW50aXJlbHk="

@@ -10,9 +10,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from api.app import create_app
-from jobs.settings import ApiSettings, CourierSettings, WorkerSettings
-from jobs.spec import EverythingJob
+from maskfleet.api.app import create_app
+from maskfleet.jobs.schema.spec import EverythingJob
+from maskfleet.jobs.settings import ApiSettings, CourierSettings, WorkerSettings
 from tests.conftest import BUCKET
 
 

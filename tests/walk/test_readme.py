@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from maskfleet.stack_process import StackLine
+from maskfleet.stack.process import StackLine
 from tests.conftest import WEBHOOK_SECRET
 from tests.maskfleet.test_webhooks import BODY, OTHER_SECRET, signed
 
@@ -154,7 +154,7 @@ def test_make_does_what_the_readme_says(repository: Path) -> None:
 
 
 def test_the_table_of_parameters_is_the_models(readme: str) -> None:
-    from jobs.spec import EverythingParams
+    from maskfleet.jobs.schema.spec import EverythingParams
 
     table = dict(re.findall(r"^\| `(\w+)` \| ([\d./ ]+?) \|", readme, flags=re.M))
 

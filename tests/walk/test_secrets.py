@@ -17,12 +17,12 @@ import pytest
 import redis
 import requests
 
-from jobs.connection import connect
-from jobs.queue import celery_app
-from jobs.settings import ApiSettings, CourierSettings, SharedSettings, WorkerSettings
-from jobs.storage import Store
-from maskfleet.servers import start_redis
-from maskfleet.stack_process import StackProcess
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.queue import celery_app
+from maskfleet.jobs.settings import ApiSettings, CourierSettings, SharedSettings, WorkerSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.stack.process import StackProcess
+from maskfleet.stack.servers import start_redis
 from tests.conftest import WEBHOOK_SECRET
 from tests.waiting import wait_until
 

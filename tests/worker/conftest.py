@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.ledger import Ledger
-from jobs.settings import WorkerSettings
-from jobs.spec import BoxJob, EverythingJob, ImageSource, PointJob
-from jobs.storage import Store
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, ImageSource, PointJob
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.worker.attempt import Workbench
+from maskfleet.worker.egress import egress_session
+from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.image.sandbox import Sandbox
+from maskfleet.worker.output.formats import segment_and_format
+from maskfleet.worker.sam.model import SegmentationModel, load_model
 from tests.conftest import PHOTOS_BUCKET
-from worker.attempt import Workbench
-from worker.egress import egress_session
-from worker.formats import segment_and_format
-from worker.images import Photo, decode_photo
-from worker.model import SegmentationModel, load_model
-from worker.sandbox import Sandbox
 
 SOMEWHERE = ImageSource(s3_uri="s3://photos/any.jpg")
 MAX_PIXELS = 100_000_000

@@ -1,4 +1,4 @@
-"""`worker.decoding` with a decoder of GIFs that reads where nothing is, as a broken native library does."""
+"""The sandbox's process with a decoder of GIFs that reads where nothing is, as a broken native library does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import GifImagePlugin, Image
 
-from worker.decoding import main
+from maskfleet.worker.image.sandbox_process import main
 
 
 class CrashingGif(GifImagePlugin.GifImageFile):

@@ -1,4 +1,4 @@
-"""`worker.decoding` with a decoder of GIFs that hangs in a native call; it makes the file that it is told first."""
+"""The sandbox's process with a decoder of GIFs that hangs in a native call; it makes the file that it is told first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import GifImagePlugin, Image
 
-from worker.decoding import main
+from maskfleet.worker.image.sandbox_process import main
 
 
 class HangingGif(GifImagePlugin.GifImageFile):

@@ -1,4 +1,4 @@
-"""`worker.decoding` with a decoder of bitmaps that leaves memory behind."""
+"""The sandbox's process with a decoder of bitmaps that leaves memory behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import BmpImagePlugin, Image
 
-from worker.decoding import ELSE_BYTES, main
+from maskfleet.worker.image.sandbox_process import ELSE_BYTES, main
 
 left_behind: list[bytearray] = []
 

@@ -16,18 +16,18 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
-from jobs.errors import CallerError
-from jobs.manifest import Manifest
-from jobs.record import JobRecord, ProgressView, ResultSummary
-from jobs.settings import SharedSettings
-from jobs.status import Stage, Status
-from jobs.storage import Store
-from jobs.transitions import Cancel, NewJobs, Reply
+from maskfleet.jobs.errors import CallerError
+from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.record import JobRecord, ProgressView, ResultSummary
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.status import Stage, Status
+from maskfleet.jobs.storage import Store
+from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.egress import egress_session
+from maskfleet.worker.lease import Fenced, Lease
 from tests.conftest import PHOTOS_BUCKET
 from tests.waiting import wait_until
-from worker.attempt import Workbench, attempt_job
-from worker.egress import egress_session
-from worker.lease import Fenced, Lease
 
 BOX = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
 SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SamModel
 
+from maskfleet.worker.sam.attention import attend_in_chunks
 from tests.worker.networks import random_sam
-from worker.attention import attend_in_chunks
 
 
 class LargestTensor(TorchDispatchMode):

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.sam.candidates import Candidates, at_hand
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.oom_halving import Halving
+from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.segment import segment
 from tests.worker.conftest import everything
-from worker.batches import Halving
-from worker.decoder import Candidates, at_hand
-from worker.images import Photo
-from worker.model import SegmentationModel
-from worker.prompts import PromptBatch
-from worker.segment import segment
 
 
 def batch(count: int) -> PromptBatch:

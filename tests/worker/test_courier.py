@@ -13,19 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import redis
 
-from jobs.deliveries import Deliveries
-from jobs.delivery import DeliveryState
-from jobs.events import job_event
-from jobs.ledger import Ledger
-from jobs.queue import queue_name
-from jobs.record import Metrics, ResultSummary
-from jobs.settings import CourierSettings
-from jobs.spec import EventName, Priority, Webhook
-from jobs.status import Status
-from jobs.transitions import NewJobs
-from maskfleet.webhooks import verify_webhook
+from maskfleet.client.webhooks import verify_webhook
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.queue import queue_name
+from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.schema.events import job_event
+from maskfleet.jobs.schema.record import Metrics, ResultSummary
+from maskfleet.jobs.schema.spec import EventName, Priority, Webhook
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.jobs.status import Status
+from maskfleet.worker.courier.courier import Courier
 from tests.waiting import wait_until
-from worker.courier import Courier
 
 SECRET, NEW_SECRET = "whsec_" + "c2VjcmV0" * 4, "whsec_" + "bmV3a2V5" * 4
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'

@@ -8,8 +8,8 @@ from threading import Barrier, get_ident
 import pytest
 import torch
 
-from worker.crew import Crew, in_parts
-from worker.low_rank import Scratch
+from maskfleet.worker.sam.fast.core_pool import Crew, in_parts
+from maskfleet.worker.sam.fast.low_rank import Scratch
 
 CPU = torch.device("cpu")
 

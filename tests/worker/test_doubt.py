@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.sam.candidates import Candidates, decode_with_library
+from maskfleet.worker.sam.crops import whole
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.sam.prompts import PADDING, PromptBatch, grid_batches
+from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
+from maskfleet.worker.segment import segment
+from maskfleet.worker.steps import SILENT, Bounds
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import everything, points
 from tests.worker.truth import coins
-from worker.crops import whole
-from worker.decoder import Candidates, decode_with_library
-from worker.doubt import MAX_BORDERLINE_PIXELS
-from worker.images import Photo
-from worker.masks import Mask, decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.prompts import PADDING, PromptBatch, grid_batches
-from worker.reference import ALONE, BatchSlot, grid_slot
-from worker.segment import segment
-from worker.work import SILENT, Bounds
 
 LOOSE = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 ALL = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}

@@ -19,13 +19,13 @@ import pytest
 import requests
 import trustme
 
-from jobs.addresses import AddressRefused, AddressRules, address_rules, check_url, is_public
-from jobs.errors import InvalidImage, SourceUnavailable
-from jobs.settings import WorkerSettings
-from jobs.spec import ImageSource
-from jobs.storage import Store
-from worker.egress import EgressSession, egress_session
-from worker.sources import fetch_image
+from maskfleet.jobs.addresses import AddressRefused, AddressRules, address_rules, check_url, is_public
+from maskfleet.jobs.errors import InvalidImage, SourceUnavailable
+from maskfleet.jobs.schema.spec import ImageSource
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.storage import Store
+from maskfleet.worker.egress import EgressSession, egress_session
+from maskfleet.worker.sources import fetch_image
 
 NAME = "images.example.com"
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jobs.spec import EverythingParams
-from jobs.status import Stage
+from maskfleet.jobs.schema.spec import EverythingParams
+from maskfleet.jobs.status import Stage
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
+from maskfleet.worker.segment import segment
 from tests.worker.conftest import everything
-from worker.images import Photo
-from worker.masks import Mask, decode_rle
-from worker.model import SegmentationModel, batch_that_fits
-from worker.segment import segment
 
 Example = Callable[[str], Photo]
 

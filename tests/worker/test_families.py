@@ -21,18 +21,18 @@ from transformers import AutoProcessor, pipeline
 from transformers.models.sam2 import image_processing_sam2
 from transformers.utils import import_utils
 
-from jobs.errors import AttemptFailed
+from maskfleet.jobs.errors import AttemptFailed
+from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.embedding import frame_of, pixel_values
+from maskfleet.worker.sam.families import Family
+from maskfleet.worker.sam.families.sam import LibrarySam
+from maskfleet.worker.sam.families.sam2 import LibrarySam2
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.segment import segment
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
-from worker.decoder import Candidates
-from worker.embedding import frame_of, pixel_values
-from worker.families import Family
-from worker.families.sam import LibrarySam
-from worker.families.sam2 import LibrarySam2
-from worker.images import Photo, decode_photo
-from worker.masks import Mask, decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.segment import segment
 
 #: The library's own modules run where a checkpoint is built otherwise than those that are known.
 THROUGH_LIBRARY: dict[str, type[Family]] = {"library_sam": LibrarySam, "library_sam2": LibrarySam2}
@@ -322,7 +322,7 @@ def test_edgetam_without_timm_is_refused_by_the_packages_name(
 
 
 def test_a_processor_that_says_nothing_is_read_with_the_librarys_defaults() -> None:
-    from worker.families import FAMILIES
+    from maskfleet.worker.sam.families import FAMILIES
 
     theirs = transformers.Sam2ImageProcessor()
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from maskfleet.worker.sam.candidates import Candidates, decode_with_library
+from maskfleet.worker.sam.families.library import in_float32
+from maskfleet.worker.sam.fast.sam import FastSam
+from maskfleet.worker.sam.fast.sam2 import FastSam2
+from maskfleet.worker.sam.prompts import PADDING, PromptBatch
 from tests.worker.networks import random_embeddings, random_network, random_sam2
-from worker.decoder import Candidates, decode_with_library
-from worker.families.library import in_float32
-from worker.fast_sam import FastSam
-from worker.fast_sam2 import FastSam2
-from worker.prompts import PADDING, PromptBatch
 
 #: Small and odd; ViT-B's decoder.
 SHAPES = [(24, 3, 5), (256, 8, 64)]

@@ -59,10 +59,10 @@ while True:
 
 FLEET = """
 import os, sys
-from jobs.logs import configure_logs
-from jobs.settings import WorkerSettings
-from worker.device import NoSuchDevice
-from worker.fleet import run_fleet
+from maskfleet.jobs.logs import configure_logs
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.worker.node.device import NoSuchDevice
+from maskfleet.worker.node.fleet import run_fleet
 configure_logs("INFO", program="fleet")
 try:
     run_fleet(sys.argv[1], os.environ, [sys.executable, *sys.argv[2:]], health_port=WorkerSettings().health_port)

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jobs.errors import InvalidRequest
-from jobs.record import Spec
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.output import formats
+from maskfleet.worker.output.formats import Artifact, make_artifacts
+from maskfleet.worker.output.overlay import colour_of
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.segment import Segmentation, segment
 from tests import references
 from tests.scenes import Scene, plain_scene
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
-from worker import formats
-from worker.formats import Artifact, make_artifacts
-from worker.images import Photo, decode_photo
-from worker.masks import decode_rle
-from worker.model import SegmentationModel
-from worker.overlay import colour_of
-from worker.segment import Segmentation, segment
 
 
 @dataclasses.dataclass

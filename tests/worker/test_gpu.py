@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.sam.candidates import at_hand
+from maskfleet.worker.sam.fast.sam2 import FastSam2
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.segment import segment
+from maskfleet.worker.steps import BOUNDS, Bounds
 from tests.worker.conftest import boxes, everything, points
 from tests.worker.networks import random_embeddings, random_sam2
 from tests.worker.test_fast_sam import POINTS, RAGGED, assert_same, with_masks
-from worker.decoder import at_hand
-from worker.fast_sam2 import FastSam2
-from worker.images import Photo
-from worker.masks import decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.prompts import PromptBatch
-from worker.segment import segment
-from worker.work import BOUNDS, Bounds
 
 pytestmark = pytest.mark.gpu
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from jobs.roster import Roster, WorkerSeen
-from jobs.settings import WorkerSettings
-from maskfleet.servers import free_port
-from worker.health import serve_health, why_not_ready
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.stack.servers import free_port
+from maskfleet.worker.node.health import serve_health, why_not_ready
 
 
 def worker(node: str = "sam-gpu0@host", idle_s: int = 0) -> WorkerSeen:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import EdgeTamModel
 
+from maskfleet.worker.sam.hiera import encode_in_strips
 from tests.worker.checkpoints import save_tiny
 from tests.worker.networks import random_sam2
 from tests.worker.test_attention import LargestTensor
-from worker.hiera import encode_in_strips
 
 
 def in_strips(network: Any) -> Any:

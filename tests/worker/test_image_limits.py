@@ -20,15 +20,15 @@ import psutil
 import pytest
 from PIL import Image
 
-from jobs.errors import InvalidImage
-from jobs.record import Status
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.schema.record import Status
+from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.image.decode import decode_photo
+from maskfleet.worker.image.sandbox import Sandbox
+from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REQUEST, SIZE
 from tests.waiting import wait_until
 from tests.worker.test_attempt import read, upload
 from tests.worker.test_images import corners, written
-from worker.attempt import Workbench, attempt_job
-from worker.decoding import BAND, END, PART, PLACE, REQUEST, SIZE
-from worker.images import decode_photo
-from worker.sandbox import Sandbox
 
 MAX_PIXELS = 20_000_000
 CRASHING = (sys.executable, "-m", "tests.worker.crashing_decoder")
@@ -230,7 +230,7 @@ def test_the_decoder_ends_with_its_worker_in_the_midst_of_an_image(tmp_path: Pat
     image.write_bytes(written(Image.new("L", (10_000, 10_000)), "PNG", compress_level=1))
     program = f"""
 from pathlib import Path
-from worker.sandbox import Sandbox
+from maskfleet.worker.image.sandbox import Sandbox
 sandbox = Sandbox()
 print(sandbox._process.pid, flush=True)
 while True:

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.errors import InvalidImage
-from jobs.image_types import IMAGE_FORMATS
-from worker.images import Photo, decode_photo
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.image_types import IMAGE_FORMATS
+from maskfleet.worker.image.decode import Photo, decode_photo
 
 LIMIT = 1_000_000
 

@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from jobs.connection import connect
-from jobs.ledger import Ledger
-from jobs.record import JobRecord, ProgressView
-from jobs.settings import WorkerSettings
-from jobs.status import Stage, Status
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.record import JobRecord, ProgressView
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.status import Stage, Status
+from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease
 from tests.waiting import wait_until
-from worker.lease import Canceled, Drained, Fenced, Lease
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"run_timeout_s":%d}'
 

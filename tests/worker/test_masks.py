@@ -14,20 +14,20 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn.functional import interpolate
 
-from jobs.spec import EverythingParams
+from maskfleet.jobs.schema.spec import EverythingParams
+from maskfleet.worker.image.decode import decode_photo
+from maskfleet.worker.masks import mask as masks
+from maskfleet.worker.masks.mask import Cut, Mask
+from maskfleet.worker.masks.measure import Measures
+from maskfleet.worker.masks.pending import PendingMask, PendingMasks, View, measure_masks
+from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
+from maskfleet.worker.sam.candidates import Candidates, at_hand
+from maskfleet.worker.sam.crops import lay_out, whole
+from maskfleet.worker.sam.embedding import Frame, frame_of, pixel_values
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import PromptBatch
 from tests import references
 from tests.worker.conftest import MAX_PIXELS
-from worker import masks
-from worker.crops import lay_out, whole
-from worker.decoder import Candidates, at_hand
-from worker.drafts import PendingMask, PendingMasks, View, measure_masks
-from worker.embedding import Frame, frame_of, pixel_values
-from worker.images import decode_photo
-from worker.masks import Cut, Mask
-from worker.model import SegmentationModel
-from worker.outlines import Measures
-from worker.prompts import PromptBatch
-from worker.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
 
 
 def test_stability_is_the_inner_area_over_the_outer() -> None:
@@ -130,7 +130,7 @@ def test_a_crop_has_at_least_one_point() -> None:
 def test_the_models_input_is_the_image_processors(demo_model: str, size_wh: tuple[int, int]) -> None:
     from transformers import SamImageProcessor
 
-    from worker.model import load_model
+    from maskfleet.worker.sam.model import load_model
 
     preprocessing = load_model(demo_model, "cpu").family.preprocessing
     pixels = np.random.default_rng(5).integers(0, 256, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
@@ -208,8 +208,8 @@ def test_masks_are_written_at_once_when_many_wait() -> None:
 
 
 def test_measures_of_a_mask_agree_with_pycocotools(model: SegmentationModel, repository: Any) -> None:
+    from maskfleet.worker.segment import segment
     from tests.worker.conftest import boxes
-    from worker.segment import segment
 
     photo = decode_photo((repository / "examples" / "coins.png").read_bytes(), MAX_PIXELS)
 

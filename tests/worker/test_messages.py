@@ -17,15 +17,15 @@ import psutil
 import pytest
 import redis
 
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import TASK_NAME, Publisher, celery_app, queue_name
-from jobs.roster import Roster
-from jobs.settings import SharedSettings
-from jobs.spec import Priority
-from jobs.status import Status
-from jobs.storage import Store
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.queue import TASK_NAME, Publisher, celery_app, queue_name
+from maskfleet.jobs.schema.spec import Priority
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import Store
 from tests.faults.laboratory import STAND_IN
 from tests.waiting import wait_until
 from tests.worker.test_worker_process import SPEC, node, publish, the_worker

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.errors import AttemptFailed
-from worker.model import SegmentationModel, load_model
+from maskfleet.jobs.errors import AttemptFailed
+from maskfleet.worker.sam.model import SegmentationModel, load_model
 
 
 def fault_of(ref: str, device: str = "cpu") -> AttemptFailed:

@@ -9,14 +9,14 @@ from functools import partial
 import pytest
 import torch
 
-from jobs.manifest import Manifest
-from jobs.status import Status
-from jobs.transitions import NewJobs
-from worker.attempt import Workbench, attempt_job
-from worker.decoder import Candidates
-from worker.formats import segment_and_format
-from worker.model import SegmentationModel
-from worker.prompts import PromptBatch
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.status import Status
+from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.output.formats import segment_and_format
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import PromptBatch
 
 SPEC = (
     '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_crop":4,"points_per_batch":16,'

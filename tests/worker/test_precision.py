@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from transformers import SamModel, SamProcessor
 
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.sam.candidates import at_hand, decode_with_library
+from maskfleet.worker.sam.fast.sam import FastSam
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.sam.oom_halving import MeasuringThread
+from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.segment import segment
 from tests.worker.conftest import boxes
 from tests.worker.truth import coins
-from worker.batches import MeasuringThread
-from worker.decoder import at_hand, decode_with_library
-from worker.fast_sam import FastSam
-from worker.images import Photo
-from worker.masks import decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.prompts import PromptBatch
-from worker.segment import segment
 
 #: Of a logit: a neighbouring pixel is about as far.
 NEAR_THRESHOLD = 1.0

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.errors import InvalidPrompt
-from jobs.prompts import Prompt
+from maskfleet.jobs.errors import InvalidPrompt
+from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.sam.crops import Crop
+from maskfleet.worker.sam.embedding import Frame
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import grid_batches
+from maskfleet.worker.segment import segment
 from tests import references
 from tests.scenes import iou, plain_scene
 from tests.worker.conftest import MAX_PIXELS, boxes, points
-from worker.crops import Crop
-from worker.embedding import Frame
-from worker.images import Photo, decode_photo
-from worker.masks import Mask, decode_rle
-from worker.model import SegmentationModel
-from worker.prompts import grid_batches
-from worker.segment import segment
 
 Example = Callable[[str], Photo]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from maskfleet.worker.sam.candidates import Candidates, at_hand, decode_with_library
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.sam.reference import ALONE, BatchSlot, decode_in_slot, find_copies, grid_slot
 from tests.worker.networks import random_embeddings, random_sam
-from worker.decoder import Candidates, at_hand, decode_with_library
-from worker.model import SegmentationModel
-from worker.prompts import PromptBatch
-from worker.reference import ALONE, BatchSlot, decode_in_slot, find_copies, grid_slot
 
 EIGHT = PromptBatch(
     torch.arange(16.0).view(8, 1, 2), torch.ones(8, 1, dtype=torch.int64), None, tuple(range(8)), ((),) * 8

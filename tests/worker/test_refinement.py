@@ -16,23 +16,23 @@ import transformers
 from PIL import Image
 from transformers import AutoProcessor
 
-from jobs.errors import InvalidPrompt, InvalidRequest
-from jobs.manifest import Manifest
-from jobs.prompts import MaskInput, Prompt
-from jobs.record import JobRecord
-from jobs.status import Status
-from jobs.transitions import NewJobs
+from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.prompts import MaskInput, Prompt
+from maskfleet.jobs.schema.record import JobRecord
+from maskfleet.jobs.status import Status
+from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.output.formats import make_artifacts, segment_and_format
+from maskfleet.worker.sam.mask_input import MAX_FILE_BYTES, read_logits, write_logits
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.segment import segment
+from maskfleet.worker.sources import fetch_mask_inputs
 from tests.conftest import PHOTOS_BUCKET
 from tests.worker.checkpoints import LOW, save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, points
-from worker.attempt import Workbench, attempt_job
-from worker.formats import make_artifacts, segment_and_format
-from worker.images import Photo, decode_photo
-from worker.logits import MAX_FILE_BYTES, read_logits, write_logits
-from worker.masks import decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.segment import segment
-from worker.sources import fetch_mask_inputs
 
 NETWORKS = {"sam": "SamModel", "sam_hq": "SamHQModel", "sam2": "Sam2Model", "edgetam": "EdgeTamModel"}
 NAMED = {"mask_input": {"upload_id": "upl_" + "0" * 32}}

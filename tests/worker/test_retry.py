@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import (
+from maskfleet.jobs.errors import (
     AttemptFailed,
     CallerError,
     InvalidImage,
@@ -12,7 +12,7 @@ from jobs.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from worker.retry import FIRST_WAIT_S, LONGEST_WAIT_S, GiveUp, Patience, TryAgain, decide
+from maskfleet.worker.retry import FIRST_WAIT_S, LONGEST_WAIT_S, GiveUp, Patience, TryAgain, decide
 
 OUTAGES = [StoreUnavailable(), QueueUnavailable()]
 SERVICE_ERRORS = [*OUTAGES, AttemptFailed("internal_error", "It broke.")]

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch.nn.functional import interpolate
 
+from maskfleet.worker.masks.measure import count_near, keep_outline, measure, trace
+from maskfleet.worker.masks.resampling import Geometry, Rounding, one_step, torch_rounding, two_steps
+from maskfleet.worker.masks.rle import decode_runs, write_runs
 from tests import references
-from worker.geometry import Geometry, Rounding, one_step, torch_rounding, two_steps
-from worker.outlines import count_near, keep_outline, measure, trace
-from worker.runs import decode_runs, write_runs
 
 #: (low_hw, padded_hw or None for one step, original_hw)
 Shape = tuple[tuple[int, int], tuple[int, int] | None, tuple[int, int]]
@@ -326,7 +326,7 @@ def test_memory_does_not_grow_with_the_image(repository: Path) -> None:
     program = (
         "import resource\n"
         "from tests.worker.test_scanline import *\n"
-        "from worker.outlines import warm_up\n"
+        "from maskfleet.worker.masks.measure import warm_up\n"
         "def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "warm_up(); logits = rough(4, (256, 256), seed=1, coarse=64)\n"
         "write_runs(np.array([1]), (2, 2))\n"
@@ -344,11 +344,13 @@ def test_memory_does_not_grow_with_the_image(repository: Path) -> None:
 
 
 def test_kernels_run_where_no_cache_can_be_written(repository: Path, tmp_path: Path) -> None:
-    shutil.copytree(repository / "worker", tmp_path / "worker", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "worker" / "__pycache__").write_text("not a folder")
+    package = tmp_path / "maskfleet"
+    shutil.copytree(repository / "worker", package / "worker", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "__init__.py").touch()
+    (package / "worker" / "masks" / "__pycache__").write_text("not a folder")
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    run = _python("from worker.runs import warm_up; warm_up(); print('ran')", tmp_path, nowhere)
+    run = _python("from maskfleet.worker.masks.rle import warm_up; warm_up(); print('ran')", tmp_path, nowhere)
 
     assert (run.returncode, run.stdout.strip()) == (0, "ran"), run.stderr
 

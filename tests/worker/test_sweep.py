@@ -10,16 +10,16 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from jobs.errors import Conflict, StoreUnavailable
-from jobs.ledger import Ledger
-from jobs.manifest import Manifest, ManifestFile
-from jobs.record import JobRecord, Metrics, ResultSummary
-from jobs.settings import CourierSettings, SharedSettings
-from jobs.storage import Store, attempt_prefix, result_prefix, upload_key
-from jobs.transitions import NewJobs
+from maskfleet.jobs.errors import Conflict, StoreUnavailable
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
+from maskfleet.jobs.settings import CourierSettings, SharedSettings
+from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix, upload_key
+from maskfleet.worker.courier.sweep import Sweep
 from tests.waiting import wait_until
 from tests.worker.test_courier import courier
-from worker.sweep import Sweep
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 GONE = "job_" + "f" * 32
@@ -332,7 +332,7 @@ def test_the_command_tells_what_it_would_remove_and_then_does(
 
 
 def test_a_sweep_needs_no_more_than_the_courier_has() -> None:
-    code = "import sys, worker.sweep; print(*sys.modules)"
+    code = "import sys, maskfleet.worker.courier.sweep; print(*sys.modules)"
 
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import Sam2Model
 
+from maskfleet.worker.sam.fast.tokens import PromptTokens, Tokens
+from maskfleet.worker.sam.prompts import PADDING, PromptBatch
 from tests.worker.networks import random_network
-from worker.prompts import PADDING, PromptBatch
-from worker.tokens import PromptTokens, Tokens
 
 GRID = 8
 NO_BOX = (torch.nan,) * 4

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskfleet.worker.sam.fast.core_pool import Crew
+from maskfleet.worker.sam.fast.folding import FoldedDecoder, centred, fold, out_projection
+from maskfleet.worker.sam.fast.image_state import ImageState, biases_alone, image_state
+from maskfleet.worker.sam.fast.low_rank import LowRankImage, Scratch
+from maskfleet.worker.sam.fast.tokens import Tokens
+from maskfleet.worker.sam.fast.two_way import Conversation, TwoWay
 from tests.worker.networks import random_embedding, random_network
 from tests.worker.test_attention import LargestTensor
-from worker.crew import Crew
-from worker.folding import FoldedDecoder, centred, fold, out_projection
-from worker.image_state import ImageState, biases_alone, image_state
-from worker.low_rank import LowRankImage, Scratch
-from worker.tokens import Tokens
-from worker.two_way import Conversation, TwoWay
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskfleet.worker.sam.fast.image_state import with_finer_maps
+from maskfleet.worker.sam.fast.low_rank import Scratch
+from maskfleet.worker.sam.fast.tokens import Tokens
+from maskfleet.worker.sam.fast.upscaling import Upscaling
 from tests.worker.networks import random_embeddings
 from tests.worker.test_two_way import CPU, SHAPES, Side, written_out
-from worker.image_state import with_finer_maps
-from worker.low_rank import Scratch
-from worker.tokens import Tokens
-from worker.upscaling import Upscaling
 
 
 def library_masks(

@@ -13,17 +13,17 @@ import psutil
 import pytest
 import redis
 
-from jobs.ledger import Ledger
-from jobs.outbox import Outbox
-from jobs.queue import Publisher, queue_name
-from jobs.roster import Roster, WorkerSeen
-from jobs.settings import SharedSettings
-from jobs.spec import Priority
-from jobs.status import Status
-from jobs.storage import Store
-from jobs.transitions import NewJobs
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.queue import Publisher, queue_name
+from maskfleet.jobs.schema.spec import Priority
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.status import Status
+from maskfleet.jobs.storage import Store
+from maskfleet.worker.node.health import why_not_ready
 from tests.waiting import wait_until
-from worker.health import why_not_ready
 
 SPEC = '{"mode":"box","image":{"upload_id":"%s"},"prompts":[{"box":[20,20,80,80]}]}'
 SLOW_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_batch":1}}'
@@ -45,7 +45,7 @@ def node(
     }
     with (tmp_path / "node.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker"],
+            [sys.executable, "-m", "maskfleet.worker"],
             env=os.environ | settings | own | {"OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,

@@ -26,11 +26,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from transformers import SamModel, SamProcessor, pipeline
 
-from jobs.spec import BoxJob, EverythingJob, ImageSource, PointJob
-from worker.images import Photo
-from worker.masks import Mask, decode_rle
-from worker.model import SegmentationModel, load_model
-from worker.segment import segment
+from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, ImageSource, PointJob
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.segment import segment
 
 #: Most pixels that may differ in a mask.
 MOST_PIXELS = 5

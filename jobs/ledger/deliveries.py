@@ -1,0 +1,251 @@
+"""Webhooks that have to be sent, and the log of what became of them.
+
+Whoever ends a job, or with it a batch, queues its webhook in the same script.  Couriers take what is due, for a
+limited time, and note each try.  What one tenant sends to one host has a queue and a breaker of its own: see
+jobs/ledger/lua/webhooks.lua.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import cast
+
+import redis
+
+from maskfleet.jobs.ledger.connection import load_script, redis_errors
+from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryRecord, DeliveryState, TryView
+
+#: An endpoint that answered 410 is asked again after this time, if webhooks for it still come.
+DISABLED_S = 30 * 24 * 3600
+#: Webhooks that one call queues again.
+MAX_REDELIVERED = 10_000
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A webhook that is due.
+
+    subject: the job or batch that it tells of, empty for a ping.
+    tries: since it was queued, with this one.  number: of this try, over all redeliveries.
+    body: empty before the first try.  forced: its owner asked for it.  now_s: Redis' clock, in seconds since the epoch.
+    """
+
+    id: str
+    tenant: str
+    subject: str
+    event: str
+    url: str
+    body: str
+    tries: int
+    number: int
+    forced: bool
+    now_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """When a host is left alone: after so many failures in a row (0: never), for ``first_s``, and up to 32 times that.
+
+    Then one webhook is sent to see whether the host is back.  Who waits meanwhile is charged no try.
+    """
+
+    failures: int = 10
+    first_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What may be sent at once: to one host by all couriers, for one tenant by this one.
+
+    sending: how many this courier is sending for each tenant.
+    """
+
+    per_host: int
+    per_tenant: int
+    sending: Mapping[str, int]
+
+
+#: For whoever takes what is due in one go.
+ALL_AT_ONCE = Shares(per_host=1_000_000, per_tenant=1_000_000, sending={})
+
+
+class Redelivered(StrEnum):
+    """What REDELIVER came to."""
+
+    QUEUED = "queued"
+    #: It is being sent at this moment.
+    WAITING = "waiting"
+    UNKNOWN = "unknown"
+
+
+class Deliveries:
+    """The webhooks' queues and their log.  Ended ones are kept for ``retention_s``."""
+
+    def __init__(self, client: redis.Redis, breaker: Breaker | None = None, retention_s: int = 7 * 24 * 3600) -> None:
+        self._redis = client
+        self._breaker = breaker or Breaker()
+        self._retention_ms = retention_s * 1000
+        self._due = load_script(client, "due_deliveries")
+        self._tried = load_script(client, "delivery_tried")
+        self._body = load_script(client, "delivery_body")
+        self._redeliver = load_script(client, "redeliver")
+        self._ping = load_script(client, "ping")
+
+    # The courier's side.
+
+    def due(self, limit: int = 20, *, lease_s: float = 60, shares: Shares = ALL_AT_ONCE) -> list[Delivery]:
+        """Take webhooks that are due; one that is not reported on within ``lease_s`` is due again."""
+        sending = [part for tenant, count in shares.sending.items() for part in (tenant, count)]
+        with redis_errors():
+            flat = self._due(
+                args=[
+                    limit,
+                    int(lease_s * 1000),
+                    shares.per_host,
+                    shares.per_tenant,
+                    self._breaker.failures,
+                    self._retention_ms,
+                    *sending,
+                ]
+            )
+        return [
+            Delivery(delivery, tenant, subject, event, url, body, int(tries), int(number), bool(forced), int(now_s))
+            for delivery, tenant, subject, event, url, body, tries, number, forced, now_s in zip(
+                *[iter(flat)] * 10, strict=True
+            )
+        ]
+
+    def keep_body(self, delivery: Delivery, body: str) -> str:
+        """Keep the bytes that every try sends; return those that were kept first."""
+        with redis_errors():
+            return str(self._body(args=[delivery.id, body, self._retention_ms])) or body
+
+    def ended(self, delivery: Delivery, state: DeliveryState, made: TryView | None = None, *, detail: str = "") -> None:
+        """Note that a webhook arrived, or need not be sent again; 410 disables its endpoint, 2xx enables it."""
+        self._note(delivery, state, made, detail, delay_s=0)
+
+    def postponed(self, delivery: Delivery, delay_s: float, made: TryView | None = None) -> None:
+        """Note that a webhook did not arrive and is to be sent again after a while."""
+        self._note(delivery, DeliveryState.WAITING, made, "", delay_s=delay_s)
+
+    def _note(
+        self, delivery: Delivery, state: DeliveryState, made: TryView | None, detail: str, delay_s: float
+    ) -> None:
+        with redis_errors():
+            self._tried(
+                args=[
+                    delivery.id,
+                    delivery.number,
+                    made.model_dump_json(exclude_none=True) if made else "",
+                    _health(made),
+                    state,
+                    detail,
+                    int(delay_s * 1000),
+                    self._breaker.failures,
+                    int(self._breaker.first_s * 1000),
+                    DISABLED_S * 1000 if made and made.status == 410 else 0,
+                    self._retention_ms,
+                ]
+            )
+
+    # The owner's side.
+
+    def read(self, delivery_id: str, tenant: str) -> DeliveryRecord | None:
+        """Return a webhook, or None when the tenant has none of this id (any more)."""
+        return next(iter(self._read([delivery_id], tenant)), None)
+
+    def of(self, subject: str, tenant: str) -> list[DeliveryRecord]:
+        """Return the webhooks that tell of a job or a batch, the oldest first."""
+        with redis_errors():
+            ids = cast("list[str]", self._redis.lrange(f"mf:told:{subject}", 0, -1))
+        return self._read(ids, tenant)
+
+    def redeliver(self, delivery_id: str, tenant: str) -> Redelivered:
+        """Queue a webhook again, at once and with its schedule from the start; its id and its bytes stay.
+
+        It is sent though its endpoint is disabled or its host left alone; an answer of 2xx enables the endpoint again.
+        """
+        with redis_errors():
+            _, reply = self._redeliver(args=[tenant, "", delivery_id])
+        return Redelivered(reply)
+
+    def redeliver_range(
+        self,
+        tenant: str,
+        since: datetime,
+        until: datetime,
+        *,
+        only_failed: bool = True,
+        limit: int = MAX_REDELIVERED,
+    ) -> tuple[str, ...]:
+        """Queue again what was created in a time, both ends included, the oldest first; return the ids.
+
+        only_failed: what was refused, given up or not sent to a disabled endpoint; else also what was delivered
+        or waits.  What was dropped stays so.  With as many ids as ``limit`` there may be more.
+        """
+        states = FAILED_STATES if only_failed else tuple(set(DeliveryState) - {DeliveryState.DROPPED})
+        queued: list[str] = []
+        offset = 0
+        with redis_errors():
+            while len(queued) < limit:
+                ids = cast(
+                    "list[str]",
+                    self._redis.zrange(
+                        f"mf:deliveries:{tenant}",
+                        _ms(since),
+                        _ms(until),
+                        byscore=True,
+                        offset=offset,
+                        num=min(_PAGE, limit - len(queued)),
+                    ),
+                )
+                if not ids:
+                    break
+                offset += len(ids)
+                flat = self._redeliver(args=[tenant, f",{','.join(states)},", *ids])
+                replies = zip(flat[::2], flat[1::2], strict=True)
+                queued += (delivery for delivery, reply in replies if reply == Redelivered.QUEUED)
+        return tuple(queued)
+
+    def ping(self, tenant: str, url: str, body: str) -> str:
+        """Queue a webhook that tells of no job; return its id.  It is tried once, whatever is known of the endpoint."""
+        delivery_id = f"msg_ping_{uuid.uuid4().hex}"
+        with redis_errors():
+            self._ping(args=[delivery_id, tenant, url, body])
+        return delivery_id
+
+    # For those who watch.
+
+    def waiting(self) -> int:
+        """Count the webhooks that have still to be sent."""
+        with redis_errors():
+            return self._redis.zcard("mf:deliveries")
+
+    def _read(self, ids: Iterable[str], tenant: str) -> list[DeliveryRecord]:
+        wanted = tuple(ids)
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for delivery_id in wanted:
+                pipeline.hgetall(f"mf:delivery:{delivery_id}")
+                pipeline.lrange(f"mf:tries:{delivery_id}", 0, -1)
+            found = pipeline.execute()
+        return [
+            DeliveryRecord.from_fields(delivery_id, fields, tries)
+            for delivery_id, fields, tries in zip(wanted, found[::2], found[1::2], strict=True)
+            if fields.get("tenant") == tenant
+        ]
+
+
+def _health(made: TryView | None) -> str:
+    if made is None or (made.status is None and made.outcome == "refused"):  # nothing was sent
+        return ""
+    return "failed" if made.host_failed else "well"
+
+
+def _ms(time: datetime) -> int:
+    return int(time.timestamp() * 1000)

@@ -1,0 +1,53 @@
+-- The clock, and every key of the ledger.  No other file spells one; jobs/ledger/jobs.py says what each holds.
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The same with its microseconds, and some later: jobs of one millisecond, or of one script, keep their order.
+local function exact_now_ms(later_ms)
+  local time = redis.call('TIME')
+  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
+end
+
+local SCHEMA = 'mf:schema'
+
+-- Jobs.
+local LEASES, DEADLINES, OUTBOX, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:outbox', 'mf:pace', 'mf:totals'
+local function job_key(id) return 'mf:job:' .. id end
+local function attempts_key(id) return 'mf:attempts:' .. id end
+local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
+local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
+local function queued_key(queue) return 'mf:queued:' .. queue end
+local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
+local function draining_key(node) return 'mf:draining:' .. node end
+
+-- Batches.
+local function batch_key(id) return 'mf:batch:' .. id end
+local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
+
+-- Webhooks.  subject: the job or the batch that one tells of.
+local WAITING, LANES = 'mf:deliveries', 'mf:lanes'
+local function delivery_key(id) return 'mf:delivery:' .. id end
+local function tries_key(id) return 'mf:tries:' .. id end
+local function log_key(tenant) return 'mf:deliveries:' .. tenant end
+local function told_key(subject) return 'mf:told:' .. subject end
+local function lanes_key(tenant) return 'mf:lanes:' .. tenant end
+local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
+local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
+local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
+local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
+
+local function record_key(subject)
+  return string.find(subject, '^batch_') and batch_key(subject) or job_key(subject)
+end
+
+-- Add to a sorted set of ids by their time, which forgets what has expired: two looks for each that is added keep it
+-- from growing.  key_of: gives the key of an id's record.
+local function add_to_log(log, id, now, key_of)
+  redis.call('ZADD', log, now, id)
+  for _, oldest in ipairs(redis.call('ZRANGE', log, 0, 1)) do
+    if redis.call('EXISTS', key_of(oldest)) == 0 then redis.call('ZREM', log, oldest) end
+  end
+end

@@ -1,0 +1,145 @@
+"""The API's other bodies: what it is asked beside a job's spec, and what it answers beside a job."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+from maskfleet.jobs.errors import FieldFault
+from maskfleet.jobs.schema.base import HttpUrl, Wire
+from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.status import Status
+
+
+class Problem(Wire):
+    """Why a request was not carried out, as RFC 9457 lays it out."""
+
+    type: str = Field(description="A name for this kind of problem.", examples=["urn:maskfleet:problem:job_not_found"])
+    title: str
+    status: int = Field(description="The answer's HTTP status.")
+    detail: str = Field(description="What to do.")
+    code: str = Field(description="Stable; the last part of `type`. Branch on this.", examples=["job_not_found"])
+    instance: str = Field(description="This one request, as in the header `X-Request-Id`; quote it when you ask us.")
+    errors: tuple[FieldFault, ...] | None = Field(
+        None, description="Each field at fault; `pointer` is a JSON pointer, or the name of a query parameter."
+    )
+
+
+class JobQuery(Wire):
+    """Which jobs to list."""
+
+    status: Status | None = Field(None, description="Only jobs in this state.")
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="Where to go on: `next_cursor` of the page before."
+    )
+    limit: int = Field(20, ge=1, le=100, description="Jobs on a page.")
+
+
+class JobPage(Wire):
+    """Jobs, newest first."""
+
+    jobs: tuple[JobView, ...]
+    next: str | None = Field(description="The address of the next page; null on the last one.")
+    next_cursor: str | None
+
+
+class UploadRequest(Wire):
+    """An image that is to be uploaded, or an earlier mask's logits (application/octet-stream)."""
+
+    content_type: Literal[
+        "image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream"
+    ]
+    size: int = Field(ge=1, description="Of the file, in bytes.")
+
+
+class UploadView(Wire):
+    """How to upload it: one request, with these headers and the file as its body."""
+
+    upload_id: str = Field(description="For `image.upload_id` of a job, or a prompt's `mask_input`.")
+    url: str
+    method: Literal["PUT"] = "PUT"
+    headers: dict[str, str]
+    expires_at: datetime = Field(description="The link works until then.")
+
+
+class DeliveryList(Wire):
+    """A job's webhooks, the oldest first."""
+
+    deliveries: tuple[DeliveryView, ...]
+
+
+def _read_time(value: object) -> object:
+    """Read a time as RFC 3339 writes it; pydantic would take a number of seconds for one, even in a text."""
+    if isinstance(value, datetime):
+        return value
+    form = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)"
+    try:
+        if isinstance(value, str) and re.fullmatch(form, value, re.ASCII):
+            return datetime.fromisoformat(value.upper())
+    except ValueError:  # a 13th month
+        pass
+    raise PydanticCustomError("invalid_time", "Write a time with its offset, as in 2026-01-02T03:00:00Z.")
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
+
+
+class RedeliveryRange(Wire):
+    """Which webhooks to send again: those of events in a time, both ends with it."""
+
+    since: Time = Field(alias="from", examples=["2026-01-02T03:00:00Z"])
+    until: Time | None = Field(None, alias="to", description="Default: now.")
+    only_failed: bool = Field(
+        True, description="Only what was refused, given up or not sent to a disabled endpoint; else what arrived, too."
+    )
+
+
+class Redeliveries(Wire):
+    """What is sent again."""
+
+    queued: tuple[str, ...] = Field(description="The webhooks' ids, the oldest first.")
+    more: bool = Field(description="There may be more than one call queues; ask again for a shorter time.")
+
+
+class PingRequest(Wire):
+    """Where a ping is to go."""
+
+    url: HttpUrl | None = Field(None, description="Default: where your jobs that name no webhook are told of.")
+
+
+class PingView(Wire):
+    """A ping: a webhook of type `webhook.ping`, with all that was signed, and what came back."""
+
+    code: Literal["delivered", "not_delivered", "not_sent_yet"] = Field(
+        description="`not_sent_yet`: no courier has tried in time; look at the delivery later."
+    )
+    delivery: DeliveryView = Field(description="Its one try has the receiver's answer, and the time that it took.")
+    body: str = Field(description="The bytes that were sent and signed, as UTF-8.")
+    headers: dict[str, str] | None = Field(
+        description="The headers that its try was signed with, the signature among them; null before its try."
+    )
+
+
+class ModelView(Wire):
+    """A model that jobs may name."""
+
+    name: str
+    default: bool = Field(description="Used by jobs that name none.")
+    ready_workers: int = Field(description="Workers that have it loaded. With 0, jobs wait for one to start.")
+
+
+class ModelList(Wire):
+    """The models, the default first."""
+
+    models: tuple[ModelView, ...]
+
+
+class Health(Wire):
+    """The service is well."""
+
+    status: Literal["live", "ready"]

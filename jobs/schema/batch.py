@@ -1,0 +1,124 @@
+"""What is known of a batch: how many of its jobs are in each state, and the view of it that callers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field
+
+from maskfleet.jobs.schema.base import Wire, utc_time
+from maskfleet.jobs.status import ENDED, Status
+
+
+class BatchStatus(StrEnum):
+    """Where a batch stands.  A job that is retried leads back from the second to the first."""
+
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+
+
+class BatchEnds(Wire):
+    """How many jobs of a batch ended in each way."""
+
+    succeeded: int
+    failed: int
+    canceled: int
+    expired: int
+
+
+class _Open(Wire):
+    queued: int
+    processing: int
+
+
+class BatchCounts(BatchEnds, _Open):
+    """How many jobs of a batch are in each state."""
+
+
+class BatchUrls(Wire):
+    """Ready-made addresses for what can be done next."""
+
+    self: str
+    deliveries: str
+
+
+class BatchView(Wire):
+    """A batch as the API shows it."""
+
+    id: str
+    status: BatchStatus = Field(description="`completed` when every job has ended, whichever way.")
+    created_at: datetime
+    ended_at: datetime | None = Field(None, description="When the last job ended.")
+    total: int = Field(description="Jobs, one for each image. One that is deleted later still counts.")
+    done: int = Field(description="Jobs that have ended, whichever way.")
+    counts: BatchCounts
+    metadata: dict[str, str] = Field(default_factory=dict)
+    job_ids: tuple[str, ...] = Field(description="In the order of the images. Each is a job like any other.")
+    urls: BatchUrls
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.
+
+    ends: how often it was completed; once more for each time that a job was retried after that.
+    """
+
+    id: str
+    tenant: str
+    created_ms: int
+    ended_ms: int | None
+    ends: int
+    counts: BatchCounts
+    metadata: dict[str, str]
+
+    @classmethod
+    def from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> Self:
+        """Read the record's Redis hash."""
+        return cls(
+            id=batch_id,
+            tenant=fields["tenant"],
+            created_ms=int(fields["created_ms"]),
+            ended_ms=int(fields["ended_ms"]) if "ended_ms" in fields else None,
+            ends=int(fields["ends"]),
+            counts=BatchCounts(**{status: int(fields[status]) for status in Status}),
+            metadata=json.loads(fields["metadata"]),
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self.counts, status) for status in Status)
+
+    @property
+    def done(self) -> int:
+        return sum(getattr(self.counts, status) for status in ENDED)
+
+    @property
+    def completion_id(self) -> str:
+        """The id of the webhook that tells of its latest end."""
+        return f"msg_{self.id}_{self.ends}_completed"
+
+    def urls(self, base_url: str) -> BatchUrls:
+        """Give its addresses.  base_url: the API's address, without a slash."""
+        url = f"{base_url}/v1/batches/{self.id}"
+        return BatchUrls(self=url, deliveries=f"{url}/deliveries")
+
+    def view(self, base_url: str, job_ids: tuple[str, ...]) -> BatchView:
+        """Show the batch to its owner.  base_url: the API's address, without a slash."""
+        return BatchView(
+            id=self.id,
+            status=BatchStatus.PROCESSING if self.ended_ms is None else BatchStatus.COMPLETED,
+            created_at=utc_time(self.created_ms),
+            ended_at=utc_time(self.ended_ms) if self.ended_ms is not None else None,
+            total=self.total,
+            done=self.done,
+            counts=self.counts,
+            metadata=self.metadata,
+            job_ids=job_ids,
+            urls=self.urls(base_url),
+        )

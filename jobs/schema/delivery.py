@@ -1,0 +1,138 @@
+"""What is known of a webhook: where it stands, each try at it, and the view of both that its owner sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field
+
+from maskfleet.jobs.schema.base import Wire, utc_time
+
+
+class DeliveryState(StrEnum):
+    """Where a webhook stands.  Only a redelivery leads on from any but the first."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    #: The receiver answered 410, or its address is one that is not sent to.
+    REFUSED = "refused"
+    #: The schedule came to its end.
+    GIVEN_UP = "given_up"
+    #: It was not sent, because the receiver had answered 410 before.
+    DISABLED = "disabled"
+    #: What it tells is no longer so: the job was retried, has ended, or is forgotten.
+    DROPPED = "dropped"
+
+
+#: What did not arrive, and could still.
+FAILED_STATES = (DeliveryState.REFUSED, DeliveryState.GIVEN_UP, DeliveryState.DISABLED)
+
+
+class TryOutcome(StrEnum):
+    """What a try came to."""
+
+    DELIVERED = "delivered"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class TryView(Wire):
+    """One try at a webhook."""
+
+    number: int = Field(description="Counted from 1, over all redeliveries.")
+    at: datetime
+    duration_s: float
+    outcome: TryOutcome
+    status: int | None = Field(None, description="The HTTP status that the receiver answered.")
+    error: str | None = Field(None, description="What kept it from answering, by name.")
+    detail: str | None = Field(None, description="What follows from it, in words.")
+    answer: str = Field("", description="The first 1 kB of the answer's body.")
+    headers: dict[str, str] | None = Field(None, description="The headers that were sent; of pings only.")
+
+    @property
+    def host_failed(self) -> bool:
+        """Whether it was the host that failed, and not just this webhook that was refused."""
+        return self.status is None or self.status >= 500 or self.status == 429
+
+
+class DeliveryView(Wire):
+    """A webhook as the API shows it."""
+
+    id: str = Field(description="The header `webhook-id`; the same in every try.")
+    job_id: str | None
+    batch_id: str | None = None
+    type: str = Field(description="The event that it tells of.", examples=["job.succeeded"])
+    url: str
+    state: DeliveryState
+    detail: str | None = Field(None, description="How it came to its state, in words.")
+    created_at: datetime
+    next_try_at: datetime | None = Field(None, description="Not before then; null when it has ended.")
+    ended_at: datetime | None = None
+    tries: tuple[TryView, ...] = Field(description="The latest tries, the oldest first.")
+
+
+def subject_ids(subject: str) -> dict[str, str]:
+    """Name what a webhook tells of: ``job_id`` or ``batch_id``; empty for a ping."""
+    kind, _, _ = subject.partition("_")
+    return {f"{kind}_id": subject} if kind else {}
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """A webhook as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.
+
+    subject: the job or batch that it tells of, empty for a ping.
+    body: the bytes that are signed and sent; empty before the first try.
+    """
+
+    id: str
+    tenant: str
+    subject: str
+    event: str
+    url: str
+    state: DeliveryState
+    detail: str
+    created_ms: int
+    next_try_ms: int | None
+    ended_ms: int | None
+    body: str
+    tries: tuple[TryView, ...]
+
+    @classmethod
+    def from_fields(cls, delivery_id: str, fields: Mapping[str, str], tries: Sequence[str]) -> Self:
+        """Read the record's Redis hash, and its list of tries."""
+        return cls(
+            id=delivery_id,
+            tenant=fields["tenant"],
+            subject=fields["subject"],
+            event=fields["event"],
+            url=fields["url"],
+            state=DeliveryState(fields["state"]),
+            detail=fields.get("detail", ""),
+            created_ms=int(fields["created_ms"]),
+            next_try_ms=int(fields["next_ms"]) if "next_ms" in fields else None,
+            ended_ms=int(fields["ended_ms"]) if "ended_ms" in fields else None,
+            body=fields.get("body", ""),
+            tries=tuple(TryView.model_validate_json(one) for one in tries),
+        )
+
+    def view(self) -> DeliveryView:
+        """Show the webhook to its owner."""
+        kind, _, _ = self.subject.partition("_")
+        return DeliveryView(
+            id=self.id,
+            job_id=self.subject if kind == "job" else None,
+            batch_id=self.subject if kind == "batch" else None,
+            type=f"{kind or 'webhook'}.{self.event}",
+            url=self.url,
+            state=self.state,
+            detail=self.detail or None,
+            created_at=utc_time(self.created_ms),
+            next_try_at=utc_time(self.next_try_ms) if self.next_try_ms is not None else None,
+            ended_at=utc_time(self.ended_ms) if self.ended_ms is not None else None,
+            tries=self.tries,
+        )

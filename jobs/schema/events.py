@@ -1,0 +1,147 @@
+"""What a webhook says: that a job has started or ended, and how, or that a batch has.
+
+Thin on purpose; masks are never in it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from maskfleet.jobs.schema.base import Wire, utc_time
+from maskfleet.jobs.schema.batch import BatchEnds, BatchRecord, BatchStatus, BatchUrls
+from maskfleet.jobs.schema.record import Failure, JobRecord, JobUrls, Metrics
+from maskfleet.jobs.schema.spec import EventName
+from maskfleet.jobs.status import Status
+
+#: Standard Webhooks ask for bodies below this, in bytes.
+MAX_BODY_BYTES = 20_000
+#: Characters of an error that are told; the job's record has all of it.
+_MAX_DETAIL = 1000
+
+
+class EventData(Wire):
+    """The job in short."""
+
+    id: str
+    status: Status
+    mode: str
+    model: str
+    attempt: int
+    queue_s: float | None
+    run_s: float | None
+    masks: int | None
+    best_score: float | None
+    metrics: Metrics | None
+    error: Failure | None
+    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
+    urls: JobUrls = Field(description="Where the rest is; ``result`` answers with the manifest.")
+
+
+class Event(Wire):
+    """The body of a webhook, as the Standard Webhooks specification lays it out: type, timestamp, data."""
+
+    type: str
+    timestamp: datetime
+    data: EventData
+
+
+class BatchData(Wire):
+    """The batch in short."""
+
+    id: str
+    status: Literal[BatchStatus.COMPLETED] = BatchStatus.COMPLETED
+    total: int
+    counts: BatchEnds
+    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
+    urls: BatchUrls = Field(description="Where the rest is; ``self`` names the jobs.")
+
+
+class BatchEvent(Wire):
+    """The body of a webhook that tells of a batch whose jobs have all ended."""
+
+    type: Literal["batch.completed"] = "batch.completed"
+    timestamp: datetime
+    data: BatchData
+
+
+class PingData(Wire):
+    """What a ping says."""
+
+    url: str
+
+
+class Ping(Wire):
+    """The body of a webhook that its owner asked for, to see whether the receiver listens."""
+
+    type: Literal["webhook.ping"] = "webhook.ping"
+    timestamp: datetime
+    data: PingData
+
+
+Told = TypeVar("Told", Event, BatchEvent)
+
+
+def is_true(event: str, record: JobRecord) -> bool:
+    """Whether an event still tells how the job stands: it may have ended, or been retried, since."""
+    return not record.status.ended if event == EventName.STARTED else str(record.status) == event
+
+
+def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event:
+    """Make the event of a job's start or end.
+
+    model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+    """
+    started = event == EventName.STARTED
+    view = record.view(model, base_url)
+    time_ms = record.started_ms if started else record.ended_ms
+    body = Event(
+        type=f"job.{event}",
+        timestamp=utc_time(time_ms or record.created_ms),
+        data=EventData(
+            id=view.id,
+            status=Status.PROCESSING if started else view.status,
+            mode=view.mode,
+            model=view.model,
+            attempt=view.attempt,
+            queue_s=view.queue_s,
+            run_s=view.run_s,
+            masks=view.result.masks if view.result else None,
+            best_score=view.result.best_score if view.result else None,
+            metrics=view.result.metrics if view.result else None,
+            error=_clipped(view.error),
+            metadata=view.metadata,
+            urls=view.urls,
+        ),
+    )
+    return _thin(body)
+
+
+def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
+    """Make the event of a batch's end.  base_url: the API's address, without a slash."""
+    counts = record.counts
+    body = BatchEvent(
+        timestamp=utc_time(record.ended_ms or record.created_ms),
+        data=BatchData(
+            id=record.id,
+            total=record.total,
+            counts=BatchEnds(
+                succeeded=counts.succeeded, failed=counts.failed, canceled=counts.canceled, expired=counts.expired
+            ),
+            metadata=record.metadata,
+            urls=record.urls(base_url),
+        ),
+    )
+    return _thin(body)
+
+
+def _thin(body: Told) -> Told:
+    if len(body.model_dump_json().encode()) < MAX_BODY_BYTES:
+        return body
+    return body.model_copy(update={"data": body.data.model_copy(update={"metadata": None})})
+
+
+def _clipped(error: Failure | None) -> Failure | None:
+    return error and Failure(code=error.code, detail=error.detail[:_MAX_DETAIL])

@@ -1,0 +1,47 @@
+"""The manifest: what a succeeded job wrote, object by object.  It is written last and once."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from maskfleet.jobs.schema.base import Wire
+from maskfleet.jobs.schema.record import Metrics
+
+
+class ManifestFile(Wire):
+    """One object of a result."""
+
+    name: str = Field(description="As in `GET /v1/jobs/{id}/files/{name}`.", examples=["masks/0000.png"])
+    key: str = Field(description="The object's key in the bucket.")
+    size: int = Field(description="Bytes.")
+    sha256: str = Field(description="Of the object's bytes, in hex.")
+    content_type: str
+    url: str | None = Field(None, description="A presigned link; only in answers of the API, which make it anew.")
+
+
+class MaskSummary(Wire):
+    """One mask in short; its pixels are in the files."""
+
+    area: int
+    bbox: tuple[float, float, float, float] = Field(description="[x, y, width, height] in pixels.")
+    predicted_iou: float
+    stability_score: float
+    prompt: int | None = Field(None, description="The prompt that it answers; null in mode everything.")
+    candidate: int | None = Field(None, description="Which of the three candidates, with multimask.")
+
+
+class Manifest(Wire):
+    """A job's result."""
+
+    job_id: str
+    attempt: int
+    mode: str
+    model: str
+    created_at: datetime
+    image_width: int
+    image_height: int
+    masks: tuple[MaskSummary, ...]
+    files: tuple[ManifestFile, ...]
+    metrics: Metrics

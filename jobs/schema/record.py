@@ -1,0 +1,251 @@
+"""What is known of a job: the ledger's record, and the view of it that callers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Self
+
+from pydantic import Field
+
+from maskfleet.jobs.schema.base import Wire, utc_time
+from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, parse_spec
+from maskfleet.jobs.status import Stage, Status
+
+Spec = EverythingJob | PointJob | BoxJob
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a queued job stands.  ahead: jobs before it in its queue; starts_in_s: a guess, None without a measure."""
+
+    ahead: int
+    starts_in_s: float | None
+
+
+class Metrics(Wire):
+    """Where a job's time went, and how much it did.  Seconds."""
+
+    fetch_s: float = 0.0
+    embed_s: float = 0.0
+    decode_s: float = 0.0
+    write_s: float = 0.0
+    points: int = Field(0, description="Prompts that were decoded.")
+    points_per_batch: int = Field(
+        0, description="Points that were decoded at once; fewer than were asked for where memory held no more."
+    )
+    decoded_again: int = Field(
+        0, description="Prompts that the library's own decoder decoded once more, since many pixels were borderline."
+    )
+    decoded_again_exactly: bool = Field(
+        True, description="Whether those have the library's very bits: false on machines whose arithmetic rules it out."
+    )
+
+
+class ResultSummary(Wire):
+    """What a succeeded job came to.  The masks are in the store, under ``prefix``."""
+
+    prefix: str = Field(description="The folder of the result's objects in the bucket.")
+    manifest_key: str
+    masks: int
+    best_score: float | None = Field(description="The highest predicted_iou; null without masks.")
+    metrics: Metrics
+
+
+class Failure(Wire):
+    """Why a job failed, or expired."""
+
+    code: str
+    detail: str
+
+
+class ProgressView(Wire):
+    """How far a running job is."""
+
+    stage: Stage
+    done: int = Field(0, description="Point batches that are decoded.")
+    total: int = Field(0, description="Point batches in all; 0 while unknown.")
+    masks: int = Field(0, description="Masks found so far.")
+
+
+class AttemptView(Wire):
+    """One try of a worker at a job."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = Field(None, description="How it ended: a state, the code of what broke it, lease_ran_out, …")
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read the ledger's form, whose times are milliseconds."""
+        fields = json.loads(text)
+        return cls(
+            number=fields["number"],
+            worker=fields["worker"],
+            started_at=utc_time(int(fields["started_ms"])),
+            ended_at=utc_time(int(fields["ended_ms"])) if "ended_ms" in fields else None,
+            outcome=fields.get("outcome"),
+        )
+
+
+class JobUrls(Wire):
+    """Ready-made addresses for what can be done next."""
+
+    self: str
+    events: str
+    result: str
+    cancel: str
+    retry: str
+
+
+class JobView(Wire):
+    """A job as the API shows it."""
+
+    id: str
+    status: Status
+    mode: str
+    model: str
+    priority: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    queue_s: float | None = Field(None, description="From creation to the first start.")
+    run_s: float | None = Field(None, description="From the first start to the end.")
+    queue_position: int | None = Field(None, description="Jobs before this one in its queue; null when not queued.")
+    starts_in_s: float | None = Field(
+        None, description="A guess from the pace of its queue; null when not queued, or while nothing was measured."
+    )
+    attempt: int = 0
+    attempts: tuple[AttemptView, ...] | None = Field(
+        None, description="The latest attempts, the oldest first; null in lists."
+    )
+    cancel_requested: bool = False
+    progress: ProgressView | None = None
+    error: Failure | None = None
+    result: ResultSummary | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    batch_id: str | None = Field(None, description="The batch that it is of.")
+    urls: JobUrls
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch."""
+
+    id: str
+    tenant: str
+    queue: str
+    status: Status
+    spec_json: str
+    created_ms: int
+    #: The first claim, and the latest.
+    started_ms: int | None
+    claimed_ms: int | None
+    ended_ms: int | None
+    attempt: int
+    fence: int
+    worker: str | None
+    cancel_requested: bool
+    progress: ProgressView | None
+    error: Failure | None
+    result: ResultSummary | None
+    #: Grows with every change that a watcher wants to see.
+    version: int
+    batch_id: str | None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> Self:
+        """Read the record's Redis hash."""
+        return cls(
+            id=fields["id"],
+            tenant=fields["tenant"],
+            queue=fields["queue"],
+            status=Status(fields["status"]),
+            spec_json=fields["spec"],
+            created_ms=int(fields["created_ms"]),
+            started_ms=_int_or_none(fields.get("started_ms")),
+            claimed_ms=_int_or_none(fields.get("claimed_ms")),
+            ended_ms=_int_or_none(fields.get("ended_ms")),
+            attempt=int(fields["attempt"]),
+            fence=int(fields["fence"]),
+            worker=fields.get("worker"),
+            cancel_requested="cancel" in fields,
+            progress=ProgressView(
+                stage=Stage(fields["stage"]),
+                done=int(fields.get("done", 0)),
+                total=int(fields.get("total", 0)),
+                masks=int(fields.get("masks", 0)),
+            )
+            if "stage" in fields
+            else None,
+            error=Failure(code=fields["error_code"], detail=fields["error_detail"]) if "error_code" in fields else None,
+            result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,
+            version=int(fields.get("version", 1)),
+            batch_id=fields.get("batch"),
+        )
+
+    @cached_property
+    def spec(self) -> Spec:
+        return parse_spec(self.spec_json)
+
+    @property
+    def tried_for_s(self) -> float:
+        """How long after the first claim the latest one came."""
+        return (self.claimed_ms - self.started_ms) / 1000 if self.started_ms and self.claimed_ms else 0.0
+
+    @property
+    def log_ids(self) -> dict[str, str | int]:
+        """The fields that every log line about this attempt carries."""
+        batch = {"batch_id": self.batch_id} if self.batch_id else {}
+        return {"job_id": self.id, "attempt": self.attempt, **batch}
+
+    def view(
+        self,
+        model: str,
+        base_url: str,
+        place: QueuePlace | None = None,
+        attempts: tuple[AttemptView, ...] | None = None,
+    ) -> JobView:
+        """Show the job to its owner.
+
+        model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+        """
+        url = f"{base_url}/v1/jobs/{self.id}"
+        return JobView(
+            id=self.id,
+            status=self.status,
+            mode=self.spec.mode,
+            model=self.spec.model or model,
+            priority=self.spec.priority,
+            created_at=utc_time(self.created_ms),
+            started_at=utc_time(self.started_ms) if self.started_ms else None,
+            ended_at=utc_time(self.ended_ms) if self.ended_ms else None,
+            queue_s=(self.started_ms - self.created_ms) / 1000 if self.started_ms else None,
+            run_s=(self.ended_ms - self.started_ms) / 1000 if self.started_ms and self.ended_ms else None,
+            queue_position=place.ahead if place else None,
+            starts_in_s=place.starts_in_s if place else None,
+            attempt=self.attempt,
+            attempts=attempts,
+            cancel_requested=self.cancel_requested,
+            progress=self.progress if self.status is Status.PROCESSING else None,
+            error=self.error,
+            result=self.result,
+            metadata=self.spec.metadata,
+            batch_id=self.batch_id,
+            urls=JobUrls(
+                self=url,
+                events=f"{url}/events",
+                result=f"{url}/result",
+                cancel=f"{url}/cancel",
+                retry=f"{url}/retry",
+            ),
+        )
+
+
+def _int_or_none(text: str | None) -> int | None:
+    return int(text) if text is not None else None

@@ -1,0 +1,280 @@
+"""What a job asks for: the request body of ``POST /v1/jobs``, validated.
+
+The same models generate the OpenAPI document.  Prompts are in ``prompts``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from maskfleet.jobs.errors import FieldFault, InvalidRequest
+from maskfleet.jobs.schema.base import HttpUrl, S3Uri, UploadId, Wire
+from maskfleet.jobs.schema.prompts import Prompt
+
+#: Bounds on one request.  A spec is kept in Redis, which holds small things only.
+MAX_PROMPTS = 1000
+#: The ids of all jobs are in every look at a batch; so many are some 40 kB.
+MAX_BATCH_IMAGES = 1000
+MAX_METADATA_KEYS = 16
+
+
+class Output(StrEnum):
+    """A form that results are written in."""
+
+    COCO = "coco"
+    PNG = "png"
+    LABEL_MAP = "label_map"
+    OVERLAY = "overlay"
+    LOGITS = "logits"
+
+
+class Priority(StrEnum):
+    """The class of queue that a job waits in; workers drain them in this order."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+class EventName(StrEnum):
+    """What of a job a webhook tells: its start, or one of its ends."""
+
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+#: What is told unless a job says otherwise: each way to end.
+ENDS = tuple(name for name in EventName if name is not EventName.STARTED)
+
+
+def _is_base64(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PydanticCustomError("invalid_base64", "The text is not standard base64.") from error
+    return text
+
+
+class ImageSource(Wire):
+    """Where the image is: exactly one of the four.  The image part of a multipart request becomes an upload."""
+
+    s3_uri: S3Uri | None = Field(
+        None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
+    )
+    url: HttpUrl | None = Field(None, description="An address that a worker can fetch the image from.")
+    upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
+    base64: Annotated[str, AfterValidator(_is_base64)] | None = Field(
+        None, description="The image's bytes in the request itself; for small images."
+    )
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> ImageSource:
+        given = [name for name in ("s3_uri", "url", "upload_id", "base64") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id and base64.")
+        return self
+
+
+class EverythingParams(Wire):
+    """The knobs of mode ``everything``: names, meaning and defaults of transformers' mask-generation pipeline.
+
+    ``crops_suppression`` is our own.
+    """
+
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Points that are decoded at once.")
+    pred_iou_thresh: float = Field(
+        0.88, ge=0, le=1, description="Masks whose predicted IoU is not above it are dropped."
+    )
+    stability_score_thresh: float = Field(0.95, ge=0, le=1, description="Masks less stable than this are dropped.")
+    stability_score_offset: float = Field(
+        1.0, gt=0, le=100, description="Shift of the cut-off that stability is measured with."
+    )
+    mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
+    points_per_crop: int = Field(32, ge=1, le=128, description="Points along one side of the grid.")
+    crops_n_layers: int = Field(
+        0, ge=0, le=3, description="Layers of crops to segment as well; layer i has (2**i)² crops."
+    )
+    crops_nms_thresh: float = Field(
+        0.7, ge=0, le=1, description="Box IoU above which the lower-scored mask is dropped."
+    )
+    crops_suppression: Literal["original", "library"] = Field(
+        "original",
+        description="How overlapping masks of several crops are dropped. original, as in SAM's own generator: in each "
+        "crop by predicted IoU, then over all crops in favour of smaller ones. library, as in transformers: once over "
+        "all by predicted IoU.",
+    )
+    crop_overlap_ratio: float = Field(
+        512 / 1500, ge=0, lt=1, description="How far crops overlap, as a part of the image."
+    )
+    crop_n_points_downscale_factor: int = Field(
+        1, ge=1, le=8, description="The grid's side is divided by it at each layer."
+    )
+
+
+class PromptParams(Wire):
+    """The knobs of modes ``point`` and ``box``."""
+
+    multimask: bool = Field(False, description="Give all three candidates of each object; else the best one.")
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Prompts that are decoded at once.")
+    mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
+
+
+class Webhook(Wire):
+    """Where to tell of the job, as a Standard Webhook."""
+
+    url: HttpUrl
+    events: tuple[EventName, ...] = Field(
+        ENDS, min_length=1, description="What to tell of. Default: every end, and not the start."
+    )
+
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=MAX_METADATA_KEYS),
+]
+
+
+class JobOptions(Wire):
+    """What a job says beside its image and its mode; for all jobs of a batch the same."""
+
+    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The forms to write the result in.")
+    model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
+    priority: Priority = Priority.NORMAL
+    start_deadline_s: int = Field(24 * 3600, ge=1, le=7 * 24 * 3600, description="Expire when not started by then.")
+    run_timeout_s: int = Field(900, ge=1, le=3600, description="Fail when one attempt runs for longer.")
+    metadata: Metadata = Field(default_factory=dict, description="Your own strings, given back with the job.")
+
+
+class Everything(Wire):
+    """Segment everything: a grid of points over the whole image."""
+
+    mode: Literal["everything"]
+    params: EverythingParams = EverythingParams()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return ()
+
+
+class Points(Wire):
+    """Segment the objects under points."""
+
+    mode: Literal["point"]
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
+    params: PromptParams = PromptParams()
+
+    @model_validator(mode="after")
+    def _points_only(self) -> Self:
+        for number, prompt in enumerate(self.prompts):
+            if not prompt.points or prompt.box is not None:
+                raise PydanticCustomError(
+                    "prompt_mode",
+                    "Prompt {number}: mode point takes points and no box; use mode box for boxes.",
+                    {"number": number},
+                )
+        return self
+
+
+class Boxes(Wire):
+    """Segment the objects inside boxes; a box may carry points that refine it."""
+
+    mode: Literal["box"]
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
+    params: PromptParams = PromptParams()
+
+    @model_validator(mode="after")
+    def _boxes(self) -> Self:
+        for number, prompt in enumerate(self.prompts):
+            if prompt.box is None:
+                raise PydanticCustomError(
+                    "prompt_mode", "Prompt {number}: mode box takes a box for each prompt.", {"number": number}
+                )
+        return self
+
+
+class _OneImage(Wire):
+    image: ImageSource
+
+
+class _JobFields(JobOptions, _OneImage):
+    webhook: Webhook | None = None
+
+
+#: Stands in a spec for an image that comes beside it, until that is stored.
+IMAGE_COMES_BESIDE = ImageSource(upload_id="upl_" + "0" * 32)
+
+
+class EverythingJob(Everything, _JobFields):
+    """Segment everything: a grid of points over the whole image."""
+
+
+class PointJob(Points, _JobFields):
+    """Segment the objects under points."""
+
+
+class BoxJob(Boxes, _JobFields):
+    """Segment the objects inside boxes; a box may carry points that refine it."""
+
+
+JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
+_ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
+
+
+def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
+    """Read a spec from JSON, whose types are those of the schema: no number in a text, no truth value for a number.
+
+    Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, else ``invalid_spec`` with one
+    fault for each field.
+    """
+    try:
+        return _ADAPTER.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def dump_spec(spec: EverythingJob | PointJob | BoxJob) -> str:
+    """Write a spec as JSON that ``parse_spec`` reads back."""
+    return spec.model_dump_json(exclude_none=True)
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """Translate pydantic's error: a pointer, a code and a sentence for each field; input values are left out."""
+    faults = tuple(
+        FieldFault(_pointer(fault["loc"]), fault["type"], fault["msg"])
+        for fault in error.errors(include_input=False, include_url=False, include_context=False)
+    )
+    # pydantic also calls a list too short when each of its items was refused; the items' own faults say it.
+    faults = tuple(
+        fault
+        for fault in faults
+        if fault.code != "too_short" or not any(f.pointer.startswith(f"{fault.pointer}/") for f in faults)
+    )
+    if faults[0].code == "json_invalid":
+        return InvalidRequest("malformed_json", f"The body is not JSON: {faults[0].detail}", status=400)
+    first = faults[0]
+    return InvalidRequest("invalid_spec", f"{first.pointer or '/'}: {first.detail}", faults=faults)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    # The tag of the mode's union is not a part of the document.
+    path = location[1:] if location and location[0] in ("everything", "point", "box") else location
+    return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)

@@ -1,0 +1,1 @@
+"""The command line: ``maskfleet`` and its commands, each imported when it is called."""

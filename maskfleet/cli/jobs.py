@@ -1,0 +1,194 @@
+"""The commands that speak to a server: submit, status, wait, cancel, retry, delete, fetch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from maskfleet.cli.spec_options import build_spec, spec_options
+from maskfleet.cli.terminal import EXIT_SERVICE, progress_bars, reporting_errors, show_progress, summary
+from maskfleet.client import Client
+from maskfleet.client.submission import source_of
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.spec import EventName, Priority
+from maskfleet.stack.discovery import local_server
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
+
+
+def server_options(command: _Function) -> _Function:
+    """Add the options that say which server; see ``connect``."""
+    url = click.option(
+        "--api-url", envvar="MASKFLEET_API_URL", help="Default: MASKFLEET_API_URL, else a local stack's."
+    )
+    key = click.option(
+        "--api-key", envvar="MASKFLEET_API_KEY", help="Default: MASKFLEET_API_KEY, else a local stack's."
+    )
+    return url(key(command))
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print the job as one line of JSON.")
+_timeout_option = click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Wait no longer.")
+
+
+@click.command("submit")
+@click.argument("photo")
+@spec_options
+@click.option("--model", help="One of the server's models.  [default: its first]")
+@click.option("--priority", type=click.Choice([str(priority) for priority in Priority]), help="[default: normal]")
+@click.option("--start-deadline-s", type=int, help="Expire when not started by then.")
+@click.option("--run-timeout-s", type=int, help="Fail when one attempt runs for longer.")
+@click.option("--webhook", "webhook_url", metavar="URL", help="Where to tell of the job's end.")
+@click.option(
+    "--webhook-event", multiple=True, type=click.Choice([str(name) for name in EventName]), help="[default: each end]"
+)
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Your own strings, given back with the job.")
+@click.option("--idempotency-key", help="The same key finds the same job again.  [default: made up]")
+@click.option("--wait", "and_wait", is_flag=True, help="Wait until the job has ended.")
+@_timeout_option
+@_json_option
+@server_options
+def submit_command(
+    photo: str,
+    mode: str | None,
+    webhook_url: str | None,
+    webhook_event: tuple[str, ...],
+    metadata: tuple[str, ...],
+    idempotency_key: str | None,
+    and_wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    api_url: str | None,
+    api_key: str | None,
+    **options: Any,  # Any: what spec_options added, on its way to build_spec
+) -> None:
+    """Send a job for PHOTO: a file, s3://bucket/key, or an http(s) address.  Prints the job's id."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        if webhook_url:
+            options["webhook"] = {"url": webhook_url, **({"events": webhook_event} if webhook_event else {})}
+        if metadata:
+            options["metadata"] = dict(_pair(pair) for pair in metadata)
+        source, data = source_of(photo)
+        job = client.submit(build_spec(mode, source, **options), photo=data, idempotency_key=idempotency_key)
+        if and_wait:
+            job = _wait(client, job.id, timeout_s)
+    if as_json or and_wait:
+        _end(job, as_json=as_json, must_succeed=and_wait)
+    else:
+        click.echo(job.id)
+
+
+@click.command("status")
+@click.argument("job_id", metavar="ID")
+@_json_option
+@server_options
+def status_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Show the job ID."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        job = client.get(job_id)
+    _end(job, as_json=as_json, must_succeed=False)
+
+
+@click.command("wait")
+@click.argument("job_id", metavar="ID")
+@_timeout_option
+@_json_option
+@server_options
+def wait_command(job_id: str, timeout_s: float | None, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Wait until the job ID has ended; the exit status is 0 when it succeeded."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        job = _wait(client, job_id, timeout_s)
+    _end(job, as_json=as_json, must_succeed=True)
+
+
+@click.command("cancel")
+@click.argument("job_id", metavar="ID")
+@_json_option
+@server_options
+def cancel_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Cancel the job ID: at once when it is queued, within seconds when it runs."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        job = client.cancel(job_id)
+    _end(job, as_json=as_json, must_succeed=False)
+
+
+@click.command("retry")
+@click.argument("job_id", metavar="ID")
+@_json_option
+@server_options
+def retry_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Queue the failed job ID once more."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        job = client.retry(job_id)
+    _end(job, as_json=as_json, must_succeed=False)
+
+
+@click.command("delete")
+@click.argument("job_id", metavar="ID")
+@server_options
+def delete_command(job_id: str, api_url: str | None, api_key: str | None) -> None:
+    """Delete the ended job ID and all that it wrote; the image that was sent with it stays."""
+    with reporting_errors(), connect(api_url, api_key) as client:
+        client.delete(job_id)
+
+
+@click.command("fetch")
+@click.argument("job_id", metavar="ID")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder.  [default: the job's id]")
+@server_options
+def fetch_command(job_id: str, out: Path | None, api_url: str | None, api_key: str | None) -> None:
+    """Download the result of the job ID, each file checked by its sha256.  Prints the files' paths."""
+    folder = out or Path(job_id)
+    with reporting_errors(), connect(api_url, api_key) as client, progress_bars() as bars:
+        task = bars.add_task("fetching", total=None)
+        manifest = client.fetch(
+            job_id,
+            folder,
+            on_file=lambda name, done, total: bars.update(task, description=name, completed=done, total=total),
+        )
+    for file in manifest.files:
+        click.echo(folder / file.name)
+    click.echo(folder / "manifest.json")
+
+
+def connect(api_url: str | None, api_key: str | None) -> Client:
+    """Make a client for the server that was named, or for the stack that runs from ./.maskfleet.
+
+    Raises InvalidRequest (``no_server``) when there is neither.
+    """
+    if api_url:
+        return Client(api_url, api_key or "")
+    local = local_server(Path(".maskfleet"))
+    if local is None:
+        raise InvalidRequest(
+            "no_server", "Name a server with --api-url or MASKFLEET_API_URL, or start one here: maskfleet up."
+        )
+    return Client(local.api_url, api_key or local.api_key)
+
+
+def _wait(client: Client, job_id: str, timeout_s: float | None) -> JobView:
+    with progress_bars() as bars:
+        task = bars.add_task(job_id, total=None)
+        return client.wait(job_id, timeout_s=timeout_s, on_progress=lambda job: show_progress(bars, task, job))
+
+
+def _end(job: JobView, *, as_json: bool, must_succeed: bool) -> None:
+    click.echo(job.model_dump_json() if as_json else summary(job))
+    if must_succeed and job.status != "succeeded":
+        if job.error is not None:
+            click.echo(f"{job.error.code}: {job.error.detail}", err=True)
+        sys.exit(EXIT_SERVICE)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest.at(
+            "/metadata", "invalid_spec", f"{text!r} is not of the form KEY=VALUE.", fault="invalid_option"
+        )
+    return key, value

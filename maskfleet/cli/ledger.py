@@ -1,0 +1,34 @@
+"""``maskfleet ledger``: look after what Redis holds, for whoever runs the service and may reach its Redis."""
+
+from __future__ import annotations
+
+import click
+
+from maskfleet.cli.terminal import reporting_errors
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.version import SCHEMA, upgrade
+from maskfleet.jobs.logs import configure_logs
+from maskfleet.jobs.settings import SharedSettings
+
+
+@click.group("ledger")
+def ledger_command() -> None:
+    """Look after the ledger: the jobs and webhooks in Redis, that of MASKFLEET_REDIS_URL."""
+
+
+@ledger_command.command("upgrade")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+def upgrade_command(dry_run: bool) -> None:
+    """Bring the ledger to the version that this program needs.
+
+    Stop the API, the workers and the couriers before, and start those of this version after. Jobs wait meanwhile. It
+    may be run again, and goes on where it broke off.
+    """
+    configure_logs("WARNING", program="ledger")
+    steps = 0
+    with reporting_errors():
+        for step in upgrade(connect(SharedSettings()), dry_run=dry_run):
+            click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
+            steps += 1
+    if not (dry_run and steps):
+        click.echo(f"The ledger is of version {SCHEMA}.")

@@ -1,0 +1,54 @@
+"""The command line.  A subcommand's module is imported when it is called, so ``submit`` never waits for torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import click
+
+#: Each subcommand: where its click command is, and its line in the list of commands.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("maskfleet.cli.up:up_command", "Run the whole service on this machine."),
+    "demo": ("maskfleet.cli.demo:demo_command", "See one job of each mode go through a local stack."),
+    "segment": ("maskfleet.cli.segment:segment_command", "Segment a photo in this process, without services."),
+    "submit": ("maskfleet.cli.jobs:submit_command", "Send a job to a server."),
+    "status": ("maskfleet.cli.jobs:status_command", "Show a job."),
+    "wait": ("maskfleet.cli.jobs:wait_command", "Wait until a job has ended."),
+    "cancel": ("maskfleet.cli.jobs:cancel_command", "Cancel a job."),
+    "retry": ("maskfleet.cli.jobs:retry_command", "Queue a failed job once more."),
+    "delete": ("maskfleet.cli.jobs:delete_command", "Delete an ended job and its results."),
+    "fetch": ("maskfleet.cli.jobs:fetch_command", "Download a job's result."),
+    "deliveries": ("maskfleet.cli.deliveries:deliveries_command", "Show a job's webhooks, and each try at them."),
+    "redeliver": ("maskfleet.cli.deliveries:redeliver_command", "Have webhooks sent again."),
+    "webhook": ("maskfleet.cli.webhooks:webhook_command", "Listen for webhooks on this machine; have one sent."),
+    "ledger": ("maskfleet.cli.ledger:ledger_command", "Bring what Redis holds to this version."),
+    "keys": ("maskfleet.cli.keys:keys_command", "Make, list and revoke API keys."),
+    "api": ("maskfleet.cli.programs:api_command", "Run the API."),
+    "worker": ("maskfleet.cli.programs:worker_command", "Run the workers of this machine."),
+    "sweep": ("maskfleet.cli.programs:sweep_command", "Remove results that no job names any more."),
+    "courier": ("maskfleet.cli.programs:courier_command", "Run the courier: webhooks, leases, deadlines."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return cast("click.Command", getattr(importlib.import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="maskfleet", prog_name="maskfleet")
+def main() -> None:
+    """Images in, masks out: Segment Anything as a durable job service."""

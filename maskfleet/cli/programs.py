@@ -1,0 +1,81 @@
+"""``maskfleet api``, ``worker``, ``courier`` and ``sweep``: the service's programs, each to run on its own machines."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import click
+
+
+@click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[api]`.")
+@click.option("--host", help="The address to listen on; 0.0.0.0 for all.  [default: that of MASKFLEET_BIND]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: that of MASKFLEET_BIND]")
+def api_command(host: str | None, port: int | None) -> None:
+    _require("gunicorn", "api")
+    from maskfleet.jobs.settings import ApiSettings
+
+    usual_host, _, usual_port = ApiSettings().bind.rpartition(":")
+    bind = f"{host or usual_host}:{port or usual_port}"
+    command = ["--config", "python:maskfleet.api.server", "--bind", bind, "maskfleet.api.app:create_app()"]
+    sys.stdout.flush()
+    # This process becomes gunicorn, so that signals reach it.
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *command])  # noqa: S606
+
+
+@click.command("worker", help="Run a worker on each of this machine's devices.")
+@click.option(
+    "--devices",
+    default="all",
+    show_default=True,
+    metavar="all|0,2|cpu",
+    help="Every GPU, those with these numbers, or the processor.",
+)
+def worker_command(devices: str) -> None:
+    _require("torch", "worker")
+    from maskfleet.jobs.logs import configure_logs
+    from maskfleet.jobs.settings import WorkerSettings
+    from maskfleet.worker.node.device import NoSuchDevice
+    from maskfleet.worker.node.fleet import run_fleet
+
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, program="fleet")
+    try:
+        run_fleet(devices, os.environ, health_port=settings.health_port)
+    except NoSuchDevice as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command("courier", help="Run the courier: it sends webhooks and looks after leases and deadlines.")
+def courier_command() -> None:
+    from maskfleet.worker.courier.courier import main
+
+    main()
+
+
+@click.command("sweep", help="Remove objects under results/ that no job's record names, as the courier does by itself.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+def sweep_command(dry_run: bool) -> None:
+    from maskfleet.cli.terminal import reporting_errors
+    from maskfleet.jobs.ledger.connection import connect
+    from maskfleet.jobs.ledger.version import Schema
+    from maskfleet.jobs.logs import configure_logs
+    from maskfleet.jobs.settings import CourierSettings
+    from maskfleet.worker.courier.sweep import Sweep
+
+    settings = CourierSettings()
+    configure_logs("WARNING", program="sweep")
+    objects = size = 0
+    with reporting_errors():
+        Schema(connect(settings)).check()  # it removes what it finds no record of
+        for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
+            click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
+            objects, size = objects + len(leftover.objects), size + leftover.size
+    click.echo(f"{objects} objects, {size:,} bytes {'would be' if dry_run else 'were'} removed.")
+
+
+def _require(package: str, extra: str) -> None:
+    """Say which extra is missing before an import fails; finding a package does not import it."""
+    if importlib.util.find_spec(package) is None:
+        raise click.ClickException(f"This needs more packages: pip install 'maskfleet[{extra}]'")

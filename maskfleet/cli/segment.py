@@ -1,0 +1,114 @@
+"""``maskfleet segment``: one photo, segmented in this process, without a service."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+from rich.progress import TaskID
+
+from maskfleet.cli.spec_options import build_spec, spec_options
+from maskfleet.cli.terminal import progress_bars, reporting_errors
+from maskfleet.jobs.schema.prompts import check_prompts_on_image
+from maskfleet.jobs.schema.spec import ImageSource, Output
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.status import Stage
+
+if TYPE_CHECKING:
+    from maskfleet.worker.segment import Segmentation
+
+#: The demo checkpoint, where maskfleet runs from its repository.
+_BUNDLED_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "sam-demo"
+
+
+@click.command("segment")
+@click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@spec_options
+@click.option("--model", metavar="DIR_OR_ID", help="The checkpoint: a folder or a hub id.  [default: the bundled demo]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("masks-out"), show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+def segment_command(photo: Path, model: str | None, out: Path, device: str, **options: object) -> None:
+    """Segment PHOTO in this process, without services, and write masks and scores to a folder.
+
+    The jobs and the files are those of the service: coco.json always, and what --outputs names.
+    """
+    with reporting_errors():
+        # The file itself is read below; a spec has no place for a path.
+        spec = build_spec(image=ImageSource(base64=""), **options)  # type: ignore[arg-type]  # click's options, by name
+        spec = spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})
+        started = time.perf_counter()
+        # The worker's parts are not needed to print the help; and torch takes seconds to import: not before the
+        # photo and the prompts are known to be right.
+        from maskfleet.worker.image.decode import decode_photo
+
+        picture = decode_photo(photo.read_bytes(), SharedSettings().max_image_pixels)
+        check_prompts_on_image(spec.prompts, picture.size_wh)
+
+        from maskfleet.worker.node.device import PATIENT_THREADS
+
+        for name, value in PATIENT_THREADS.items():
+            os.environ.setdefault(name, value)
+        from maskfleet.worker.output.formats import make_artifacts
+        from maskfleet.worker.sam.model import load_model
+        from maskfleet.worker.segment import segment
+
+        network = load_model(model or default_model(), device)
+        with _BarAfterASecond() as watch:
+            result = segment(picture, spec, network, watch)
+        files = 0
+        for artifact in make_artifacts(picture, spec, result, photo.name):
+            path = out / artifact.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(artifact.data)
+            files += 1
+        click.echo(_summary(result, files, out, time.perf_counter() - started))
+
+
+def default_model() -> str:
+    """``MASKFLEET_MODEL`` where it is set, else the bundled demo, else the settings' default."""
+    settings = SharedSettings()
+    if "model" not in settings.model_fields_set and (_BUNDLED_MODEL / "config.json").is_file():
+        return str(_BUNDLED_MODEL)
+    return settings.model
+
+
+class _BarAfterASecond:
+    """Shows the batches on stderr once they have taken a second; a job that is quick stays silent."""
+
+    def __init__(self) -> None:
+        self._bars = progress_bars()
+        self._task: TaskID | None = None
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def stage(self, stage: Stage) -> None:
+        pass
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        if self._task is None:
+            if time.monotonic() - self._since < 1:
+                return
+            self._bars.start()
+            self._task = self._bars.add_task("Segmenting", total=total)
+        self._bars.update(self._task, completed=done, description=f"Segmenting, {masks} masks so far")
+
+
+def _summary(result: Segmentation, files: int, out: Path, seconds: float) -> str:
+    width, height = result.size_wh
+    count = len(result.masks)
+    scores = f", predicted IoU up to {max(mask.predicted_iou for mask in result.masks):.3f}" if count else ""
+    return (
+        f"{count} mask{'' if count == 1 else 's'} on {width}×{height} pixels{scores}\n"
+        f"{files} file{'' if files == 1 else 's'} in {out}, {seconds:.1f} s"
+    )

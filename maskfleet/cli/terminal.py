@@ -1,0 +1,101 @@
+"""How the command line speaks: faults as ``code: detail`` with an exit status, progress bars on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from maskfleet.client.errors import ApiError, Refused
+from maskfleet.jobs.errors import CallerError, JobError
+from maskfleet.jobs.schema.delivery import DeliveryView, TryView
+from maskfleet.jobs.schema.record import JobView
+
+#: Exit statuses: the service failed (or the job did), or the caller must change something.
+EXIT_SERVICE = 1
+EXIT_CALLER = 2
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Print a JobError or an ApiError as ``code: detail``, its further faults below, and exit 2 (the caller's) or 1."""
+    try:
+        yield
+    except (JobError, ApiError) as error:
+        click.echo(str(error), err=True)
+        for fault in (getattr(error, "faults", ()) or getattr(error, "errors", ()))[1:]:
+            click.echo(f"  {fault.pointer}: {fault.detail}", err=True)
+        sys.exit(EXIT_CALLER if isinstance(error, CallerError | Refused) else EXIT_SERVICE)
+    except OSError as error:
+        click.echo(f"file_error: {error}", err=True)
+        sys.exit(EXIT_CALLER)
+
+
+def progress_bars() -> Progress:
+    """Make progress bars on stderr; where stderr is no terminal they stay silent."""
+    console = Console(stderr=True)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -> None:
+    """Bring a job's bar up to date: its place in the queue, the stage it is in, the batches that are done."""
+    words = str(job.status)
+    if job.queue_position:
+        words += f", {job.queue_position} before it"
+    done, total = (1, 1) if job.status == "succeeded" else (0, None)
+    if job.progress is not None:
+        words = f"{job.progress.stage}, {job.progress.masks} masks" if job.progress.masks else str(job.progress.stage)
+        done, total = job.progress.done, job.progress.total or None
+    bars.update(task, description=f"{label or job.mode}: {words}", completed=done, total=total)
+
+
+def printable(text: str) -> str:
+    """Write out what a terminal would obey, in what others may have written."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def delivery_summary(delivery: DeliveryView) -> str:
+    """Tell a webhook and its tries, a line each."""
+    lines = [f"{delivery.id}  {delivery.type}  {delivery.state}  {printable(delivery.url)}"]
+    lines += [f"  {try_summary(one)}" for one in delivery.tries]
+    if delivery.detail:
+        lines.append(f"  {printable(delivery.detail)}")
+    if delivery.next_try_at is not None:
+        lines.append(f"  next try at {delivery.next_try_at:%Y-%m-%d %H:%M:%S} UTC")
+    return "\n".join(lines)
+
+
+def try_summary(made: TryView) -> str:
+    """Tell a try at a webhook in a line: number, time, how long it took, and what came back."""
+    said = str(made.status) if made.status is not None else made.error or "no answer"
+    words = "  ".join(printable(text) for text in (said, made.detail or "", made.answer) if text)
+    return f"{made.number}  {made.at:%Y-%m-%d %H:%M:%S} UTC  {made.duration_s:.2f} s  {words}"
+
+
+def summary(job: JobView) -> str:
+    """Tell a job in a few lines."""
+    lines = [f"{job.id}  {job.status}", f"  mode {job.mode}, model {job.model}, attempt {job.attempt}"]
+    if job.queue_position is not None:
+        lines.append(f"  {job.queue_position} jobs before it")
+    if job.progress is not None:
+        lines.append(f"  {job.progress.stage}: {job.progress.done} of {job.progress.total or '?'} batches")
+    if job.queue_s is not None:
+        lines.append(f"  queued {job.queue_s:.2f} s" + (f", ran {job.run_s:.2f} s" if job.run_s is not None else ""))
+    if job.result is not None:
+        best = "" if job.result.best_score is None else f", best score {job.result.best_score:.3f}"
+        lines.append(f"  {job.result.masks} masks{best}, under {job.result.prefix}")
+    if job.error is not None:
+        lines.append(f"  {job.error.code}: {job.error.detail}")
+    return "\n".join(lines)

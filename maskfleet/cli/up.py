@@ -1,0 +1,37 @@
+"""``maskfleet up``: the whole service on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("up", help="Run the whole service on this machine: Redis, S3, API, one worker and the courier.")
+@click.option(
+    "--data",
+    default=Path(".maskfleet"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder for all that it keeps; the same folder finds its earlier jobs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Say in one line of JSON what runs where, once it is ready.")
+@click.option("--model", default="", help="A hub id or a folder.  [default: MASKFLEET_MODEL, or the demo checkpoint]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="The API's port.  [default: that of last time, 8000, or a free one]"
+)
+def up_command(data: Path, as_json: bool, model: str, port: int | None) -> None:
+    from maskfleet.jobs.logs import configure_logs
+    from maskfleet.jobs.settings import SharedSettings
+    from maskfleet.stack.folder import FolderInUse
+    from maskfleet.stack.readiness import StackFailed
+    from maskfleet.stack.servers import ServerFailed
+    from maskfleet.stack.settings import NoModel
+    from maskfleet.stack.stack import StackOptions, run_stack
+
+    configure_logs(SharedSettings().log_level, program="up")
+    try:
+        sys.exit(run_stack(StackOptions(data, as_json, model, port), click.echo))
+    except (ServerFailed, FolderInUse, StackFailed, NoModel) as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,95 @@
+"""``maskfleet webhook``: what a developer of a receiver needs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from maskfleet.cli.jobs import connect, server_options
+from maskfleet.cli.listener import Listener
+from maskfleet.cli.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
+from maskfleet.client.webhooks import check_secrets
+from maskfleet.jobs.schema.api import PingView
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.stack.discovery import local_webhook_secret
+from maskfleet.stack.hook_server import HookServer
+
+
+@click.group("webhook")
+def webhook_command() -> None:
+    """Listen for webhooks on this machine, and have the service send one."""
+
+
+@webhook_command.command("listen")
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 for any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="whsec_…",
+    help="To verify with; may be given several times.  [default: MASKFLEET_WEBHOOK_SECRETS, else a local stack's]",
+)
+@click.option(
+    "--answer",
+    type=click.IntRange(200, 599),
+    metavar="STATUS",
+    help="Answer everything with this, to see what is done about a failure.  [default: 204, or 400 when invalid]",
+)
+def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int | None) -> None:
+    """Print and verify the webhooks that arrive, until Ctrl-C.
+
+    The service sends to this machine only when it is told so, by MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
+    """
+    secrets = secrets or tuple(secret.get_secret_value() for secret in CourierSettings().webhook_secrets)
+    if not secrets and (local := local_webhook_secret(Path(".maskfleet"))) is not None:
+        secrets = (local.get_secret_value(),)
+    try:
+        check_secrets(secrets)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--secret") from error
+    listener = Listener(secrets, answer, click.echo)
+    try:
+        server = HookServer(listener.take, host=host, port=port)
+    except OSError as error:
+        raise click.ClickException(
+            f"{host}:{port} cannot be listened on: {error.strerror}. Give another --port, 0 for any that is free."
+        ) from error
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background program inherits that it is ignored
+    with suppress(KeyboardInterrupt), server:
+        verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: give a --secret"
+        click.echo(f"Listening on {server.url}, {verified}. Ctrl-C ends it.\n")
+        threading.Event().wait()
+
+
+@webhook_command.command("ping")
+@click.argument("url", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the ping as one line of JSON.")
+@server_options
+def ping_command(url: str | None, as_json: bool, api_url: str | None, api_key: str | None) -> None:
+    """Have the service send a signed test event to URL, or to your tenant's own endpoint.
+
+    Prints the headers and bytes that were signed, and what was answered. The exit status is 0 when it arrived.
+    """
+    with reporting_errors(), connect(api_url, api_key) as client:
+        ping = client.ping_webhook(url)
+    click.echo(ping.model_dump_json() if as_json else _shown(ping))
+    if ping.code != "delivered":
+        why = {
+            "not_delivered": "the receiver did not take it",
+            "not_sent_yet": f"no courier has sent it in time; look later with: maskfleet deliveries {ping.delivery.id}",
+        }
+        click.echo(f"{ping.code}: {why[ping.code]}", err=True)
+        sys.exit(EXIT_SERVICE)
+
+
+def _shown(ping: PingView) -> str:
+    headers = [f"{name}: {value}" for name, value in (ping.headers or {}).items()]
+    return "\n".join(
+        [f"POST {printable(ping.delivery.url)}", *headers, "", ping.body, "", delivery_summary(ping.delivery)]
+    )

@@ -1,0 +1,320 @@
+"""A server's jobs, from Python.
+
+with Client("https://masks.example.com", api_key) as client:
+    job = client.submit(photo="bee.jpg", mode="box", prompts=[Prompt(box=(2350, 1600, 2850, 2100))])
+    client.wait(job.id)
+    client.fetch(job.id, "masks")
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Self, Unpack
+
+import requests
+
+from maskfleet.client.download import download
+from maskfleet.client.errors import ApiError, Refused, WaitedTooLong, WrongState, refused_here
+from maskfleet.client.events import follow
+from maskfleet.client.submission import (
+    JobFields,
+    Photo,
+    batch_document,
+    complete,
+    document_of,
+    image_type,
+    source_of,
+)
+from maskfleet.client.transport import MAX_TRIES, Transport
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.api import (
+    DeliveryList,
+    JobPage,
+    ModelList,
+    PingView,
+    Redeliveries,
+    UploadView,
+)
+from maskfleet.jobs.schema.batch import BatchView
+from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.record import JobView, Spec
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, ImageSource
+
+__all__ = ["Client", "JobFields", "Photo"]
+
+#: A photo above this goes straight to the store, not through the API.
+MULTIPART_BYTES = 8 * 2**20
+#: How long the API is asked to hold an answer: long when only the end matters, short to see progress.
+HELD_S, HELD_FOR_PROGRESS_S = 20, 1
+#: A ping's try takes a courier's look and the receiver's time to answer, 15 s by default.
+HELD_FOR_PING_S = 20
+#: A stream is not worth its while, or is no stream, when it is shorter than this.
+SHORTEST_STREAM_S = 1.0
+
+
+class Client:
+    """A connection to one server; close it, or use it in a ``with``.
+
+    A call that fails raises one of ``errors.ApiError``'s children.  While the server is away it
+    is asked again for about ten seconds: every call is safe to repeat.
+    """
+
+    def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
+        self._transport = Transport(api_url, api_key, max_tries=max_tries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._transport.close()
+
+    def submit(
+        self,
+        spec: Spec | None = None,
+        *,
+        photo: Photo | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[JobFields],
+    ) -> JobView:
+        """Send a job: a ready ``spec``, or its fields as keywords; ``photo`` in place of the image's source.
+
+        idempotency_key: made up when none is given; give your own to make a later call find this job again.
+        Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
+        """
+        try:
+            source, data = (None, None) if photo is None else source_of(photo)
+            spec = complete(spec, fields, source)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if data is not None and len(data) > MULTIPART_BYTES:
+            spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
+            data = None
+        if data is None:
+            headers["Content-Type"] = "application/json"
+            answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers)
+        else:
+            parts = {
+                "job": ("job.json", document_of(spec, with_image=False), "application/json"),
+                "image": ("image", data, image_type(data)),
+            }
+            answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
+        return JobView.model_validate_json(answer.content)
+
+    def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
+        """Send many photos as one batch, with the fields that all its jobs share.  Each call makes a batch.
+
+        Photos that are files or bytes are uploaded first, one by one.  The webhook's event ``completed`` tells of the
+        whole.  Raises Refused (``invalid_spec``, …), OSError when a photo cannot be read.
+        """
+        images: list[ImageSource] = []
+        try:
+            batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)  # what is wrong is to be known before any upload
+            for photo in photos:
+                source, data = source_of(photo)
+                images.append(source if data is None else ImageSource(upload_id=self.upload(data)))
+            body = batch_document(images, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        answer = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(answer.content)
+
+    def batch(self, batch_id: str) -> BatchView:
+        """Give a batch as it stands: how many of its jobs are in each state, and their ids."""
+        return BatchView.model_validate_json(self._transport.call("GET", f"/v1/batches/{batch_id}").content)
+
+    def get(self, job_id: str, *, held_s: int = 0) -> JobView:
+        """Give a job as it stands, at once or when it has ended within ``held_s``."""
+        headers = {"Prefer": f"wait={held_s}"} if held_s else {}
+        answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
+        return JobView.model_validate_json(answer.content)
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[JobView], object] | None = None,
+    ) -> JobView:
+        """Give the job once it has ended, however it did.
+
+        on_progress: called with the job as it stands, then with each change.  Raises WaitedTooLong after ``timeout_s``.
+        """
+        deadline = _deadline(timeout_s)
+        for job in self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline):
+            if on_progress is not None:
+                on_progress(job)
+        return job
+
+    def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[JobView]:
+        """Give the job as it stands, then with each change, the last time when it has ended.
+
+        Raises WaitedTooLong after ``timeout_s``.
+        """
+        yield from self._watch(job_id, _deadline(timeout_s))
+
+    def _watch(self, job_id: str, deadline: float) -> Iterator[JobView]:
+        """Follow the job's events; where that is refused, or something on the way bars it, ask again and again."""
+        seen, left = "", deadline - time.monotonic()
+        while left > SHORTEST_STREAM_S:
+            began = time.monotonic()
+            try:
+                for version, job in follow(self._transport, job_id, seen, None if left == math.inf else left):
+                    seen = version
+                    yield job
+                    if job.status.ended:
+                        return
+            except ApiError:
+                break  # what is wrong, if it is more than the stream, is told to whoever asks next
+            if time.monotonic() - began < SHORTEST_STREAM_S:
+                break
+            left = deadline - time.monotonic()
+        yield from self._poll(job_id, deadline, HELD_FOR_PROGRESS_S)
+
+    def _poll(self, job_id: str, deadline: float, held_s: int) -> Iterator[JobView]:
+        """Ask for the job until it has ended.  held_s: for so long the API is asked to hold each answer."""
+        while True:
+            asked = time.monotonic()
+            hold_s = int(max(0, min(held_s, deadline - asked)))
+            job = self.get(job_id, held_s=hold_s)
+            yield job
+            if job.status.ended:
+                return
+            if time.monotonic() >= deadline:
+                raise WaitedTooLong("waited_too_long", f"{job_id} is still {job.status} at the deadline. It goes on.")
+            # A server that does not hold its answers is not to be asked without a pause.
+            time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
+
+    def jobs(self, *, status: str | None = None) -> Iterator[JobView]:
+        """Give your jobs, newest first, page by page as they are asked for."""
+        params = {"status": status} if status else {}
+        while True:
+            page = JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask for a job's end: a queued one ends at once, a running one within seconds.
+
+        Raises WrongState when it has ended otherwise.
+        """
+        try:
+            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
+        except WrongState:
+            # Canceled already, perhaps by a try of ours whose answer was lost.
+            job = self.get(job_id)
+            if job.status == "canceled":
+                return job
+            raise
+        return JobView.model_validate_json(answer.content)
+
+    def retry(self, job_id: str) -> JobView:
+        """Queue a failed job once more, under the same id.  Raises WrongState when it has not failed."""
+        try:
+            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
+        except WrongState:
+            # On its way already, perhaps by a try of ours whose answer was lost.
+            job = self.get(job_id)
+            if not job.status.ended:
+                return job
+            raise
+        return JobView.model_validate_json(answer.content)
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job and all that it wrote; the image that was sent with it stays.
+
+        Raises WrongState when it has not ended, NotThere when it is unknown, or deleted already.
+        """
+        self._transport.call("DELETE", f"/v1/jobs/{job_id}")
+
+    def result(self, job_id: str) -> Manifest:
+        """Give a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
+        return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result").content)
+
+    def fetch(
+        self, job_id: str, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None
+    ) -> Manifest:
+        """Download a result's files into a folder, each checked against the manifest, which is written last.
+
+        on_file: called with a file's name, how many files are done, and of how many.
+        Raises WrongState (no result yet), DamagedFile.
+        """
+        manifest = self.result(job_id)
+        download(self._transport, manifest, Path(folder), on_file=on_file)
+        return manifest
+
+    def upload(self, photo: Path | str | bytes) -> str:
+        """Put an image into the store; give the upload id that a job may name."""
+        data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+        body = {"content_type": image_type(data), "size": len(data)}
+        upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
+        try:
+            self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
+        except Refused as error:
+            # The link takes one object, once: it was there already, by a try of ours whose answer was lost.
+            if error.status != requests.codes.precondition_failed:
+                raise
+        return upload.upload_id
+
+    def deliveries(self, name: str) -> tuple[DeliveryView, ...]:
+        """Give the webhooks of a job or a batch, by its id, the oldest first, each with its tries."""
+        kind = "batches" if name.startswith("batch_") else "jobs"
+        answer = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
+        return DeliveryList.model_validate_json(answer.content).deliveries
+
+    def delivery(self, delivery_id: str) -> DeliveryView:
+        """Give one webhook with its tries."""
+        return DeliveryView.model_validate_json(self._transport.call("GET", f"/v1/deliveries/{delivery_id}").content)
+
+    def redeliver(self, delivery_id: str) -> DeliveryView:
+        """Have a webhook sent again, at once, under its id."""
+        answer = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
+        return DeliveryView.model_validate_json(answer.content)
+
+    def redeliver_range(
+        self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
+    ) -> Redeliveries:
+        """Have the webhooks of a time sent again: those that failed, or all.
+
+        since, until: with their time zone; without ``until`` up to now.  Raises Refused (``invalid_range``).
+        """
+        body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
+        answer = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
+        return Redeliveries.model_validate_json(answer.content)
+
+    def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
+        """Have a signed test event sent, to your tenant's own endpoint without a URL; give what came of it.
+
+        held_s: how long the API is to wait for a courier to send it; then the ping's ``code`` is ``not_sent_yet``.
+        A ping whose answer is lost on its way back is sent a second time.  Raises Refused (``url_not_allowed``, …).
+        """
+        answer = self._transport.call(
+            "POST",
+            "/v1/webhooks/ping",
+            json={"url": url} if url is not None else {},
+            headers={"Prefer": f"wait={held_s}"},
+            held_s=held_s,
+        )
+        return PingView.model_validate_json(answer.content)
+
+    def models(self) -> tuple[str, ...]:
+        """Name the models that a job may ask for, the default first."""
+        answer = self._transport.call("GET", "/v1/models")
+        return tuple(model.name for model in ModelList.model_validate_json(answer.content).models)
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else time.monotonic() + timeout_s

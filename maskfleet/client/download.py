@@ -1,0 +1,70 @@
+"""From a manifest's links to files on disk, each checked before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import requests
+
+from maskfleet.client.errors import DamagedFile, Refused, Unavailable
+from maskfleet.client.transport import Transport
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+
+_CHUNK = 1 << 20
+
+
+def download(
+    transport: Transport,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    on_file: Callable[[str, int, int], object] | None = None,
+) -> None:
+    """Write a result's files into a folder, and then ``manifest.json``, without its short-lived links.
+
+    Raises DamagedFile when size or sha256 differ; the file is then not there under its name.
+    """
+    total = len(manifest.files)
+    for done, file in enumerate(manifest.files):
+        if on_file is not None:
+            on_file(file.name, done, total)
+        _download_one(transport, file, folder / _safe(file.name))
+    if on_file is not None:
+        on_file("manifest.json", total, total)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = manifest.model_dump_json(indent=2, exclude={"files": {"__all__": {"url"}}})
+    (folder / "manifest.json").write_text(text + "\n")
+
+
+def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
+    if file.url is None:
+        raise Refused("no_link", f"The manifest has no link for {file.name}; ask the API for it anew.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with (
+            transport.send(requests.Request("GET", file.url), stream=True) as answer,
+            part.open("wb") as written,
+        ):
+            for chunk in answer.iter_content(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                written.write(chunk)
+        if size != file.size or digest.hexdigest() != file.sha256:
+            raise DamagedFile("damaged_file", f"{file.name} is not the file of the manifest. Fetch it again.")
+        part.replace(path)
+    except requests.RequestException as error:
+        raise Unavailable("download_broken_off", f"The store broke off while it sent {file.name}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _safe(name: str) -> Path:
+    # The names come over the network: none may lead out of the folder.
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DamagedFile("damaged_file", f"The manifest names a file {name!r} outside the result's folder.")
+    return Path(*path.parts)

@@ -1,0 +1,92 @@
+"""What can go wrong when talking to a server, as one tree.
+
+ApiError                    code, detail, status, errors: the server's problem document
+├── Refused                 4xx: the request must change
+│   ├── KeyRefused          401: no API key, or an unknown one
+│   ├── NotThere            404: no such job, upload or file (or another tenant's)
+│   └── WrongState          409: the job has not ended yet, or has ended already
+├── Unavailable             5xx, or no answer at all: the same call may succeed later
+├── WaitedTooLong           the deadline of a wait passed; the job goes on
+└── DamagedFile             a downloaded file is not the one in the manifest
+WebhookRejected             code, detail: a webhook that is not from the server, or is too old
+"""
+
+from __future__ import annotations
+
+import requests
+from pydantic import ValidationError
+
+from maskfleet.jobs.errors import FieldFault, InvalidRequest
+from maskfleet.jobs.schema.api import Problem
+
+
+class ApiError(Exception):
+    """A call that failed: the stable ``code``, the ``detail`` for people, the HTTP ``status`` (0: no answer)."""
+
+    def __init__(self, code: str, detail: str, *, status: int = 0, errors: tuple[FieldFault, ...] = ()) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.status = status
+        self.errors = errors
+
+
+class Refused(ApiError):
+    """The request must change; sending it again as it is cannot help."""
+
+
+class KeyRefused(Refused):
+    """No API key was given, or the server does not know it."""
+
+
+class NotThere(Refused):
+    """There is no such thing, or it is another tenant's."""
+
+
+class WrongState(Refused):
+    """The job is not in the state for this: it has not ended yet, or has ended already."""
+
+
+class Unavailable(ApiError):
+    """The server did not answer, or cannot now; it was asked several times."""
+
+
+class WaitedTooLong(ApiError):
+    """The job did not end before the deadline.  It goes on."""
+
+
+class DamagedFile(ApiError):
+    """A downloaded file's size or sha256 is not the manifest's."""
+
+
+class WebhookRejected(ValueError):
+    """A webhook that is not to be trusted, or not understood.
+
+    ``code``: ``missing_header``, ``invalid_timestamp``, ``too_old``, ``too_new``, ``wrong_signature``;
+    ``unknown_event`` for one that is signed and tells of nothing that is known here.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: WrongState}
+
+
+def problem_of(answer: requests.Response) -> ApiError:
+    """Read the server's problem document; make one up when the answer holds none."""
+    kind = _BY_STATUS.get(answer.status_code, Unavailable if answer.status_code >= 500 else Refused)
+    try:
+        problem = Problem.model_validate_json(answer.content)
+    except ValidationError:
+        # The store's, or a proxy's own page.
+        detail = f"The server answered {answer.status_code} {answer.reason}."
+        return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
+    return kind(problem.code, problem.detail, status=answer.status_code, errors=problem.errors or ())
+
+
+def refused_here(error: InvalidRequest) -> Refused:
+    """Show a request that was found invalid before it was sent as the server would."""
+    return Refused(error.code, error.detail, status=error.http_status, errors=error.faults)

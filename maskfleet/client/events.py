@@ -1,0 +1,36 @@
+"""A job's event stream, read as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import requests
+
+from maskfleet.client.errors import Unavailable
+from maskfleet.client.transport import Transport
+from maskfleet.jobs.schema.record import JobView
+
+
+def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) -> Iterator[tuple[str, JobView]]:
+    """Give the job, under the version that it has, with each change after the version ``seen`` (empty: from now).
+
+    Ends after the job's end, after ``seconds``, or when the server ends the stream.  Raises ApiError's children:
+    Unavailable when the stream breaks off, is not one, or the server holds no more of them.
+    """
+    headers = {"Last-Event-ID": seen} if seen else {}
+    if seconds is not None:
+        headers["Prefer"] = f"wait={int(seconds)}"
+    with transport.stream(f"/v1/jobs/{job_id}/events", headers) as answer:
+        if answer.headers.get("Content-Type", "").partition(";")[0] != "text/event-stream":
+            raise Unavailable("not_a_stream", f"The server answered {answer.status_code} and no stream of events.")
+        version = seen
+        try:
+            # Byte by byte, so that no read waits for more than there is; an event is about a kilobyte.
+            for line in answer.iter_lines(chunk_size=1, decode_unicode=False):
+                name, _, value = line.partition(b": ")
+                if name == b"id":
+                    version = value.decode()
+                elif name == b"data":
+                    yield version, JobView.model_validate_json(value)
+        except requests.RequestException as error:
+            raise Unavailable("no_answer", "The stream of events broke off.") from error

@@ -1,0 +1,97 @@
+"""From what a caller of the client says of a job to the spec and the bytes that are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from pydantic import TypeAdapter, ValidationError
+
+from maskfleet.jobs.image_types import image_format, media_type
+from maskfleet.jobs.schema.batch_spec import Batch, BatchSpec
+from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import (
+    IMAGE_COMES_BESIDE,
+    EverythingParams,
+    ImageSource,
+    JobSpec,
+    PromptParams,
+    Webhook,
+    invalid_request,
+)
+
+#: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
+Photo = str | Path | bytes
+
+_SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
+_BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
+
+
+class JobFields(TypedDict, total=False):
+    """A job's fields as keywords; what each means is in ``maskfleet.jobs.schema.spec``."""
+
+    mode: Literal["everything", "point", "box"]
+    image: ImageSource | Mapping[str, str]
+    prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
+    params: EverythingParams | PromptParams | Mapping[str, float | bool]
+    outputs: Sequence[str]
+    model: str
+    priority: Literal["interactive", "normal", "bulk"]
+    start_deadline_s: int
+    run_timeout_s: int
+    webhook: Webhook | Mapping[str, Any]  # Any: a URL and a list of names
+    metadata: Mapping[str, str]
+
+
+def image_type(data: bytes) -> str:
+    """Tell an image's media type from its first bytes; ``application/octet-stream`` when it is none we know."""
+    file_format = image_format(data)
+    return media_type(file_format) if file_format else "application/octet-stream"
+
+
+def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
+    """Give the image's source for the spec, and the bytes that go along with it when they must be sent.
+
+    Raises InvalidRequest for an address that is none, OSError when a file cannot be read.
+    """
+    if isinstance(photo, bytes):
+        return IMAGE_COMES_BESIDE, photo
+    if isinstance(photo, str) and photo.startswith(("s3://", "http://", "https://")):
+        try:
+            return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
+        except ValidationError as error:
+            raise invalid_request(error) from error
+    return IMAGE_COMES_BESIDE, Path(photo).read_bytes()
+
+
+def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:
+    """Make one spec of a ready one or of keywords, with the photo's source in the image's place.
+
+    Raises InvalidRequest (``invalid_spec``).
+    """
+    if spec is not None:
+        if fields:
+            raise TypeError("Give a ready spec or its fields as keywords, not both.")
+        return spec.model_copy(update={"image": source}) if source else spec
+    document = {**fields, "image": source} if source else dict(fields)
+    try:
+        return _SPEC.validate_python(document)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
+    """Write a batch as the API reads it.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        batch = _BATCH.validate_python({**fields, "images": tuple(images)})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    return batch.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+
+
+def document_of(spec: Spec, *, with_image: bool) -> bytes:
+    """Write a spec as the API reads it.  What was left to the defaults stays so: they are the server's."""
+    exclude = set() if with_image else {"image"}
+    return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude=exclude).encode()

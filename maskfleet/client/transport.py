@@ -1,0 +1,124 @@
+"""One HTTP session to a server, which asks again when that is safe and may help."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Self
+
+import requests
+
+from maskfleet.client.errors import Unavailable, problem_of
+
+#: Answers that say "not now" and that nothing was done.  429 does when it says until when.
+RETRIED = frozenset({429, 502, 503, 504})
+#: An attempt and up to four more; with the waits below about ten seconds in all, a server's restart.
+MAX_TRIES = 5
+#: The first wait between tries, doubled each time, with up to as much again of jitter.
+FIRST_WAIT_S = 0.5
+#: A longer ``Retry-After`` than this is not waited for.
+LONGEST_WAIT_S = 30.0
+#: Time to connect, and to go on reading.
+CONNECT_S, READ_S = 5.0, 60.0
+
+
+class Transport:
+    """A session with the API key.  ``send`` is for requests that are safe to repeat, as all of the API's are:
+    reads, cancel, uploads, and the creation of a job under its idempotency key.
+    """
+
+    def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
+        self.api_url = api_url.rstrip("/")
+        self._max_tries = max_tries
+        self._session = requests.Session()
+        self._api_key = api_key
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        data: bytes | None = None,
+        files: Mapping[str, tuple[str, bytes, str]] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        held_s: float = 0.0,
+    ) -> requests.Response:
+        """Ask the API and give its answer.  held_s: how long the server may hold it.
+
+        Raises ApiError's children: Refused for 4xx, Unavailable for 5xx and silence.
+        """
+        request = requests.Request(
+            method,
+            f"{self.api_url}{path}",
+            json=json,
+            data=data,
+            files=files,
+            params=params,
+            headers={"Accept": "application/json", **(headers or {})},
+            auth=self._with_key,
+        )
+        return self.send(request, held_s=held_s)
+
+    def stream(self, path: str, headers: Mapping[str, str]) -> requests.Response:
+        """Ask the API once for an answer that is read as it comes; to be closed."""
+        request = requests.Request("GET", f"{self.api_url}{path}", headers=dict(headers), auth=self._with_key)
+        return self.send(request, stream=True, max_tries=1)
+
+    def send(
+        self, request: requests.Request, *, held_s: float = 0.0, stream: bool = False, max_tries: int | None = None
+    ) -> requests.Response:
+        """Send any request, to the store as well, where the API key must not go."""
+        request.auth = request.auth or _without_key
+        # Prepared once, so that each try sends the same bytes: a multipart body has a random boundary.
+        prepared = self._session.prepare_request(request)
+        settings = self._session.merge_environment_settings(prepared.url or "", {}, stream, None, None)
+        tried = 0
+        while True:
+            tried += 1
+            last = tried >= (max_tries or self._max_tries)
+            try:
+                answer = self._session.send(
+                    prepared, timeout=(CONNECT_S, READ_S + held_s), allow_redirects=False, **settings
+                )
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                if last:
+                    host = request.url.partition("?")[0]
+                    raise Unavailable("no_answer", f"{host} does not answer after {tried} tries.") from error
+                time.sleep(_wait_s(tried, ""))
+                continue
+            if answer.status_code < 300:
+                return answer
+            wait_s = _wait_s(tried, answer.headers.get("Retry-After", ""))
+            told = answer.status_code != requests.codes.too_many_requests or "Retry-After" in answer.headers
+            if answer.status_code not in RETRIED or not told or last or wait_s > LONGEST_WAIT_S:
+                raise problem_of(answer)
+            answer.close()
+            time.sleep(wait_s)
+
+    def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._api_key:
+            request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+
+def _without_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    # With any auth given, requests looks for none in a .netrc.
+    return request
+
+
+def _wait_s(tried: int, retry_after: str) -> float:
+    wait_s: float = FIRST_WAIT_S * 2 ** (tried - 1)
+    wait_s += random.uniform(0, wait_s)  # noqa: S311 - spreads clients out; no secret
+    return max(wait_s, int(retry_after)) if retry_after.isdigit() else wait_s

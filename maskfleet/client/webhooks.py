@@ -1,0 +1,80 @@
+"""The receiving side of webhooks: is this one ours, and what does it say."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from pydantic import TypeAdapter, ValidationError
+from standardwebhooks import Webhook as Signer
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+from maskfleet.client.errors import WebhookRejected
+from maskfleet.jobs.schema.events import BatchEvent, Event, Ping
+
+#: The time that a webhook may have been on its way, and clocks apart.  Source: Standard Webhooks' own libraries.
+TOLERANCE_S = 300.0
+#: The headers that must be there.  Source: the Standard Webhooks specification, section "Webhook Headers".
+ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
+
+#: What a webhook tells: of a job, of a batch, or that its receiver is to be seen listening.
+WebhookEvent = Event | BatchEvent | Ping
+_EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
+
+
+def verify_webhook(
+    body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, tolerance_s: float = TOLERANCE_S
+) -> WebhookEvent:
+    """Check a webhook's signature and give the event that it tells of.
+
+    body: the request's bytes as they came.  headers: their names in any case.  secrets: one as the operator has
+    it, ``whsec_…``, or several while they are rotated; any one of them may fit any one of the signatures.
+    A webhook may come more than once: its ``webhook-id`` header is then the same.
+    Raises WebhookRejected, whose ``code`` says why; ValueError for a secret that is none, or when there are none.
+    """
+    signers = _signers([secrets] if isinstance(secrets, str) else list(secrets))
+    if not signers:
+        raise ValueError("Give at least one secret to verify webhooks with.")
+    given = {name.lower(): value for name, value in headers.items()}
+    missing = [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]
+    if missing:
+        raise WebhookRejected("missing_header", f"It lacks the header {missing[0]}.")
+    signed_at = _signed_at(given[TIMESTAMP], tolerance_s)
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise WebhookRejected("wrong_signature", "Its body is no text, so it was not signed as it is.") from error
+    expected = [signer.sign(given[ID], signed_at, text).encode() for signer in signers]
+    shown = [one.encode() for one in given[SIGNATURE].split(" ")]
+    if not any(hmac.compare_digest(one, other) for one in expected for other in shown):
+        raise WebhookRejected("wrong_signature", "It was signed with another secret, or changed on its way.")
+    try:
+        return _EVENTS.validate_json(body)
+    except ValidationError as error:
+        raise WebhookRejected("unknown_event", "It is signed, but no event that this version knows.") from error
+
+
+def check_secrets(secrets: Iterable[str]) -> None:
+    """Raise ValueError for a secret that is none; the message does not show it."""
+    _signers(secrets)
+
+
+def _signers(secrets: Iterable[str]) -> list[Signer]:
+    try:
+        return [Signer(secret) for secret in secrets]
+    except (EmptyWebhookSecretError, ValueError) as error:
+        raise ValueError("A webhook secret is whsec_ and base64 after it, as the operator has it.") from error
+
+
+def _signed_at(timestamp: str, tolerance_s: float) -> datetime:
+    if not re.fullmatch(r"[0-9]{1,11}", timestamp, re.ASCII):
+        raise WebhookRejected("invalid_timestamp", "Its timestamp is no number of seconds.")
+    age_s = time.time() - int(timestamp)
+    if abs(age_s) > tolerance_s:
+        side = f"{age_s:.0f} s ago" if age_s > 0 else f"{-age_s:.0f} s from now"
+        code = "too_old" if age_s > 0 else "too_new"
+        raise WebhookRejected(code, f"It was signed {side} by this clock; {tolerance_s:g} s are tolerated.")
+    return datetime.fromtimestamp(int(timestamp), UTC)

@@ -1,0 +1,31 @@
+"""``python -m maskfleet.stack.buckets``: make the bucket, and those that jobs may name, where they are missing."""
+
+from __future__ import annotations
+
+from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.logs import configure_logs, get_logger
+from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.storage import Store
+
+logger = get_logger()
+
+
+def make_buckets(settings: ApiSettings) -> None:
+    """Make what is missing; raises StoreUnavailable when the store does not answer."""
+    for bucket in dict.fromkeys((settings.bucket, *settings.allowed_buckets)):
+        store = Store(settings.model_copy(update={"bucket": bucket}))
+        try:
+            store.ping()
+        except NotFound:
+            store.make_bucket()
+            logger.info("bucket_made", bucket=bucket)
+
+
+def main() -> None:
+    settings = ApiSettings()
+    configure_logs(settings.log_level, program="buckets")
+    make_buckets(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The local stack's data folder: its lock, its keys, its ports and what it says of itself."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maskfleet.jobs.ledger.api_keys import new_key
+from maskfleet.stack.discovery import KEYS_FILE, STATE_FILE
+
+#: A log that is longer when the stack starts is put aside.
+LONGEST_LOG = 5 * 2**20
+
+
+class FolderInUse(RuntimeError):
+    """Another stack runs on the folder."""
+
+
+def _webhook_secret() -> str:
+    return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+
+
+class StackKeys(BaseModel):
+    """The secrets of a local stack, made when its folder is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    api_key: str = Field(default_factory=new_key)
+    s3_access_key: str = Field(default_factory=lambda: secrets.token_hex(10))
+    s3_secret_key: str = Field(default_factory=lambda: secrets.token_hex(20))
+    webhook_secret: str = Field(default_factory=_webhook_secret)
+
+
+class StackPorts(BaseModel):
+    """The ports that a local stack takes when they are free: the usual ones, or those of the last time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    api: int = 8000
+    #: Not 6379, where a Redis of the user's own may come and go.
+    redis: int = 6380
+    s3: int = 8333
+
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+
+class StackFolder:
+    """The folder, locked for as long as this object or its process lives.  Raises FolderInUse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.path / "logs").mkdir(exist_ok=True)
+        self._lock = lock_file(self.path / "lock", wait=False)
+        self.keys = self._read(KEYS_FILE, StackKeys)
+        self.ports = self._read("ports.json", StackPorts)
+        self._write(KEYS_FILE, self.keys.model_dump_json())
+
+    def remember_ports(self, ports: StackPorts) -> None:
+        self.ports = ports
+        self._write("ports.json", ports.model_dump_json())
+
+    def write_state(self, line: str) -> None:
+        """Say what runs here, for ``maskfleet submit`` and the like."""
+        self._write(STATE_FILE, line)
+
+    def close(self) -> None:
+        """Say that nothing runs here any more."""
+        (self.path / STATE_FILE).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def log(self, name: str) -> Path:
+        """Give the file for a program's log; an old one that grew long is put aside."""
+        path = self.path / "logs" / f"{name}.log"
+        with suppress(FileNotFoundError):
+            if path.stat().st_size > LONGEST_LOG:
+                path.replace(path.with_suffix(".log.1"))
+        return path
+
+    def _read(self, name: str, kept: type[Kept]) -> Kept:
+        try:
+            return kept.model_validate_json((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return kept()
+        except ValidationError as error:
+            raise FolderInUse(f"{self.path / name} is not what `maskfleet up` wrote. Move it away.") from error
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file that only its owner can read, whole or not at all."""
+        part = self.path / f"{name}.part"
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+        part.replace(self.path / name)
+
+
+def lock_file(path: Path, *, wait: bool) -> int:
+    """Lock a file for as long as the descriptor that this gives is open; the kernel lets go when we die."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FolderInUse(f"`maskfleet up` runs on {path.parent} already. Give another folder with --data.") from error
+    return descriptor

@@ -1,0 +1,82 @@
+"""Whether the local stack's parts can do their work yet, and if not, why."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+
+import requests
+
+from maskfleet.jobs.errors import JobError
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.version import Schema, upgrade
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+
+
+class StackFailed(RuntimeError):
+    """The stack did not come up; the message says why."""
+
+
+def check_redis(settings: SharedSettings) -> None:
+    """Raise StackFailed unless the Redis that was given answers, and holds a ledger of this version or none."""
+    try:
+        Ledger(connect(settings), settings.retention_s).ping()
+    except JobError as error:
+        raise StackFailed(f"Redis does not answer under the URL that MASKFLEET_REDIS_URL gives. {error}") from error
+    try:
+        Schema(connect(settings)).check()
+    except JobError as error:
+        raise StackFailed(str(error)) from error
+
+
+def upgrade_ledger(settings: SharedSettings) -> None:
+    """Bring the stack's own ledger to this version; raises StackFailed for one that is newer."""
+    try:
+        for _ in upgrade(connect(settings)):
+            pass
+    except JobError as error:
+        raise StackFailed(str(error)) from error
+
+
+def check_store(settings: SharedSettings) -> None:
+    """Raise StackFailed unless the store that was given answers and has the bucket."""
+    try:
+        Store(settings).ping()
+    except JobError as error:
+        raise StackFailed(
+            f"The store that MASKFLEET_S3_ENDPOINT gives does not show us the bucket {settings.bucket!r}. {error}"
+        ) from error
+
+
+def answers(url: str) -> bool:
+    """Say whether a GET is answered with 200."""
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the user's has no part in what goes on inside this machine
+            return session.get(url, timeout=2).status_code == HTTPStatus.OK
+    except requests.RequestException:
+        return False
+
+
+class LogSince:
+    """A program's log from the moment that this is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size
+
+    def raise_load_failure(self) -> None:
+        """Raise StackFailed if the worker said that its model cannot be loaded; it would try again for ever."""
+        with self._path.open("rb") as log:
+            log.seek(self._read)
+            lines = log.read().split(b"\n")
+        self._read += sum(len(line) + 1 for line in lines[:-1])  # the last one may not be whole yet
+        for line in lines[:-1]:
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "model_not_loaded":
+                    raise StackFailed(f"The model {event.get('model')} cannot be loaded: {event.get('detail')}")

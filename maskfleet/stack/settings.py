@@ -1,0 +1,102 @@
+"""What the local stack's programs are told: the settings that are given, and the stack's own for the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from maskfleet.jobs.settings import ApiSettings, CourierSettings
+from maskfleet.stack.folder import StackKeys
+
+#: The checkpoint that comes with the project; it needs no network.
+DEMO_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "sam-demo"
+#: A second bucket, which jobs may name in an ``s3_uri`` at once.
+PHOTOS_BUCKET = "photos"
+#: The tenant of the stack's own key.
+TENANT = "local"
+
+
+class NoModel(RuntimeError):
+    """There is no model to work with; the message says what to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """The settings of a local stack.
+
+    ``redis_url`` and ``s3_endpoint`` are None where the stack starts its own.  ``environment`` goes to every program.
+    """
+
+    redis_url: str | None
+    s3_endpoint: str | None
+    s3_access_key: str
+    s3_secret_key: str
+    bucket: str
+    allowed_buckets: tuple[str, ...]
+    api_key: str
+    public_url: str
+    environment: Mapping[str, str]
+
+    @classmethod
+    def read(cls, keys: StackKeys, model: str) -> Self:
+        """Read the environment; what it does not say comes from the folder's keys.  Raises NoModel."""
+        api, courier = ApiSettings(), CourierSettings()
+        given = api.model_fields_set
+        own_store = "s3_endpoint" not in given
+        access_key, secret_key = api.s3_access_key.get_secret_value(), api.s3_secret_key.get_secret_value()
+        if own_store:
+            access_key, secret_key = access_key or keys.s3_access_key, secret_key or keys.s3_secret_key
+        pairs = [pair.get_secret_value() for pair in api.api_keys]
+        # A key that is given as its digest opens nothing for the user of this stack, who needs one in clear.
+        clear = [key for _, _, key in (pair.partition(":") for pair in pairs) if key and not key.startswith("sha256:")]
+        if not clear:
+            pairs, clear = [*pairs, f"{TENANT}:{keys.api_key}"], [keys.api_key]
+        buckets = api.allowed_buckets if "allowed_buckets" in given else (PHOTOS_BUCKET,)
+        secrets = [secret.get_secret_value() for secret in courier.webhook_secrets] or [keys.webhook_secret]
+        return cls(
+            redis_url=api.redis_url.get_secret_value() if "redis_url" in given else None,
+            s3_endpoint=None if own_store else api.s3_endpoint,
+            s3_access_key=access_key,
+            s3_secret_key=secret_key,
+            bucket=api.bucket,
+            allowed_buckets=buckets,
+            api_key=clear[0],
+            public_url=api.public_url,
+            environment={
+                "MASKFLEET_S3_ACCESS_KEY": access_key,
+                "MASKFLEET_S3_SECRET_KEY": secret_key,
+                "MASKFLEET_API_KEYS": ",".join(pairs),
+                "MASKFLEET_ALLOWED_BUCKETS": ",".join(buckets),
+                "MASKFLEET_WEBHOOK_SECRETS": ",".join(secrets),
+                "MASKFLEET_MODEL": _choose_model(model or (api.model if "model" in given else "")),
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(usable_cores()),
+            },
+        )
+
+
+def _choose_model(wanted: str) -> str:
+    if not wanted and not DEMO_MODEL.is_dir():
+        raise NoModel(
+            "The demo checkpoint is not here; it comes with the project's source. Set --model or MASKFLEET_MODEL to a "
+            "hub id, as in facebook/sam-vit-base, or to a folder with a SAM checkpoint."
+        )
+    model = wanted or str(DEMO_MODEL)
+    if not Path(model).is_dir():
+        if model.startswith(("/", ".")):
+            raise NoModel(f"There is no folder {model}; a model is a hub id or a folder with a SAM checkpoint.")
+        return model
+    # The programs run in the data folder, where a relative path would mean another place.
+    return str(Path(model).resolve())
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use; torch itself sees all of the machine's and would contend for them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:  # the container's share, by the kernel's control groups, version 2
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores

@@ -1,0 +1,253 @@
+"""The local stack: Redis, S3, the API, one worker and the courier on this machine, kept going and ended together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.stack.folder import StackFolder, lock_file
+from maskfleet.stack.readiness import LogSince, StackFailed, answers, check_redis, check_store, upgrade_ledger
+from maskfleet.stack.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
+from maskfleet.stack.settings import StackSettings
+from maskfleet.worker.node.device import CPU
+from maskfleet.worker.node.fleet import node_name
+from maskfleet.worker.node.supervisor import KeptChild, StopSignals, kill_child, start_child
+
+logger = get_logger()
+
+#: Loading a large model from a cold disk takes a minute or two, fetching it from the hub some more.
+READY_DEADLINE_S = 900.0
+#: All ends within 15 s.  A running job has this long to come to its end …
+DRAIN_S = 8.0
+#: … a worker that is then told to give it up this long …
+GIVE_UP_S = 1.5
+#: … and Redis and S3 this long to save their data.
+SAVE_S = 4.0
+POLL_S = 0.1
+
+
+class Stopped(Exception):
+    """The user ended the stack before it was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What the command line says.  ``port`` is the API's."""
+
+    data: Path
+    as_json: bool = False
+    model: str = ""
+    port: int | None = None
+
+
+def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
+    """Run the stack until SIGTERM or SIGINT; give the exit status.
+
+    say: is told one line as soon as all of it answers.
+    Raises StackFailed, ServerFailed, NoModel, FolderInUse; nothing that was started runs any more then.
+    """
+    signals = StopSignals()
+    folder = StackFolder(options.data)
+    try:
+        stack = Stack(folder, StackSettings.read(folder.keys, options.model), signals)
+        try:
+            stack.start(options.port)
+            folder.write_state(stack.line())
+            say(stack.line() if options.as_json else stack.summary())
+            stack.keep()
+        except Stopped:
+            logger.warning("stack_stopped_before_it_was_ready")
+        finally:
+            stack.stop()
+    finally:
+        folder.close()
+    return 0
+
+
+class Stack:
+    """The stack's children, and how they are started, kept and ended."""
+
+    def __init__(self, folder: StackFolder, settings: StackSettings, signals: StopSignals) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._signals = signals
+        self._children: dict[str, KeptChild] = {}
+        self._redis_url = settings.redis_url or ""
+        self._s3_endpoint = settings.s3_endpoint or ""
+        self._api_url = ""
+
+    def start(self, port: int | None) -> None:
+        """Start what the settings do not give, and wait until a job could run."""
+        if self._settings.redis_url is not None:
+            check_redis(self._shared())
+        if self._settings.s3_endpoint is not None:
+            check_store(self._shared())
+        # Stacks choose and take their ports one after the other, so that no two choose the same.
+        turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
+        try:
+            if port and free_port(preferred=port) != port:
+                raise StackFailed(f"Port {port} is taken. Give another --port, or none for one that is free.")
+            self._start_servers()
+            self._start_api(port or free_port(preferred=self._folder.ports.api))
+        finally:
+            os.close(turn)
+        shared = self._shared()
+        roster = Roster(connect(shared))
+        # What a stack that was killed left announced must not be taken for the new worker.
+        roster.withdraw(node_name(CPU))
+        worker_log = LogSince(self._run("worker", "--devices", "cpu"))
+        self._run("courier", MASKFLEET_PUBLIC_URL=self._settings.public_url or self._api_url)
+        self._await("api", lambda: answers(f"{self._api_url}/ready"))
+
+        def worker_announced() -> bool:
+            worker_log.raise_load_failure()
+            return any(seen.node == node_name(CPU) for seen in roster.workers())
+
+        self._await("worker", worker_announced)
+
+    def keep(self) -> None:
+        """Start again what dies, until told to stop."""
+        while not self._signals.count:
+            restarted = [name for name, child in self._children.items() if child.look()]
+            if restarted:
+                self._folder.write_state(self.line())
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """End all children: first those that write, then those that save what was written."""
+        stops = self._signals.count
+        programs = [self._children[name] for name in ("api", "worker", "courier") if name in self._children]
+        for child in programs:
+            _send(child, signal.SIGTERM)
+        self._await_end(programs, DRAIN_S, stops)
+        for child in programs:
+            _send(child, signal.SIGTERM)  # the fleet takes the second one to kill its nodes
+        self._await_end(programs, GIVE_UP_S, stops)
+        for child in programs:
+            kill_child(child.process)
+        servers = [self._children[name] for name in ("redis", "s3") if name in self._children]
+        for child in servers:
+            _send(child, signal.SIGTERM)
+        self._await_end(servers, SAVE_S, stops)
+        for child in servers:
+            kill_child(child.process)
+
+    def line(self) -> str:
+        """Say all of it in one line of JSON."""
+        pids = {
+            name: self._children[name].process.pid if name in self._children else None
+            for name in ("api", "worker", "courier", "redis", "s3")
+        }
+        line = {
+            "api_url": self._api_url,
+            "api_key": self._settings.api_key,
+            "redis_url": self._redis_url,
+            "s3_endpoint": self._s3_endpoint,
+            "s3_access_key": self._settings.s3_access_key,
+            "s3_secret_key": self._settings.s3_secret_key,
+            "bucket": self._settings.bucket,
+            "data": str(self._folder.path),
+            "pids": pids,
+        }
+        return json.dumps(line)
+
+    def summary(self) -> str:
+        """Say in one line what a person needs."""
+        return (
+            f"maskfleet is ready: {self._api_url} (docs at /docs)  key {self._settings.api_key}  "
+            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  Ctrl-C ends it"
+        )
+
+    def _start_servers(self) -> None:
+        data, ports = self._folder.path, self._folder.ports
+        if self._settings.redis_url is None:
+            port = free_port(preferred=ports.redis)
+            redis = start_redis(data / "redis", log=self._folder.log("redis"), port=port)
+            self._children["redis"] = KeptChild("redis", redis.start, redis.process)
+            self._redis_url, ports = redis.url, ports.model_copy(update={"redis": port})
+            # Nobody else uses this ledger, and nobody could while it does not run.
+            upgrade_ledger(self._shared())
+        if self._settings.s3_endpoint is None:
+            port = free_port(preferred=ports.s3)
+            s3 = start_s3(
+                data / "s3",
+                access_key=self._settings.s3_access_key,
+                secret_key=self._settings.s3_secret_key,
+                buckets=tuple(dict.fromkeys((self._settings.bucket, *self._settings.allowed_buckets))),
+                log=self._folder.log("s3"),
+                port=port,
+            )
+            self._children["s3"] = KeptChild("s3", s3.start, s3.process)
+            self._s3_endpoint, ports = s3.url, ports.model_copy(update={"s3": port})
+        self._folder.remember_ports(ports)
+
+    def _start_api(self, port: int) -> None:
+        self._api_url = f"http://{LOOPBACK}:{port}"
+        self._run("api", "--host", LOOPBACK, "--port", str(port))
+        self._folder.remember_ports(self._folder.ports.model_copy(update={"api": port}))
+        self._await("api", lambda: answers(f"{self._api_url}/live"))
+
+    def _run(self, program: str, *arguments: str, **environment: str) -> Path:
+        """Start one of maskfleet's own programs; give its log."""
+        command = [sys.executable, "-m", "maskfleet", program, *arguments]
+        log_path = self._folder.log(program)
+        env = {
+            **os.environ,
+            **self._settings.environment,
+            "MASKFLEET_REDIS_URL": self._redis_url,
+            "MASKFLEET_S3_ENDPOINT": self._s3_endpoint,
+            **environment,
+        }
+
+        def start() -> subprocess.Popen[bytes]:
+            # Not in the user's folder: a folder of theirs that is called `maskfleet` would be imported for ours.
+            return start_child(command, env=env, log=log_path, cwd=self._folder.path)
+
+        self._children[program] = KeptChild(program, start)
+        return log_path
+
+    def _shared(self) -> SharedSettings:
+        return SharedSettings(
+            redis_url=SecretStr(self._redis_url),
+            s3_endpoint=self._s3_endpoint,
+            s3_access_key=SecretStr(self._settings.s3_access_key),
+            s3_secret_key=SecretStr(self._settings.s3_secret_key),
+        )
+
+    def _await(self, name: str, ready: Callable[[], bool]) -> None:
+        child = self._children[name]
+        deadline = time.monotonic() + READY_DEADLINE_S
+        while not ready():
+            if self._signals.count:
+                raise Stopped
+            if child.process.poll() is not None or time.monotonic() > deadline:
+                why = "ended at its start" if child.process.poll() is not None else "is not ready"
+                raise StackFailed(f"The {name} {why}. {last_lines(self._folder.log(name))}")
+            time.sleep(POLL_S)
+
+    def _await_end(self, children: list[KeptChild], grace_s: float, stops: int) -> None:
+        """Wait for children to end; a further Ctrl-C cuts that short."""
+        deadline = time.monotonic() + grace_s
+        while any(child.process.poll() is None for child in children):
+            if time.monotonic() > deadline or self._signals.count > stops:
+                return
+            time.sleep(POLL_S / 4)
+
+
+def _send(child: KeptChild, number: signal.Signals) -> None:
+    if child.process.poll() is None:
+        child.process.send_signal(number)

@@ -1,0 +1,204 @@
+"""The courier: tells callers that jobs have ended, and puts right what processes that died left behind.
+
+CPU only.  Several may run: whatever one takes, it takes by a script of the ledger, for a limited time.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from structlog.contextvars import bound_contextvars
+
+from maskfleet.jobs.errors import JobError, QueueUnavailable
+from maskfleet.jobs.ledger.batches import Batches
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.version import check_at_start
+from maskfleet.jobs.logs import configure_logs, get_logger
+from maskfleet.jobs.queue import Publisher
+from maskfleet.jobs.schema.batch import BatchRecord
+from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, subject_ids
+from maskfleet.jobs.schema.events import batch_event, is_true, job_event
+from maskfleet.jobs.schema.record import JobRecord
+from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
+from maskfleet.worker.courier.send import Sent, send
+from maskfleet.worker.courier.sweep import Sweep
+from maskfleet.worker.egress import egress_session
+from maskfleet.worker.node.supervisor import StopSignals
+
+logger = get_logger()
+
+#: One tenant has so much of a courier's senders at most, however many receivers of its own hang.
+TENANT_SHARE = 0.75
+#: A courier reports on what it took within so many of a receiver's time limits, or another courier takes it.
+LEASE_TIMEOUTS = 4
+#: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
+JITTER = 0.2
+#: A courier asks this often at least whether it is its turn to sweep, so that one that ended is soon replaced.
+LONGEST_UNASKED_S = 60.0
+
+
+class Courier:
+    """The loop over what is due."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        redis = connect(settings)
+        self._ledger = Ledger(redis, settings.retention_s)
+        self._batches = Batches(redis)
+        self._outbox = Outbox(redis, settings.republish_s)
+        breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s)
+        self._deliveries = Deliveries(redis, breaker, settings.retention_s)
+        self._publisher = Publisher(settings)
+        self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
+        self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
+        self._sweep = Sweep.from_settings(settings)
+        self._ask_to_sweep_at = 0.0
+        #: The tenants of the webhooks that are being sent.
+        self._sending: dict[Future[None], str] = {}
+        self._sent = threading.Event()
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Work until ``is_over`` says so; then end the tries under way."""
+        # One more than senders: a sweep takes its time, and no webhook waits for it.
+        with ThreadPoolExecutor(self._settings.webhook_senders + 1, thread_name_prefix="sender") as senders:
+            next_look = 0.0
+            while not is_over():
+                try:
+                    if time.monotonic() >= next_look:
+                        next_look = time.monotonic() + self._settings.tick_s
+                        self._reap()
+                        self._publish()
+                        if self._sweep_is_due():
+                            senders.submit(self._sweep_up, is_over)
+                    self._take(senders)
+                except QueueUnavailable:
+                    logger.warning("queue_unavailable")
+                    self._sent.clear()  # what ends meanwhile is no reason to ask again at once
+                # A sender that is free again takes what is due without waiting for the next look.
+                self._sent.wait(max(0.0, next_look - time.monotonic()))
+
+    def _take(self, senders: ThreadPoolExecutor) -> None:
+        settings = self._settings
+        self._sent.clear()
+        self._sending = {future: tenant for future, tenant in self._sending.items() if not future.done()}
+        # No more than can be sent at once: what waits here would wait on its lease, and lose a try by it.
+        free = settings.webhook_senders - len(self._sending)
+        if free == 0:
+            return
+        per_tenant = math.ceil(settings.webhook_senders * TENANT_SHARE)
+        shares = Shares(settings.webhook_per_host, per_tenant, Counter(self._sending.values()))
+        for delivery in self._deliveries.due(free, lease_s=LEASE_TIMEOUTS * settings.webhook_timeout_s, shares=shares):
+            future = senders.submit(self._deliver, delivery)
+            self._sending[future] = delivery.tenant
+            future.add_done_callback(lambda _: self._sent.set())
+
+    def _reap(self) -> None:
+        reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
+        if reaped.requeued or reaped.failed or reaped.canceled:
+            logger.warning("leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled)
+        if reaped.expired:
+            logger.info("jobs_expired", jobs=reaped.expired)
+
+    def _publish(self) -> None:
+        for job_id, queue in self._outbox.due():
+            self._publisher.publish(job_id, queue)
+            logger.info("job_published", job_id=job_id)
+
+    def _sweep_is_due(self) -> bool:
+        every_s, now = self._settings.sweep_s, time.monotonic()
+        if every_s == 0 or now < self._ask_to_sweep_at:
+            return False
+        self._ask_to_sweep_at = now + min(every_s, LONGEST_UNASKED_S)
+        return self._sweep.is_due(every_s)
+
+    def _sweep_up(self, is_over: Callable[[], bool]) -> None:
+        try:
+            folders = sum(1 for _ in self._sweep.run(is_over=is_over))
+            logger.info("sweep_done", folders=folders)
+        except JobError as error:  # Redis or the store is away, or a person sweeps: there is a next time
+            logger.warning("sweep_broke_off", code=error.code)
+        except Exception:  # as in _deliver
+            logger.exception("sweep_broke")
+
+    def _deliver(self, delivery: Delivery) -> None:
+        with bound_contextvars(delivery_id=delivery.id, **subject_ids(delivery.subject)):
+            try:
+                body = self._body(delivery)
+                if body:
+                    timeout_s = self._settings.webhook_timeout_s
+                    self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
+            except QueueUnavailable:
+                logger.warning("delivery_not_noted")  # it is due again when its lease ends
+            except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
+                logger.exception("delivery_broke")
+
+    def _body(self, delivery: Delivery) -> str:
+        """Give the bytes to send; empty, and the webhook is dropped, when they would not be true any more."""
+        if delivery.forced and delivery.body:
+            return delivery.body
+        of_batch = delivery.subject.startswith("batch_")
+        record = self._batches.read(delivery.subject) if of_batch else self._ledger.read(delivery.subject)
+        if record is None and delivery.body:  # a short retention does not cut the schedule short
+            return delivery.body
+        if record is None or not _is_true(delivery, record):
+            detail = "It is forgotten." if record is None else "A job was retried, or has ended since."
+            self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
+            logger.info("webhook_dropped", detail=detail)
+            return ""
+        return delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
+
+    def _event(self, delivery: Delivery, record: JobRecord | BatchRecord) -> str:
+        base_url = (self._settings.public_url or LOCAL_API_URL).rstrip("/")
+        if isinstance(record, BatchRecord):
+            return batch_event(record, base_url).model_dump_json()
+        return job_event(delivery.event, record, self._settings.model_name, base_url).model_dump_json()
+
+    def _note(self, delivery: Delivery, sent: Sent) -> None:
+        made, schedule = sent.made, self._settings.webhook_schedule_s
+        fields = {"try": made.number, "status": made.status, "error": made.error}
+        if made.outcome is TryOutcome.DELIVERED:
+            self._deliveries.ended(delivery, DeliveryState.DELIVERED, made)
+            logger.info("webhook_delivered", **fields)
+        elif made.outcome is TryOutcome.REFUSED:
+            self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
+            logger.warning("webhook_refused", **fields)
+        elif delivery.tries >= len(schedule) or not delivery.subject:  # whoever sends a ping looks at it at once
+            self._deliveries.ended(
+                delivery, DeliveryState.GIVEN_UP, made, detail="The last try of the schedule failed."
+            )
+            logger.warning("webhook_given_up", **fields)
+        else:
+            delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
+            self._deliveries.postponed(delivery, delay_s, made)
+            logger.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
+
+
+def _is_true(delivery: Delivery, record: JobRecord | BatchRecord) -> bool:
+    if isinstance(record, BatchRecord):  # a job of it that is retried opens it again, and its next end is another
+        return record.ended_ms is not None and delivery.id == record.completion_id
+    return is_true(delivery.event, record)
+
+
+def main() -> None:
+    """Run a courier until it is told to stop."""
+    settings = CourierSettings()
+    configure_logs(settings.log_level, program="courier")
+    if not settings.webhook_secrets:
+        raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
+    check_at_start(settings)
+    signals = StopSignals()
+    logger.info("courier_started")
+    Courier(settings).run(lambda: signals.count > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One try at telling a caller of a job: signed as Standard Webhooks say."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import requests
+from standardwebhooks import Webhook
+from urllib3.exceptions import HTTPError
+
+from maskfleet.jobs.addresses import AddressRefused
+from maskfleet.jobs.ledger.deliveries import Delivery
+from maskfleet.jobs.schema.delivery import TryOutcome, TryView
+
+#: The first bytes of an answer that are kept, for its owner to see.
+ANSWER_BYTES = 1024
+#: A receiver that asks to be left alone is, for no longer than this.
+LONGEST_RETRY_AFTER_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A try, and how long the receiver asked to be left alone."""
+
+    made: TryView
+    retry_after_s: float = 0.0
+
+
+def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: datetime) -> dict[str, str]:
+    """Sign a body with every secret that is live, so that receivers can change theirs at their own time.
+
+    Source: the Standard Webhooks specification, sections "Webhook Headers" and "Signature scheme".
+    """
+    return {
+        "content-type": "application/json",
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(Webhook(secret).sign(delivery_id, now, body) for secret in secrets),
+    }
+
+
+def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Sent:
+    """Post the body once.  Redirects are not followed: a receiver that moved must be told by its owner."""
+    # Redis' clock and not ours: a receiver refuses what is signed at another time than its own.
+    now = datetime.fromtimestamp(delivery.now_s, UTC)
+    headers = signed_headers(delivery.id, body, secrets, now)
+    began = time.monotonic()
+
+    def made(outcome: TryOutcome, detail: str | None = None, **fields: int | str) -> TryView:
+        return TryView.model_validate(
+            {
+                "number": delivery.number,
+                "at": now,
+                "duration_s": round(time.monotonic() - began, 3),
+                "outcome": outcome,
+                "detail": detail,
+                "headers": None if delivery.subject else headers,
+                **fields,
+            }
+        )
+
+    try:
+        answer = session.post(
+            delivery.url, data=body.encode(), headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
+        )
+    except AddressRefused as error:
+        refused = f"This service does not send to that address: {error.detail}"
+        return Sent(made(TryOutcome.REFUSED, refused, error=error.code))
+    except requests.RequestException as error:
+        return Sent(made(TryOutcome.FAILED, error=type(error).__name__))
+    with answer:
+        outcome, detail = _judged(answer.status_code)
+        tried = made(outcome, detail, status=answer.status_code, answer=_beginning(answer))
+        return Sent(tried, 0.0 if outcome is TryOutcome.DELIVERED else _retry_after_s(answer))
+
+
+def _judged(status: int) -> tuple[TryOutcome, str | None]:
+    if 200 <= status < 300:
+        return TryOutcome.DELIVERED, None
+    if status == 410:
+        return TryOutcome.REFUSED, "The receiver wants no more: this endpoint is disabled."
+    if 300 <= status < 400:
+        return TryOutcome.FAILED, "Redirects are not followed; name the address that the receiver is at."
+    return TryOutcome.FAILED, None
+
+
+def _beginning(answer: requests.Response) -> str:
+    """Read the first bytes of an answer as text; whatever cannot be one is replaced."""
+    data = b""
+    with suppress(HTTPError, OSError):  # the status has come, and is what counts
+        while len(data) < ANSWER_BYTES and (more := answer.raw.read1(ANSWER_BYTES - len(data), decode_content=False)):
+            data += more
+    text = data.decode("utf-8", errors="replace")
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
+
+
+def _retry_after_s(answer: requests.Response) -> float:
+    """Read ``Retry-After``, in seconds or as a date, at most a day.  Source: RFC 9110, section 10.2.3."""
+    asked = answer.headers.get("Retry-After", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return min(float(asked), LONGEST_RETRY_AFTER_S)
+    until, now = _date(asked), _date(answer.headers.get("Date", "")) or datetime.now(UTC)
+    return min(max((until - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER_S) if until else 0.0
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

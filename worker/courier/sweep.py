@@ -1,0 +1,178 @@
+"""The sweep: removes objects under ``results/`` that no record names.
+
+    an ended job's objects that its manifest does not name      attempts that lost, or broke off
+    everything of a job whose record is gone                    its retention is over, or it was deleted meanwhile
+
+Only what is so for longer than a grace time goes, and nothing of a job that is queued or running.  A job that is
+retried between our look and the removal loses nothing: its attempts write to folders of their own, so what was
+listed before belongs to older ones, and what a manifest names stays.
+
+CPU only, and safe to run beside everything else.  One runs at a time, which spares the store.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
+
+import redis
+from pydantic import ValidationError
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from maskfleet.jobs.errors import Conflict, NotFound
+from maskfleet.jobs.ledger.connection import connect, redis_errors
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.schema.base import JOB_ID
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.settings import CourierSettings
+from maskfleet.jobs.storage import ListedObject, Store
+
+#: A sweep that died holds the others up for this long; above the longest wait for an answer of the store.
+LOCK_S = 120.0
+_FOLDER = re.compile(rf"results/([^/]+)/({JOB_ID})/")
+
+logger = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Objects of one job that no record names.  why: for people."""
+
+    folder: str
+    why: str
+    objects: tuple[ListedObject, ...]
+
+    @property
+    def size(self) -> int:
+        """All bytes together."""
+        return sum(found.size for found in self.objects)
+
+
+class Sweep:
+    """One look through the results of all jobs, as often as it is asked for."""
+
+    def __init__(self, client: redis.Redis, store: Store, *, retention_s: float, grace_s: float) -> None:
+        """retention_s: how long records outlive their jobs.  grace_s: how long objects outlive what named them."""
+        self._redis = client
+        self._store = store
+        self._ledger = Ledger(client, int(retention_s))
+        self._retention_ms, self._grace_ms = retention_s * 1000, grace_s * 1000
+
+    @classmethod
+    def from_settings(cls, settings: CourierSettings) -> Self:
+        return cls(connect(settings), Store(settings), retention_s=settings.retention_s, grace_s=settings.sweep_grace_s)
+
+    def is_due(self, every_s: float) -> bool:
+        """Say whether it is the asker's turn; once in ``every_s``, whoever asks."""
+        with redis_errors():
+            return bool(self._redis.set("mf:swept", "1", nx=True, px=int(every_s * 1000)))
+
+    def run(self, *, dry_run: bool = False, is_over: Callable[[], bool] = lambda: False) -> Iterator[Leftover]:
+        """Remove what is left over, job by job, and tell of each; ``dry_run`` only tells.
+
+        Ends early once ``is_over`` says so.  Raises Conflict (``sweep_under_way``), QueueUnavailable,
+        StoreUnavailable; what is removed by then stays so.
+        """
+        with self._turn(dry_run) as keep_turn:
+            for folder, found in groupby(self._store.listed("results/"), key=_job_folder):
+                if is_over():
+                    return
+                keep_turn()
+                leftover = self._leftover(folder, tuple(found)) if folder else None
+                if leftover is None:
+                    continue
+                if not dry_run:
+                    self._store.delete(item.key for item in leftover.objects)
+                    logger.info(
+                        "objects_swept",
+                        job_id=_job_of(folder),
+                        folder=folder,
+                        why=leftover.why,
+                        objects=len(leftover.objects),
+                    )
+                yield leftover
+
+    def _leftover(self, folder: str, found: tuple[ListedObject, ...]) -> Leftover | None:
+        """Judge one job's objects, which were listed before its record is read."""
+        tenant = folder.split("/")[1]
+        record = self._ledger.read(_job_of(folder))
+        now_ms = self._now_ms()
+        if record is None:
+            # Nobody knows when the record went.  It outlives its job by the retention, and the job its objects.
+            gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
+            return Leftover(folder, "its record is gone", found) if now_ms - gone_ms >= self._grace_ms else None
+        if record.tenant != tenant or record.ended_ms is None or not record.status.ended:
+            return None
+        if now_ms - record.ended_ms < self._grace_ms:
+            return None
+        named = self._named(folder, found)
+        lost = tuple(item for item in found if item.key not in named)
+        return Leftover(folder, "attempts that do not count", lost) if lost else None
+
+    def _named(self, folder: str, found: tuple[ListedObject, ...]) -> set[str]:
+        """Give the keys that the job's manifest names, and its own."""
+        manifest_key = f"{folder}manifest.json"
+        keys = {item.key for item in found}
+        if manifest_key not in keys:
+            return set()
+        if len({key.split("/")[3] for key in keys}) == 2:
+            return keys  # as almost always: the manifest, and the one attempt that there was
+        try:
+            manifest = Manifest.model_validate_json(self._store.read(manifest_key))
+        except NotFound:
+            return keys  # it is just being deleted
+        except ValidationError:
+            logger.warning("manifest_not_understood", job_id=_job_of(folder), key=manifest_key)
+            return keys
+        return {manifest_key, *(file.key for file in manifest.files)}
+
+    def _now_ms(self) -> float:
+        with redis_errors():
+            seconds, microseconds = self._redis.time()
+        return float(seconds * 1000 + microseconds // 1000)
+
+    @contextmanager
+    def _turn(self, dry_run: bool) -> Iterator[Callable[[], None]]:
+        """Hold the one lock of all sweeps; gives what keeps it alive, to be called often."""
+        if dry_run:
+            yield lambda: None
+            return
+        lock = Lock(self._redis, "mf:sweep", timeout=LOCK_S, blocking=False, thread_local=False)
+        with redis_errors():
+            if not lock.acquire():
+                raise Conflict("sweep_under_way", "Another sweep is under way. Let it come to its end.")
+        renewed = time.monotonic()
+
+        def keep() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed > LOCK_S / 4:
+                try:
+                    with redis_errors():
+                        lock.reacquire()
+                except LockError as error:
+                    raise Conflict("sweep_under_way", "Another sweep took over; this one was too slow.") from error
+                renewed = time.monotonic()
+
+        try:
+            yield keep
+        finally:
+            # Whoever has the lock now, if it is not this one any more, keeps it.
+            with suppress(LockError), redis_errors():
+                lock.release()
+
+
+def _job_of(folder: str) -> str:
+    return folder.split("/")[2]
+
+
+def _job_folder(found: ListedObject) -> str:
+    """Give the folder of the job that an object belongs to, with a slash at its end; empty for a stranger."""
+    match = _FOLDER.match(found.key)
+    return match[0] if match else ""

@@ -1,0 +1,132 @@
+"""A file's bytes and what they claim to be: an image whose header can be read and is small enough, or a refusal."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, UnidentifiedImageError
+
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.image_types import (
+    IMAGE_FORMATS,
+    Size,
+    check_not_empty,
+    check_size,
+    image_format,
+    not_an_image,
+    png_size_wh,
+    webp_size_wh,
+)
+
+#: What Pillow's decoders raise on files that are broken, as found by the fuzzing tests.
+DECODER_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@contextmanager
+def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+    """Read a file's header, and compare its size with max_pixels.  Gives the image and its format.
+
+    Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``,
+    ``image_corrupt``, ``image_needs_too_much_memory``.
+    """
+    check_not_empty(data)
+    # Pillow's own limit is one number for the whole process; max_pixels stands in its place here.
+    Image.MAX_IMAGE_PIXELS = None
+    if declared := _declared_size_wh(data):
+        check_size(declared, max_pixels)
+    with _quiet():
+        image = _open(data)
+    with image:
+        check_size(image.size, max_pixels)
+        # A JPEG with a second picture, as some telephones write, is called MPO by Pillow.
+        yield image, "JPEG" if image.format == "MPO" else str(image.format)
+
+
+@contextmanager
+def refused_when_broken(file_format: str, data: bytes) -> Iterator[None]:
+    """Say what is wrong with a file, in place of what a decoder raises over it."""
+    with _quiet():
+        try:
+            yield
+        except DECODER_ERRORS as error:
+            raise _broken(file_format, data, error) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata, not for an operator's log
+        yield
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header."""
+    try:
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        file_format = image_format(data)
+        if file_format is None:
+            raise not_an_image(data) from error
+        raise _broken(file_format, data, error) from error
+    except DECODER_ERRORS as error:
+        raise _broken(image_format(data) or "image", data, error) from error
+
+
+def _declared_size_wh(data: bytes) -> Size | None:
+    """The size that a PNG or WebP header declares, read without Pillow.
+
+    Pillow does not open a PNG without pixels, and makes WebP's canvas while it opens the file: too late for
+    a file that declares a huge one.  None for the other formats and for short headers.
+    """
+    try:
+        match image_format(data):
+            case "PNG":
+                return png_size_wh(data)
+            case "WEBP":
+                return webp_size_wh(data)
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage:
+    # -9 is Pillow's own number for it, which its reader of TIFFs does not put into words.
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or str(error) == "decoder error -9":
+        return InvalidImage(
+            "image_needs_too_much_memory", f"The {file_format} file needs far more memory than its picture has pixels."
+        )
+    if "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(file_format, data):
+        return InvalidImage("image_truncated", f"The {file_format} file ends before its picture does. Upload it again.")
+    return InvalidImage("image_corrupt", f"The {file_format} file is damaged and cannot be decoded.")
+
+
+def _ends_early(file_format: str, data: bytes) -> bool:
+    """Whether a file that could not be decoded lacks its end, by its format's own mark."""
+    if len(data) < 30:
+        return True
+    if file_format == "WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if file_format == "PNG":
+        return b"IEND" not in data[-16:]
+    if file_format == "JPEG":
+        return b"\xff\xd9" not in data[-64:]
+    return False

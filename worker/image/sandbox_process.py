@@ -1,0 +1,122 @@
+"""The process that decodes what callers send: ``python -m maskfleet.worker.image.sandbox_process``, run by `sandbox`.
+
+It knows no secret and no address, may use so much memory and time for each image, and a native decoder that crashes
+ends nothing but it.  Requests come on stdin; what they are answered with goes to what was stdout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from maskfleet.jobs.errors import InvalidImage
+from maskfleet.worker.image.decode import open_picture
+
+#: A request: the file's length, the most pixels, and seconds.  Then comes the file.
+REQUEST = struct.Struct("<QQd")
+#: Before each part of an answer: its kind, its length.
+PART = struct.Struct("<cQ")
+#: Kinds of parts: a refusal or the size, as JSON; a band of pixels; the end.
+REFUSED, SIZE, BAND, END = b"r", b"s", b"b", b"e"
+#: Before a band's pixels: top, left, height, width.
+PLACE = struct.Struct("<4Q")
+
+#: Address space for each pixel of an image: WebP's decoder holds two canvases of 4 bytes beside what it gives to
+#: Pillow, 4 bytes, and Pillow's own 4; no other format needs more.
+BYTES_PER_PIXEL = 16
+#: And for the file itself, of which decoders make copies, and what does not depend on either.
+FILE_COPIES, ELSE_BYTES = 3, 192 * 2**20
+#: linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+
+
+def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
+    """Decode one file within its share of memory.  used: what the process has without any, in bytes."""
+    try:
+        _limit_memory(used, len(data), max_pixels)
+        with open_picture(data, max_pixels) as picture:
+            _limit_memory(used, len(data), picture.stored_pixels)
+            size_wh, bands = picture.decoded()
+            _write(out, SIZE, json.dumps({"size_wh": size_wh, "format": picture.format}).encode())
+            for band in bands:
+                height, width = band.pixels.shape[:2]
+                pixels = band.pixels.tobytes()
+                _write(out, BAND, PLACE.pack(*band.top_left, height, width), pixels)
+        _write(out, END)
+    except InvalidImage as error:
+        _write(out, REFUSED, json.dumps({"code": error.code, "detail": error.detail}).encode())
+
+
+def main() -> None:
+    """Answer requests until there are no more, or until the worker ends, however it does."""
+    if sys.platform == "linux":  # elsewhere a native call goes on until its time is over
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
+    # Whatever the worker does with this signal, here it ends the process.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What libraries print of a file, which may be without end, must stand neither among the answers nor in the log.
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    logging.disable()  # so must what Pillow says of it
+    Image.init()  # else the first image of a rare format would wait for it
+    used = _address_space()
+    while len(head := sys.stdin.buffer.read(REQUEST.size)) == REQUEST.size:
+        length, max_pixels, limit_s = REQUEST.unpack(head)
+        data = sys.stdin.buffer.read(length)
+        if len(data) < length:
+            return
+        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its signal ends even a native call
+        try:
+            answer(data, max_pixels, used, out)
+        except BrokenPipeError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        del data
+        _limit_address_space(resource.RLIM_INFINITY)  # the next file may be larger
+        if _address_space() - used > ELSE_BYTES // 2:
+            return  # what this file left behind would be missing for the next one
+
+
+def _write(out: BinaryIO, kind: bytes, *parts: bytes) -> None:
+    """Write one part of an answer; a pipe takes as much at a time as it can hold."""
+    for part in (PART.pack(kind, sum(map(len, parts))), *parts):
+        rest = memoryview(part)
+        while rest:
+            rest = rest[out.write(rest) :]
+
+
+def _limit_memory(used: int, file_bytes: int, pixels: int) -> None:
+    _limit_address_space(used + FILE_COPIES * file_bytes + BYTES_PER_PIXEL * pixels + ELSE_BYTES)
+
+
+def _limit_address_space(limit: int) -> None:
+    if sys.platform == "linux":  # elsewhere there is no such limit, or it is not kept
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        if most != resource.RLIM_INFINITY and not 0 <= limit <= most:
+            limit = most
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
+def _address_space() -> int:
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

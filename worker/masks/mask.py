@@ -1,0 +1,109 @@
+"""What a mask is, and which of a decoder's candidates are worth one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskfleet.worker.masks import measure, rle
+from maskfleet.worker.masks.measure import Measures
+from maskfleet.worker.masks.resampling import Geometry, one_step, two_steps
+from maskfleet.worker.masks.rle import decode_runs
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.embedding import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask on the original image, with SA-1B's measures.
+
+    counts: COCO's compressed RLE, for size_hw.  bbox_xywh: COCO's box, from the first pixel to past the last,
+    so a mask of one pixel is 1 wide (SA-1B's own boxes end one pixel earlier); an empty mask's has no size.
+    stability_score: in [0, 1].  predicted_iou: the model's guess, not bounded.  point_coords: the points
+    given, or the point of the grid.  crop_box_xywh: the part of the image that was looked at.
+    prompt: index into the job's prompts, None in mode everything.  candidate: 0 to 2 with multimask, else None.
+    logits: (h, w) at the model's low resolution, of the crop; only where they were asked for.
+    """
+
+    counts: str
+    size_hw: tuple[int, int]
+    area: int
+    bbox_xywh: tuple[float, float, float, float]
+    predicted_iou: float
+    stability_score: float
+    point_coords: tuple[tuple[float, float], ...]
+    crop_box_xywh: tuple[float, float, float, float]
+    prompt: int | None
+    candidate: int | None
+    logits: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where logits are cut, and how stable a mask must be under a shift of the cut; 0 takes them all."""
+
+    threshold: float
+    stability_offset: float = 1.0
+    stability_thresh: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Candidates worth a mask.  rows: of the prompt in its batch; columns: of the candidate; both (K,)."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+def choose_promising(candidates: Candidates, pred_iou_thresh: float) -> Chosen:
+    """Keep candidates of a predicted IoU above the threshold; 0 keeps all, as in transformers."""
+    promising = (
+        candidates.predicted_iou > pred_iou_thresh if pred_iou_thresh > 0 else candidates.predicted_iou.isfinite()
+    )
+    rows, columns = promising.nonzero(as_tuple=True)
+    return Chosen(rows, columns)
+
+
+def choose_best(candidates: Candidates) -> Chosen:
+    """Keep each prompt's candidate of the highest predicted IoU."""
+    columns = candidates.predicted_iou.argmax(dim=1)
+    return Chosen(torch.arange(len(columns), device=columns.device), columns)
+
+
+def choose_all(candidates: Candidates) -> Chosen:
+    """Keep all candidates in the model's order."""
+    rows, columns = torch.ones_like(candidates.predicted_iou).nonzero(as_tuple=True)
+    return Chosen(rows, columns)
+
+
+def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
+    """How low-resolution logits cover the original in a frame."""
+    if frame.keeps_aspect:
+        return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
+    return one_step(low_hw, frame.original_hw)
+
+
+def stability(measures: Measures) -> npt.NDArray[np.float32]:
+    """Score how little each mask changes when its cut shifts by ±offset: the inner area over the outer.
+
+    Returns (K,) in [0, 1]; 0 for an empty mask, where transformers has 0/0.
+    Source: Kirillov et al. 2023, "Segment Anything", section 5 and appendix B.
+    """
+    outer, _, inner = measures.areas.astype(np.float32).T
+    scores: npt.NDArray[np.float32] = inner / np.maximum(outer, np.float32(1))
+    return scores
+
+
+def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:
+    """Read a mask's pixels back.  Returns (H, W), columns contiguous."""
+    return decode_runs(mask.counts, mask.size_hw)
+
+
+def warm_up() -> None:
+    """Compile what measures and writes masks, or find it compiled: some seconds on a machine's first time."""
+    measure.warm_up()
+    rle.warm_up()

@@ -1,0 +1,115 @@
+"""Masks measured from their logits, and traced later: what of them is needed, kept small in between."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskfleet.worker.masks.resampling import Geometry, one_step
+from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_turned, trace_mask
+
+#: How far a value must be beyond a cut for its mixes to be so surely: a part of the cut, and a least distance, for cuts
+#: of 0, below which products would underflow.
+_MARGIN, _LEAST_MARGIN = np.float32(2**-18), np.float32(1e-30)
+_MASKS_A_PART = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What K masks measure on the image or the crop that the geometry leads to.
+
+    areas: (K, 3), pixels above threshold - offset, threshold, threshold + offset.  boxes_xyxy: (K, 4), past the last
+    pixel; all 0 for an empty mask.  windows: (K, 4), first and last row, first and last column of the logits that
+    matter; the last before the first if none does.
+    """
+
+    areas: Integers
+    boxes_xyxy: Integers
+    windows: Integers
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The logits that a mask can be traced from: a few kilobytes, for most masks are small.
+
+    window: as measured.  turned: (columns, rows), the window and as far around it as pixels inside reach.
+    """
+
+    window: Integers
+    turned: Floats
+
+
+#: What is left to trace of a mask that is written.
+NO_OUTLINE = Outline(np.array([0, -1, 0, -1]), np.zeros((0, 0), np.float32))
+
+
+def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float, threads: int = 1) -> Measures:
+    """Measure masks without drawing them.  logits: (K, h, w), as ``geometry.prepare`` gives them."""
+    count = len(logits)
+    measures = Measures(np.zeros((count, 3), np.int64), np.zeros((count, 4), np.int64), np.zeros((count, 4), np.int64))
+    cuts = _cuts(threshold - offset, threshold, threshold + offset)
+
+    def part(start: int) -> None:
+        mine = slice(start, start + size)
+        tables = (measures.areas[mine], measures.boxes_xyxy[mine], measures.windows[mine])
+        measure_masks(logits[mine], geometry.grid, cuts, *tables)
+
+    # Parts of a few masks, because masks differ in size and so in work.
+    size = max(1, count) if threads == 1 else _MASKS_A_PART
+    if count <= size:
+        part(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, range(0, count, size)))
+    return measures
+
+
+def keep_outline(logits: Floats, window: Integers, geometry: Geometry) -> Outline:
+    """Copy what is needed of one mask's logits (h, w) to trace it later.  window: as measured."""
+    top, bottom, left, right = window.tolist()
+    above, beside = geometry.grid.rows.reach, geometry.grid.columns.reach
+    part = logits[max(0, top - above) : bottom + 1 + above, max(0, left - beside) : right + 1 + beside]
+    return Outline(window.copy(), np.array(part.T, order="C"))
+
+
+def trace(
+    outline: Outline, geometry: Geometry, threshold: float, image_height: int, offset_xy: tuple[int, int] = (0, 0)
+) -> Integers:
+    """Find where a mask begins and ends, down the columns of the image that the geometry's part lies in at offset_xy.
+
+    threshold: as measured.  Returns positions x · image_height + y, ascending: pixels from the first up to the second
+    are inside, and so on.
+    """
+    if outline.window[1] < outline.window[0]:
+        return np.zeros(0, np.int64)
+    cuts = _cuts(threshold, threshold, threshold)
+    return trace_mask(outline.turned, outline.window, geometry.grid, cuts, image_height, *offset_xy)
+
+
+def count_near(outline: Outline, geometry: Geometry, threshold: float, distance: float) -> int:
+    """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance.
+
+    Where it was measured with an offset below the distance, some of those under the threshold may be missed.
+    """
+    if outline.window[1] < outline.window[0]:
+        return 0
+    cuts, areas = _cuts(threshold - distance, threshold, threshold + distance), np.zeros(3, np.int64)
+    measure_turned(outline.turned, outline.window, geometry.grid, cuts, areas, np.zeros(4, np.int64))
+    return int(areas[0] - areas[2])
+
+
+def warm_up() -> None:
+    """Compile, or find what was compiled before: some seconds on a machine's first time."""
+    geometry, logits = one_step((4, 4), (200, 200)), np.ones((1, 4, 4), np.float32)
+    measures = measure(logits, geometry, 0.0, 1.0)
+    outline = keep_outline(logits[0], measures.windows[0], geometry)
+    trace(outline, geometry, 0.0, 200)
+    count_near(outline, geometry, 0.0, 1.0)
+
+
+def _cuts(*levels: float) -> Cuts:
+    rounded = np.array(levels, dtype=np.float64).astype(np.float32)  # as torch compares with them
+    margins = np.abs(rounded) * _MARGIN + _LEAST_MARGIN
+    return Cuts(rounded, rounded + margins, rounded - margins)

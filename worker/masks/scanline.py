@@ -1,0 +1,293 @@
+"""Masks from low-resolution logits without their full-size pixels: areas, boxes and runs, equal to the library's.
+
+A column of the original is walked from top to bottom.  Both ends of a bilinear mix bound it, so where all the logits
+that an output can see (its band, see resampling.py) are on one side of a cut, the output is too: such stretches
+are counted whole.  Only stretches at a crossing are computed, value by value, in torch's own order of float32 sums.
+
+1. Around logits above the lowest cut: the window, widened by a band's reach (2).  Outside it all pixels are out.
+2. Neighbouring columns mostly mix the same two middle columns.  For such a pair, once: the low-resolution rows of both
+   (that is how torch begins), and for each row how many cuts both exceed, or "undecided" if they differ.
+3. So the output rows fall into stretches, decided where the rows of their bands agree.  In the others, column by
+   column: the two middle values that a few output rows mix; if these do not agree either, each output.
+
+Rounding moves a mix beyond its ends by parts in 2**24, so "exceeds" keeps a margin of parts in 2**18 of the cut.
+Nothing here has the original's size, and an output costs something at a mask's outline only.
+
+One file holds all kernels of this: numba's cache does not see that a kernel of another file has changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from maskfleet.worker.masks.kernel import fused_multiply_add, kernel
+from maskfleet.worker.masks.resampling import Axis, Grid
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint8]
+#: The code of rows that are on both sides of a cut; of others it is the number of cuts they exceed, 0 to 3.
+_UNDECIDED = 4
+
+
+class Cuts(NamedTuple):
+    """Three levels, ascending.  surely, perhaps: what a mix's lower and upper end must exceed so that it does."""
+
+    levels: Floats
+    surely: Floats
+    perhaps: Floats
+
+
+@kernel
+def measure_masks(
+    logits: Floats, grid: Grid, cuts: Cuts, areas: Integers, boxes_xyxy: Integers, windows: Integers
+) -> None:
+    """Measure (K, h, w) logits into areas above the cuts (K, 3), boxes at the middle cut and windows, both (K, 4)."""
+    rows, columns = grid.rows, grid.columns
+    for mask in range(len(logits)):
+        top, bottom, left, right = _window(logits[mask], cuts.perhaps[0], grid)
+        windows[mask, 0], windows[mask, 1], windows[mask, 2], windows[mask, 3] = top, bottom, left, right
+        if bottom < top:
+            continue
+        above, beside = max(0, top - rows.reach), max(0, left - columns.reach)
+        below, beyond = bottom + 1 + rows.reach, right + 1 + columns.reach
+        turned = np.ascontiguousarray(logits[mask, above:below, beside:beyond].T)
+        box = boxes_xyxy[mask]
+        box[0], box[1] = len(columns.band_start), len(rows.band_start)
+        measure_turned(turned, windows[mask], grid, cuts, areas[mask], box)
+        if box[2] == 0:
+            box[0] = box[1] = 0
+
+
+@kernel
+def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
+    """Measure one mask: add to its areas (3,) and widen its box (4,).  turned: as ``trace_mask`` takes it."""
+    rows = grid.rows
+    seen, row_start, row_stop, top, left = _extent(window, grid)
+    lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
+    codes, starts, count = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    kinds, whole, whole_first, whole_last = np.empty(len(starts), np.uint8), np.zeros(3, np.int64), 0, 0
+    for column in seen:
+        if _take_pair(turned, grid, column, left, held, lows):
+            _code_rows(lows, cuts, codes)
+            count = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
+            whole[0] = whole[1] = whole[2] = 0
+            whole_first, whole_last = len(rows.band_start), -1
+            for stretch in range(count):
+                if kinds[stretch] != _UNDECIDED:
+                    _add(whole, kinds[stretch], starts[stretch + 1] - starts[stretch])
+                    if kinds[stretch] > 1:
+                        whole_first, whole_last = min(whole_first, starts[stretch]), starts[stretch + 1] - 1
+        first, last = whole_first, whole_last
+        areas[0], areas[1], areas[2] = areas[0] + whole[0], areas[1] + whole[1], areas[2] + whole[2]
+        for stretch in range(count):
+            row, stop = starts[stretch], starts[stretch + 1]
+            while kinds[stretch] == _UNDECIDED and row < stop:
+                until = min(stop, rows.same_until[row])
+                upper, lower = _middle_pair(lows, grid, top, row, column)
+                code = _code(upper, lower, cuts)
+                if code != _UNDECIDED:
+                    _add(areas, code, until - row)
+                    if code > 1:
+                        first, last = min(first, row), max(last, until - 1)
+                    row = until
+                while row < until:
+                    value = _output(upper, lower, grid, row)
+                    areas[0] += value > cuts.levels[0]
+                    areas[2] += value > cuts.levels[2]
+                    if value > cuts.levels[1]:
+                        areas[1] += 1
+                        first, last = min(first, row), max(last, row)
+                    row += 1
+        if first <= last:
+            box[0], box[2] = min(box[0], column), column + 1
+            box[1], box[3] = min(box[1], first), max(box[3], last + 1)
+
+
+@kernel
+def trace_mask(
+    turned: Floats, window: Integers, grid: Grid, cuts: Cuts, image_height: int, image_left: int, image_top: int
+) -> Integers:
+    """Find where a mask at the middle cut begins and ends, as positions x · image_height + y of an image.
+
+    turned: the logits of the widened window, columns first.  image_left, image_top: where the grid lies in the image.
+    """
+    rows = grid.rows
+    seen, row_start, row_stop, top, left = _extent(window, grid)
+    lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
+    codes, starts, stretches = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    kinds, changes, count = np.empty(len(starts), np.uint8), np.empty(1024, np.int64), 0
+    for column in seen:
+        if _take_pair(turned, grid, column, left, held, lows):
+            _code_rows(lows, cuts, codes)
+            stretches = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
+        if len(changes) - count < len(rows.band_start) + 2:
+            changes = np.append(changes, np.empty(len(changes) + len(rows.band_start) + 2, np.int64))
+        above, inside = (column + image_left) * image_height + image_top, False
+        for stretch in range(stretches):
+            row, stop = starts[stretch], starts[stretch + 1]
+            if kinds[stretch] != _UNDECIDED:
+                if (kinds[stretch] > 1) != inside:
+                    count, inside = _put(changes, count, above + row), not inside
+                continue
+            while row < stop:
+                until = min(stop, rows.same_until[row])
+                upper, lower = _middle_pair(lows, grid, top, row, column)
+                code = _code(upper, lower, cuts)
+                if code != _UNDECIDED:
+                    if (code > 1) != inside:
+                        count, inside = _put(changes, count, above + row), not inside
+                    row = until
+                while row < until:
+                    if (_output(upper, lower, grid, row) > cuts.levels[1]) != inside:
+                        count, inside = _put(changes, count, above + row), not inside
+                    row += 1
+        if inside:
+            count = _put(changes, count, above + row_stop)
+    return changes[:count].copy()
+
+
+@kernel
+def _window(logits: Floats, cut: float, grid: Grid) -> tuple[int, int, int, int]:
+    """First and last row and column of the logits above a cut, of those that outputs see; last < first if none."""
+    height, width = grid.rows.band_end[-1] + 1, grid.columns.band_end[-1] + 1
+    top, bottom, left, right = height, -1, width, -1
+    for y in range(height):
+        above = False
+        for x in range(width):
+            above |= logits[y, x] > cut
+        if above:
+            top, bottom = min(top, y), y
+            x = 0
+            while x < left and not logits[y, x] > cut:
+                x += 1
+            left = min(left, x)
+            x = width - 1
+            while x > right and not logits[y, x] > cut:
+                x -= 1
+            right = max(right, x)
+    return top, bottom, left, right
+
+
+@kernel
+def _extent(window: Integers, grid: Grid) -> tuple[range, int, int, int, int]:
+    """The output columns and rows that see into a window, and where the logits that they see begin."""
+    rows, columns = grid.rows, grid.columns
+    seen = range(np.searchsorted(columns.band_end, window[2]), np.searchsorted(columns.band_start, window[3] + 1))
+    row_start, row_stop = np.searchsorted(rows.band_end, window[0]), np.searchsorted(rows.band_start, window[1] + 1)
+    return seen, row_start, row_stop, max(0, window[0] - rows.reach), max(0, window[2] - columns.reach)
+
+
+@kernel
+def _take_pair(turned: Floats, grid: Grid, column: int, left: int, held: Integers, lows: Floats) -> bool:
+    """Bring lows to the two middle columns that an output column mixes; False if they are there.  held: which are."""
+    first, second = grid.columns.outer.first[column], grid.columns.outer.second[column]
+    if held[0] == first and held[1] == second:
+        return False
+    if held[1] == first:
+        lows[0, :] = lows[1]
+    else:
+        _low_column(turned, grid, first, left, lows[0])
+    _low_column(turned, grid, second, left, lows[1])
+    held[0], held[1] = first, second
+    return True
+
+
+@kernel
+def _low_column(turned: Floats, grid: Grid, middle: int, left: int, out: Floats) -> None:
+    """A middle column at the window's low-resolution rows."""
+    taps = grid.columns.inner
+    first, second = turned[taps.first[middle] - left], turned[taps.second[middle] - left]
+    first_weight, second_weight = taps.first_weight[middle], taps.second_weight[middle]
+    for y in range(len(out)):
+        out[y] = _mix(grid.fused, first[y], first_weight, second[y], second_weight)
+
+
+@kernel
+def _code_rows(lows: Floats, cuts: Cuts, codes: Codes) -> None:
+    for y in range(len(codes)):
+        codes[y] = _code(lows[0, y], lows[1, y], cuts)
+
+
+@kernel
+def _list_stretches(codes: Codes, rows: Axis, row: int, row_stop: int, top: int, starts: Integers, kinds: Codes) -> int:
+    """Cut the output rows from row on into decided and undecided stretches; each goes from its start to the next."""
+    count, low = 0, 0
+    while low < len(codes):
+        code, last = codes[low], low
+        while last + 1 < len(codes) and codes[last + 1] == code:
+            last += 1
+        if code != _UNDECIDED:
+            start, stop = max(row, rows.first_from[low + top]), min(row_stop, rows.end_until[last + top])
+            if start < stop:
+                if row < start:
+                    starts[count], kinds[count] = row, _UNDECIDED
+                    count += 1
+                starts[count], kinds[count] = start, code
+                count, row = count + 1, stop
+        low = last + 1
+    if row < row_stop:
+        starts[count], kinds[count] = row, _UNDECIDED
+        count += 1
+    starts[count] = row_stop
+    return count
+
+
+@kernel
+def _code(one: float, other: float, cuts: Cuts) -> int:
+    low, high = min(one, other), max(one, other)
+    certain = (low > cuts.surely[0]) + (low > cuts.surely[1]) + (low > cuts.surely[2])
+    possible = (high > cuts.perhaps[0]) + (high > cuts.perhaps[1]) + (high > cuts.perhaps[2])
+    return certain if certain == possible else _UNDECIDED
+
+
+@kernel
+def _middle_pair(lows: Floats, grid: Grid, top: int, row: int, column: int) -> tuple[float, float]:
+    """What an output row mixes: the values that its column sees in two middle rows."""
+    rows = grid.rows.outer
+    return _middle(lows, grid, top, rows.first[row], column), _middle(lows, grid, top, rows.second[row], column)
+
+
+@kernel
+def _middle(lows: Floats, grid: Grid, top: int, row: int, column: int) -> float:
+    taps, across = grid.rows.inner, grid.columns.outer
+    y, z, y_weight, z_weight = (
+        taps.first[row] - top,
+        taps.second[row] - top,
+        taps.first_weight[row],
+        taps.second_weight[row],
+    )
+    one = _mix(grid.fused, lows[0, y], y_weight, lows[0, z], z_weight)
+    other = _mix(grid.fused, lows[1, y], y_weight, lows[1, z], z_weight)
+    return _mix(grid.fused, one, across.first_weight[column], other, across.second_weight[column])
+
+
+@kernel
+def _output(upper: float, lower: float, grid: Grid, row: int) -> float:
+    taps = grid.rows.outer
+    return _mix(grid.fused, upper, taps.first_weight[row], lower, taps.second_weight[row])
+
+
+@kernel
+def _mix(fused: bool, first: float, first_weight: float, second: float, second_weight: float) -> float:
+    product = second * second_weight
+    return fused_multiply_add(first, first_weight, product) if fused else first * first_weight + product
+
+
+@kernel
+def _add(areas: Integers, code: int, pixels: int) -> None:
+    areas[0] += pixels if code > 0 else 0
+    areas[1] += pixels if code > 1 else 0
+    areas[2] += pixels if code > 2 else 0
+
+
+@kernel
+def _put(changes: Integers, count: int, position: int) -> int:
+    """Note a change; two at one place, at the end of a column and the beginning of the next, are none."""
+    if count and changes[count - 1] == position:
+        return count - 1
+    changes[count] = position
+    return count + 1

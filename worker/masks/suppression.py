@@ -1,0 +1,66 @@
+"""Which of the masks found stay: those that a crop's edge does not cut off, and of those that overlap the better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskfleet.worker.masks.mask import Mask
+
+#: A box this near to its crop's edge counts as cut off by it, in pixels; from the original's generator.
+_EDGE_TOLERANCE_PX = 20
+
+
+def is_cut_off(mask: Mask, size_wh: tuple[int, int]) -> bool:
+    """Whether a mask ends at an edge of its crop that is not an edge of the image."""
+    box, crop = _corners(mask.bbox_xywh), _edges(mask.crop_box_xywh)
+    return any(
+        abs(side - crop_edge) <= _EDGE_TOLERANCE_PX and abs(side - image_edge) > _EDGE_TOLERANCE_PX
+        for side, crop_edge, image_edge in zip(box, crop, (0, 0, *size_wh), strict=True)
+    )
+
+
+def better_of_overlapping(masks: Sequence[Mask], iou_thresh: float) -> list[int]:
+    """Drop masks whose box overlaps that of one with a higher predicted IoU by more than iou_thresh; best first."""
+    return _suppress(masks, [mask.predicted_iou for mask in masks], iou_thresh)
+
+
+def smaller_crop_of_overlapping(masks: Sequence[Mask], iou_thresh: float) -> list[int]:
+    """Drop masks whose box overlaps that of one from a smaller crop, where it was seen larger; smallest crops first.
+
+    Masks of crops of one size keep their order and suppress each other in it.
+    Source: facebookresearch/segment-anything, automatic_mask_generator.py.
+    """
+    areas = [mask.crop_box_xywh[2] * mask.crop_box_xywh[3] for mask in masks]
+    return _suppress(masks, [1 / area for area in areas], iou_thresh)
+
+
+def _suppress(masks: Sequence[Mask], scores: Sequence[float], iou_thresh: float) -> list[int]:
+    """Of overlapping boxes keep the one of the higher score, or the first; highest scores first."""
+    order = np.argsort([-np.float32(score) for score in scores], kind="stable")
+    boxes = np.array([_corners(masks[index].bbox_xywh) for index in order], dtype=np.float32).reshape(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    alive = np.ones(len(boxes), dtype=np.bool_)
+    for best in range(len(boxes)):
+        if not alive[best]:
+            continue
+        rest = slice(best + 1, None)
+        sides = np.minimum(boxes[best, 2:], boxes[rest, 2:]) - np.maximum(boxes[best, :2], boxes[rest, :2])
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        union = areas[best] + areas[rest] - shared
+        with np.errstate(invalid="ignore"):  # two boxes without area give 0/0, which suppresses nothing
+            # float32 up to the comparison, then float64: the borderline of torchvision's kernel
+            alive[rest] &= ~((shared / union).astype(np.float64) > iou_thresh)
+    return [index for index, keep in zip(order.tolist(), alive.tolist(), strict=True) if keep]
+
+
+def _edges(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x, y, width, height = box_xywh
+    return x, y, x + width, y + height
+
+
+def _corners(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """The first and the last pixel of a box: the corners that the library measures overlaps with."""
+    x, y, width, height = box_xywh
+    return x, y, x + max(width - 1, 0), y + max(height - 1, 0)

@@ -1,0 +1,106 @@
+"""The process that holds the model: what it owns, and how it shows that it takes work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.workers import WORKER_TTL_S, Roster, WorkerSeen
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.queue import Publisher, canary_queue
+
+if TYPE_CHECKING:
+    from maskfleet.worker.attempt import Workbench
+
+logger = get_logger()
+
+#: A job id that no job has.  Its message, sent to a node's own queue, proves that the node consumes.
+CANARY_ID = f"job_{'0' * 32}"
+#: A parent that does not end at SIGTERM within this time is killed.
+END_GRACE_S = 5.0
+
+
+class WorkerChild:
+    """The workbench, and a thread that announces it with the time of the last message that it took.
+
+    A connection to Redis may look well and deliver nothing.  So an idle node sends itself a canary through
+    the broker; while its messages come, the node is ready.  A node that hears none of its canaries for
+    ``ready_within_s`` is ended, for whoever keeps it to start it again: Celery does not notice by itself that an
+    acknowledgement failed while Redis was away, and takes no message any more.
+    """
+
+    def __init__(self, bench: Workbench, roster: Roster, publisher: Publisher) -> None:
+        self._bench = bench
+        self._roster = roster
+        self._publisher = publisher
+        self._jobs = 0
+        self._busy = False
+        self._consumed_at = time.monotonic()
+        self._canary_sent_at = time.monotonic()
+        self._unheard_since: float | None = None
+        self._node_pid = os.getppid()
+        self._over = threading.Event()
+        threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
+
+    def work(self, job_id: str) -> None:
+        """Look at the job that a message names."""
+        self._consumed_at = time.monotonic()
+        self._unheard_since = None
+        if job_id == CANARY_ID:
+            return
+        from maskfleet.worker.attempt import attempt_job
+
+        self._busy = True
+        try:
+            attempt_job(job_id, self._bench)
+            self._jobs += 1
+        finally:
+            self._busy = False
+            self._consumed_at = time.monotonic()
+
+    def leave(self) -> None:
+        """Withdraw from the roster, and end what this process started."""
+        self._over.set()
+        self._bench.sandbox.close()
+        try:
+            self._roster.withdraw(self._bench.settings.node)
+        except QueueUnavailable:
+            logger.warning("worker_not_withdrawn")  # its entry expires
+
+    def _announce_until_over(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._announce()
+            except QueueUnavailable:
+                logger.warning("worker_not_announced")
+                self._unheard_since = None  # nobody could have heard it
+            self._over.wait(min(WORKER_TTL_S / 6, self._bench.settings.canary_s))
+
+    def _announce(self) -> None:
+        settings = self._bench.settings
+        now = time.monotonic()
+        # While it works, the lease tells whether it is well.
+        idle_s = 0 if self._busy else int(now - self._consumed_at)
+        self._roster.announce(
+            WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
+        )
+        if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:
+            self._canary_sent_at = now
+            self._publisher.publish(CANARY_ID, canary_queue(settings.node))
+            self._unheard_since = self._unheard_since or now
+        if not self._busy and self._unheard_since and now - self._unheard_since > settings.ready_within_s:
+            logger.error("node_hears_nothing", idle_s=idle_s)
+            self._end_node()
+
+    def _end_node(self) -> None:
+        """End the node's parent, which a new one is started for, and this process."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if os.getppid() != self._node_pid:  # it has ended already
+                break
+            os.kill(self._node_pid, number)
+            time.sleep(END_GRACE_S)
+        os._exit(1)

@@ -1,0 +1,79 @@
+"""Whether a worker takes work, for an orchestrator: over HTTP, or as ``python -m maskfleet.worker.node.health``.
+
+Alive is not enough.  A worker is ready when its model is loaded and a message reached it lately, be it a job or
+the canary that it sends itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from maskfleet.jobs.errors import JobError
+from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.settings import WorkerSettings
+
+
+def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -> str | None:
+    """Say why a node is not ready, None when it is.
+
+    node: a node's name, or its end, as ``@host`` for any of a machine.
+    """
+    own = [worker for worker in workers if worker.node.endswith(node)]
+    if not own:
+        return "No such worker has announced itself lately; its model may be loading."
+    idle_s = min(worker.consumed_s_ago for worker in own)
+    if idle_s > ready_within_s:
+        return f"No message has reached the worker for {idle_s} s."
+    return None
+
+
+def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
+    """Answer ``/live`` and ``/ready`` on ``health_port`` from a thread."""
+    roster = Roster(connect(settings))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/live":
+                self._answer(200, "live")
+            elif self.path == "/ready":
+                try:
+                    reason = why_not_ready(roster.workers(), settings.node, settings.ready_within_s)
+                except JobError as error:
+                    reason = str(error)
+                self._answer(503 if reason else 200, reason or "ready")
+            else:
+                self._answer(404, "Ask for /live or /ready.")
+
+        def _answer(self, status: int, text: str) -> None:
+            body = f"{text}\n".encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+            """Probes come every few seconds; they are not news."""
+
+    server = ThreadingHTTPServer((settings.health_host, settings.health_port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    return server
+
+
+def main() -> None:
+    settings = WorkerSettings()
+    try:
+        reason = why_not_ready(Roster(connect(settings)).workers(), f"@{socket.gethostname()}", settings.ready_within_s)
+    except JobError as error:
+        reason = str(error)
+    if reason:
+        sys.exit(reason)
+
+
+if __name__ == "__main__":
+    main()

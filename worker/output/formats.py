@@ -1,0 +1,156 @@
+"""Masks, written in the forms that users ask for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+from PIL import Image
+
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.manifest import MaskSummary
+from maskfleet.jobs.schema.record import Metrics, Spec
+from maskfleet.jobs.schema.spec import Output
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.output.artifacts import Artifact, Segmented
+from maskfleet.worker.output.overlay import draw_overlay
+from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, write_logits
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import MaskInputs
+from maskfleet.worker.segment import Segmentation, segment
+from maskfleet.worker.steps import Watch
+
+#: Ids that a 16-bit label map has beside 0, the background.
+MAX_LABELS = 65_535
+
+
+def segment_and_format(
+    model: SegmentationModel, photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs
+) -> Segmented:
+    """Segment a photo as a job asks; the files that it wants of it are made one at a time, as they are written."""
+    segmentation = segment(photo, spec, model, watch, mask_inputs)
+    return Segmented(
+        masks=tuple(
+            MaskSummary(
+                area=mask.area,
+                bbox=mask.bbox_xywh,
+                predicted_iou=mask.predicted_iou,
+                stability_score=mask.stability_score,
+                prompt=mask.prompt,
+                candidate=mask.candidate,
+            )
+            for mask in segmentation.masks
+        ),
+        metrics=Metrics(
+            embed_s=segmentation.metrics.embed_s,
+            decode_s=segmentation.metrics.decode_s,
+            points=segmentation.metrics.points,
+            points_per_batch=segmentation.metrics.points_per_batch,
+            decoded_again=segmentation.metrics.decoded_again,
+            decoded_again_exactly=segmentation.metrics.decoded_again_exactly,
+        ),
+        artifacts=make_artifacts(photo, spec, segmentation),
+    )
+
+
+def make_artifacts(
+    photo: Photo, spec: Spec, segmentation: Segmentation, file_name: str | None = None
+) -> Iterator[Artifact]:
+    """Make the outputs that the spec names, one file at a time.
+
+    file_name: the image's own, for its record.
+    Raises InvalidRequest: ``too_many_masks`` when a label map has too few ids.
+    """
+    if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
+        raise InvalidRequest(
+            "too_many_masks",
+            f"There are {len(segmentation.masks):,} masks and a label map holds {MAX_LABELS:,}. "
+            "Ask for coco or png, or raise the thresholds.",
+        )
+    for output in dict.fromkeys(spec.outputs):
+        if output is Output.COCO:
+            yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name))
+        elif output is Output.PNG:
+            yield from mask_pngs(segmentation)
+        elif output is Output.LOGITS:
+            yield from mask_logits(segmentation)
+        elif output is Output.LABEL_MAP:
+            yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
+        else:
+            yield Artifact("overlay.png", "image/png", _png(draw_overlay(photo, spec, segmentation.masks)))
+
+
+def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes:
+    """Write records with SA-1B's fields, one line for each mask.
+
+    Beside them: ``prompt``, the index of the prompt that a mask answers, and ``candidate`` with multimask.
+    """
+    width, height = segmentation.size_wh
+    image = {"width": width, "height": height} | ({"file_name": file_name} if file_name else {})
+    records = ",\n".join(json.dumps(_record(number, mask)) for number, mask in enumerate(segmentation.masks, 1))
+    return (
+        f'{{"image": {json.dumps(image)},\n"annotations": [\n{records}\n],\n'
+        f'"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
+    ).encode()
+
+
+def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
+    """One picture of 1 bit a pixel for each mask, white inside, numbered from 0 in the order of the records."""
+    for number, mask in enumerate(segmentation.masks):
+        name = _numbered("masks/", number, segmentation, "png")
+        yield Artifact(name, "image/png", _png(Image.fromarray(decode_rle(mask))))
+
+
+def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
+    """One .npy file for each mask: its logits at the model's own resolution, which a ``mask_input`` may name."""
+    for number, mask in enumerate(segmentation.masks):
+        if mask.logits is not None:
+            name = _numbered(LOGITS_FOLDER, number, segmentation, "npy")
+            yield Artifact(name, "application/octet-stream", write_logits(mask.logits))
+
+
+def label_map_png(segmentation: Segmentation) -> bytes:
+    """One picture of 16 bits a pixel: 0 is background, else the id of a mask's record.
+
+    Where masks overlap the smaller one is on top, so that parts are not hidden by what they belong to.
+    At its peak it holds the labels and one mask, three bytes a pixel, which is more than any other output.
+    """
+    width, height = segmentation.size_wh
+    labels = np.zeros((height, width), dtype=np.uint16)
+    numbered = sorted(enumerate(segmentation.masks, 1), key=lambda pair: -pair[1].area)
+    for number, mask in numbered:
+        labels[decode_rle(mask)] = number
+    return _png(Image.fromarray(labels))
+
+
+def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
+    digits = max(4, len(str(len(segmentation.masks) - 1)))
+    return f"{folder}{number:0{digits}}.{suffix}"
+
+
+def _record(number: int, mask: Mask) -> dict[str, object]:
+    record: dict[str, object] = {
+        "id": number,
+        "segmentation": {"size": list(mask.size_hw), "counts": mask.counts},
+        "area": mask.area,
+        "bbox": list(mask.bbox_xywh),
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "point_coords": [list(point) for point in mask.point_coords],
+        "crop_box": list(mask.crop_box_xywh),
+    }
+    if mask.prompt is not None:
+        record["prompt"] = mask.prompt
+    if mask.candidate is not None:
+        record["candidate"] = mask.candidate
+    return record
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,200 @@
+"""The picture for people: masks over the photo, with the prompts that they answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import EverythingJob
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.mask import Mask, decode_rle
+
+#: Larger photos are drawn smaller: a screen shows no more, and the file stays small.
+_LONGEST_EDGE = 2048
+_LONGEST_PANEL_EDGE = 1024
+#: Rows of the picture that are scaled at once, and how far Pillow's widest filter, Lanczos, reaches.
+_STRIP_ROWS = 64
+_FILTER_REACH = 3
+_FILL = 0.45
+_ON_OBJECT, _OFF_OBJECT = (34, 160, 75), (214, 48, 49)
+
+Colour = tuple[int, int, int]
+
+
+def draw_overlay(photo: Photo, spec: Spec, masks: Sequence[Mask]) -> Image.Image:
+    """Draw masks over the photo, larger ones first, and the spec's boxes and points on top.
+
+    The picture has the photo's size, or 2048 pixels on its longer side when that is less.  A multimask job of
+    one object becomes three panels side by side, one for each candidate; of several objects, the best
+    candidate of each is drawn.
+    """
+    if not isinstance(spec, EverythingJob) and spec.params.multimask:
+        if len(spec.prompts) == 1:
+            return _panels(photo, spec.prompts, masks)
+        masks = _best_of_each(masks)
+    return _scene(photo, spec.prompts, masks, _LONGEST_EDGE)
+
+
+def colour_of(index: int) -> Colour:
+    """A colour for the index-th object: the same in every picture, and far from its neighbours'.
+
+    Hues step by the golden angle; lightness and chroma are even to the eye.
+    Source: B. Ottosson 2020, "A perceptual color space for image processing" (OKLab).
+    """
+    hue = math.radians(255 + index * 137.50776)
+    lightness = (0.70, 0.78, 0.64)[index % 3]
+    chroma = 0.17
+    while True:
+        rgb = _from_oklab(lightness, chroma * math.cos(hue), chroma * math.sin(hue))
+        if all(-0.001 <= value <= 1.001 for value in rgb) or chroma < 0.02:
+            red, green, blue = (round(255 * min(max(value, 0), 1)) for value in rgb)
+            return red, green, blue
+        chroma -= 0.01  # out of a screen's range: paler, with the same hue
+
+
+def _from_oklab(lightness: float, a: float, b: float) -> list[float]:
+    l_cone = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    m_cone = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    s_cone = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = (
+        4.0767416621 * l_cone - 3.3077115913 * m_cone + 0.2309699292 * s_cone,
+        -1.2684380046 * l_cone + 2.6097574011 * m_cone - 0.3413193965 * s_cone,
+        -0.0041960863 * l_cone - 0.7034186147 * m_cone + 1.7076147010 * s_cone,
+    )
+    return [12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055 for v in linear]
+
+
+def _scene(
+    photo: Photo, prompts: Sequence[Prompt], masks: Sequence[Mask], longest_edge: int, first_colour: int = 0
+) -> Image.Image:
+    scale = min(1.0, longest_edge / max(photo.size_wh))
+    width, height = (max(1, round(side * scale)) for side in photo.size_wh)
+    line = max(1.0, max(width, height) / 420)
+    canvas = _resized(photo.pixels, (width, height), Image.Resampling.LANCZOS).astype(np.float32)
+    for index, mask in sorted(enumerate(masks), key=lambda pair: -pair[1].area):
+        colour = colour_of(first_colour + (index if mask.prompt is None else mask.prompt))
+        _paint(canvas, mask, colour, line)
+    picture = Image.fromarray(np.rint(canvas).astype(np.uint8))
+    for number, prompt in enumerate(prompts):
+        _draw_prompt(picture, prompt, colour_of(first_colour + number), scale, line)
+    return picture
+
+
+def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: float) -> None:
+    """Lay a mask on the canvas: a translucent fill, a dark seam for contrast, a bright contour."""
+    height, width = canvas.shape[:2]
+    scale_y, scale_x = height / mask.size_hw[0], width / mask.size_hw[1]
+    margin = math.ceil(4 * line)
+    x, y, box_width, box_height = mask.bbox_xywh
+    left, top = max(0, int(x * scale_x) - margin), max(0, int(y * scale_y) - margin)
+    right = min(width, math.ceil((x + box_width) * scale_x) + margin)
+    bottom = min(height, math.ceil((y + box_height) * scale_y) + margin)
+    if not mask.area:
+        return
+    part = _soft(mask, (width, height), (left, top, right, bottom), line)
+    soft = np.asarray(part).astype(np.float32)[..., None] / 255
+    # Near the edge the blurred mask falls from 1 to 0: 0.5 is the edge, and the distance from 0.5 that from it.
+    off_edge = np.abs(soft - 0.5)
+    region = canvas[top:bottom, left:right]
+    tint = np.array(colour, dtype=np.float32)
+    # A mask of most of the photo would drown it: the larger, the fainter.
+    fill = _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
+    _blend(region, tint, fill * np.clip((soft - 0.3) / 0.4, 0, 1))
+    _blend(region, tint * 0.25, 0.55 * np.clip((0.47 - off_edge) / 0.12, 0, 1))
+    _blend(region, tint + (255 - tint) * 0.25, np.clip((0.36 - off_edge) / 0.14, 0, 1))
+
+
+def _soft(mask: Mask, size_wh: tuple[int, int], bounds: tuple[int, int, int, int], line: float) -> Image.Image:
+    """The part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
+    pixels = Image.fromarray(_resized(decode_rle(mask), size_wh, Image.Resampling.BOX))
+    # The blur repeats edge pixels outwards, so a mask gets no contour along the picture's own edge.
+    return pixels.crop(bounds).filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
+
+
+def _resized(
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.bool_], size_wh: tuple[int, int], resampling: Image.Resampling
+) -> npt.NDArray[np.uint8]:
+    """Scale a photo, or a mask as 0 and 255, in strips: Pillow's own copy of 100 megapixels is 400 MB."""
+    (height, width), step = pixels.shape[:2], pixels.shape[0] / size_wh[1]
+    out = np.empty((size_wh[1], size_wh[0], *pixels.shape[2:]), dtype=np.uint8)
+    for first in range(0, size_wh[1], _STRIP_ROWS):
+        last = min(first + _STRIP_ROWS, size_wh[1])
+        # With the rows around the strip that the filter reaches: but for rounding, the result is that of the whole.
+        reach = math.ceil(_FILTER_REACH * max(1.0, step)) + 1
+        top, bottom = max(0, int(first * step) - reach), min(height, math.ceil(last * step) + reach)
+        strip = pixels[top:bottom].view(np.uint8) * np.uint8(255 if pixels.dtype == np.bool_ else 1)
+        box = (0, first * step - top, width, last * step - top)
+        out[first:last] = Image.fromarray(strip).resize((size_wh[0], last - first), resampling, box=box)
+    return out
+
+
+def _blend(region: npt.NDArray[np.float32], colour: npt.NDArray[np.float32], alpha: npt.NDArray[np.floating]) -> None:
+    region += (colour - region) * alpha
+
+
+def _draw_prompt(picture: Image.Image, prompt: Prompt, colour: Colour, scale: float, line: float) -> None:
+    if prompt.box is not None:
+        _draw_box(picture, [value * scale for value in prompt.box], colour, line)
+    for (x, y), label in zip(prompt.points, prompt.point_labels, strict=True):
+        _draw_point(picture, x * scale, y * scale, label, radius=max(4.0, 3.6 * line))
+
+
+def _draw_box(picture: Image.Image, box_xyxy: Sequence[float], colour: Colour, line: float) -> None:
+    draw = ImageDraw.Draw(picture)
+    x0, y0, x1, y1 = (round(value) for value in box_xyxy)
+    x1, y1 = max(x0, min(x1, picture.width) - 1), max(y0, min(y1, picture.height) - 1)
+    white, tinted = max(3, round(2.6 * line)), max(1, round(1.3 * line))
+    inset = (white - tinted) // 2
+    draw.rectangle((x0, y0, x1, y1), outline="white", width=white)
+    if x1 - x0 > 2 * inset and y1 - y0 > 2 * inset:
+        draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=colour, width=tinted)
+
+
+def _draw_point(picture: Image.Image, x: float, y: float, label: int, radius: float) -> None:
+    """A disc with a white rim: green with a plus on the object, red with a minus off it."""
+    # Drawn large and reduced, because Pillow's own shapes have hard edges.
+    finer, side = 8, math.ceil(2 * radius) + 2
+    large = Image.new("RGBA", (side * finer, side * finer))
+    draw = ImageDraw.Draw(large)
+    middle, outer = side * finer / 2, radius * finer
+    inner, arm, half = outer * 0.80, outer * 0.46, outer * 0.11
+    draw.ellipse((middle - outer, middle - outer, middle + outer, middle + outer), fill="white")
+    fill = _ON_OBJECT if label else _OFF_OBJECT
+    draw.ellipse((middle - inner, middle - inner, middle + inner, middle + inner), fill=fill)
+    draw.rectangle((middle - arm, middle - half, middle + arm, middle + half), fill="white")
+    if label:
+        draw.rectangle((middle - half, middle - arm, middle + half, middle + arm), fill="white")
+    disc = large.resize((side, side), Image.Resampling.BOX)
+    picture.paste(disc, (round(x - side / 2), round(y - side / 2)), disc)
+
+
+def _panels(photo: Photo, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
+    """One panel for each candidate of an object, with its scores below."""
+    scenes = [_scene(photo, prompts, [mask], _LONGEST_PANEL_EDGE) for mask in masks]
+    width, height = scenes[0].size
+    gap = max(6, round(max(width, height) / 48))
+    letters = max(11, round(width / 26))
+    font = ImageFont.load_default(letters)
+    foot = round(letters * 2.0)
+    sheet = Image.new("RGB", (len(scenes) * (width + gap) + gap, height + gap + foot), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (scene, mask) in enumerate(zip(scenes, masks, strict=True)):
+        left = gap + number * (width + gap)
+        sheet.paste(scene, (left, gap))
+        caption = f"Mask {number + 1}   score {mask.predicted_iou:.3f}"
+        draw.text((left + width / 2, gap + height + foot / 2), caption, fill=(40, 40, 40), font=font, anchor="mm")
+    return sheet
+
+
+def _best_of_each(masks: Sequence[Mask]) -> list[Mask]:
+    best: dict[int | None, Mask] = {}
+    for mask in masks:
+        if mask.prompt not in best or mask.predicted_iou > best[mask.prompt].predicted_iou:
+            best[mask.prompt] = mask
+    return list(best.values())

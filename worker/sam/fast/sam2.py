@@ -1,0 +1,57 @@
+"""The fast way through SAM 2's decoder, and EdgeTAM's, which is the same.
+
+It is SAM's (``sam``) but for these: a token before the others scores whether there is an object at all; two
+finer maps of the image enter the upscaling (``image_state.Added``); and where one mask is wanted, the network
+gives its single one only if that is stable.
+Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from maskfleet.worker.sam.candidates import Candidates, at_hand
+from maskfleet.worker.sam.fast.image_state import ImageState, with_finer_maps
+from maskfleet.worker.sam.fast.sam import FastSam
+
+
+class FastSam2(FastSam):
+    """The decoder of one Sam2Model or EdgeTamModel."""
+
+    scores_objects: ClassVar[bool] = True
+    ends_boxes: ClassVar[bool] = True
+
+    @classmethod
+    def unsuited(cls, network: Any) -> str | None:
+        side, other = network.prompt_encoder.image_embedding_size
+        expected = [[times * side, times * other] for times in (4, 2, 1)]
+        sizes = [list(size) for size in network.backbone_feature_sizes]
+        if sizes != expected:
+            return f"its maps of the image are of the sizes {sizes} instead of {expected}"
+        return super().unsuited(network)
+
+    def image_state(self, embeddings: Any) -> ImageState:
+        """Prepare an image.  embeddings: (1, c8, 4h, 4w), (1, c4, 2h, 2w) and (1, C, h, w)."""
+        four_times, twice, embedding = (one.float() for one in embeddings)
+        with torch.inference_mode():
+            return self._state_of(embedding, with_finer_maps(self._folded, twice, four_times))
+
+    def _single(self, candidates: Candidates) -> Candidates:
+        """The network's own choice: the single mask where that is stable, else the best of the three."""
+        every = torch.arange(len(candidates.predicted_iou), device=candidates.predicted_iou.device)
+        chosen = torch.zeros_like(every)
+        masks = candidates.logits(every, chosen)
+        if self._decoder.dynamic_multimask_via_stability:
+            unstable = self._stability(masks) < self._decoder.dynamic_multimask_stability_thresh
+            chosen[unstable] = 1 + candidates.predicted_iou[unstable, 1:].argmax(1)
+            masks[unstable] = candidates.logits(every[unstable], chosen[unstable])
+        return at_hand(masks[:, None], candidates.predicted_iou[every, chosen, None], candidates.object_score)
+
+    def _stability(self, masks: Tensor) -> Tensor:
+        """Score as the network does, on low-resolution logits; an empty mask is stable.  masks: (N, h, w)."""
+        delta = self._decoder.dynamic_multimask_stability_delta
+        inner, outer = ((masks > cut).flatten(1).sum(1) for cut in (delta, -delta))
+        return torch.where(outer > 0, inner / outer, 1.0)

@@ -1,0 +1,95 @@
+"""Prompts as tokens: points and boxes embedded as SAM does, prompts of different shapes in one padded batch.
+
+SAM makes a token of each point, two of a box (its corners), and where there is no box one more, "not a point"; SAM 2
+has that one behind a box too.  Prompts with fewer tokens than others in their batch are padded, and the padding is
+marked, so that every attention leaves it out: a prompt is decoded as if it were alone.  (transformers pads with tokens
+of zeros, label -10, which its decoder attends to: huggingface/transformers#32488.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskfleet.worker.sam.prompts import PADDING, PromptBatch
+
+#: The library's label of a token that stands where a box might have been.
+_NOT_A_POINT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """N prompts' tokens, n each: the decoder's own, which it answers with, then the prompt's.
+
+    values: (N, n, C).  padded: (N, n), True where a token is none and must count for nothing; None where all count.
+    """
+
+    values: Tensor
+    padded: Tensor | None
+
+    def take(self, prompts: Sequence[int]) -> Tokens:
+        """Those of some prompts."""
+        some = list(prompts)
+        return Tokens(self.values[some], None if self.padded is None else self.padded[some])
+
+
+class PromptTokens:
+    """The prompt encoder's weights for points and boxes, and the decoder's own tokens.
+
+    output: (k, C), the decoder's own.  ends_boxes: whether "not a point" stands behind a box too.
+    """
+
+    def __init__(self, prompt_encoder: Any, output: Tensor, *, ends_boxes: bool) -> None:
+        self._frequencies: Tensor = prompt_encoder.shared_embedding.positional_embedding
+        self._image_size = prompt_encoder.input_image_size
+        # SAM has an embedding for each label, SAM 2 one for all of them.
+        off, on, *corners = torch.cat(list(prompt_encoder.point_embed.parameters()))
+        self._of_label = torch.stack([off, on])
+        self._of_corner = torch.stack(corners)
+        self._not_a_point: Tensor = prompt_encoder.not_a_point_embed.weight[0]
+        self._output = output
+        self._ends_boxes = ends_boxes
+
+    def of(self, batch: PromptBatch) -> Tokens:
+        """Embed a batch of N prompts."""
+        device = self._output.device
+        points_xy, labels, boxes_xyxy = (
+            None if given is None else given.to(device) for given in (batch.points_xy, batch.labels, batch.boxes_xyxy)
+        )
+        parts, padded = [], []
+        if points_xy is not None and labels is not None:
+            parts.append(self._points(points_xy, labels))
+            padded.append(labels == PADDING)
+        if boxes_xyxy is not None:
+            missing = boxes_xyxy.isnan().any(1)
+            parts.append(self._boxes(boxes_xyxy, missing))
+            # "Not a point", if it does not follow anyhow, stands in the first corner's place; the second stays empty.
+            padded.append(torch.stack([missing & self._ends_boxes, missing], dim=1))
+        if boxes_xyxy is None or self._ends_boxes:
+            parts.append(self._not_a_point.expand(len(parts[0]), 1, -1))
+            padded.append(padded[0].new_zeros(len(parts[0]), 1))
+        output = self._output.expand(len(parts[0]), -1, -1)
+        padding = torch.cat([padded[0].new_zeros(output.shape[:2]), *padded], dim=1)
+        return Tokens(torch.cat([output, *parts], dim=1), padding if bool(padding.any()) else None)
+
+    def _points(self, points_xy: Tensor, labels: Tensor) -> Tensor:
+        encoded = self._encoded(points_xy) + self._of_label[labels.clamp(0, 1)]
+        return torch.where((labels == _NOT_A_POINT)[..., None], self._not_a_point, encoded)
+
+    def _boxes(self, boxes_xyxy: Tensor, missing: Tensor) -> Tensor:
+        corners = self._encoded(boxes_xyxy.view(-1, 2, 2)) + self._of_corner
+        return torch.where(missing[:, None, None], self._not_a_point, corners)
+
+    def _encoded(self, places_xy: Tensor) -> Tensor:
+        """Sines and cosines of places, from the middles of pixels; as the library, in the places' own precision first.
+
+        Source: Tancik et al. 2020, "Fourier features let networks learn high frequency functions".
+        """
+        from_middle = 2 * ((places_xy + 0.5) / self._image_size) - 1
+        phases = 2 * math.pi * (from_middle.to(self._frequencies.dtype) @ self._frequencies)
+        return torch.cat([phases.sin(), phases.cos()], dim=-1)

@@ -1,0 +1,86 @@
+"""The checkpoint: loaded once by the family that its own config names, kept for the life of the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any  # transformers' configuration is a plain dict
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+from transformers.utils.logging import disable_progress_bar
+
+from maskfleet.jobs.errors import AttemptFailed
+from maskfleet.jobs.settings import model_name
+from maskfleet.worker.sam.families import FAMILIES, Family
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationModel:
+    """A checkpoint, ready to run."""
+
+    name: str
+    family: Family
+    device: torch.device
+
+
+def load_model(ref: str, device: str, precision: str = "float32") -> SegmentationModel:
+    """Load a checkpoint from a hub id or a folder.
+
+    precision: what the encoder computes in: float32, bfloat16 or float16.
+
+    Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (of no family we know, or a package is missing),
+    ``model_unreadable``, ``device_unavailable``.
+    """
+    if ref.startswith((".", "/", "~")) and not Path(ref).expanduser().is_dir():
+        raise AttemptFailed("model_not_found", f"There is no folder {ref}.")
+    source = str(Path(ref).expanduser()) if ref.startswith("~") else ref
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in the middle of a worker's log
+    try:
+        family = _family_of(source)
+        network, preprocessing = family.read(source)
+    except ImportError as error:
+        raise AttemptFailed("model_not_supported", f"{ref} needs a package that is not installed: {error}") from error
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise AttemptFailed("model_unreadable", f"The checkpoint {ref} cannot be read: {error}") from error
+    except OSError as error:
+        raise AttemptFailed(
+            "model_not_found",
+            f"The model {ref} was not found, here or on the hub. Give a hub id such as facebook/sam-vit-base, or a "
+            "folder with config.json, preprocessor_config.json and model.safetensors.",
+        ) from error
+    try:
+        place = torch.device(device)
+        network = network.to(place)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
+    loaded = family(network, preprocessing)
+    loaded.encoder_dtype = getattr(torch, precision)
+    loaded.prepare()
+    return SegmentationModel(model_name(ref), loaded, place)
+
+
+def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
+    """Lower a batch to what memory holds: half of what is free on a GPU, the family's share of a CPU's.
+
+    The masks do not depend on it but for rounding.
+    """
+    on_gpu = model.device.type == "cuda"
+    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else model.family.cpu_batch_bytes
+    return max(1, min(points_per_batch, int(budget // model.family.point_bytes)))
+
+
+def _family_of(source: str) -> type[Family]:
+    config: dict[str, Any]
+    config, _ = PreTrainedConfig.get_config_dict(source)
+    if not config:
+        raise OSError(f"{source} has no config.json")
+    kind = str(config.get("model_type", "nameless"))
+    if kind not in FAMILIES:
+        raise AttemptFailed(
+            "model_not_supported",
+            f"{source} is a {kind} model. maskfleet runs checkpoints of SAM, SAM-HQ, SAM 2 and EdgeTAM "
+            f"(model_type {', '.join(FAMILIES)}), such as facebook/sam-vit-base.",
+        )
+    return FAMILIES[kind]

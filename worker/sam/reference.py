@@ -1,0 +1,132 @@
+"""The library's decoder, asked for one prompt, with the last digits that the prompt has in the library's own batch.
+
+The kernel that multiplies matrices is chosen by their number of rows, and kernels add up in different orders.  In SAM's
+decoders only the products over prompts' tokens have few rows; those over the image have thousands for every prompt and
+round alike however many prompts there are.  So one prompt is decoded by itself while the products over its tokens get
+the rows of the whole batch, zeros standing for the other prompts.
+
+That is true of the processors, thread counts and instruction sets that were tried, and assumed of none:
+``find_copies`` tries it on the machine at hand when a model is loaded.
+See docs/decisions/0034-masks-in-doubt-are-decoded-again.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.prompts import PromptBatch, join
+
+#: How many copies of a prompt may stand beside each other where one alone rounds in its own way.  Four of ViT-B's take
+#: 160 MB, which is what decoding may take beside the weights.
+_MOST_COPIES = 4
+_PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
+
+Decode = Callable[[PromptBatch], Candidates]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSlot:
+    """Where the library decodes a prompt.  row: its place in the batch; size: how many prompts the batch has."""
+
+    row: int
+    size: int
+
+
+ALONE = BatchSlot(0, 1)
+
+
+def grid_slot(index: int, points: int, points_per_batch: int) -> BatchSlot:
+    """Return the slot of a grid's point in the pipeline's batches.  points: how many the grid has."""
+    start = index - index % points_per_batch
+    return BatchSlot(index - start, min(points_per_batch, points - start))
+
+
+def decode_in_slot(
+    decode: Decode, prompt: PromptBatch, slot: BatchSlot, *, copies: int, image_positions: int
+) -> Candidates:
+    """Decode one prompt with the digits that it has in its slot.
+
+    decode: with the library's decoder.  copies: as found by ``find_copies``.  image_positions: of the embedding, h·w.
+    Returns candidates whose first row is the prompt's; the others are its copies.
+    """
+    if slot.size == 1:
+        return decode(prompt)
+    copies = min(copies, slot.size)
+    with _RowsOfWholeBatch(slot, copies, image_positions):
+        return decode(join([prompt] * copies))
+
+
+def find_copies(decode: Decode, prompts: PromptBatch, image_positions: int) -> int | None:
+    """Find how few copies of a prompt round as a whole batch does, on this machine with its threads.
+
+    prompts: a batch of two or more.  Returns None where no number up to ``_MOST_COPIES`` does.
+    """
+    size = len(prompts.indices)
+    whole = decode(prompts)
+    for copies in range(1, min(_MOST_COPIES, size) + 1):
+        if all(
+            _is_row(
+                decode_in_slot(
+                    decode,
+                    prompts.part(row, row + 1),
+                    BatchSlot(row, size),
+                    copies=copies,
+                    image_positions=image_positions,
+                ),
+                whole,
+                row,
+            )
+            for row in range(size)
+        ):
+            return copies
+    return None
+
+
+def _is_row(candidates: Candidates, whole: Candidates, row: int) -> bool:
+    """Whether the first of some candidates are those of a row, to the last bit."""
+    columns = torch.arange(candidates.predicted_iou.shape[1])
+    ours, theirs = (one.logits(torch.full_like(columns, at), columns) for one, at in ((candidates, 0), (whole, row)))
+    return torch.equal(ours, theirs) and torch.equal(candidates.predicted_iou[0], whole.predicted_iou[row])
+
+
+class _RowsOfWholeBatch(TorchFunctionMode):
+    """Compute products over the tokens of a prompt's copies with as many rows as the whole batch has."""
+
+    def __init__(self, slot: BatchSlot, copies: int, image_positions: int) -> None:
+        super().__init__()
+        self._slot = slot
+        self._copies = copies
+        self._image_positions = image_positions
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func not in _PRODUCTS or not self._is_over_tokens(*args[:2]):
+            return func(*args, **(kwargs or {}))
+        tokens, *others = args
+        made = func(self._in_batch(tokens), *others, **(kwargs or {}))
+        return made[:, self._slot.row].unsqueeze(1).repeat(1, self._copies, *[1] * (made.dim() - 2))
+
+    def _is_over_tokens(self, values: Tensor, weights: Tensor) -> bool:
+        """Tell tokens, (1, copies, …), from the image's positions, (copies, 1, h·w, C)."""
+        over_image = values.dim() == 4 and values.shape[2] == self._image_positions
+        return weights.dim() == 2 and values.dim() > 2 and values.shape[:2] == (1, self._copies) and not over_image
+
+    def _in_batch(self, tokens: Tensor) -> Tensor:
+        """Put a prompt's tokens in its row of zeros, with the strides of the whole batch: they choose kernels too."""
+        size, (_, step, *inner) = self._slot.size, tokens.stride()
+        room = torch.zeros(size * max(step, tokens[0, 0].numel()), dtype=tokens.dtype, device=tokens.device)
+        batch = room.as_strided((1, size, *tokens.shape[2:]), (size * step, step, *inner))
+        batch[0, self._slot.row] = tokens[0, 0]
+        return batch

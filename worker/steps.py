@@ -1,0 +1,158 @@
+"""The steps of a job that take time, embedding and decoding: counted, timed and reported to a watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from maskfleet.jobs.status import Stage
+from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
+from maskfleet.worker.masks.mask import Chosen
+from maskfleet.worker.masks.pending import OUTLINE_BYTES, PendingMasks
+from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.crops import Crop
+from maskfleet.worker.sam.embedding import Embedding
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.oom_halving import Halving
+from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.sam.reference import BatchSlot
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentMetrics:
+    """What the work was and how long it took.
+
+    points: prompts decoded; points_per_batch: as it was used; candidates: masks measured.
+    decoded_again: prompts that the library's decoder decoded once more, for their borderline pixels;
+    decoded_again_exactly: whether with the library's very bits, as far as was found on this machine.
+    """
+
+    embed_s: float
+    decode_s: float
+    points: int
+    batches: int
+    points_per_batch: int
+    candidates: int
+    crops: int
+    decoded_again: int
+    decoded_again_exactly: bool
+
+
+class Watch(Protocol):
+    """Is told of progress, and may raise to stop the job: cancellation, a time limit, another attempt."""
+
+    def stage(self, stage: Stage) -> None: ...
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        """Called before the first batch and after each, also of prompts decoded again, which are not counted as done.
+
+        masks: found so far; until a crop's last batch before suppression.
+        """
+
+
+class _Silent:
+    def stage(self, stage: Stage) -> None:
+        pass
+
+    def batch(self, done: int, total: int, masks: int) -> None:
+        pass
+
+
+SILENT: Watch = _Silent()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What bounds a job's memory, and its distance from the library's masks.
+
+    borderline_pixels: that a mask may have before its prompt is decoded again.  outline_bytes: logits that masks may
+    hold until they are written.
+    """
+
+    borderline_pixels: int = MAX_BORDERLINE_PIXELS
+    outline_bytes: int = OUTLINE_BYTES
+
+
+BOUNDS = Bounds()
+
+
+class Work:
+    """One job's work on a model: does each step, counts and times it, and reports to the watch.
+
+    batches: how many there are in all.  pending: the masks found so far.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, watch: Watch, batches: int, points_per_batch: int, bounds: Bounds
+    ) -> None:
+        self.model = model
+        self.bounds = bounds
+        self.pending = PendingMasks(bounds.outline_bytes)
+        self._watch = watch
+        self._halving = Halving(points_per_batch)
+        self._batches = batches
+        self._done = self._points = self._candidates = self._crops = self._again = 0
+        self._embed_s = self._decode_s = 0.0
+
+    def embed(self, photo: Photo, crop: Crop) -> Embedding:
+        """Embed a part of the photo."""
+        self._watch.stage(Stage.EMBEDDING)
+        started = time.perf_counter()
+        left, top, right, bottom = crop.box_xyxy
+        embedding = self.model.family.embed(photo.pixels[top:bottom, left:right])
+        self._embed_s += time.perf_counter() - started
+        self._crops += 1
+        return embedding
+
+    def decode(
+        self, embedding: Embedding, batches: Iterable[PromptBatch], *, multimask: bool = True
+    ) -> Iterator[tuple[PromptBatch, Candidates]]:
+        """Decode one batch after the other."""
+
+        def decode(part: PromptBatch) -> Candidates:
+            return self.model.family.decode(embedding, part, multimask=multimask)
+
+        self._watch.stage(Stage.DECODING)
+        self._watch.batch(self._done, self._batches, len(self.pending))
+        for batch in batches:
+            started = time.perf_counter()
+            yield from self._halving.decode(decode, batch)
+            self._decode_s += time.perf_counter() - started
+            self._done += 1
+            self._points += len(batch.indices)
+            self._watch.batch(self._done, self._batches, len(self.pending))
+
+    def decode_again(
+        self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True
+    ) -> Candidates:
+        """Decode one prompt with the library's decoder, as in its slot there.
+
+        embedding: what the family gives ``for_library``.
+        """
+        started = time.perf_counter()
+        candidates = self.model.family.decode_in_slot(embedding, prompt, slot, multimask=multimask)
+        self._decode_s += time.perf_counter() - started
+        self._again += 1
+        self._watch.batch(self._done, self._batches, len(self.pending))
+        return candidates
+
+    def count(self, chosen: Chosen) -> Chosen:
+        """Count the candidates whose masks are measured, and return them."""
+        self._candidates += len(chosen.rows)
+        return chosen
+
+    def metrics(self) -> SegmentMetrics:
+        return SegmentMetrics(
+            embed_s=round(self._embed_s, 4),
+            decode_s=round(self._decode_s, 4),
+            points=self._points,
+            batches=self._done,
+            points_per_batch=self._halving.points_per_batch,
+            candidates=self._candidates,
+            crops=self._crops,
+            decoded_again=self._again,
+            decoded_again_exactly=self.model.family.redecodes_exactly,
+        )
