@@ -1,11 +1,10 @@
 """The API's description: the OpenAPI document, and a page to read and try it on.
 
-The page is Swagger UI, whose files come in a wheel: nothing is loaded from anywhere else.
+The page is Swagger UI, whose files are in static/swagger-ui: nothing is loaded from anywhere else.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from maskfleet.api.openapi import document
 from maskfleet.api.operation import Operation, operation
 
 blueprint = Blueprint("docs", __name__)
+
+_SWAGGER_UI = Path(__file__).parent.parent / "static" / "swagger-ui"
 
 #: The page runs its own scripts and talks to its own host.  Swagger UI carries its pictures in its style sheet.
 PAGE_POLICY = (
@@ -29,11 +30,11 @@ _PAGE = """<!doctype html>
   <meta name="viewport" content="width=device-width, initial-scale=1">
   <title>maskfleet API</title>
   <link rel="icon" href="data:,">
-  <link rel="stylesheet" href="docs/css/swagger-ui.css">
+  <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
   <div id="page"></div>
-  <script src="docs/js/swagger-ui-bundle.js"></script>
+  <script src="docs/swagger-ui-bundle.js"></script>
   <script src="docs/start.js"></script>
 </body>
 </html>
@@ -69,5 +70,4 @@ def page() -> Response:
 def asset(name: str) -> Response:
     if name == "start.js":
         return Response(_START, mimetype="text/javascript")
-    folder = importlib.resources.files("flask_openapi3_swagger") / "templates" / "swagger"
-    return send_from_directory(Path(str(folder)), name, max_age=3600)
+    return send_from_directory(_SWAGGER_UI, name, max_age=3600)
