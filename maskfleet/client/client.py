@@ -1,7 +1,9 @@
 """A server's jobs, from Python.
 
-with Client("https://masks.example.com", api_key) as client:
-    job = client.submit(photo="bee.jpg", mode="box", prompts=[Prompt(box=(2350, 1600, 2850, 2100))])
+from maskfleet import Client, Prompt
+
+with Client("http://127.0.0.1:8000", "mf_…") as client:
+    job = client.submit(photo="examples/coins.png", mode="box", prompts=[Prompt(box=(304, 14, 366, 73))])
     client.wait(job.id)
     client.fetch(job.id, "masks")
 """
@@ -45,8 +47,6 @@ from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobView, Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, ImageSource
-
-__all__ = ["Client", "JobFields", "Photo"]
 
 #: A photo above this goes straight to the store, not through the API.
 MULTIPART_BYTES = 8 * 2**20

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from maskfleet.client import Client
+from maskfleet.client import client as client_module
 from maskfleet.client.errors import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
 from maskfleet.client.submission import JobFields
 from maskfleet.jobs.schema.events import BatchEvent
@@ -64,6 +68,20 @@ def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(
     assert sum(file.name.startswith("masks/") for file in manifest.files) == 2
     for file in manifest.files:
         assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_the_example_works_as_it_is_shown(running_stack: StackLine, repository: Path, tmp_path: Path) -> None:
+    shown = (client_module.__doc__ or "").partition("\n\n")[2].strip()
+    page = re.search(r"```python\n(.*?)```", (repository / "docs" / "python.md").read_text(), flags=re.S)
+    assert page is not None
+    assert page[1].strip() == shown
+    (tmp_path / "examples").symlink_to(repository / "examples")
+    with_server = shown.replace("http://127.0.0.1:8000", running_stack.api_url).replace("mf_…", running_stack.api_key)
+
+    ran = subprocess.run([sys.executable, "-c", with_server], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "masks" / "manifest.json").is_file()
 
 
 def test_many_photos_are_one_batch_whose_end_is_told_once(client: Client, receiver: Receiver, coins: Path) -> None:

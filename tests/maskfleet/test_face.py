@@ -1,0 +1,41 @@
+"""What ``maskfleet`` exports is all there, described, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskfleet
+import maskfleet.client
+
+
+@pytest.mark.parametrize("name", maskfleet.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(maskfleet, name) is getattr(maskfleet.client, name)
+    assert name in dir(maskfleet)
+
+
+def test_the_names_are_those_of_the_client_and_of_its_page(repository: Path) -> None:
+    rows = [line.split("|")[1] for line in (repository / "docs" / "python.md").read_text().splitlines() if "|" in line]
+
+    described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+    assert described == set(maskfleet.__all__) == set(maskfleet.client.__all__)
+
+
+def test_another_name_is_none() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
+        maskfleet.Cleint  # noqa: B018 - to see it fail
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import maskfleet; print(*set(sys.modules) - before)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert {name.partition(".")[0] for name in loaded} <= {"maskfleet", "importlib", "typing", *sys.stdlib_module_names}
+    assert not [name for name in loaded if name.startswith("maskfleet.")]
