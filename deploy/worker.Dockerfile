@@ -8,9 +8,9 @@ ARG TORCH_INDEX_URL=
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY . .
-# torch by itself first: an index of its own holds not all that the rest needs.
+# torch by itself first: an index of its own holds not all that the rest needs, and not in our versions.
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
-        pip install -c constraints.txt torch --index-url "$TORCH_INDEX_URL"; \
+        pip install --no-deps -c constraints.txt torch --index-url "$TORCH_INDEX_URL"; \
     fi \
     && pip install -c constraints.txt ".[worker]" && rm -rf /build/*
 

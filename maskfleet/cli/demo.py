@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from maskfleet.cli.demo_progress import DemoProgress
+from maskfleet.cli.extras import require
 from maskfleet.client import Client
 from maskfleet.client.errors import ApiError, WaitedTooLong
 from maskfleet.client.submission import JobFields
+from maskfleet.data import DEMO_PHOTO
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import JobView
@@ -30,7 +32,6 @@ from maskfleet.jobs.schema.spec import Output
 from maskfleet.stack.process import StackNotReady, StackProcess
 from maskfleet.stack.receiver import Receiver
 
-PHOTO = Path(__file__).resolve().parent.parent.parent / "examples" / "coins.png"
 #: A job of the demo takes seconds; a very slow machine some minutes.
 JOB_S = 600.0
 WEBHOOK_S = 60.0
@@ -73,6 +74,7 @@ def demo_command(out: Path) -> None:
     The exit status is 0 only when every job succeeded, every webhook came and was verified, every file is
     there as its manifest says, and everything that was started has stopped.
     """
+    require("server", "worker")
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _stop)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -84,7 +86,7 @@ def demo_command(out: Path) -> None:
         try:
             console.print("Starting Redis, S3, the API, a worker and the courier …")
             with StackProcess(Path(data), settings) as stack:
-                console.print(f"Ready at {stack.line.api_url}.  Sending three jobs for {PHOTO.name}.")
+                console.print(f"Ready at {stack.line.api_url}.  Sending three jobs for {DEMO_PHOTO.name}.")
                 ended = _run_jobs(stack.line.api_url, stack.line.api_key, receiver, out, console)
                 left = stack.stop()
         except (ApiError, StackNotReady) as error:
@@ -107,7 +109,7 @@ def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console
                 "webhook": {"url": receiver.url},
                 "metadata": {"demo": mode},
             }
-            ids[mode] = client.submit(photo=PHOTO, **job).id
+            ids[mode] = client.submit(photo=DEMO_PHOTO, **job).id
         with DemoProgress(console) as progress:
             ended = _watch(client, ids, progress)
         return {mode: _check(client, job, receiver, out / mode) for mode, job in ended.items()}
@@ -201,8 +203,6 @@ def _seconds(seconds: float | None) -> str:
 
 def _clear(out: Path) -> None:
     """Remove what an earlier demo left, so that no mask of it is taken for one of this."""
-    if not PHOTO.is_file():
-        raise click.ClickException(f"The demo's photo is not at {PHOTO}. Run the demo from a clone of the repository.")
     for mode in JOBS:
         folder = out / mode
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():

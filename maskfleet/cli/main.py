@@ -7,6 +7,8 @@ from typing import cast
 
 import click
 
+from maskfleet.cli.extras import naming_extras
+
 #: Each subcommand: where its click command is, and its line in the list of commands.
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("maskfleet.cli.up:up_command", "Run the whole service on this machine."),
@@ -37,11 +39,16 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        ctx.invoked_subcommand = cmd_name  # click says so, too, but after the import
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         return cast("click.Command", getattr(importlib.import_module(module), attribute))
+
+    def invoke(self, ctx: click.Context) -> object:
+        with naming_extras(ctx):
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         with formatter.section("Commands"):

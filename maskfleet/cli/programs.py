@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 
 import click
 
+from maskfleet.cli.extras import require
 
-@click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[api]`.")
+
+@click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[server]`.")
 @click.option("--host", help="The address to listen on; 0.0.0.0 for all.  [default: that of MASKFLEET_BIND]")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: that of MASKFLEET_BIND]")
 def api_command(host: str | None, port: int | None) -> None:
-    _require("gunicorn", "api")
+    require("server")
     from maskfleet.jobs.settings import ApiSettings
 
     usual_host, _, usual_port = ApiSettings().bind.rpartition(":")
@@ -33,7 +34,7 @@ def api_command(host: str | None, port: int | None) -> None:
     help="Every GPU, those with these numbers, or the processor.",
 )
 def worker_command(devices: str) -> None:
-    _require("torch", "worker")
+    require("worker")
     from maskfleet.jobs.logs import configure_logs
     from maskfleet.jobs.settings import WorkerSettings
     from maskfleet.worker.node.device import NoSuchDevice
@@ -73,9 +74,3 @@ def sweep_command(dry_run: bool) -> None:
             click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
             objects, size = objects + len(leftover.objects), size + leftover.size
     click.echo(f"{objects} objects, {size:,} bytes {'would be' if dry_run else 'were'} removed.")
-
-
-def _require(package: str, extra: str) -> None:
-    """Say which extra is missing before an import fails; finding a package does not import it."""
-    if importlib.util.find_spec(package) is None:
-        raise click.ClickException(f"This needs more packages: pip install 'maskfleet[{extra}]'")

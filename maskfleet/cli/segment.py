@@ -13,16 +13,13 @@ from rich.progress import TaskID
 
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import progress_bars, reporting_errors
+from maskfleet.data import DEMO_MODEL
 from maskfleet.jobs.schema.prompts import check_prompts_on_image
 from maskfleet.jobs.schema.spec import ImageSource, Output
-from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage
 
 if TYPE_CHECKING:
     from maskfleet.worker.segment import Segmentation
-
-#: The demo checkpoint, where maskfleet runs from its repository.
-_BUNDLED_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "sam-demo"
 
 
 @click.command("segment")
@@ -43,9 +40,11 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         started = time.perf_counter()
         # The worker's parts are not needed to print the help; and torch takes seconds to import: not before the
         # photo and the prompts are known to be right.
+        from maskfleet.jobs.settings import SharedSettings
         from maskfleet.worker.image.decode import decode_photo
 
-        picture = decode_photo(photo.read_bytes(), SharedSettings().max_image_pixels)
+        settings = SharedSettings()
+        picture = decode_photo(photo.read_bytes(), settings.max_image_pixels)
         check_prompts_on_image(spec.prompts, picture.size_wh)
 
         from maskfleet.worker.node.device import PATIENT_THREADS
@@ -56,7 +55,8 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         from maskfleet.worker.sam.model import load_model
         from maskfleet.worker.segment import segment
 
-        network = load_model(model or default_model(), device)
+        set_model = settings.model if "model" in settings.model_fields_set else str(DEMO_MODEL)
+        network = load_model(model or set_model, device)
         with _BarAfterASecond() as watch:
             result = segment(picture, spec, network, watch)
         files = 0
@@ -66,14 +66,6 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
             path.write_bytes(artifact.data)
             files += 1
         click.echo(_summary(result, files, out, time.perf_counter() - started))
-
-
-def default_model() -> str:
-    """``MASKFLEET_MODEL`` where it is set, else the bundled demo, else the settings' default."""
-    settings = SharedSettings()
-    if "model" not in settings.model_fields_set and (_BUNDLED_MODEL / "config.json").is_file():
-        return str(_BUNDLED_MODEL)
-    return settings.model
 
 
 class _BarAfterASecond:

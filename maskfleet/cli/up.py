@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from maskfleet.cli.extras import require
+
 
 @click.command("up", help="Run the whole service on this machine: Redis, S3, API, one worker and the courier.")
 @click.option(
@@ -22,6 +24,7 @@ import click
     "--port", type=click.IntRange(1, 65535), help="The API's port.  [default: that of last time, 8000, or a free one]"
 )
 def up_command(data: Path, as_json: bool, model: str, port: int | None) -> None:
+    require("server", "worker")
     from maskfleet.jobs.logs import configure_logs
     from maskfleet.jobs.settings import SharedSettings
     from maskfleet.stack.folder import FolderInUse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +16,17 @@ from maskfleet.cli.listener import Listener
 from maskfleet.cli.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
 from maskfleet.client.webhooks import check_secrets
 from maskfleet.jobs.schema.api import PingView
-from maskfleet.jobs.settings import CourierSettings
 from maskfleet.stack.discovery import local_webhook_secret
 from maskfleet.stack.hook_server import HookServer
+
+
+class Secret(click.ParamType[str]):
+    """A webhook's secret; in the environment several, as the courier takes them: with commas between."""
+
+    name = "whsec_…"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [part.strip() for part in rv.split(",") if part.strip()]
 
 
 @click.group("webhook")
@@ -32,7 +41,8 @@ def webhook_command() -> None:
     "--secret",
     "secrets",
     multiple=True,
-    metavar="whsec_…",
+    type=Secret(),
+    envvar="MASKFLEET_WEBHOOK_SECRETS",
     help="To verify with; may be given several times.  [default: MASKFLEET_WEBHOOK_SECRETS, else a local stack's]",
 )
 @click.option(
@@ -46,7 +56,6 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
 
     The service sends to this machine only when it is told so, by MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
     """
-    secrets = secrets or tuple(secret.get_secret_value() for secret in CourierSettings().webhook_secrets)
     if not secrets and (local := local_webhook_secret(Path(".maskfleet"))) is not None:
         secrets = (local.get_secret_value(),)
     try:

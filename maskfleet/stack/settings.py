@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from maskfleet.data import DEMO_MODEL
 from maskfleet.jobs.settings import ApiSettings, CourierSettings
 from maskfleet.stack.folder import StackKeys
 
-#: The checkpoint that comes with the project; it needs no network.
-DEMO_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "sam-demo"
 #: A second bucket, which jobs may name in an ``s3_uri`` at once.
 PHOTOS_BUCKET = "photos"
 #: The tenant of the stack's own key.
@@ -78,11 +77,6 @@ class StackSettings:
 
 
 def _choose_model(wanted: str) -> str:
-    if not wanted and not DEMO_MODEL.is_dir():
-        raise NoModel(
-            "The demo checkpoint is not here; it comes with the project's source. Set --model or MASKFLEET_MODEL to a "
-            "hub id, as in facebook/sam-vit-base, or to a folder with a SAM checkpoint."
-        )
     model = wanted or str(DEMO_MODEL)
     if not Path(model).is_dir():
         if model.startswith(("/", ".")):

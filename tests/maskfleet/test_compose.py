@@ -286,8 +286,13 @@ def installs(dockerfile: Path, repository: Path) -> set[str]:
     (extras,) = re.findall(r'pip install -c constraints\.txt "\.\[([\w,]+)\]"', dockerfile.read_text())
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])
-    for extra in extras.split(","):
-        wanted += project["optional-dependencies"][extra]
+    asked = extras.split(",")
+    for extra in asked:  # an extra of ours may name another one, which is then asked for as well
+        for text in project["optional-dependencies"][extra]:
+            if Requirement(text).name == project["name"]:
+                asked += Requirement(text).extras
+            else:
+                wanted.append(text)
     return set(closure([Requirement(text) for text in wanted], set()))
 
 
