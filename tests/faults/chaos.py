@@ -1,8 +1,8 @@
-"""``python -m tests.faults.chaos``: jobs under faults, on our fleet and on plain Celery, and a report of both.
+"""``python -m tests.faults.chaos``: run jobs under faults, on our fleet and on plain Celery, and report on both.
 
     python -m tests.faults.chaos --jobs 2000 --seconds 300 --seed 1
 
-The exit status tells whether every promise was kept.  The histories are left in ``--folder`` when one is given.
+The exit status is 0 if every promise was kept.  The histories are kept in ``--folder`` if one is given.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tests.faults.promises import Verdict
 from tests.faults.run import Plan, run
 from tests.faults.schedule import ALL, OF_ANY_FLEET
 
-#: What the issue that this was built for asks for.
+#: Ten times the lease of the laboratory, so that every running attempt loses its lease meanwhile.
 REDIS_FROZEN_S = 20.0
 
 
 @click.command()
 @click.option("--jobs", default=2000, show_default=True)
-@click.option("--seconds", default=300.0, show_default=True, help="Over which the jobs are sent.")
+@click.option("--seconds", default=300.0, show_default=True, help="Time over which the jobs are sent.")
 @click.option("--seed", default=1, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), help="Where logs and histories are kept.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder for logs and histories.")
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
     default=ROOT,
-    help="The folder for benchmarks/results/chaos.json, docs/chaos.md and README.md.  [default: this repository]",
+    help="Folder for benchmarks/results/chaos.json, docs/chaos.md and README.md.  [default: this repository]",
 )
 def main(jobs: int, seconds: float, seed: int, folder: Path | None, into: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
@@ -82,29 +82,29 @@ def _write(into: Path, command: str, ours: Figures, plain: PlainFigures, verdict
 
 
 def with_paragraph(readme: str, paragraph: str) -> str:
-    """Put the paragraph in the place of the one that tells of an earlier run.  Raises ValueError when there is none."""
-    begins, between, ends = readme.partition("Under fire (")
+    """Replace the paragraph about an earlier run.  Raises ValueError if there is none."""
+    begins, between, ends = readme.partition("Fault injection (")
     _, last, after = ends.partition("[docs/chaos.md](docs/chaos.md).")
     if not between or not last:
-        raise ValueError("The README has no paragraph that begins with 'Under fire (' and ends with docs/chaos.md.")
+        raise ValueError("README.md: no paragraph that begins with 'Fault injection (' and ends with docs/chaos.md.")
     return begins + paragraph + after
 
 
 def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
-    """Sum a run up for the README."""
+    """Summarise a run for the README."""
     ours_met, plain_met = _shared(ours, plain)
     where = f"{str(machine['measured_at'])[:10]}, {machine['processor']}, {machine['cores']} cores"
     put_back = f"{ours.put_back_s.get('p50', 0):g} s"
     text = (
-        f"Under fire (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs} of them in {ours.batches} "
-        f"batches, under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, {ours.felled} of which "
+        f"Fault injection (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs} of them in {ours.batches} "
+        f"batches, run under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, {ours.felled} of which "
         f"killed, froze or cut off a process, {ours.lost or 'none'} was lost, {ours.stuck or 'none'} stuck and "
-        f"{ours.doubled or 'none'} ended in two ways; {ours.told_twice} ends were told more than once{_one_id(ours)}; "
-        f"{ours.fenced} attempts that came too late "
-        f"were fenced; a job whose lease of {LEASE_S:g} s ran out was queued again {put_back} after the fault (p50). "
-        f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet, of which we "
-        f"met {ours_met}, lost {plain.of_these_nowhere}, gave up {plain.of_these_given_up} and told nobody, and told "
-        f"of {plain.told_twice} ends more than once:"
+        f"{ours.doubled or 'none'} ended in two states; {ours.told_twice} ends were reported more than once"
+        f"{_one_id(ours)}; {ours.fenced} late attempts were fenced off; "
+        f"a job whose {LEASE_S:g} s lease expired was requeued {put_back} after the fault (p50). "
+        f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet (ours met "
+        f"{ours_met} of these), lost {plain.of_these_nowhere} jobs, gave up on {plain.of_these_given_up} without "
+        f"notifying anyone, and reported {plain.told_twice} job ends more than once:"
     )
     return f"{textwrap.fill(text, 150, break_on_hyphens=False)}\n[docs/chaos.md](docs/chaos.md)."
 
@@ -118,37 +118,37 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
     told_twice = f"{ours.told_twice}{_one_id(ours)}; {ours.webhooks_sent_again} webhooks were sent again"
     rows = [
         ("jobs accepted", ours.jobs, plain.jobs),
-        ("of these, sent in batches", f"{ours.batched_jobs}, in {ours.batches} batches", "no such thing"),
+        ("of these, sent in batches", f"{ours.batched_jobs}, in {ours.batches} batches", "not supported"),
         ("lost: accepted, never ended, and found nowhere", ours.lost, plain.of_these_nowhere),
         (
-            "ended or was given up, and no receiver said 2xx (or 410) to that",
+            "ended or was given up, and no receiver answered 2xx (or 410)",
             ours.untold,
             plain.of_these_given_up,
         ),
         ("stuck: accepted and never ended", ours.stuck, plain_stuck),
         ("ends that a receiver answered 2xx more than once", told_twice, plain.told_twice),
-        ("ended in two ways, or told under two ids", ours.doubled, "not looked at"),
-        ("other broken promises", others, "not looked at"),
-        ("faults that acted", _all_faults(ours), _all_faults(plain)),
+        ("ended in two states, or reported under two ids", ours.doubled, "not checked"),
+        ("other broken promises", others, "not checked"),
+        ("faults that took effect", _all_faults(ours), _all_faults(plain)),
         ("faults of the kinds that both can meet", ours_met, plain_met),
-        ("faults of an API and of couriers", sum(ours.faults.values()) - ours_met, "no such thing"),
-        ("jobs that were begun more than once", ours.executed_more_than_once, plain.executed_more_than_once),
-        ("attempts that were fenced", ours.fenced, "no such thing"),
-        ("jobs put back after a lease ran out", ours.requeued, "no such thing"),
-        ("from the fault to the job's being queued again, p50 / p99", put_back, "not measured"),
-        ("from the fault to its next claim, behind what waits before it", recovery, "not measured"),
+        ("faults of the API and the couriers", sum(ours.faults.values()) - ours_met, "not applicable"),
+        ("jobs started more than once", ours.executed_more_than_once, plain.executed_more_than_once),
+        ("attempts fenced off", ours.fenced, "not supported"),
+        ("jobs requeued after their lease expired", ours.requeued, "not supported"),
+        ("from the fault until the job is requeued, p50 / p99", put_back, "not measured"),
+        ("from the fault until it is claimed again, including time in the queue", recovery, "not measured"),
         ("webhooks", ours.webhooks, "not counted"),
     ]
     kinds = sorted({*ours.faults, *plain.faults})
     return "\n".join(
         [
-            "# Under fire",
+            "# Fault injection",
             "",
-            "What a run of the fault laboratory (`tests/faults/`) came to: real processes that are killed, frozen and",
-            "cut off, slow servers, refusals and wrong clocks, on our fleet and on plain Celery set up with care (late",
-            "acknowledgement, rejection when a worker is lost, retries, a visibility timeout of 30 s:",
-            "`tests/faults/plain_celery.py`). A fault counts when it hit what it is named for: a node at a job, a job",
-            "that was about to be published, a webhook that was on its way.",
+            "Results of one run of the fault laboratory (`tests/faults/`): real processes are killed, frozen and cut",
+            "off, servers are slow, refuse requests or have the wrong time, both on our fleet and on a carefully",
+            "configured plain Celery (late acknowledgement, rejection when a worker is lost, retries, a visibility",
+            "timeout of 30 s: `tests/faults/plain_celery.py`). A fault counts only if it hit its target: a node that",
+            "was running a job, a job about to be published, a webhook in flight.",
             "",
             f"`{command}`, {machine['measured_at']}, commit {machine['commit']}; {machine['processor']}, "
             f"{machine['cores']} cores, {machine['memory_gib']} GiB.",
@@ -157,23 +157,24 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "|---|---|---|",
             *(f"| {what} | {one} | {other} |" for what, one, other in rows),
             "",
-            "What is promised, and how it is checked over a log of all that was seen: `tests/faults/promises.py`.",
-            "The same seed draws the faults for both, each from those that it can meet; so the order differs, and",
-            "plain Celery has more time for the shared kinds. Its task tells of its end itself, once for each",
-            "execution that comes so far. Whatever it raises is retried, as our attempts are. Ours sends a webhook",
-            "again when it does not know whether it arrived, under the id that it had, by which a receiver knows it.",
+            "The promises, and how they are checked against a log of everything observed: `tests/faults/promises.py`.",
+            "Both runs draw their faults from the same seed, each from the kinds that can happen to it, so the order",
+            "differs, and plain Celery has more time for the shared kinds. Its task sends its own notification, once",
+            "for each execution that gets that far. Any exception it raises is retried, as our attempts are. Ours",
+            "sends a webhook again when it cannot know whether it arrived, under the same id, so that the receiver",
+            "can recognise it.",
             "",
-            f"- Ends: {_counts(ours.ends)}. Some jobs are made to fail: they kill their workers, lose them their",
-            "  device, hang, or run longer than they allow themselves. Faults must explain any other failure.",
-            f"- How the attempts at them ended: {_counts(ours.attempts)}.",
-            "- Submits that were not accepted at once, and were sent again under the same key (0: without an answer):",
+            f"- Final states: {_counts(ours.ends)}. Some jobs are made to fail: they kill their workers, lose their",
+            "  device, hang, or exceed their own time limit. Any other failure must be explained by a fault.",
+            f"- Outcomes of their attempts: {_counts(ours.attempts)}.",
+            "- Submits that were not accepted at once, and were sent again under the same key (0: no response):",
             f"  {_counts(ours.submits_not_accepted)}.",
-            f"- {ours.followed} jobs were followed to their end by their streams of events, across the API's restarts.",
+            f"- {ours.followed} jobs were followed to the end over their event streams, across restarts of the API.",
             "",
-            "One job in five is done by a node with the bundled model, the others by three nodes whose model is",
-            "replaced by one that only waits; all else of these is the worker's own. A lease is 2 s here, and 30 s by",
-            f"default; Redis is frozen for {REDIS_FROZEN_S:g} s, and nothing is put back meanwhile. The next claim",
-            "waits for a process that starts, and for all jobs that are queued before.",
+            "One job in five runs on a node with the bundled model, the others on three nodes whose model is replaced",
+            "by one that only waits; everything else on these is the real worker. The lease is 2 s here, 30 s by",
+            f"default; Redis is frozen for {REDIS_FROZEN_S:g} s, during which nothing can be requeued. The next claim",
+            "waits for a process to start, and for all jobs queued earlier.",
             "",
             "| fault | times, maskfleet | times, plain Celery |",
             "|---|---|---|",
@@ -187,14 +188,14 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
 
 
 def _shared(ours: Figures, plain: PlainFigures) -> tuple[int, int]:
-    """Count the faults that each met, of the kinds that both can meet."""
+    """Count the faults that each side met, of the kinds that both can meet."""
     kinds = {kind.name for kind in OF_ANY_FLEET}
     ours_met, plain_met = (sum(count for kind, count in met.faults.items() if kind in kinds) for met in (ours, plain))
     return ours_met, plain_met
 
 
 def _one_id(ours: Figures) -> str:
-    return "" if ours.doubled else ", each under its one id"  # several ids are among what is doubled
+    return "" if ours.doubled else ", each under a single id"  # ends reported under several ids count as doubled
 
 
 def _all_faults(of: Figures | PlainFigures) -> str:

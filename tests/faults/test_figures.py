@@ -1,4 +1,4 @@
-"""What is told of a run follows from what was seen in it, and from nothing else."""
+"""The figures of a run follow from what was observed in it, and from nothing else."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_the_readme_has_a_place_for_what_a_run_came_to() -> None:
 
     written = with_paragraph(readme, "A PARAGRAPH.")
 
-    assert "Under fire (" not in written
+    assert "Fault injection (" not in written
     assert "\nA PARAGRAPH.\n" in written
     assert len(readme) - len(written) < 1500
