@@ -42,7 +42,7 @@ def test_the_figures_to_watch_are_exported(document: str, shared_fields: dict[st
 def test_the_settings_are_read_and_have_the_defaults_that_are_told(document: str) -> None:
     fields = {**WorkerSettings.model_fields, **CourierSettings.model_fields, **ApiSettings.model_fields}
     fields |= {name: EverythingJob.model_fields[name] for name in ("start_deadline_s", "run_timeout_s")}
-    section = document.partition("## What to set")[2].partition("\n## ")[0]
+    section = document.partition("## Settings")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ([0-9, ]+) \|", section, re.MULTILINE)
 
     assert len(rows) >= 9
