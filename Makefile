@@ -1,4 +1,4 @@
-# `make demo` and `make test` each work as the only command after a clone.
+# `make demo` and `make test` each work as the first command after a clone.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -21,8 +21,8 @@ TORCH ?=
 demo: setup
 	$(BIN)/maskfleet demo
 
-# Two processes, each with servers of its own, take one file of tests after the other, in the order of pyproject.toml.
-# torch's threads do not spin while they wait for each other: they would keep the other process from its core.
+# Two processes, each with its own servers, take one test file after another, in the order of pyproject.toml.
+# torch's threads must not spin while they wait for each other: they would keep the other process off its core.
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=40
 
@@ -30,19 +30,19 @@ test: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
-# Jobs under faults; writes docs/chaos.md and the paragraph of README.md.
+# Run jobs under faults; writes docs/chaos.md and its paragraph in README.md.
 JOBS ?= 2000
 SECONDS ?= 300
 SEED ?= 1
 chaos: setup
 	$(BIN)/python -m tests.faults.chaos --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
 
-# What the OpenAPI document allows and forbids, sent to the API: more of what `make test` sends.
+# Send the API what the OpenAPI document allows and forbids: more of what `make test` sends.
 EXAMPLES ?= 200
 fuzz: setup
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py
 
-# Damaged image files through the door's look at them and the decoder; writes benchmarks/results/image_fuzz.json.
+# Feed damaged image files to the API's header parser and the decoder; writes benchmarks/results/image_fuzz.json.
 COUNT ?= 10000
 fuzz-images: setup
 	$(BIN)/python -m tests.fuzz.images --count $(COUNT) --seed $(SEED) --keep
@@ -53,7 +53,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Mode everything beside the library's pipeline; half an hour.
+# Compare mode everything with the library's pipeline; takes half an hour.
 bench-core: setup
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 4
 	$(BIN)/python -m benchmarks.core --model demo --megapixels 1 4 --picture scene

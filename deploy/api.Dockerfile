@@ -1,4 +1,4 @@
-# The API, and the courier, which needs no more: no torch, no numpy.
+# The API and the courier: no torch, no numpy.
 #   docker build -f deploy/api.Dockerfile -t maskfleet-api .
 FROM python:3.12-slim
 
@@ -14,6 +14,6 @@ WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
-# No shell between: SIGTERM reaches the program.
+# Exec form, no shell: SIGTERM reaches the program.
 ENTRYPOINT ["maskfleet"]
 CMD ["api", "--host", "0.0.0.0", "--port", "8000"]

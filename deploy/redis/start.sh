@@ -1,10 +1,10 @@
 #!/bin/sh
-# Starts Redis with the users of users.acl.  Their passwords come from the environment and go no further than their hashes.
+# Start Redis with the users in users.acl.  Their passwords come from the environment; only their hashes are written.
 set -eu
 here=$(dirname "$0")
 
 hash() {
-    test "${#1}" -ge 16 || { echo "A password of Redis is shorter than 16 characters." >&2; exit 1; }
+    test "${#1}" -ge 16 || { echo "A Redis password is shorter than 16 characters." >&2; exit 1; }
     printf '%s' "$1" | sha256sum | cut -d ' ' -f 1
 }
 
@@ -12,15 +12,15 @@ api=$(hash "$REDIS_PASSWORD_API")
 worker=$(hash "$REDIS_PASSWORD_WORKER")
 courier=$(hash "$REDIS_PASSWORD_COURIER")
 operator=$(hash "$REDIS_PASSWORD_OPERATOR")
-# Not quoted: two words.
+# Unquoted: two words.
 server=${REDIS_SERVER:-docker-entrypoint.sh redis-server}
 case $($server --version) in
-    *" v=7.0."*) without='s/ +client|setinfo//' ;;  # it came with 7.2; clients do without, and 7.0 ends over the name
+    *" v=7.0."*) without='s/ +client|setinfo//' ;;  # new in 7.2; clients work without it, and 7.0 exits over the unknown name
     *) without= ;;
 esac
 users=$(mktemp)
 sed -e "$without" -e "s/#<api>/#$api/" -e "s/#<worker>/#$worker/" -e "s/#<courier>/#$courier/" -e "s/#<operator>/#$operator/" \
     "$here/users.acl" > "$users"
-chmod 644 "$users"  # the image's own start gives up root before the server reads it
+chmod 644 "$users"  # the image's entrypoint drops root before the server reads it
 unset REDIS_PASSWORD_API REDIS_PASSWORD_WORKER REDIS_PASSWORD_COURIER REDIS_PASSWORD_OPERATOR
 exec $server "$here/redis.conf" "$@" --aclfile "$users"
