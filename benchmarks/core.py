@@ -1,4 +1,4 @@
-"""Mode everything, ours against transformers' pipeline, side by side.
+"""Compare mode everything with transformers' pipeline.
 
     python -m benchmarks.core --model demo --megapixels 1 4
     python -m benchmarks.core --model demo --megapixels 1 --picture scene
@@ -7,13 +7,13 @@
     python -m benchmarks.core --model demo --megapixels 1 --threads 2
     python -m benchmarks.core --model sam2 --megapixels 1 --points 8 --stage decoder
 
-Each side runs in a process of its own, and after a warm-up the two take turns: library, ours, library, ours.  The
+Each side runs in its own process, and after a warm-up the two alternate: library, ours, library, ours.  The
 figures are medians.  ``coins`` is a photograph, where one candidate in fourteen passes the filters; ``scene`` is drawn
-so that nearly all pass, which is as hard as it gets for a core that saves its work on those that do not.  A whole
-job of 1,024 points is put together from the encoder and from ``points``² decoded points: decoding is linear in points
-(see `benchmarks.growth`).  ``vit-b`` is of ViT-B's shape with random weights, whose masks are noise; one in
-eight passes the IoU filter, as with trained weights.  ``sam2`` is the same of SAM 2's shape, with the encoder
-``--hiera``, on a square picture: on another the library's grid does not cover the image.  ``tuned`` keeps freed memory,
+so that nearly all pass, the worst case for an implementation that saves work on those that do not.  A whole
+job of 1,024 points is extrapolated from the encoder and ``points``² decoded points: decoding is linear in points
+(see `benchmarks.growth`).  ``vit-b`` has ViT-B's shape and random weights, whose masks are noise; one in
+eight passes the IoU filter, as with trained weights.  ``sam2`` is the same with SAM 2's shape and the encoder
+``--hiera``, on a square image: on any other the library's grid does not cover it.  ``tuned`` keeps freed memory,
 by glibc's MALLOC_ settings.  Stage ``decoder`` leaves out the encoder and what follows: the library's modules give the
 low-resolution masks of all candidates, ours those of candidates that pass the IoU filter.
 """
@@ -46,9 +46,9 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "100000000",
 }
-#: What stands for the library and for us, by stage.
+#: The classes for the library's side and ours, by stage.
 SIDES = {"whole": ("library", "ours"), "decoder": ("library-decoder", "our-decoder")}
-#: The encoders of SAM 2 and 2.1, as their checkpoints' config.json have them.
+#: The encoders of SAM 2 and 2.1, as in their checkpoints' config.json.
 HIERA: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 96,
@@ -119,7 +119,7 @@ class Side:
 
 
 def picture(name: str, megapixels: float, *, square: bool = False) -> np.ndarray[Any, Any]:
-    """The example photograph of coins, or a drawn scene, enlarged to so many megapixels; square: its left part."""
+    """Return the example photograph of coins, or a drawn scene, at that many megapixels; square: its left part."""
     if name == "coins":
         small = Image.open(ROOT / "examples" / "coins.png").convert("RGB")
     else:
@@ -181,7 +181,7 @@ def measure(checkpoint: Path, folder: Path, megapixels: float, options: argparse
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for side in sides.values():
-        side.run(2)  # code that only masks that are kept need
+        side.run(2)  # code needed only by masks that are kept
     for _ in range(options.runs):
         for name in names:
             runs[name].append(sides[name].run(options.points))
@@ -237,7 +237,7 @@ def main() -> None:
 
 
 def remember(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
-    """Keep the rows under their command in results/core.json, beside those of other commands."""
+    """Store the rows under their command in results/core.json, with those of other commands."""
     path = RESULTS / "core.json"
     entries: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
     command = "python -m benchmarks.core " + " ".join(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""One side of `benchmarks.core`, in a process of its own: ours, or the library's.
+"""One side of `benchmarks.core`, in its own process: ours, or the library's.
 
-It loads a checkpoint, segments a small blank image as a warm-up, loads the image and answers each number of points
-along a side on its standard input with a line of JSON: seconds of wall clock and of CPU, the peak of resident memory
+It loads a checkpoint, segments a small blank image as a warm-up, loads the image and, for each number of points
+per side read from standard input, writes a line of JSON: seconds of wall clock and of CPU, the peak of resident memory
 above what the process held with the model and the image loaded, and that of the whole process since its start, with all
 that Python and torch need.
 """
@@ -23,7 +23,7 @@ from maskfleet.jobs.schema.spec import EverythingJob, ImageSource
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.memory import give_back
 
-#: Noise is never stable: keep the test for stability in, and let everything pass it.
+#: Noise is never stable: keep the stability filter in, and let everything pass it.
 STABILITY = 0.001
 SOMEWHERE = ImageSource(s3_uri="s3://bench/any.png")
 
@@ -158,13 +158,13 @@ def main() -> None:
     side_name, checkpoint, image, points_per_batch, threads, device = sys.argv[1:]
     torch.set_num_threads(int(threads))
     side = SIDES[side_name](checkpoint, int(points_per_batch), device)
-    side.run(np.zeros((64, 64, 3), np.uint8), 2)  # weights are read, and code is compiled, at their first use
+    side.run(np.zeros((64, 64, 3), np.uint8), 2)  # weights are read, and code is compiled, on first use
     pixels = np.load(image)
     loaded_gb = resident_gb("VmHWM")
     print("ready", flush=True)
     for line in sys.stdin:
-        give_back()  # else the run fills it again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        give_back()  # or the run would refill it unnoticed
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before_gb, cpu_s = resident_gb("VmRSS"), time.process_time()
         answer = side.run(pixels, int(line))
         peak_gb = resident_gb("VmHWM")

@@ -1,4 +1,4 @@
-"""How time and memory of mode everything grow with points and with megapixels.
+"""Measure how time and memory of mode everything grow with points and megapixels.
 
     python -m benchmarks.growth
 
@@ -63,7 +63,7 @@ def draw(points: list[dict[str, float]], megapixels: list[dict[str, float]], pat
     memory.plot([row["megapixels"] for row in megapixels], [row["peak_gb"] for row in megapixels], "s--", color=SECOND)
     memory.set_ylabel("peak over weights and image, GB", color=SECOND)
     for axes in (left, right, memory):
-        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room above: the markers of a flat line else lie on the frame
+        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # headroom, or the markers of a flat line would lie on the frame
         axes.set_xlim(left=0)
         axes.tick_params(colors=INK)
         axes.spines["top"].set_visible(False)

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how it is kept beside its command."""
+"""Describe the machine a figure was measured on, and store the figure with its command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe() -> dict[str, object]:
-    """Name the processor, the cores that this process may use, the versions, the commit and the time."""
+    """Return the processor, the cores that this process may use, the versions, the commit and the time."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -47,11 +47,11 @@ def keep(name: str, command: str, figures: object) -> None:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Give the smallest value that ``percent`` of the values do not exceed."""
+    """Return the smallest value that ``percent`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, min(len(ordered) - 1, -(-len(ordered) * percent // 100).__int__() - 1))]
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Sum up repeated measurements: median, smallest and largest."""
+    """Summarise repeated measurements: median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}

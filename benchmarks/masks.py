@@ -1,6 +1,6 @@
-"""What a mask costs after the decoder, on images of 1 to 100 MP: the library's full-size way against the scanline.
+"""Measure the cost of a mask after the decoder, at 1 to 100 MP: the library's full-size approach and the scanline.
 
-``python -m benchmarks.masks``: both ways on the same planted logits in turns, in one thread; medians of CPU time for a
+``python -m benchmarks.masks``: both alternate on the same synthetic logits, in one thread; medians of CPU time per
 mask.  The masks have the sizes of SA-1B's and smooth outlines.  Up to 18 MP stability, box and RLE are compared too.
 """
 
@@ -26,7 +26,7 @@ from maskfleet.worker.masks.resampling import Geometry, two_steps
 from maskfleet.worker.masks.rle import write_runs
 
 LOW, INPUT = 256, 1024
-#: Width to height of 3 : 2, as cameras have it.
+#: An aspect ratio of 3 : 2, as in most cameras.
 SIZES_HW = {
     "1 MP": (816, 1224),
     "4 MP": (1632, 2448),
@@ -34,20 +34,20 @@ SIZES_HW = {
     "18 MP": (3456, 5184),
     "100 MP": (8165, 12247),
 }
-#: The library's way would take 400 MB and more for each mask.
+#: The library's approach would take 400 MB and more per mask.
 LARGEST_FOR_LIBRARY = 20_000_000
 
 Floats = npt.NDArray[np.float32]
 
 
 def scaled(size_hw: tuple[int, int]) -> tuple[int, int]:
-    """The size of an image in SAM's input."""
+    """Return the size of an image in SAM's input."""
     scale = INPUT / max(size_hw)
     return int(size_hw[0] * scale + 0.5), int(size_hw[1] * scale + 0.5)
 
 
 def plant(count: int, aspect: float, seed: int = 0) -> Floats:
-    """Logits of blobs: radii from 1.5 to 30 % of the width, outlines of some waves, slopes of 0.7 to 3 a pixel."""
+    """Return logits of blobs: radii of 1.5 to 30 % of the width, wavy outlines, slopes of 0.7 to 3 per pixel."""
     random = np.random.default_rng(seed)
     y, x = np.meshgrid(*[(np.arange(LOW) + 0.5) / LOW] * 2, indexing="ij")
     planted = np.empty((count, LOW, LOW), np.float32)
@@ -63,7 +63,7 @@ def plant(count: int, aspect: float, seed: int = 0) -> Floats:
 
 
 def library_way(logits: Floats, size_hw: tuple[int, int]) -> list[tuple[Any, ...]]:
-    """Stability, box and run lengths of a prompt's three masks: post_process_masks, then filter_masks, step by step."""
+    """Return stability, box and run lengths of a prompt's three masks: post_process_masks, then filter_masks."""
     height, width = scaled(size_hw)
     large = interpolate(torch.from_numpy(logits)[None], (INPUT, INPUT), mode="bilinear", align_corners=False)
     full = interpolate(large[..., :height, :width], size_hw, mode="bilinear", align_corners=False)[0]
@@ -77,7 +77,7 @@ def library_way(logits: Floats, size_hw: tuple[int, int]) -> list[tuple[Any, ...
 def our_way(
     logits: Floats, geometry: Geometry, size_hw: tuple[int, int], seconds: dict[str, list[float]]
 ) -> list[tuple[Any, ...]]:
-    """The same from the scanline, with the runs as text."""
+    """Return the same from the scanline, with the runs as text."""
     started = time.thread_time()
     measures = measure(logits, geometry, 0.0, 1.0)
     scores = masks.stability(measures)
@@ -95,14 +95,14 @@ def our_way(
 
 
 def run_lengths(changes: list[int], size_hw: tuple[int, int]) -> list[int]:
-    """COCO's run lengths from where runs begin."""
+    """Return COCO's run lengths, given where runs begin."""
     pixels = size_hw[0] * size_hw[1]
     ends = changes if changes and changes[-1] == pixels else [*changes, pixels]
     return np.diff(ends, prepend=0).tolist()
 
 
 def compare(size_hw: tuple[int, int], prompts: int) -> dict[str, object]:
-    """Both ways in turns, prompt by prompt."""
+    """Alternate between both, prompt by prompt."""
     logits = plant(3 * prompts, size_hw[0] / size_hw[1])
     geometry = two_steps((LOW, LOW), (INPUT, INPUT), scaled(size_hw), size_hw)
     seconds: dict[str, list[float]] = {"library": [], "measure": [], "write": []}
@@ -126,7 +126,7 @@ def compare(size_hw: tuple[int, int], prompts: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure every size and keep the figures."""
+    """Measure every size and store the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=20, help="of three masks each, for each size")
     prompts = parser.parse_args().prompts

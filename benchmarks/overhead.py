@@ -1,10 +1,10 @@
-"""What the queue costs: the time of a job from POST to its end, minus that of the same segmentation in process.
+"""Measure queue overhead: the time of a job from POST to its end, minus that of the same segmentation in process.
 
     python -m benchmarks.overhead
 
-The local stack runs on this machine with one worker.  Jobs are sent one after the other and waited for with
-``Prefer: wait``.  The same photograph, parameters and forms of output are segmented in this process, in turn with the
-jobs; torch has the same number of threads on both sides.
+The local stack runs on this machine with one worker.  Jobs are sent one at a time and awaited with
+``Prefer: wait``.  The same photograph, with the same parameters and outputs, is segmented in this process, alternating
+with the jobs; torch has the same number of threads on both sides.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(client: Client, fields: dict[str, object]) -> dict[str, object]:
-    """Measure a job through the service and in process, in turn."""
+    """Measure a job through the service and in process, alternating."""
     photo_bytes = PHOTO.read_bytes()
     model = load_model(str(MODEL), "cpu")
     upload_id = client.upload(photo_bytes)
@@ -76,7 +76,7 @@ def measure(client: Client, fields: dict[str, object]) -> dict[str, object]:
             pass
         local = time.perf_counter() - started
 
-        if run >= 2:  # the first two warm both sides up
+        if run >= 2:  # the first two are warm-up
             through_s.append(served)
             in_process_s.append(local)
             overhead_s.append(served - local)

@@ -1,10 +1,10 @@
-"""How fast the API accepts jobs: POST to 202 at one client and at 32, jobs a second, and the API's memory.
+"""Measure how fast the API accepts jobs: POST to 202 with 1 and with 32 clients, jobs per second, and its memory.
 
     python -m benchmarks.submit
 
-A real Redis, a real S3 and the API under gunicorn run on this machine, and so does the load: one process of
-threads, each with its own connection and bodies of about 200 bytes.  No worker runs, so that what is measured is the
-door alone.  The first requests of each run are not counted.
+A real Redis, a real S3 and the API under gunicorn run on this machine, and so does the load generator: one process of
+threads, each with its own connection and bodies of about 200 bytes.  No worker runs, so only the API is
+measured.  The first requests of each run are not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RUNS = 5
 
 @contextmanager
 def running_api(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """Run Redis, S3 and the API; give the API's port and process."""
+    """Run Redis, S3 and the API; yield the API's port and process."""
     redis = start_redis(folder / "redis", log=folder / "redis.log")
     s3 = start_s3(folder / "s3", access_key="a" * 8, secret_key="b" * 16, buckets=("maskfleet",), log=folder / "s3.log")
     port = free_port()
@@ -46,7 +46,7 @@ def running_api(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
         "MASKFLEET_API_KEYS": f"bench:{KEY}",
         "MASKFLEET_ALLOWED_BUCKETS": "photos",
         "MASKFLEET_MAX_JOBS_IN_FLIGHT": "1000000",
-        # Counted, and never reached.
+        # Counted, but never reached.
         "MASKFLEET_RATE_LIMIT": "1000000/minute",
         "MASKFLEET_LOG_LEVEL": "WARNING",
     }

@@ -1,12 +1,12 @@
-"""What webhooks come to when their receiver fails, and how many a courier sends a second.
+"""Measure how webhooks fare when their receiver fails, and how many a courier sends per second.
 
     python -m benchmarks.webhooks
 
-A real Redis, the ledger and one courier process run on this machine, and the receiver with them: threads of this
-process that verify every signature.  First, with a receiver that is well: all events are queued, the courier starts,
-and the time from the first arrival to the last is taken; once for one host, once for eight.  Then with one that fails:
-for a minute nothing listens while the jobs end; from then on 30 % of what comes is answered with 500 and 5 % is left
-without an answer.  The schedule has as many tries as the default one, in seconds; the time limit is shorter, too.
+A real Redis, the ledger and one courier process run on this machine, with the receiver: threads of this
+process that verify every signature.  First, with a healthy receiver: all events are queued, the courier starts,
+and the time from the first arrival to the last is measured; once for one host, once for eight.  Then with a failing
+one: for a minute nothing listens while the jobs end; from then on 30 % of requests are answered with 500 and 5 % are
+never answered.  The schedule has as many attempts as the default one, within seconds; the time limit is shorter, too.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ RESULT = ResultSummary(prefix="p/", manifest_key="p/m", masks=3, best_score=0.9,
 
 
 class Receiver:
-    """Listens on a port while its ``with`` lasts; notes all that comes, and answers by lot."""
+    """Listen on a port inside ``with``; record every request, and respond at random."""
 
     def __init__(self, port: int, *, failing: float = 0.0, hanging: float = 0.0) -> None:
-        self.tries: dict[str, list[int]] = defaultdict(list)  # webhook id → what was answered, 0 for nothing
+        self.tries: dict[str, list[int]] = defaultdict(list)  # webhook id → status of the response, 0 for none
         self.bodies: dict[str, set[bytes]] = defaultdict(set)
         self.arrived: dict[str, float] = {}
         self._news = threading.Condition()
@@ -105,7 +105,7 @@ class Receiver:
 
 
 class Service:
-    """A Redis of its own, and a courier process when asked for."""
+    """A separate Redis, and a courier process on demand."""
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self._folder, self._redis_url = folder, redis_url
@@ -137,7 +137,7 @@ class Service:
             courier.wait(60)
 
     def end_a_job(self, url: str) -> str:
-        """Let a job succeed; gives the id of the webhook that its end queues."""
+        """Let a job succeed; return the id of the webhook that this queues."""
         job = NewJobs(TENANT, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
         job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).id
         record = self.ledger.claim(job_id, "node", lease_s=600, max_attempts=3)
@@ -148,7 +148,7 @@ class Service:
 
 
 def well(service: Service, hosts: int) -> dict[str, float]:
-    """Time until all events have arrived at so many hosts, from when the courier begins to send."""
+    """Time the arrival of all events at that many hosts, from when the courier begins to send."""
     with ExitStack() as receivers:
         ports = [free_port() for _ in range(hosts)]
         listening = [receivers.enter_context(Receiver(port)) for port in ports]
@@ -162,7 +162,7 @@ def well(service: Service, hosts: int) -> dict[str, float]:
 
 
 def failing(service: Service) -> dict[str, object]:
-    """Let the receiver be away while the jobs end, and fail by lot afterwards."""
+    """Keep the receiver down while the jobs end, and let it fail at random afterwards."""
     port = free_port()
     with service.courier():
         began = time.monotonic()
@@ -205,7 +205,7 @@ def failing(service: Service) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, and keep the figures."""
+    """Measure, and store the figures."""
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""What tests share: a real Redis and a real S3, started once, and the ledger and the store on them; a whole stack."""
+"""Shared fixtures: a real Redis and a real S3, started once, the ledger and the store on them, and a whole stack."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from maskfleet.stack.process import StackLine, StackProcess
 from maskfleet.stack.servers import start_redis, start_s3
 
 BUCKET = "maskfleet"
-#: A second bucket, that jobs may name in an ``s3_uri``.
+#: A second bucket, which jobs may name in an ``s3_uri``.
 PHOTOS_BUCKET = "photos"
 #: The secret that the stack's courier signs with.
 WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
 
 
-#: What secrets look like: those of webhooks, keys that were made, signed links, and the keys that tests give.
+#: Patterns of secrets: webhook secrets, created keys, signed links, and the keys that tests use.
 SECRET = re.compile(
     rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test an id of its own: pytest-xdist runs each id once."""
+    """Give every test a unique id: pytest-xdist runs each id once."""
     for item in items:
         # pytest 9.2 makes ids without the part of the name that Schemathesis adds for each operation.
         if item.parent is not None and not item.nodeid.endswith(f"::{item.name}"):
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_log_of_the_suite_shows_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Search all logs that programs wrote for the tests, when all have ended."""
+    """Search all logs that programs wrote during the tests, once all have ended."""
     yield
     logs = [path for path in tmp_path_factory.getbasetemp().rglob("*.log") if path.is_file()]
     shown = {str(path): found[0] for path in logs if (found := SECRET.search(path.read_bytes()))}
@@ -65,7 +65,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def ports_in_turn() -> Iterator[None]:
-    """Keep others who run tests, and local stacks, from choosing ports meanwhile, so that no two choose the same."""
+    """Keep other test runs and local stacks from choosing ports meanwhile, so that no two choose the same."""
     turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
     try:
         yield
@@ -75,7 +75,7 @@ def ports_in_turn() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis of this test run's own."""
+    """The Redis of this test run."""
     folder = tmp_path_factory.mktemp("redis")
     with ports_in_turn():
         server = start_redis(folder / "data", log=folder / "redis.log")
@@ -85,7 +85,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def store_fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The settings' fields of an S3 of this test run's own, with the buckets BUCKET and PHOTOS_BUCKET."""
+    """The settings fields for this test run's S3, with the buckets BUCKET and PHOTOS_BUCKET."""
     folder = tmp_path_factory.mktemp("s3")
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     with ports_in_turn():
@@ -107,13 +107,13 @@ def store_fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 @pytest.fixture(scope="session")
 def shared_fields(redis_url: str, store_fields: dict[str, str]) -> dict[str, str]:
-    """The settings' fields of both servers, for any settings class."""
+    """The settings fields for both servers, for any settings class."""
     return {"redis_url": redis_url, **store_fields}
 
 
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the test run's Redis, which is empty when the test begins."""
+    """A client of the test run's Redis, which is empty when the test starts."""
     client = connect(SharedSettings(redis_url=redis_url))
     client.flushall()
     yield client
@@ -146,25 +146,25 @@ def roster(redis_client: redis.Redis) -> Roster:
 
 @pytest.fixture
 def store(store_fields: dict[str, str]) -> Store:
-    """The test run's store; earlier tests' objects may lie in it."""
+    """The test run's store; it may contain objects of earlier tests."""
     return Store(SharedSettings(**store_fields))
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The folder that this project lies in."""
+    """The project's root folder."""
     return Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def demo_model(repository: Path) -> str:
-    """The bundled checkpoint, as MASKFLEET_MODEL takes it."""
+    """The bundled checkpoint, as a value for MASKFLEET_MODEL."""
     return str(repository / "models" / "sam-demo")
 
 
 @pytest.fixture(scope="session")
 def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
-    """A local stack that this test run shares; jobs of other tests may be in it."""
+    """A local stack shared by this test run; it may contain jobs of other tests."""
     settings = {
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",

@@ -1,1 +1,1 @@
-"""The fault laboratory: a fleet of real processes, what is done to them, and what must hold all the while."""
+"""The fault laboratory: a fleet of real processes, faults injected into them, and what must hold throughout."""

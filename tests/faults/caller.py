@@ -1,4 +1,4 @@
-"""The callers: jobs that are sent at a steady pace, sent again until they are accepted, and watched to their end."""
+"""The callers: send jobs at a steady pace, resend until they are accepted, and watch them to their end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.waiting import wait_until
 
 #: Takes a second or more.
 LASTING = "many points of a grid"
-#: The part of the jobs that go to the nodes with a real model.
+#: The share of jobs that go to nodes with a real model.
 REAL = 0.2
-#: How often each kind comes; the rest is "box".
+#: The share of each kind; the rest is "box".
 SHARES = {
     "points": 0.2,
     "inline box": 0.1,
@@ -54,7 +54,7 @@ AGAIN_S = 0.3
 
 
 class Callers:
-    """Sends jobs and watches them.  Only the watcher notes states, so that what it notes is in order."""
+    """Send jobs and watch them.  Only the watcher records states, so that its records are in order."""
 
     def __init__(self, lab: Laboratory, seed: int) -> None:
         self._lab = lab
@@ -69,7 +69,7 @@ class Callers:
         self._batches: set[str] = set()
 
     def spec(self, kind: str) -> dict[str, Any]:
-        """Make the body of a job of a kind."""
+        """Return the body of a job of a kind."""
         box = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
         grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 4}}
         long_grid = {
@@ -93,7 +93,7 @@ class Callers:
         return {"image": {"upload_id": self._upload_id}, "webhook": hook, "model": model, **bodies[kind]}
 
     def learn_references(self) -> None:
-        """Run one job of each kind while nothing is broken, and note what it comes to."""
+        """Run one job of each kind while nothing is broken, and record its result."""
         kinds = [
             f"{kind} on {model}" for kind in ("box", *SHARES) if kind != TOO_LONG for model in (STAND_IN, MODEL.name)
         ]
@@ -103,14 +103,14 @@ class Callers:
             self._lab.history.note(Reference(kind=kind, masks=stored(self._lab.store, job).masks))
 
     def send(self, kind: str, *, key: str | None = None) -> str:
-        """Send a job until it is accepted, under one key; give its id."""
+        """Send a job until it is accepted, under one key; return its id."""
         key = key or uuid.uuid4().hex
         job = str(self._accepted("/v1/jobs", self._body(kind, key), key)["id"])
         self._note_accepted(Accepted(key=key, job=job, kind=kind))
         return job
 
     def send_batch(self, kind: str, images: int, *, key: str | None = None) -> str:
-        """Send a batch, of the same image so often, until it is accepted, under one key; give its id."""
+        """Send a batch of that many copies of the image until it is accepted, under one key; return its id."""
         key = key or uuid.uuid4().hex
         body = self._body(kind, key)
         body["images"] = [body.pop("image")] * images
@@ -126,11 +126,11 @@ class Callers:
 
     def _body(self, kind: str, key: str) -> dict[str, Any]:
         body = self.spec(kind)
-        body["webhook"]["url"] += f"/{key}"  # an endpoint of its own: who answers 410 wants this job's no more
+        body["webhook"]["url"] += f"/{key}"  # a separate endpoint: a 410 refuses this job's webhooks only
         return body
 
     def _accepted(self, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
-        """Send until it is accepted; give the answer."""
+        """Send until accepted; return the response."""
         while True:
             try:
                 answer = self._lab.ask("POST", path, json=body, headers={"Idempotency-Key": key})
@@ -149,7 +149,7 @@ class Callers:
             self._open.setdefault(sight.job, sight.kind)
 
     def hold(self, model: str = "") -> Held | None:
-        """Send a job that lasts for a second or more; give the node that is at it."""
+        """Send a job that takes a second or more; return the node running it."""
         model = model or (MODEL.name if self._random.random() < REAL else STAND_IN)
         job = self.send(f"{LASTING} on {model}")
         try:
@@ -165,9 +165,9 @@ class Callers:
         return self._lab.redis.hmget(f"mf:job:{job}", "status", "worker") == ["processing", node]
 
     def send_all(self, jobs: int, seconds: float, over: threading.Event) -> None:
-        """Send so many jobs, spread over the time, and more at that pace until it is over.
+        """Send that many jobs, spread over the time, and more at that pace until it is over.
 
-        Comes back when the last one is accepted.
+        Return when the last one is accepted.
         """
         began = time.monotonic()
         once = {int(part * jobs): kind for kind, part in ONCE.items()}
@@ -197,7 +197,7 @@ class Callers:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at jobs all the while: the open ones by turns, and now and then at one that has ended; follow a few."""
+        """Poll jobs continuously: the open ones in turn, now and then one that has ended; follow a few."""
         over = threading.Event()
         looking = [self._watch, *(self._follow for _ in range(FOLLOWERS))]
         watchers = [threading.Thread(target=look, args=(over,), name="watcher") for look in looking]
@@ -216,7 +216,7 @@ class Callers:
             return len(self._open)
 
     def look_at_all(self) -> None:
-        """Look once more at each job and each batch, when all is over."""
+        """Fetch each job and each batch once more, after the run."""
         with self._news:
             jobs, batches = [*self._open, *self._ended], sorted(self._batches)
         for batch in batches:
@@ -233,7 +233,7 @@ class Callers:
         try:
             answer = self._lab.ask("POST", f"/v1/jobs/{job}/cancel")
         except requests.RequestException:
-            self._lab.history.note(CancelAsked(job=job))  # it may have been heard
+            self._lab.history.note(CancelAsked(job=job))  # it may have arrived
         else:
             if answer.status_code != 409:
                 self._lab.history.note(CancelAsked(job=job))
@@ -252,7 +252,7 @@ class Callers:
     def _follow(self, over: threading.Event) -> None:
         while not over.wait(0.1):
             with self._news:
-                # The latest, from its beginning; by one alone, so that what is noted is in order.
+                # The latest, from its start; by one thread, so that the records are in order.
                 job = next((job for job in reversed(self._open) if job not in self._followed), None)
                 if job:
                     self._followed.add(job)
@@ -275,7 +275,7 @@ class Callers:
                 if ended:
                     self._ended.append(job)
             if ended and view["status"] == "succeeded":
-                with suppress(JobError):  # the store is away; it is looked at once more in the end
+                with suppress(JobError):  # the store is down; checked once more at the end
                     self._lab.history.note(stored(self._lab.store, job))
 
     def _look_at_batch(self, batch: str) -> None:
@@ -290,7 +290,7 @@ class Callers:
 
 
 def stored(store: Store, job: str) -> Stored:
-    """See what the store holds of a job.  Raises StoreUnavailable."""
+    """Record what the store holds for a job.  Raises StoreUnavailable."""
     own = f"{result_prefix(TENANT, job)}/"
     try:
         body = store.read(f"{own}manifest.json")

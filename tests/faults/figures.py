@@ -1,4 +1,4 @@
-"""What a run came to, in figures."""
+"""The figures of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.faults.schedule import ALL
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """put_back_s: from a fault that broke an attempt to the job's being queued again; recovery_s: to its next claim.
+    """put_back_s: from a fault that broke an attempt until the job is requeued; recovery_s: until its next claim.
 
-    attempts: how each ended.  followed: jobs whose stream of events was read to their end.  untold: jobs and batches
-    that ended and whose receiver was never told.  told_twice: those whose end it answered with 2xx more than once.
+    attempts: how each ended.  followed: jobs whose event stream was read to the end.  untold: jobs and batches
+    that ended but whose receiver was never notified.  told_twice: those whose end it answered 2xx more than once.
     faults: those that acted.  felled: how many of them killed, froze or cut off a process.
     """
 
@@ -47,7 +47,7 @@ class Figures:
 
 
 def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
-    """Sum a history up."""
+    """Summarise a history."""
     accepted = {sight.job for sight in history if isinstance(sight, Accepted)}
     totals = next((sight.totals for sight in history if isinstance(sight, Counted)), {})
     shown = [sight for sight in history if isinstance(sight, Shown)]
@@ -87,7 +87,7 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
 
 
 def told_twice(notified: Iterable[Notified]) -> int:
-    """Count the jobs and batches of whose end a receiver answered more than one webhook with 2xx, whatever its id."""
+    """Count the jobs and batches for whose end a receiver answered 2xx to more than one webhook, whatever its id."""
     ends = Counter(sight.job for sight in notified if sight.event != STARTED and 200 <= sight.answered < 300)
     return sum(count > 1 for count in ends.values())
 

@@ -1,4 +1,4 @@
-"""Jobs followed by their streams of events, as a page does: what is sent is in order, whatever breaks a stream off."""
+"""Follow jobs over their event streams, as a page does: events are in order, whatever breaks a stream off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGAIN_S = 0.2
 
 
 def follow(lab: Laboratory, job: str, over: threading.Event) -> None:
-    """Note each event of a job until its end came; come again with the last one's id when a stream breaks off."""
+    """Record each event of a job until its end; reconnect with the last one's id when a stream breaks off."""
     seen, streams = "", 0
     until = time.monotonic() + FOLLOWED_S
     while time.monotonic() < until and not over.is_set():
@@ -41,13 +41,13 @@ def follow(lab: Laboratory, job: str, over: threading.Event) -> None:
                 if view["status"] in ENDED:
                     return
         except requests.RequestException:
-            pass  # the API was killed, or Redis is away
+            pass  # the API was killed, or Redis is down
         streams += 1
         over.wait(AGAIN_S)
 
 
 def _events(lab: Laboratory, job: str, seen: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the events of one stream: the id of each, and the job that it shows."""
+    """Yield the events of one stream: the id of each, and the job that it shows."""
     headers = {"Prefer": f"wait={STREAM_S}"} | ({"Last-Event-ID": seen} if seen else {})
     path = f"/v1/jobs/{job}/events"
     with closing(lab.ask("GET", path, timeout_s=STREAM_S + 3, headers=headers, stream=True)) as answer:
@@ -58,6 +58,6 @@ def _events(lab: Laboratory, job: str, seen: str) -> Iterator[tuple[str, dict[st
             if line:
                 name, _, value = line.partition(": ")
                 event[name] = value
-            elif "data" in event:  # an event is whole at the empty line; what breaks off before it is none
+            elif "data" in event:  # an event is complete at the empty line; one that breaks off earlier does not count
                 yield event["id"], json.loads(event["data"])
                 event = {}

@@ -1,4 +1,4 @@
-"""What was seen while the fleet was under fire: an append-only log, one JSON line for each sight.
+"""Everything observed while faults were injected: an append-only log, one JSON line per observation.
 
 Times are seconds since the epoch, by this machine's clock, which is also Redis' own.
 """
@@ -21,7 +21,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference(Sight):
-    """The masks that a kind of job comes to when nothing is broken, as a digest."""
+    """The masks that a kind of job yields when nothing is broken, as a digest."""
 
     kind: str
     masks: str
@@ -29,9 +29,9 @@ class Reference(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted(Sight):
-    """A 202.  key: the Idempotency-Key that it was sent with.  hooked: a webhook was asked for.
+    """A 202.  key: the Idempotency-Key it was sent with.  hooked: a webhook was requested.
 
-    batch: the one that the job is part of; then the key has the number of its image, too.
+    batch: the one that the job belongs to; then the key includes the number of its image.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Accepted(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAccepted(Sight):
-    """A 202 to a batch of so many images.  jobs: those that it was answered with."""
+    """A 202 to a batch of that many images.  jobs: those listed in the response."""
 
     key: str
     batch: str
@@ -53,7 +53,7 @@ class BatchAccepted(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShown(Sight):
-    """A batch as the API showed it when all was over; status ``absent`` when it knew no such batch."""
+    """A batch as the API showed it after the run; status ``absent`` if it knew no such batch."""
 
     batch: str
     status: str
@@ -63,7 +63,7 @@ class BatchShown(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(Sight):
-    """Any other answer to a submit; status 0 for none at all."""
+    """Any other response to a submit; status 0 for none at all."""
 
     key: str
     status: int
@@ -72,7 +72,7 @@ class Refused(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown(Sight):
-    """A job's state as the API showed it; ``absent`` when the API knew no such job.
+    """A job's state as the API showed it; ``absent`` if the API knew no such job.
 
     way: ``asked`` for it, or ``followed`` its events.  version: the event's id.  place: in the queue, None for none.
     stream: how many streams of this job were read before.
@@ -89,17 +89,17 @@ class Shown(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAsked(Sight):
-    """The API took the wish that a job be canceled."""
+    """The API accepted a request to cancel a job."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notified(Sight):
-    """A webhook that came in.
+    """A webhook that arrived.
 
-    job: what it tells of, a job or a batch.  answered: the status it was given; 0 when it was let to time out.
-    body: a digest.  counts: how many jobs of a batch ended in each way.
+    job: what it is about, a job or a batch.  answered: the status of the response; 0 if it was left to time out.
+    body: a digest.  counts: how many jobs of a batch ended in each state.
     """
 
     job: str
@@ -114,7 +114,7 @@ class Notified(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored(Sight):
-    """What the store held of a job.
+    """What the store held for a job.
 
     masks, manifest: digests; empty without a manifest.  whole: each object of the manifest has its digest.
     attempt: the one that the manifest names.  folders: those in which its objects are, below the job's own.
@@ -144,8 +144,8 @@ class Attempted(Sight):
 class Broke(Sight):
     """A fault, from ``at`` to ``until``.
 
-    harms: what it may break, as in HARMS.  acted: False when it found nothing to break.  node: the one whose process it
-    hit, empty when it hit no single one.
+    harms: what it may break, as in HARMS.  acted: False if it found nothing to break.  node: the one whose process it
+    hit, empty if it did not hit a single node.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Broke(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOver(Sight):
-    """How many entries each of the ledger's own lists still had when all was over, beside how many it should."""
+    """How many entries each of the ledger's own lists still had after the run, and how many it should have."""
 
     what: str
     found: int
@@ -167,7 +167,7 @@ class LeftOver(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted(Sight):
-    """The ledger's totals when all was over."""
+    """The ledger's totals after the run."""
 
     totals: dict[str, int]
 
@@ -193,7 +193,7 @@ _SIGHTS = {
 
 
 class History:
-    """The log; any thread may add to it, nobody changes it."""
+    """The log; any thread may append, and nothing is modified."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -209,7 +209,7 @@ class History:
     def note(self, sight: Sight) -> None:
         line = json.dumps({"saw": type(sight).__name__, **asdict(sight)})
         with self._lock:
-            if not self._lines.closed:  # a watcher may still see something when the log is over
+            if not self._lines.closed:  # a watcher may still observe something after the log is closed
                 self._lines.write(line + "\n")
 
     def read(self) -> tuple[Sight, ...]:
@@ -217,7 +217,7 @@ class History:
 
 
 def read_history(lines: Iterable[str]) -> tuple[Sight, ...]:
-    """Read the log's lines back, in the order in which they were written."""
+    """Read the log back, in the order in which it was written."""
 
     def parsed(line: str) -> Sight:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(line).items()}

@@ -1,4 +1,4 @@
-"""A web host with one image, which kills whoever comes for it: a job that its worker does not survive."""
+"""A web host with one image that kills whichever process fetches it: a job that its worker does not survive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 
 class ImageHost:
-    """Listens on a free port while its ``with`` lasts.  suspects: the processes that may be killed."""
+    """Listen on a free port inside ``with``.  suspects: the processes that may be killed."""
 
     def __init__(self, suspects: Callable[[], set[int]]) -> None:
         self.killed: list[int] = []

@@ -1,4 +1,4 @@
-"""The fleet under fire: its servers and programs, each at hand to be killed, frozen, cut off and restarted."""
+"""The fleet under test: its servers and programs, each of which can be killed, frozen, cut off and restarted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
 TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
 WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
 LEASE_S = 2.0
-#: The model of the nodes that have none: see stand_in.py.
+#: The model name of nodes without a model: see stand_in.py.
 STAND_IN = "stand-in"
 #: Importing torch and loading the model takes a few seconds of processor time, and both cores may be busy.
 NODE_READY_S = 120.0
@@ -47,7 +47,7 @@ NODE_READY_S = 120.0
 
 @dataclass
 class Program:
-    """One process of the fleet, and what it started.  It is kept as the fleet keeps its nodes: it comes back."""
+    """One process of the fleet, and its children.  It is supervised like the fleet's nodes: restarted when it exits."""
 
     name: str
     command: tuple[str, ...]
@@ -59,7 +59,7 @@ class Program:
 
     @property
     def pid(self) -> int:
-        with self._lock:  # while it is being started again there is none
+        with self._lock:  # there is none while it is being restarted
             assert self._process is not None
             return self._process.pid
 
@@ -72,7 +72,7 @@ class Program:
             self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)
 
     def kill(self) -> None:
-        """Kill it with all that it started, at once; it stays dead until it is started."""
+        """Kill it and all its children at once; it stays dead until it is started."""
         with self._lock:
             if self._process is not None:
                 kill_child(self._process)
@@ -84,7 +84,7 @@ class Program:
             self.start(**extra)
 
     def look(self) -> None:
-        """Start it again when it has ended by itself, or was killed alone."""
+        """Restart it if it has exited by itself, or was killed without its children."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
                 self.ended_by_itself += 1
@@ -92,7 +92,7 @@ class Program:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop it with all its children; let it go on afterwards."""
+        """Freeze it with all its children, and resume afterwards."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGSTOP)
         try:
@@ -103,10 +103,10 @@ class Program:
 
 
 class Laboratory:
-    """Redis, S3, the API, couriers, nodes, a receiver of webhooks and a host of images, on ports of their own."""
+    """Redis, S3, the API, couriers, nodes, a webhook receiver and an image host, each on its own port."""
 
     def __init__(self, folder: Path, *, nodes: int = 1, stand_ins: int = 2, programs: bool = True) -> None:
-        """nodes: with the bundled model.  stand_ins: without one.  programs: False leaves our own programs out."""
+        """nodes: with the bundled model.  stand_ins: without one.  programs: False omits our own programs."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._node_names = [*_names("node", nodes), *_names("node-stand-in", stand_ins)]
@@ -132,7 +132,7 @@ class Laboratory:
     def __exit__(self, *_: object) -> None:
         self._exits.close()
 
-    # What is there.
+    # The fleet's state.
 
     @property
     def nodes(self) -> list[Program]:
@@ -147,7 +147,7 @@ class Laboratory:
         return f"http://127.0.0.1:{self.api_port}"
 
     def ask(self, method: str, path: str, *, timeout_s: float = 15, **parts: object) -> requests.Response:
-        """Ask the API, over a connection of its own."""
+        """Send the API a request, over a separate connection."""
         headers = {"Authorization": f"Bearer {API_KEY}", "Connection": "close"}
         headers |= cast("dict[str, str]", parts.pop("headers", {}))
         return requests.request(method, self.api_url + path, headers=headers, timeout=timeout_s, **parts)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ class Laboratory:
             return False
 
     def child_of(self, node: Program) -> int | None:
-        """Give the process that holds a node's model; None while there is none."""
+        """Return the process that holds a node's model; None while there is none."""
         try:
             family = {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
         except psutil.NoSuchProcess:
@@ -167,20 +167,20 @@ class Laboratory:
         return next((seen.pid for seen in self.roster.workers() if seen.node == node.name and seen.pid in family), None)
 
     def node_pids(self) -> set[int]:
-        """Every process of the nodes."""
+        """Return every process of the nodes."""
         pids: set[int] = set()
         for node in self.nodes:
             with suppress(psutil.NoSuchProcess):
                 pids |= {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
         return pids
 
-    # What is done to it.
+    # Faults.
 
     def await_nodes(self) -> None:
         wait_until(lambda: all(self.child_of(node) for node in self.nodes), NODE_READY_S, every_s=0.1)
 
     def start_redis_again(self) -> None:
-        """Start Redis over its data, on its port, and wait until it has read them."""
+        """Start Redis on its data and its port, and wait until it has loaded them."""
         self.redis_server = replace(self.redis_server, process=self.redis_server.start())
         wait_until(self._redis_answers, 30)
 
@@ -207,7 +207,7 @@ class Laboratory:
         self.s3_way = exits.enter_context(Proxy(self.s3_server.port))
         for name in ("api", *_names("courier", 2), *self._node_names):
             self.redis_ways[name] = exits.enter_context(Proxy(self.redis_server.port))
-        # The laboratory's own eyes see past the proxies.
+        # The laboratory's own connections bypass the proxies.
         settings = SharedSettings(
             redis_url=self.redis_server.url,
             s3_endpoint=self.s3_server.url,
@@ -228,7 +228,7 @@ class Laboratory:
             command,
             MASKFLEET_BIND=f"127.0.0.1:{self.api_port}",
             MASKFLEET_PROCESSES="1",
-            MASKFLEET_RATE_LIMIT="",  # the schedule asks as fast as it can
+            MASKFLEET_RATE_LIMIT="",  # the schedule polls as fast as it can
             MASKFLEET_MODELS=STAND_IN,
         )
         for name in _names("courier", 2):
@@ -243,7 +243,7 @@ class Laboratory:
         self.await_nodes()
 
     def add(self, name: str, command: tuple[str, ...], **settings: str) -> None:
-        """Start a program, whose way to Redis is the proxy of its name."""
+        """Start a program that reaches Redis through the proxy of its name."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKFLEET_")}
         environment |= {
             "MASKFLEET_REDIS_URL": f"redis://127.0.0.1:{self.redis_ways[name].port}/0",
@@ -279,7 +279,7 @@ class Laboratory:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """Look after the programs all the while."""
+        """Supervise the programs continuously."""
         over = threading.Event()
 
         def keep() -> None:

@@ -1,8 +1,8 @@
-"""The same jobs and faults on plain Celery, set up as its documentation advises for work that must not be lost.
+"""The same jobs and faults on plain Celery, configured as its documentation advises for work that must not be lost.
 
 Late acknowledgement, rejection when a worker is lost, retries with back-off, one message at a time; a visibility
-timeout of half a minute, so that it recovers within the run, where Celery's own default is an hour.  The task waits as
-the laboratory's stand-in does, writes its result to S3 and tells the receiver.  No ledger, no fence, no outbox.
+timeout of half a minute, so that it recovers within the run (Celery's default is an hour).  The task waits like
+the laboratory's stand-in, writes its result to S3 and notifies the receiver.  No ledger, no fence, no outbox.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ VISIBILITY_TIMEOUT_S = 30
 #: As many nodes as our own fleet has: one, and these.
 STAND_INS = 3
 NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS + 1)))
-#: Where the jobs go that a fault waits for, so that it need not wait behind all others.
+#: A separate queue for jobs that a fault waits for, so that they need not wait behind all others.
 URGENT = "urgent"
 SHORT, LONG = 2, 65
 BATCH_S = 0.02
 RETRIES = 6
-#: When nothing has ended for this long, nothing will: redelivery and the longest back-off are well over.
+#: If nothing has ended for this long, nothing will: redelivery and the longest back-off are well past.
 QUIET_S = 120.0
 
 
@@ -69,7 +69,7 @@ def make_app(redis_url: str) -> Celery:
 
 
 def segment(job: str, batches: int, hook: str) -> None:
-    """Do a job: take a while, write the result, tell of its end."""
+    """Do a job: take a while, write the result, notify the receiver."""
     with (Path(os.environ["PLAIN_FOLDER"]) / job).open("a") as executions:
         executions.write(f"{os.environ['MASKFLEET_NODE']} {os.getpid()}\n")
     for _ in range(batches):
@@ -90,9 +90,9 @@ def _store() -> Store:
 
 @dataclass(frozen=True, slots=True)
 class PlainFigures:
-    """never_ended: accepted by the broker, and told of nothing.  told_twice: its receiver answered two ends with 2xx.
+    """never_ended: accepted by the broker, never reported.  told_twice: the receiver answered two ends with 2xx.
 
-    of_these_given_up: executed until no retry was left.  of_these_nowhere: not so, and no message names them.
+    of_these_given_up: executed until no retry was left.  of_these_nowhere: not given up, and no message names them.
     """
 
     jobs: int
@@ -107,7 +107,7 @@ class PlainFigures:
 
 
 class PlainCallers:
-    """Publishes jobs and watches for their ends."""
+    """Publish jobs and watch for their ends."""
 
     def __init__(self, lab: Laboratory, seed: int) -> None:
         self._lab = lab
@@ -118,7 +118,7 @@ class PlainCallers:
         self.failed = 0
 
     def send(self, batches: int, queue: str = "celery") -> str:
-        """Publish a job until the broker takes it; each try is a new job, so that a lost answer doubles nothing."""
+        """Publish a job until the broker takes it; each try is a new job, so that a lost reply duplicates nothing."""
         while True:
             job = uuid.uuid4().hex
             try:
@@ -153,7 +153,7 @@ class PlainCallers:
                 senders.submit(self.send, LONG if self._random.random() < 0.03 else SHORT)
 
     def told(self) -> set[str]:
-        """The jobs whose end was told."""
+        """Return the jobs whose end was reported."""
         sights = (sight for sight in self._lab.history.read() if isinstance(sight, Notified))
         return {sight.job for sight in sights if 200 <= sight.answered < 300}
 
@@ -195,7 +195,7 @@ def _executions(place: Path) -> int:
 
 
 def _messages(client: redis.Redis, jobs: set[str]) -> set[str]:
-    """Which of the jobs a message still names, in the queue or taken and not acknowledged."""
+    """Return the jobs still named by a message, in the queue or taken and not acknowledged."""
     raw = "".join([*client.lrange("celery", 0, -1), *client.lrange(URGENT, 0, -1), *client.hvals("unacked")])
     return {job for job in jobs if job in raw}
 

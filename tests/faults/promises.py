@@ -1,4 +1,4 @@
-"""The promises, checked over the history of a run."""
+"""Check the promises against the history of a run."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from tests.faults.history import (
 
 ENDED = {"succeeded", "failed", "canceled", "expired"}
 STARTED = "job.started"
-#: Jobs that kill whoever fetches their image; that run longer than they allow themselves; that hang in a call which
-#: looks at nothing; that lose their worker its device.
+#: Jobs that kill the process that fetches their image; that exceed their own time limit; that hang in a call which
+#: cannot be interrupted; that make their worker lose its device.
 POISONED, TOO_LONG, HUNG, DEVICE_LOST = "poisoned", "too long", "hung", "device lost"
-#: The kinds whose end is a failure, with its code.
+#: The kinds that are expected to fail, with the error code.
 FAILING_KINDS = {
     POISONED: "attempts_exhausted",
     TOO_LONG: "timeout",
     HUNG: "timeout",
     DEVICE_LOST: "internal_error",
 }
-#: What a fault may break, and the outcomes of an attempt that it explains: a worker's, on its own node alone.
+#: What a fault may break, and the outcomes of an attempt that it explains; a worker's only on its own node.
 HARMS = {
     "worker": {"lease_ran_out"},
     "redis": {"lease_ran_out", "store_unavailable"},
@@ -45,16 +45,16 @@ HARMS = {
     "nothing": set(),
 }
 #: How long after a fault an attempt may begin and meet its aftermath.  A claim that a node sent while it was cut off
-#: arrives late, and its answer finds nobody; after Redis or the store was away, everybody's connections are made anew,
-#: and nodes that hear nothing any more are ended.
+#: arrives late, and nobody receives the reply; after an outage of Redis or the store, all connections are reopened,
+#: and nodes that no longer get messages are restarted.
 AFTERMATH_S = {"worker": 5.0, "redis": 30.0, "store": 30.0, "nothing": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a history comes to.  Each entry of ``broken`` is one promise that was not kept, in words.
+    """The verdict on a history.  Each entry of ``broken`` describes one broken promise.
 
-    untold: jobs and batches that ended, and whose end no receiver was told.
+    untold: jobs and batches that ended, but whose end was reported to no receiver.
     """
 
     lost: tuple[str, ...]
@@ -69,7 +69,7 @@ class Verdict:
 
 
 def check(history: Sequence[Sight]) -> Verdict:
-    """Hold a history against the promises."""
+    """Check a history against the promises."""
     trial = _Trial(history)
     lost, stuck = tuple(trial.lost()), tuple(trial.stuck())
     doubled, untold = tuple(trial.doubled()), tuple(trial.untold())
@@ -121,16 +121,16 @@ class _Trial:
                 self.manifests[sight.job] |= {sight.manifest} - {""}
             elif isinstance(sight, Attempted):
                 self.attempts[sight.job].append(sight)
-        #: The jobs and batches whose endpoint wants no more.
+        #: The jobs and batches whose endpoint answered 410.
         told_410 = {subject for subject, sights in self.notified.items() if any(one.answered == 410 for one in sights)}
         self.gone = told_410 | {self.accepted[job].batch for job in told_410 & self.accepted.keys()}
 
     def end_of(self, job: str) -> str:
-        """The state in which a job was last seen; empty when it was never seen."""
+        """Return the state in which a job was last seen; empty if it was never seen."""
         return self._last_shown(job).status
 
     def _last_shown(self, job: str) -> Shown:
-        """The last sight of one that asked: all are asked for once more when all is over."""
+        """Return its state when last polled: every job is polled once more after the run."""
         return next((sight for sight in reversed(self.shown[job]) if sight.way == "asked"), Shown(job=job, status=""))
 
     def lost(self) -> Iterator[str]:
@@ -140,7 +140,7 @@ class _Trial:
         return (job for job in self.accepted if self.end_of(job) not in {"", "absent", *ENDED})
 
     def doubled(self) -> Iterator[str]:
-        """An end that was seen twice: in two states, under two webhooks' ids, with two manifests."""
+        """Find an end that was seen twice: in two states, under two webhook ids, with two manifests."""
         for job in (*self.accepted, *self.batches):
             ends = {sight.status for sight in self.shown[job] if sight.status in ENDED}
             told = [sight for sight in self.notified[job] if sight.event != STARTED]
@@ -158,11 +158,11 @@ class _Trial:
                 yield f"{job} had several manifests, one after the other"
 
     def changed(self) -> Iterator[str]:
-        """A state that came after the end; or an event that tells nothing new to who follows the job.
+        """Find a state that came after the end; or an event that tells a follower of the job nothing new.
 
-        Each way of looking is in order by itself; two of them see a change at different times.  A version is sent once,
-        however often its stream breaks off: who comes back says which one it has.  A job that waits is sent again as
-        its place moves, under the version that it had; so it may come back to a place that a stream before showed.
+        Polling and following are each in order, but may see a change at different times.  A version is sent
+        once, however often its stream breaks off: a client that reconnects says which one it has.  A queued job is sent
+        again as its place moves, under the same version; so a place shown by an earlier stream may appear again.
         """
         for job in self.accepted:
             for way in ("asked", "followed"):
@@ -195,10 +195,10 @@ class _Trial:
                 yield f"{job} has other masks than a job of its kind without faults"
 
     def untold(self) -> Iterator[str]:
-        """Jobs and batches whose end did not arrive, though nobody at their endpoint said 410."""
+        """Find jobs and batches whose end did not arrive, although their endpoint never answered 410."""
         for subject, endpoint in self._ended_and_hooked():
             told = any(200 <= sight.answered < 300 for sight in self.notified[subject] if sight.event != STARTED)
-            if not told and endpoint not in self.gone:  # one that is gone is told of nothing more
+            if not told and endpoint not in self.gone:  # after a 410 nothing more is sent
                 yield subject
 
     def badly_signed(self) -> Iterator[str]:
@@ -207,7 +207,7 @@ class _Trial:
                 yield f"the end of {subject} was told under a signature that does not hold"
 
     def _ended_and_hooked(self) -> Iterator[tuple[str, str]]:
-        """What has ended and asked for a webhook, and whose endpoint it named: a batch's is that of its jobs."""
+        """Return what has ended and asked for a webhook, with its endpoint: a batch's is that of its jobs."""
         for job, accepted in self.accepted.items():
             if accepted.hooked and self.end_of(job) in ENDED:
                 yield job, accepted.batch or job
@@ -216,7 +216,7 @@ class _Trial:
                 yield batch, batch
 
     def torn_batches(self) -> Iterator[str]:
-        """A batch of which a part was recorded, or whose counts are not how its jobs ended."""
+        """Find a batch that was partly recorded, or whose counts do not match how its jobs ended."""
         for batch, accepted in self.batches.items():
             if len(set(accepted.jobs)) != accepted.images:
                 yield f"{batch} of {accepted.images} images has {len(set(accepted.jobs))} jobs"
@@ -248,7 +248,7 @@ class _Trial:
                     yield f"{job} ended as {end} ({error}), which no fault explains"
 
     def _is_explained(self, attempt: Attempted, wanted: str | None) -> bool:
-        """Whether an attempt broke as its kind does, or a fault was on that can have broken it in this way."""
+        """Return whether an attempt failed as its kind does, or a fault active at the time can have caused it."""
         if attempt.outcome == wanted:
             return True
         ended = attempt.ended or attempt.at
@@ -271,7 +271,7 @@ class _Trial:
                 yield f"{sight.what}: {sight.found} are left, and should be {sight.expected}"
 
     def wrong_counts(self) -> Iterator[str]:
-        """Each accepted job was created once and ended once; what was answered with 503 left nothing."""
+        """Check that each accepted job was created once and ended once; whatever got a 503 left nothing behind."""
         for sight in self.refused:
             if sight.status not in (0, 429, 503):
                 yield f"a submit was answered with {sight.status} {sight.code}"
@@ -286,10 +286,10 @@ class _Trial:
 
 
 def _is_of_one_attempt(stored: Stored) -> bool:
-    """Whether all of a manifest's objects are in one folder, and that is of the attempt that it names."""
+    """Return whether all of a manifest's objects are in one folder, that of the attempt it names."""
     return len(stored.folders) == 1 and bool(re.fullmatch(rf"attempt-{stored.attempt}-\d+", stored.folders[0]))
 
 
 def _code(attempt: Attempted) -> str:
-    """An attempt's outcome; the last one's may be the verdict on all of them."""
+    """Return an attempt's outcome; the last one's may be the verdict on all of them."""
     return "lease_ran_out" if attempt.outcome == "attempts_exhausted" else attempt.outcome or ""

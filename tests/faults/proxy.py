@@ -25,15 +25,15 @@ class Mode(Enum):
     RESET = auto()
     #: After so many bytes of answers a connection is closed.
     TRUNCATE = auto()
-    #: Nothing passes and nothing is refused, as behind a cable that was pulled; what was held passes afterwards.
+    #: Nothing passes and nothing is refused, as with an unplugged cable; what was held back passes afterwards.
     BLACKHOLE = auto()
-    #: The proxy itself answers each connection, with the same bytes, and closes it.
+    #: The proxy itself responds to each connection, with the same bytes, and closes it.
     ANSWER = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A mode with its figure."""
+    """A mode with its parameter."""
 
     mode: Mode = Mode.PASS
     delay_s: float = 0.0
@@ -43,14 +43,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What to do when a caller's bytes hold the needle: ``reached`` is called first, then the connection is reset."""
+    """What to do when a client's bytes contain the needle: call ``reached``, then reset the connection."""
 
     needle: bytes
     reached: Callable[[], None]
 
 
 class Proxy:
-    """Listens on a free port of the loopback and forwards to another one, while its ``with`` lasts."""
+    """Listen on a free loopback port and forward to another one, inside ``with``."""
 
     def __init__(self, upstream_port: int) -> None:
         self._upstream_port = upstream_port
@@ -85,9 +85,9 @@ class Proxy:
         self._loop.close()
 
     def set(self, fault: Fault) -> int:
-        """Change what happens to all that passes from now on, on old connections and new ones.
+        """Change what happens to all traffic from now on, on old and new connections.
 
-        Give how often the fault before was met: connections that it broke or answered, parts that it held up.
+        Return how often the previous fault acted: connections that it broke or answered, chunks that it delayed.
         """
 
         async def change() -> int:
@@ -104,11 +104,11 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(change(), self._loop).result(10)
 
     def heal(self) -> int:
-        """Let all pass again; give how often the fault was met."""
+        """Let everything pass again; return how often the fault acted."""
         return self.set(Fault())
 
     def watch(self, needle: bytes, reached: Callable[[], None]) -> None:
-        """Let ``reached`` act at the moment at which a caller sends the needle; then reset the connection, once."""
+        """Call ``reached`` at the moment a client sends the needle; then reset the connection, once."""
         self._watch = Watch(needle, reached)
 
     def unwatch(self) -> None:
@@ -153,7 +153,7 @@ class Proxy:
                 await asyncio.sleep(fault.delay_s)
             if fault.mode is Mode.ANSWER and from_caller:
                 self._met += 1
-                raise _Broken  # a connection from before; the next one is answered
+                raise _Broken  # an existing connection; the next one gets the response
             passed += len(data)
             cut = fault.mode is Mode.TRUNCATE and not from_caller and passed > fault.after_bytes
             writer.write(data[: max(0, len(data) - (passed - fault.after_bytes))] if cut else data)
@@ -170,12 +170,12 @@ class Proxy:
         await writer.drain()
         writer.write_eof()
         with suppress(TimeoutError):
-            # Whatever the caller still sends is taken, so that it reads the answer and no reset.
+            # Drain whatever the client still sends, so that it reads the response and not a reset.
             await asyncio.wait_for(reader.read(-1), 2)
 
 
 class _Broken(Exception):
-    """The connection is to be broken off."""
+    """The connection must be broken off."""
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

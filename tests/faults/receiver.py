@@ -1,4 +1,4 @@
-"""A receiver of webhooks that can be well, slow, broken or gone, and notes all that comes."""
+"""A webhook receiver that can be healthy, slow, broken or gone, and records everything it gets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from maskfleet.client.webhooks import verify_webhook
 from tests.faults.history import History, Notified
 from tests.faults.proxy import Fault, Mode, Proxy
 
-#: Longer than the couriers wait for an answer.
+#: Longer than the couriers wait for a response.
 SLOW_S = 1.5
 
 
 class HookReceiver:
-    """Listens while its ``with`` lasts; ``url`` is the address to name in a job."""
+    """Listen inside ``with``; ``url`` is the address to use in a job."""
 
     def __init__(self, secret: str, history: History) -> None:
         self.answer = 204
         self.slow = False
-        #: Webhooks that got an error, an answer that came late, or none at all.
+        #: Webhooks that got an error, a late response, or none at all.
         self.turned_away = 0
         receiver = self
 

@@ -1,4 +1,4 @@
-"""One run: jobs under faults, then quiet until all has ended, then a look at everything that is left."""
+"""One run: jobs under faults, then calm until everything has ended, then a check of everything that is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.laboratory import TENANT, Laboratory
 from tests.faults.promises import Verdict, check
 from tests.faults.schedule import shuffled, strike
 
-#: Sends so many jobs over so many seconds, and goes on until it is over.
+#: Sends that many jobs over that many seconds, and continues until told to stop.
 SendAll = Callable[[int, float, threading.Event], None]
 #: How often a fault is tried until it finds something to break.
 TRIES = 5
@@ -25,10 +25,10 @@ TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is made of.
+    """The parameters of a run.
 
-    seconds: over which the jobs are sent.  gap_s: the longest quiet between two faults.  patience_s: how long after
-    the last fault everything may take to end.
+    seconds: over which the jobs are sent.  gap_s: the longest pause between two faults.  patience_s: how long
+    everything may take to end after the last fault.
     """
 
     jobs: int
@@ -41,7 +41,7 @@ class Plan:
 
 
 def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None) -> Verdict:
-    """Run the plan in a laboratory that has just started; hold its history against the promises."""
+    """Run the plan in a freshly started laboratory; check its history against the promises."""
     callers = Callers(lab, plan.seed)
     callers.learn_references()
     with callers.watching():
@@ -66,9 +66,9 @@ def send_under_fire(send_all: SendAll, scene: Scene, plan: Plan, say: Callable[[
 
 
 def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
-    """Let one fault after the other act: each once at least, and until the plan's time is over.
+    """Inject one fault after another: each at least once, and until the plan's time is over.
 
-    One that found nothing to break is let act again, a few times.
+    A fault that found nothing to break is retried a few times.
     """
     following = shuffled(plan.faults, plan.seed)
     ends = time.monotonic() + plan.seconds
@@ -85,7 +85,7 @@ def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def await_end(left: Callable[[], int], patience_s: float, say: Callable[[str], None]) -> None:
-    """Wait until nothing is left; what is left at the deadline is for the checker to find."""
+    """Wait until nothing is left; the checker reports whatever is left at the deadline."""
     deadline = time.monotonic() + patience_s
     told = 0.0
     while (count := left()) and time.monotonic() < deadline:
@@ -100,7 +100,7 @@ def _deliveries(lab: Laboratory) -> int:
 
 
 def _note_ledger(lab: Laboratory) -> None:
-    """Note what the ledger holds in the end: each attempt, the totals, and that nothing is left between its lists."""
+    """Record what the ledger holds at the end: each attempt, the totals, and leftovers in its lists."""
     client, note = lab.redis, lab.history.note
     seen = lab.history.read()
     accepted = {sight.job for sight in seen if isinstance(sight, Accepted)}
@@ -141,6 +141,6 @@ def _note_ledger(lab: Laboratory) -> None:
 
 
 def _everlasting(lab: Laboratory) -> int:
-    """Count the keys of ended jobs that would never be forgotten."""
+    """Count the keys of ended jobs that would never expire."""
     patterns = ("mf:job:*", "mf:batch:*", "mf:batch_jobs:*", "mf:attempts:*", "mf:delivery:*", "mf:idempotency:*")
     return sum(lab.redis.pttl(key) < 0 for pattern in patterns for key in lab.redis.scan_iter(pattern, count=1000))

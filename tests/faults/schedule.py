@@ -1,4 +1,4 @@
-"""Which faults there are, and in which order a seed brings them."""
+"""The faults, and the order in which a seed schedules them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.faults.faults.on_store import (
 )
 from tests.faults.history import Broke
 
-#: What a job meets, whichever fleet does it.
+#: Faults that affect a job on either fleet.
 OF_ANY_FLEET = (
     FaultKind(child_killed_mid_job, "worker", weight=3, fells=True),
     FaultKind(node_killed, "worker", weight=2, fells=True),
@@ -58,7 +58,7 @@ OF_ANY_FLEET = (
     FaultKind(receiver_slow, "nothing"),
     FaultKind(receiver_answers_500, "nothing"),
 )
-#: What only a fleet with an API and couriers can meet.
+#: Faults that only a fleet with an API and couriers can have.
 OF_OURS = (
     FaultKind(redis_full, "redis"),
     FaultKind(receiver_answers_410, "nothing"),
@@ -72,7 +72,7 @@ ALL = (*OF_ANY_FLEET, *OF_OURS)
 
 
 def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]:
-    """Give the faults one by one: first each once, in an order of the seed's, then by their weights."""
+    """Yield the faults one by one: first each once, in an order drawn from the seed, then by weight."""
     pick = random.Random(seed)
     first = pick.sample(kinds, len(kinds))
 
@@ -83,7 +83,7 @@ def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]
 
 
 def strike(kind: FaultKind, scene: Scene) -> Broke:
-    """Let a fault act, and note in the history what it did."""
+    """Inject a fault, and record in the history what it did."""
     began = time.time()
     effect = kind.act(scene)
     broke = Broke(

@@ -1,7 +1,7 @@
-"""``python -m tests.faults.stand_in``: a worker node without a model, which starts in a second and may die often.
+"""``python -m tests.faults.stand_in``: a worker node without a model, which starts within a second and may die often.
 
-All of it is the worker's own code, save the step from an image to masks: that takes its time and gives masks which
-follow from the image and the spec alone.  So torch is not imported.
+Everything is the worker's own code, except the step from an image to masks: that waits and returns masks which
+depend on the image and the spec alone.  So torch is not imported.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 #: How long a batch of points takes.
 BATCH_S = 0.02
-#: Not empty once this process has lost its device, and with it every further call.
+#: Not empty once this process has lost its device, so that every further call fails.
 _lost: list[bool] = []
 
 
 def segment(photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:
-    """Take a while for each prompt, or for each point of the grid; report as the real one does."""
+    """Wait for each prompt, or for each point of the grid; report progress like the real one."""
     kind = spec.metadata.get("kind")
     watch.stage(Stage.EMBEDDING)
     if kind == HUNG:
-        time.sleep(3600)  # as a native call does: other threads go on, and nothing is looked at
+        time.sleep(3600)  # like a native call: other threads run, and nothing is checked
     if kind == DEVICE_LOST or _lost:
         _lost.append(True)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -1,4 +1,4 @@
-"""A node that Redis hands no message any more: it notices, ends, and another takes its place."""
+"""A node that no longer receives messages from Redis: it notices, exits, and another takes its place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACKNOWLEDGES = b"HDEL"
 
 
 def test_a_node_that_could_not_acknowledge_its_message_comes_back(tmp_path: Path) -> None:
-    """Each acknowledgement is broken off, and nothing else: Celery holds its message for good and takes no other."""
+    """Only acknowledgements are broken off: Celery then keeps its message forever and takes no other."""
     with Laboratory(tmp_path, nodes=0, stand_ins=1) as lab:
         callers = Callers(lab, seed=1)
         [node] = lab.nodes

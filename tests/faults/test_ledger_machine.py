@@ -1,4 +1,4 @@
-"""The ledger's scripts, driven in any order on a real Redis beside a model of a few lines."""
+"""The ledger's scripts, called in any order on a real Redis and compared with a simple model."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Modelled:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a worker holds, or believes to hold."""
+    """What a worker holds, or believes it holds."""
 
     job: str
     record: JobRecord
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Callers, workers that may be late or dead, and couriers, all on one ledger."""
+    """Callers, workers that may be late or dead, and couriers, all using one ledger."""
 
     client: ClassVar[redis.Redis]
     claims = Bundle("claims")
@@ -228,7 +228,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self.assert_fenced(reply)
 
-    # Couriers, and time.
+    # Couriers and time.
 
     @rule(data=st.data())
     def a_lease_runs_out(self, data: st.DataObject) -> None:
@@ -295,7 +295,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert len(ids) == len(set(ids)) == len(known.told)
                 assert [delivery.rpartition("_")[2] for delivery in ids] == known.told
 
-    # What always holds.
+    # Invariants.
 
     @invariant()
     def the_records_are_as_modelled(self) -> None:
@@ -336,7 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert Census(self.client).totals().get("fenced", 0) == self.fenced
 
     def any_job(self, data: st.DataObject, status: str = "") -> tuple[str, Modelled | None]:
-        """Choose a job, most often one in this state; now and then one that was never there or is gone."""
+        """Choose a job, usually one in this state; now and then one that never existed or is gone."""
         fitting = [job for job, known in self.jobs.items() if known.status == status]
         if fitting and data.draw(st.integers(0, 3)):
             job = one_of(data, fitting)
@@ -366,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 def one_of(data: st.DataObject, jobs: list[str]) -> str:
-    """Choose by place: the ids differ from run to run, and Hypothesis repeats its runs."""
+    """Choose by position: ids differ from run to run, and Hypothesis repeats its runs."""
     return jobs[data.draw(st.integers(0, len(jobs) - 1))]
 
 

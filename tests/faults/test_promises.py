@@ -1,4 +1,4 @@
-"""The checker finds each broken promise in a history that was made by hand."""
+"""The checker finds each broken promise in a hand-made history."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, FIRST,
 
 
 def followed(*sights: Shown) -> tuple[Shown, ...]:
-    """The same sights as events of a stream."""
+    """Return the same observations as events of a stream."""
     return tuple(replace(sight, way="followed", version=version) for version, sight in enumerate(sights))
 
 

@@ -1,4 +1,4 @@
-"""The proxy does to real connections what its modes say."""
+"""The proxy treats real connections as its modes say."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Echo(socketserver.BaseRequestHandler):
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    """A proxy before a server that says what it is told."""
+    """A proxy in front of an echo server."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

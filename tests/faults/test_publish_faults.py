@@ -1,4 +1,4 @@
-"""Whatever keeps Redis from taking a message is told in one way, and breaks neither the API nor the courier."""
+"""Any failure to publish a message is reported in one way, and breaks neither the API nor the courier."""
 
 from __future__ import annotations
 
@@ -65,4 +65,4 @@ def test_a_redis_that_was_killed_takes_no_message(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(QueueUnavailable):
             sender.publish("job_x", QUEUE)
-        assert time.monotonic() - began < 3  # kombu's own waits come to 6 s
+        assert time.monotonic() - began < 3  # kombu's own delays add up to 6 s

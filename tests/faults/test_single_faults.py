@@ -1,4 +1,4 @@
-"""Each promise by its name, and the one fault that threatens it most, on real processes."""
+"""Each promise with the one fault that threatens it most, on real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DESCRIBED_KEYS = re.compile(r"^    (\S+(?:, \S+)*) +((?:string|hash|set|zset|lis
 
 @dataclass(frozen=True)
 class Stage:
-    """A laboratory of two stand-in nodes, and callers."""
+    """A laboratory with two stand-in nodes, and callers."""
 
     lab: Laboratory
     callers: Callers
@@ -61,7 +61,7 @@ class Stage:
         return self.record(job)
 
     def told(self, job: str) -> list[Notified]:
-        """How its owner was told of its end."""
+        """Return how its end was reported to its owner."""
         told = (sight for sight in self.lab.history.read() if isinstance(sight, Notified) and sight.job == job)
         return [sight for sight in told if sight.event != STARTED]
 
@@ -137,7 +137,7 @@ def test_a_hung_job_that_is_canceled_is_ended_by_force(stage: Stage) -> None:
 
 
 def test_a_lost_device_is_met_by_no_second_job(stage: Stage) -> None:
-    """Every further call of the process would fail, so the process ends."""
+    """Every further call in the process would fail, so the process exits."""
     node, other = stage.lab.nodes
     other.kill()
     child = stage.lab.child_of(node)
@@ -212,7 +212,7 @@ def test_what_was_accepted_and_what_has_ended_outlive_redis(stage: Stage) -> Non
 
 
 def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
-    """Its node is frozen as it sends its manifest, and the request is broken off: awake, it sends it again."""
+    """Its node is frozen while it sends its manifest, and the request is broken off: once awake, it sends it again."""
     held = stage.scene.hold()
     assert held is not None
     fenced = stage.fenced()
@@ -233,7 +233,7 @@ def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
 
 @pytest.mark.parametrize("off_s", [-600, 600])
 def test_no_clock_but_redis_own_enters_the_ledger(stage: Stage, off_s: int) -> None:
-    """The API's and the couriers' clock is off by more than a receiver lets pass, and less than S3 refuses."""
+    """The clocks of the API and the couriers are off by more than a receiver tolerates, but less than S3 refuses."""
     began_ms = int(time.time() * 1000)
     programs = [stage.lab.programs["api"], *stage.lab.couriers]
     for program in programs:
@@ -255,12 +255,12 @@ def test_no_clock_but_redis_own_enters_the_ledger(stage: Stage, off_s: int) -> N
 
 
 def test_a_worker_whose_clock_is_off_blames_the_service_and_not_the_caller(stage: Stage) -> None:
-    """S3 refuses what is signed an hour late; another worker must get the job."""
+    """S3 refuses requests signed an hour late; another worker must get the job."""
     wrong, right = stage.lab.nodes
     right.kill()
     wrong.restart(**clock_off(-HOUR_S))
     job = stage.callers.send(BOX)
-    # The record's count is back at none a few milliseconds later, for an outage is not charged.
+    # The record's count is back at zero a few milliseconds later, since an outage is not charged.
     wait_until(lambda: [made.outcome for made in stage.lab.ledger.attempts(job) if made.outcome], LASTS_S)
     wrong.kill()
     right.start()
@@ -275,7 +275,7 @@ def test_a_worker_whose_clock_is_off_blames_the_service_and_not_the_caller(stage
 
 
 def test_every_key_is_one_that_the_ledger_describes(stage: Stage) -> None:
-    """After all of the above, and a batch, there are most of them."""
+    """After all of the above, and a batch, most of them exist."""
     fields = stage.callers.spec(BOX)
     batch = {name: value for name, value in fields.items() if name not in ("image", "webhook")}
     sent = stage.lab.ask("POST", "/v1/batches", json={**batch, "images": [fields["image"]] * 2})

@@ -1,4 +1,4 @@
-"""A receiver that hangs: those who wait behind it lose nothing by it."""
+"""A receiver that hangs: webhooks waiting behind it lose nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JOBS = 120
 
 @pytest.fixture
 def hanging_receiver() -> Iterator[str]:
-    """An address that takes connections and never answers."""
+    """An address that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=4 * JOBS) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
 
@@ -61,5 +61,5 @@ def test_a_webhook_that_waits_for_a_free_sender_uses_up_no_try(
 
 
 def _soon(client: redis.Redis) -> int:
-    """A minute from now: later than any lease of a courier, earlier than a second try."""
+    """A minute from now: later than any courier's lease, earlier than a second attempt."""
     return (int(client.time()[0]) + 60) * 1000

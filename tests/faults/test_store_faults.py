@@ -1,4 +1,4 @@
-"""Whatever keeps S3 from giving an object is told in one way, so that the attempt is repeated and nobody is blamed."""
+"""Any failure to get an object from S3 is reported in one way: the attempt is repeated and the caller not blamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def way(store: Store, store_fields: dict[str, str]) -> Iterator[Proxy]:
 
 @pytest.fixture
 def behind(way: Proxy, store_fields: dict[str, str]) -> Store:
-    """The store, by a way that can break."""
+    """The store, behind a proxy that can break."""
     return Store(SharedSettings(**{**store_fields, "s3_endpoint": f"http://127.0.0.1:{way.port}"}))
 
 

@@ -1,9 +1,9 @@
-"""Sends damaged files where callers' images go: through the door's look at the header, and through the decoder.
+"""Feed damaged files to both parsers of callers' images: the API's header parser and the worker's decoder.
 
     python -m tests.fuzz.images --count 10000 --seed 1 --keep
 
-Every file must be accepted by both, or refused with a code that is known, in bounded memory and time; and the two must
-agree: what the header's reader refuses, or says of the size, is what the decoder finds.
+Every file must be accepted by both, or refused with a known code, in bounded memory and time; and the two must
+agree: the decoder confirms what the header parser refuses, and the size it reports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.image.sandbox_process import BYTES_PER_PIXEL, ELSE_BYTES, FILE_COPIES
 from tests.fuzz.mutations import mutated, valid_files
 
-#: What may be told about a file.
+#: The codes a file may be refused with.
 HEADER_CODES = {"image_empty", "not_an_image", "image_too_large", "image_truncated"}
 DECODER_CODES = HEADER_CODES | {
     "image_corrupt",
@@ -34,18 +34,18 @@ DECODER_CODES = HEADER_CODES | {
     "image_needs_too_much_memory",
     "image_takes_too_long",
 }
-#: Small enough that a header's lie meets it, and that the most that is allowed is soon decoded.
+#: Low enough that forged headers exceed it, and that the largest image allowed is decoded quickly.
 MAX_PIXELS = 4_000_000
 
 
 @dataclass(slots=True)
 class Findings:
-    """What became of the files.  faults: what should not be, each with the number of its file."""
+    """The outcome for the files.  faults: what must not happen, each with the number of its file."""
 
     header: Counter[str] = field(default_factory=Counter)
     decoder: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    #: Of the decoding processes: the first one's memory before any file, the most that any had, and the most it might.
+    #: Memory of the decoding processes: the first one's before any file, the peak of any, and the limit.
     idle_bytes: int = 0
     peak_bytes: int = 0
     allowed_bytes: int = 0
@@ -53,7 +53,7 @@ class Findings:
 
 
 def fuzz(count: int, seed: int) -> Findings:
-    """Look at ``count`` files."""
+    """Check ``count`` files."""
     findings, files = Findings(), valid_files()
     with closing(Sandbox()) as sandbox:
         sandbox.decode(files[0], MAX_PIXELS)
@@ -73,7 +73,7 @@ def fuzz(count: int, seed: int) -> Findings:
 
 
 def look_at_header(data: bytes) -> ImageHeader | str:
-    """Give the header, or the refusal's code, or what was raised in place of one."""
+    """Return the header, or the code of the refusal, or whatever else was raised."""
     try:
         return read_header(data, MAX_PIXELS)
     except InvalidImage as error:
@@ -83,7 +83,7 @@ def look_at_header(data: bytes) -> ImageHeader | str:
 
 
 def decode(data: bytes, sandbox: Sandbox, findings: Findings) -> Photo | str:
-    """The same for the decoder; its time is noted."""
+    """Do the same for the decoder; record its time."""
     started = time.perf_counter()
     try:
         return sandbox.decode(data, MAX_PIXELS)
@@ -96,21 +96,21 @@ def decode(data: bytes, sandbox: Sandbox, findings: Findings) -> Photo | str:
 
 
 def faults(header: ImageHeader | str, decoded: Photo | str) -> list[str]:
-    """Say what should not be."""
+    """Return what must not have happened."""
     found = []
     if isinstance(header, str) and header not in HEADER_CODES:
-        found.append(f"the header's reader: {header}")
+        found.append(f"the header parser: {header}")
     if isinstance(decoded, str) and (decoded not in DECODER_CODES or decoded == "image_takes_too_long"):
         found.append(f"the decoder: {decoded}")
     if isinstance(header, str) and isinstance(decoded, Photo):
-        found.append(f"the door says {header} of what can be decoded")
+        found.append(f"the API says {header}, but it can be decoded")
     if isinstance(header, ImageHeader) and isinstance(decoded, Photo) and header.size_wh not in (None, decoded.size_wh):
-        found.append(f"the door says {header.size_wh} of what has {decoded.size_wh}")
+        found.append(f"the API says {header.size_wh}, the decoder {decoded.size_wh}")
     return found
 
 
 def memory(sandbox: Sandbox, name: str) -> int:
-    """A figure of the decoding process' memory, in bytes; 0 when it has just ended, or where there is no /proc."""
+    """Return a memory figure of the decoding process in bytes; 0 if it has just exited, or without /proc."""
     status = Path(f"/proc/{sandbox._process.pid}/status")
     found = re.search(rf"{name}:\s+(\d+) kB", status.read_text() if status.exists() else "")
     return int(found[1]) * 1024 if found else 0

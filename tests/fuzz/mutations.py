@@ -1,4 +1,4 @@
-"""Image files that are nearly right: a valid one of each format and kind, damaged in one of many ways.
+"""Nearly valid image files: a valid one of each format and kind, damaged in one of many ways.
 
 The same seed and number give the same file.
 """
@@ -17,14 +17,14 @@ from PIL import Image
 
 Mutation = Callable[[bytearray, random.Random, list[bytes]], bytes]
 
-#: Sizes, counts and offsets that code goes wrong at.
+#: Sizes, counts and offsets that often break code.
 _EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-#: What comes first tells most: sizes, tables, directories.
+#: The first bytes matter most: sizes, tables, directories.
 _HEADER_BYTES = 160
 
 
 def valid_files() -> list[bytes]:
-    """Write small pictures in every format that is accepted, in the modes and ways of packing that it has."""
+    """Return small images in every accepted format, in its modes and compressions."""
     noise = np.random.default_rng(1).integers(0, 256, (23, 37, 4), dtype=np.uint8)
     smooth = np.add.outer(np.arange(90), np.arange(140)).astype(np.uint8)
     rgba, grey = Image.fromarray(noise, "RGBA"), Image.fromarray(smooth)
@@ -56,12 +56,12 @@ def valid_files() -> list[bytes]:
 
 
 def mutated(files: list[bytes], seed: int, number: int) -> bytes:
-    """Damage one of the files, mostly in one way, sometimes in several."""
+    """Return one of the files, damaged mostly in one way, sometimes in several."""
     dice = random.Random(f"{seed} {number}")
     data = dice.choice(files)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         data = dice.choice(MUTATIONS)(bytearray(data), dice, files)
-    # A wrong checksum would hide from the decoder what else is wrong.
+    # A wrong checksum would hide everything else from the decoder.
     return _with_right_checksums(data) if data.startswith(b"\x89PNG") and dice.random() < 0.7 else data
 
 
@@ -77,13 +77,13 @@ def truncate(data: bytearray, dice: random.Random, files: list[bytes]) -> bytes:
 
 
 def splice(data: bytearray, dice: random.Random, files: list[bytes]) -> bytes:
-    """The beginning of one file and the end of another."""
+    """Join the start of one file and the end of another."""
     other = dice.choice(files)
     return bytes(data[: dice.randrange(len(data) + 1)]) + other[dice.randrange(len(other)) :]
 
 
 def lie_in_the_header(data: bytearray, dice: random.Random, files: list[bytes]) -> bytes:
-    """Write numbers that code goes wrong at over the file's first bytes, in either byte order."""
+    """Overwrite the file's first bytes with numbers that often break code, in either byte order."""
     for _ in range(dice.choice((1, 1, 2, 4))):
         size, order = dice.choice((1, 2, 4)), dice.choice("<>")
         number = struct.pack(order + {1: "B", 2: "H", 4: "I"}[size], dice.choice(_EDGES) % 256**size)

@@ -1,4 +1,4 @@
-"""Some hundred damaged files; `make fuzz-images` sends ten thousand."""
+"""A few hundred damaged files; `make fuzz-images` sends ten thousand."""
 
 from __future__ import annotations
 

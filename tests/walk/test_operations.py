@@ -1,4 +1,4 @@
-"""docs/operations.md says what is so: its tests exist, its figures are exported, its settings and rules work."""
+"""docs/operations.md is accurate: its tests exist, its metrics are exported, its settings and rules work."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The README's commands, run as they stand there.
+"""Run the README's commands as written.
 
-Each command of each ``sh`` block is run, or named below with the test that runs it.  A command that is new in
-the README and in neither fails here.
+Each command of each ``sh`` block is run, or listed below with the test that runs it.  A new command in the README
+that is neither fails here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maskfleet.stack.process import StackLine
 from tests.conftest import WEBHOOK_SECRET
 from tests.maskfleet.test_webhooks import BODY, OTHER_SECRET, signed
 
-#: Commands that are not run here, by their beginning, and why.
+#: Commands that are not run here, by prefix, and why.
 ELSEWHERE = {
     "make demo": "tests/maskfleet/test_demo.py runs what it runs",
     "make test": "it is what runs this",
@@ -46,7 +46,7 @@ def blocks(readme: str, language: str) -> list[str]:
 
 
 def commands(block: str) -> Iterator[str]:
-    """The block's commands, continued lines joined, remarks left out."""
+    """Yield the block's commands, continued lines joined, comments removed."""
     for line in block.replace("\\\n", " ").splitlines():
         command = re.sub(r"\s{2,}#.*$", "", line).strip()
         if command:
@@ -59,7 +59,7 @@ def is_elsewhere(command: str) -> bool:
 
 @pytest.fixture
 def workplace(tmp_path: Path, repository: Path) -> Path:
-    """A folder that looks like a clone that was set up."""
+    """A folder that looks like a clone after `make setup`."""
     (tmp_path / "examples").symlink_to(repository / "examples")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)

@@ -1,4 +1,4 @@
-"""What a real stack writes at its most talkative: it holds no secret, and tells a job's whole life by the job's id."""
+"""What a real stack writes at its most verbose: it contains no secret, and a job can be traced by its id."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.conftest import WEBHOOK_SECRET
 from tests.waiting import wait_until
 
 PASSWORD = secrets.token_hex(16)
-#: Of a stranger who tries a key, and of a caller whose addresses carry passwords and signatures of their own.
+#: A key that a stranger tries, and a secret in the URLs that a caller supplies.
 WRONG_KEY = f"wrong-{secrets.token_hex(16)}"
 TOKEN = f"token-{secrets.token_hex(16)}"
 
 
 @dataclass(frozen=True)
 class Traces:
-    """All that was written, by where it stands, and all that must not be in it.  job_id: of the job that succeeded."""
+    """All that was written, by location, and all that must not be in it.  job_id: of the job that succeeded."""
 
     job_id: str
     logs: dict[str, str]
@@ -73,7 +73,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository
 
 
 def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
-    """Do what callers do, well and badly."""
+    """Do what callers do, correctly and incorrectly."""
     answers: dict[str, str] = {}
     made = subprocess.run(
         [sys.executable, "-m", "maskfleet", "keys", "create", "--tenant", "local", "--scope", "admin"],

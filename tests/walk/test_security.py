@@ -1,4 +1,4 @@
-"""docs/security.md says what is so: the test that it names for a threat is there."""
+"""docs/security.md is accurate: every test that it names exists."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Read by Python at its start when this folder is on PYTHONPATH: the process's wall clock is off by CLOCK_OFF_S.
+"""Loaded by Python at start-up if this folder is on PYTHONPATH: shifts the process's wall clock by CLOCK_OFF_S.
 
-libfaketime would do it below Python, but breaks the sleeping of CPython 3.11 and later (clock_nanosleep with an
-absolute time).  What measures durations, time.monotonic(), is left alone.
+libfaketime would do it below Python, but breaks sleeping in CPython 3.11 and later (clock_nanosleep with an
+absolute time).  time.monotonic(), which measures durations, is left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _right_time, _RightDatetime = time.time, datetime.datetime
 
 
 class _AnyDatetime(type(_RightDatetime)):  # type: ignore[misc]
-    """Times that C code made are of the class that this one stands in for."""
+    """Makes datetimes created by C code count as instances of the replaced class."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, _RightDatetime)

@@ -1,4 +1,4 @@
-"""The faults: each a small function that breaks one thing in the laboratory, mends it, and says what it did."""
+"""The faults: each a small function that breaks one thing in the laboratory, repairs it, and reports what it did."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.laboratory import Laboratory, Program
 class Held:
     """A node that is in the middle of a job.
 
-    child: the process that does it.  is_at_it: whether the job has not ended yet, and nobody else has it.
+    child: the process running it.  is_at_it: whether the job has not ended yet, and no other node has it.
     """
 
     node: Program
@@ -26,7 +26,7 @@ class Held:
 class Scene:
     """Where a fault acts.
 
-    hold: sends a job that lasts, and gives the node that took it; None when none did in time.
+    hold: sends a long job, and returns the node that took it; None if none did in time.
     frozen_s: how long Redis is frozen; the others last a few seconds.
     """
 
@@ -40,8 +40,8 @@ class Scene:
 class Effect:
     """What a fault did.
 
-    acted: whether it hit what it is named for; if not, it has broken nothing.  node: the one whose process it hit,
-    empty when it hit no single one.
+    acted: whether it hit its target; if not, it has broken nothing.  node: the one whose process it hit,
+    empty if it did not hit a single node.
     """
 
     acted: bool
@@ -51,7 +51,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """A fault, and what it may break: an entry of promises.HARMS.
+    """A fault, and what it may break: a key of promises.HARMS.
 
     weight: how often it comes in a schedule.  fells: whether it kills, freezes or cuts off a process.
     """

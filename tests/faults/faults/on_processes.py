@@ -1,4 +1,4 @@
-"""Faults of our own programs: killed, frozen, cut off from Redis, with a clock that is wrong."""
+"""Faults of our own programs: killed, frozen, cut off from Redis, or with a wrong clock."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.faults.laboratory import LEASE_S, ROOT, Laboratory, Program
 from tests.faults.proxy import Fault, Mode
 from tests.waiting import wait_until
 
-#: How long a fault waits for the moment that it is made for.
+#: How long a fault waits for its moment.
 MOMENT_S = 8.0
-#: A node that is told to end hands its job back and is started again within this time, also on a busy machine.
+#: A node that is shut down hands its job back and is restarted within this time, even on a busy machine.
 DRAINED_S = 20.0
 HOUR_S = 3600
 NOBODY = Effect(acted=False, text="no node took a job in time")
 
 
 def child_killed_mid_job(scene: Scene) -> Effect:
-    """Kill the process that holds the model, while it is at a job."""
+    """Kill the process that holds the model during a job."""
     held = scene.hold()
     if held is None:
         return NOBODY
@@ -37,7 +37,7 @@ def child_killed_mid_job(scene: Scene) -> Effect:
 
 
 def node_killed(scene: Scene) -> Effect:
-    """Kill a node's parent; its child is an orphan until whoever keeps the node clears up and starts it again."""
+    """Kill a node's parent process; its child is orphaned until the node's supervisor cleans up and restarts it."""
     held = scene.hold()
     if held is None:
         return NOBODY
@@ -49,7 +49,7 @@ def node_killed(scene: Scene) -> Effect:
 
 
 def node_frozen_past_its_lease(scene: Scene) -> Effect:
-    """Stop a node in the middle of a job for twice its lease; then it wakes up and wants to go on."""
+    """Freeze a node mid-job for twice its lease; then it wakes up and tries to continue."""
     held = scene.hold()
     if held is None:
         return NOBODY
@@ -61,7 +61,7 @@ def node_frozen_past_its_lease(scene: Scene) -> Effect:
 
 
 def node_cut_off(scene: Scene) -> Effect:
-    """Pull the cable between one node and Redis for longer than its lease."""
+    """Cut the connection between one node and Redis for longer than its lease."""
     held = scene.hold()
     if held is None:
         return NOBODY
@@ -77,7 +77,7 @@ def node_cut_off(scene: Scene) -> Effect:
 
 
 def node_drained(scene: Scene) -> Effect:
-    """Tell a node to end in the middle of a job; it is started again when it has."""
+    """Shut a node down mid-job; it is restarted once it has exited."""
     held = scene.hold()
     if held is None:
         return NOBODY
@@ -86,13 +86,13 @@ def node_drained(scene: Scene) -> Effect:
             return _too_late(held)
         ending = held.node.pid
         os.kill(ending, signal.SIGTERM)
-    with suppress(AssertionError):  # then it has not ended, and that is said
+    with suppress(AssertionError):  # then it has not exited, and that is reported
         wait_until(lambda: held.node.pid != ending, DRAINED_S)
     return _was_at(held) if held.node.pid != ending else Effect(acted=False, text=f"{held.node.name} did not end")
 
 
 def courier_killed(scene: Scene) -> Effect:
-    """Kill a courier, whatever it is at."""
+    """Kill a courier, whatever it is doing."""
     courier = scene.random.choice(scene.lab.couriers)
     ran = courier.is_running()
     courier.kill()
@@ -102,7 +102,7 @@ def courier_killed(scene: Scene) -> Effect:
 
 
 def api_killed_between_record_and_publish(scene: Scene) -> Effect:
-    """Kill the API when it has recorded a job and is about to publish it."""
+    """Kill the API after it has recorded a job and before it publishes it."""
     api = scene.lab.programs["api"]
     effect = _at_publish(scene.lab, api.kill)
     if effect.acted:
@@ -112,18 +112,18 @@ def api_killed_between_record_and_publish(scene: Scene) -> Effect:
 
 
 def api_cut_off_at_publish(scene: Scene) -> Effect:
-    """Break the API's connection when it has recorded a job and is about to publish it; the answer is 202 still."""
+    """Break the API's connection after it has recorded a job and before it publishes it; the response is still 202."""
     return _at_publish(scene.lab, lambda: None)
 
 
 def courier_clock_off(scene: Scene) -> Effect:
-    """Run a courier whose clock is an hour ahead."""
+    """Run a courier with its clock an hour ahead."""
     courier = scene.random.choice(scene.lab.couriers)
     return _with_clock_off(scene, courier, HOUR_S, courier.is_running)
 
 
 def api_clock_off(scene: Scene) -> Effect:
-    """Run the API with a clock that is an hour behind."""
+    """Run the API with its clock an hour behind."""
 
     def is_off() -> bool:
         try:
@@ -138,14 +138,14 @@ def api_clock_off(scene: Scene) -> Effect:
 
 
 def clock_off(seconds: int) -> Mapping[str, str]:
-    """Give the variables with which a program's clock is wrong by so much."""
+    """Return the environment variables that shift a program's clock."""
     folders = (ROOT / "tests" / "faults" / "clock", ROOT)
     return {"PYTHONPATH": os.pathsep.join(map(str, folders)), "CLOCK_OFF_S": str(seconds)}
 
 
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
-    """Let a process do nothing while it is seen whether it is at its job still."""
+    """Suspend a process while checking whether it is still running its job."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -164,13 +164,13 @@ def _too_late(held: Held) -> Effect:
 
 
 def _at_publish(lab: Laboratory, act: Callable[[], object]) -> Effect:
-    """Act when the API sends the command that publishes, before Redis has it; prove that a job is then unpublished."""
+    """Act when the API sends the publish command, before Redis gets it; verify that a job is unpublished then."""
     unpublished: list[str] = []
     seen: list[bool] = []
 
     def reached() -> None:
         for job in lab.redis.zrange("mf:outbox", 0, -1):
-            # A job that was handed back is in the outbox, too, and has a fence.
+            # A job that was handed back is in the outbox too, but has a fence.
             if lab.redis.hmget(f"mf:job:{job}", "status", "publishes", "fence") == ["queued", "0", "0"]:
                 unpublished.append(job)
         if unpublished:
@@ -192,6 +192,6 @@ def _with_clock_off(scene: Scene, program: Program, seconds: int, is_off: Callab
     program.restart(**clock_off(seconds))
     started = program.pid
     time.sleep(scene.random.uniform(4, 6))
-    acted = program.pid == started and is_off()  # it did not end over it and start anew
+    acted = program.pid == started and is_off()  # it did not exit because of it and restart
     program.restart()
     return Effect(acted=acted, text=f"{program.name}, {seconds:+} s")

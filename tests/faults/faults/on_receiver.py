@@ -1,4 +1,4 @@
-"""Faults of those who are told of a job's end."""
+"""Faults of webhook receivers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def receiver_answers_500(scene: Scene) -> Effect:
 
 
 def receiver_answers_410(scene: Scene) -> Effect:
-    """Want no more: those who are told so are not asked again."""
+    """Answer 410, after which the endpoint must not be called again."""
     return _for_a_while(scene, scene.lab.receiver.answering(410), 1.0)
 
 

@@ -23,7 +23,7 @@ def redis_connections_killed(scene: Scene) -> Effect:
 
 
 def redis_connections_reset(scene: Scene) -> Effect:
-    """Reset every connection and each new one, for a second."""
+    """Reset every connection, old and new, for a second."""
     return _for_a_while(scene, Fault(Mode.RESET), 1.0)
 
 
@@ -33,7 +33,7 @@ def redis_slow(scene: Scene) -> Effect:
 
 
 def redis_killed(scene: Scene) -> Effect:
-    """Kill Redis and start it again over its append-only file."""
+    """Kill Redis and restart it from its append-only file."""
     os.kill(scene.lab.redis_server.pid, signal.SIGKILL)
     status = scene.lab.redis_server.process.wait()
     time.sleep(scene.random.uniform(0, 1.5))
@@ -42,7 +42,7 @@ def redis_killed(scene: Scene) -> Effect:
 
 
 def redis_frozen(scene: Scene) -> Effect:
-    """Stop Redis for longer than every lease."""
+    """Freeze Redis for longer than every lease."""
     pid = scene.lab.redis_server.pid
     os.kill(pid, signal.SIGSTOP)
     time.sleep(scene.frozen_s)
@@ -52,7 +52,7 @@ def redis_frozen(scene: Scene) -> Effect:
 
 
 def redis_full(scene: Scene) -> Effect:
-    """Leave Redis no memory: what is sent then is refused with 503."""
+    """Leave Redis no memory: submits are then refused with 503."""
     client = scene.lab.redis
     client.config_set("maxmemory", 1)
     try:
@@ -64,7 +64,7 @@ def redis_full(scene: Scene) -> Effect:
 
 
 def _send_once(scene: Scene) -> int:
-    """Send a job that must be refused; no history knows it, so a record of it would be found as one too many."""
+    """Send a job that must be refused; it is in no history, so a record of it would be reported as surplus."""
     image = {"upload_id": "upl_" + "0" * 32}
     body = {"mode": "box", "image": image, "prompts": [{"box": [1, 1, 9, 9]}]}
     scene.lab.store.put("uploads/ant/upl_" + "0" * 32, b"no image", "image/png")

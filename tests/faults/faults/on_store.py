@@ -1,4 +1,4 @@
-"""Faults of S3, as the programs see it."""
+"""Faults of S3, as seen by the programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.faults import Effect, Scene
 from tests.faults.proxy import Fault, Mode
 
 _BODY = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
-#: What S3 says when it is asked too much.
+#: S3's response when overloaded.
 BUSY = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
     % (
@@ -30,19 +30,19 @@ def store_slow(scene: Scene) -> Effect:
 
 
 def store_answers_are_cut(scene: Scene) -> Effect:
-    """Break off each connection after some bytes of answers: in the headers, or in the image."""
+    """Break each connection off after some bytes of the response: in the headers, or in the image."""
     after = scene.random.choice([50, 400, 2_000, 10_000])
     effect = _for_a_while(scene, Fault(Mode.TRUNCATE, after_bytes=after), 2.0)
     return replace(effect, text=f"after {after} bytes, {effect.text}")
 
 
 def store_gone(scene: Scene) -> Effect:
-    """Pull the cable to the store."""
+    """Cut the connection to the store."""
     return _for_a_while(scene, Fault(Mode.BLACKHOLE), 3.0)
 
 
 def store_killed(scene: Scene) -> Effect:
-    """Kill the store and start it again over its data."""
+    """Kill the store and restart it on its data."""
     os.kill(scene.lab.s3_server.pid, signal.SIGKILL)
     status = scene.lab.s3_server.process.wait()
     scene.lab.start_s3_again()
