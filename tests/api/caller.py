@@ -1,4 +1,4 @@
-"""Someone who calls the API, and what is expected of every answer."""
+"""A caller of the API, and checks that apply to every response."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Caller:
         return self.post("/v1/jobs", job, **headers)
 
     def a_job(self, **fields: Any) -> str:  # Any: JSON
-        """Send a job that is accepted; give its id."""
+        """Send a job that is accepted; return its id."""
         answer = self.send(job(**fields))
         assert answer.status_code == 202, answer.text
         return str(answer.json["id"])
 
 
 def job(**fields: Any) -> dict[str, Any]:  # Any: JSON
-    """The body of a good job, with what a test wants to be otherwise."""
+    """Return the body of a valid job, with a test's own changes."""
     return {"mode": "everything", "image": {"base64": as_base64(a_picture())}, **fields}
 
 
@@ -79,7 +79,7 @@ def as_base64(data: bytes) -> str:
 
 
 def check_problem(answer: TestResponse, status: int, code: str) -> Problem:
-    """Check that an answer is a whole problem document, of a code that the OpenAPI document names."""
+    """Check that a response is a complete problem document, with a code that the OpenAPI document lists."""
     assert answer.content_type == "application/problem+json", answer.text
     problem = Problem.model_validate_json(answer.data)
     assert (answer.status_code, problem.code) == (status, code), answer.text
@@ -102,7 +102,7 @@ def _described() -> Any:  # Any: the OpenAPI document
 
 
 def run_to_success(job_id: str, ledger: Ledger, store: Store) -> Manifest:
-    """Do what a worker does: claim the job, write its objects, end it."""
+    """Act as a worker: claim the job, write its objects, finish it."""
     record = claim(job_id, ledger)
     prefix = attempt_prefix(record.tenant, job_id, record.attempt, record.fence)
     store.put(f"{prefix}/coco.json", b'{"annotations": []}', "application/json")
@@ -137,7 +137,7 @@ def claim(job_id: str, ledger: Ledger) -> JobRecord:
 
 
 def a_closed_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a local port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

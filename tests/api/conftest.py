@@ -1,4 +1,4 @@
-"""The door on the test run's own Redis and S3, with two tenants before it."""
+"""The API on the test run's own Redis and S3, with two tenants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SettingsMaker = Callable[..., ApiSettings]
 
 @pytest.fixture(scope="session")
 def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
-    """Makes settings, with what a test wants to be otherwise."""
+    """Makes settings, with a test's own changes."""
 
     def make(**changes: Any) -> ApiSettings:  # Any: a settings field's own type
         fields: dict[str, Any] = {
@@ -33,7 +33,7 @@ def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
             "model": MODEL,
             "models": OTHER_MODEL,
             "allowed_buckets": PHOTOS_BUCKET,
-            # Their counters are keys, and many tests look at what is left in Redis.
+            # Their counters are keys, and many tests check what is left in Redis.
             "rate_limit": "",
             "anonymous_rate_limit": "",
             **changes,
@@ -45,7 +45,7 @@ def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
 
 @pytest.fixture(scope="session")
 def one_app(make_settings: SettingsMaker) -> Flask:
-    """The app; it holds nothing, so that one is enough."""
+    """The app; it is stateless, so one is enough."""
     return create_app(make_settings())
 
 
@@ -57,7 +57,7 @@ def app(one_app: Flask, redis_client: redis.Redis) -> Flask:
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """Someone without a key."""
+    """A client without a key."""
     return app.test_client()
 
 

@@ -1,4 +1,4 @@
-"""Small pictures in every format, made for a test."""
+"""Small images in every format, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def a_picture(
     orientation: int | None = None,
     **options: Any,  # Any: what the format's writer in Pillow takes
 ) -> bytes:
-    """Draw a plain picture and write it in the format."""
+    """Draw a plain image and encode it in the format."""
     image = Image.new("RGB", size_wh, (90, 140, 60))
     if orientation is not None:
         exif = Image.Exif()
@@ -31,7 +31,7 @@ def a_picture(
 
 
 def a_decompression_bomb(size_wh: tuple[int, int] = (50_000, 50_000)) -> bytes:
-    """A PNG of a few bytes whose header declares a huge picture."""
+    """Return a PNG of a few bytes whose header declares a huge image."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""Bad input that can be known at once: a clear problem document, nothing recorded, never a 500."""
+"""Bad input that is detectable immediately: a clear problem document, nothing recorded, never a 500."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_body_over_the_limit_is_refused_unread(make_settings: SettingsMaker, c
 
     answer = caller.post_bytes("/v1/jobs", b"x" * 1001, content_type)
 
-    # A type that nobody reads is refused for its type, however long it is.
+    # An unsupported type is refused for its type, however large it is.
     if content_type == "text/plain":
         check_problem(answer, 415, "unsupported_media_type")
     else:
@@ -176,7 +176,7 @@ def test_a_prompt_outside_the_image_is_refused(apiary: Caller, mode: str, prompt
 
 
 def test_a_prompt_outside_the_picture_as_it_is_turned_is_refused(apiary: Caller) -> None:
-    turned = {"base64": as_base64(a_picture((64, 48), orientation=6))}  # a viewer shows 48×64
+    turned = {"base64": as_base64(a_picture((64, 48), orientation=6))}  # displayed as 48×64
 
     problem = check_problem(
         apiary.send(job(mode="point", image=turned, prompts=[{"points": [[60, 10]]}])), 422, "point_outside_image"

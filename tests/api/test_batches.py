@@ -1,4 +1,4 @@
-"""Batches seen from outside: sent whole or refused whole, looked at by their owner, told of by the courier."""
+"""Batches over the API: accepted or refused as a whole, visible to their owner, reported by the courier."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Json = Any  # a body's own shape
 
 
 def batch(*images: Json, **fields: Json) -> Json:
-    """The body of a good batch, with what a test wants to be otherwise."""
+    """Return the body of a valid batch, with a test's own changes."""
     return {"mode": "everything", "images": list(images or (BEE, WASP)), **fields}
 
 
@@ -67,7 +67,7 @@ def deliveries_of(caller: Caller, sent: BatchView) -> list[DeliveryView]:
     return [DeliveryView.model_validate(one) for one in shown]
 
 
-# Sent.
+# Submitting.
 
 
 def test_each_image_of_a_batch_becomes_a_job_like_any_other(
@@ -267,7 +267,7 @@ def test_a_batch_is_one_request_and_needs_the_scope_to_write(
     check_problem(reader.get(f"/v1/batches/{sent.id}"), 429, "rate_limited")
 
 
-# When things break.
+# Failures.
 
 
 def test_without_redis_or_store_or_room_nothing_is_taken_in(
@@ -292,7 +292,7 @@ def test_without_redis_or_store_or_room_nothing_is_taken_in(
 def test_a_recorded_batch_is_taken_in_though_no_message_can_be_sent(
     make_settings: SettingsMaker, redis_client: redis.Redis, redis_url: str, outbox: Outbox
 ) -> None:
-    # A user who may write the ledger's keys and no queue.
+    # A user that may write the ledger's keys but no queue.
     redis_client.execute_command("ACL", "SETUSER", "door", "on", ">word", "~mf:*", "+@all")
     settings = make_settings(redis_url=redis_url.replace("redis://", "redis://door:word@"))
     caller = Caller(create_app(settings), KEYS["apiary"])
@@ -307,7 +307,7 @@ def test_a_recorded_batch_is_taken_in_though_no_message_can_be_sent(
     assert {job_id for job_id, _ in outbox.due()} == owed
 
 
-# Told.
+# Webhooks.
 
 
 @contextmanager
@@ -332,7 +332,7 @@ def courier(shared_fields: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture
 def private(make_settings: SettingsMaker, redis_client: redis.Redis) -> Flask:
-    """The app of a closed network."""
+    """The app on a closed network."""
     return create_app(make_settings(egress_allow_private=True))
 
 
@@ -340,7 +340,7 @@ def test_the_end_of_a_batch_is_signed_sent_and_sent_again(
     private: Flask, ledger: Ledger, deliveries: Deliveries, shared_fields: dict[str, str]
 ) -> None:
     caller = Caller(private, KEYS["apiary"])
-    began = datetime.now(UTC) - timedelta(seconds=60)  # Redis' clock may be another
+    began = datetime.now(UTC) - timedelta(seconds=60)  # Redis' clock may differ
     with Receiver(WEBHOOK_SECRET) as receiver:
         sent = send(caller, webhook={"url": receiver.url}, metadata={"album": "7"})
         ledger.fail(claim(sent.job_ids[0], ledger), "image_corrupt", "The JPEG file is damaged.")
@@ -354,7 +354,7 @@ def test_the_end_of_a_batch_is_signed_sent_and_sent_again(
             ranged = caller.post("/v1/deliveries/redeliver", since)
             wait_until(lambda: len(deliveries_of(caller, sent)[0].tries) == 3)
 
-        [event] = receiver.events  # by its webhook-id; it came three times
+        [event] = receiver.events  # by its webhook-id; it arrived three times
         [shown] = deliveries_of(caller, sent)
         record = deliveries.read(shown.id, "apiary")
         assert receiver.refused == ()

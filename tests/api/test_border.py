@@ -1,4 +1,4 @@
-"""What holds for every request: keys, problem documents, safe headers, and no more than needed imported."""
+"""What holds for every request: keys, problem documents, safe headers, and minimal imports."""
 
 from __future__ import annotations
 

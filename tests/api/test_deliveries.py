@@ -1,4 +1,4 @@
-"""Webhooks seen from outside: each try, sent again, and pinged; a tenant sees its own."""
+"""Webhooks over the API: their attempts, redelivery and pings; a tenant sees only its own."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ UNKNOWN = f"msg_ping_{'0' * 32}"
 
 
 def an_ended_job(caller: Caller, ledger: Ledger, **fields: Any) -> str:  # Any: JSON
-    """A job that failed, with a webhook that waits to be sent."""
+    """Return a failed job with a webhook waiting to be sent."""
     job_id = caller.a_job(image={"url": "https://example.com/bee.jpg"}, webhook={"url": HOOK}, **fields)
     ledger.fail(claim(job_id, ledger), "image_corrupt", "The JPEG file is damaged.")
     return job_id
 
 
 def take(deliveries: Deliveries) -> Delivery:
-    """Take what is due as a courier does, its bytes kept."""
+    """Take what is due as a courier does, and store its body."""
     [delivery] = deliveries.due()
     deliveries.keep_body(delivery, '{"kept": true}')
     return delivery
@@ -56,7 +56,7 @@ def a_try(delivery: Delivery, status: int, answer: str = "") -> TryView:
 
 
 def give_up(deliveries: Deliveries) -> Delivery:
-    """Send what is due as a courier does, in vain, for the last time."""
+    """Fail to send what is due, as a courier does, for the last time."""
     delivery = take(deliveries)
     deliveries.ended(delivery, DeliveryState.GIVEN_UP, a_try(delivery, 500))
     return delivery
@@ -126,7 +126,7 @@ def test_what_is_being_sent_is_not_sent_twice_by_a_redelivery(
 def test_the_failed_ones_of_a_time_are_sent_again_and_others_only_when_asked_for(
     apiary: Caller, bakery: Caller, ledger: Ledger, deliveries: Deliveries
 ) -> None:
-    began = datetime.now(UTC) - timedelta(seconds=60)  # Redis' clock may be another
+    began = datetime.now(UTC) - timedelta(seconds=60)  # Redis' clock may differ
     an_ended_job(bakery, ledger)
     give_up(deliveries)
     an_ended_job(apiary, ledger)
@@ -143,7 +143,7 @@ def test_the_failed_ones_of_a_time_are_sent_again_and_others_only_when_asked_for
     assert (before.status_code, before.json) == (202, {"queued": [], "more": False})
     assert (failed.status_code, failed.json) == (202, {"queued": [lost.id], "more": False})
     assert due == [lost.id]
-    assert everything.json == {"queued": [arrived.id], "more": False}  # the other one is being sent
+    assert everything.json == {"queued": [arrived.id], "more": False}  # the other one is in flight
 
 
 def test_a_range_ends_now_when_it_does_not_say(apiary: Caller, ledger: Ledger, deliveries: Deliveries) -> None:
@@ -201,11 +201,11 @@ def test_another_tenants_webhooks_are_as_if_they_were_not(
     assert deliveries.due() == []
 
 
-# Pings: with a real courier, and a real receiver.
+# Pings, with a real courier and a real receiver.
 
 
 class Hook:
-    """A receiver that answers as it is told and keeps what came."""
+    """A receiver that responds as scripted and keeps what it got."""
 
     def __init__(self, status: int, answer: bytes) -> None:
         self.came: list[tuple[dict[str, str], bytes]] = []

@@ -1,4 +1,4 @@
-"""Ended jobs: queued once more, and deleted with all that they wrote."""
+"""Ended jobs: retried, and deleted with everything they wrote."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_retry_whose_answer_redis_could_not_send_is_one_retry(
     first = ledger.retry(job_id, "apiary", start_deadline_s=60, max_in_flight=9)
     token = str(redis_client.hget(f"mf:job:{job_id}", "retry"))
 
-    again = ledger._retry(args=[job_id, "apiary", 60_000, 9, token])  # as the client does over a connection that broke
+    again = ledger._retry(args=[job_id, "apiary", 60_000, 9, token])  # as the client does after a broken connection
 
     assert (first, again) == (Retried.QUEUED, "queued")
     assert redis_client.hget("mf:totals", "retried") == "1"

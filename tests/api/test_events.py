@@ -1,4 +1,4 @@
-"""A job's event stream: what it sends, what it does not send again, and that it holds no more threads than it may."""
+"""A job's event stream: what it sends, what it does not repeat, and how many threads it may occupy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Sent:
 
 
 class Stream:
-    """An answer that is read as it comes."""
+    """A response that is read as it arrives."""
 
     def __init__(self, answer: TestResponse) -> None:
         assert answer.status_code == 200, answer.text
@@ -45,7 +45,7 @@ class Stream:
         return next(self._blocks)
 
     def rest(self) -> list[Sent]:
-        """All that comes until the stream ends by itself."""
+        """Return everything until the stream ends by itself."""
         return list(self._blocks)
 
     def _read(self, answer: TestResponse) -> Iterator[Sent]:
@@ -74,7 +74,7 @@ def beat(ledger: Ledger, record: JobRecord, done: int) -> Reply:
 
 @pytest.fixture
 def patient(make_settings: SettingsMaker, ledger: Ledger) -> Caller:
-    """A tenant of a service that speaks often, and ends streams soon after it has looked at a job's place."""
+    """A tenant of a service with short heartbeats and short streams, which end soon after a job's place was checked."""
     return Caller(create_app(make_settings(heartbeat_s=0.05, max_stream_s=3)), KEYS["apiary"])
 
 
@@ -222,7 +222,7 @@ def test_a_stream_ends_without_a_fault_when_redis_goes_away(
     )
     with follow(caller, caller.a_job()) as stream:
         stream.next()
-        redis_client.execute_command("ACL", "DELUSER", "door")  # its connections are closed, and no new one is let in
+        redis_client.execute_command("ACL", "DELUSER", "door")  # its connections are closed, and no new one is accepted
 
         assert stream.rest() == []
 

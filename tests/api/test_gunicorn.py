@@ -1,4 +1,4 @@
-"""The API under gunicorn, as it runs for users: several processes and threads."""
+"""The API under gunicorn, as in production: several processes and threads."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Door:
     def ask(
         self, method: str, path: str, *, body: object = None, timeout: float = 40, **headers: str
     ) -> requests.Response:
-        """One request over a connection of its own, so that any process may answer it."""
+        """Send one request over a new connection, so that any process may handle it."""
         headers = {"Authorization": f"Bearer {KEYS['apiary']}", "Connection": "close", **headers}
         return requests.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
 
     @contextmanager
     def follow(self, job_id: str) -> Iterator[Iterator[Any]]:
-        """A stream of a job's events, each as its JSON; raises HTTPError when it is refused."""
+        """Yield a job's events, each as its JSON; raises HTTPError if the stream is refused."""
         headers = {"Authorization": f"Bearer {KEYS['apiary']}"}
         with requests.get(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, stream=True, timeout=40) as answer:
             if not answer.ok:
@@ -63,7 +63,7 @@ class Door:
 def door(
     shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Door]:
-    """The API; a test may give settings of its own as the fixture's parameter."""
+    """The API; a test may pass its own settings as the fixture's parameter."""
     port = a_closed_port()
     log = tmp_path / "api.log"
     settings = {
@@ -93,7 +93,7 @@ def door(
 
 
 def _looks_at_a_status(client: redis.Redis) -> int:
-    """How often someone who waits has asked the ledger; nothing else uses HGET."""
+    """Return how often a waiting request has polled the ledger; nothing else uses HGET."""
     return int(client.info("commandstats").get("cmdstat_hget", {}).get("calls", 0))
 
 
@@ -130,7 +130,7 @@ def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger)
     def wait_for_the_job() -> None:
         answers.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30"))
 
-    # More than there are threads; those that find no place are answered at once.
+    # More than there are threads; those without a slot are answered immediately.
     waiting = [threading.Thread(target=wait_for_the_job) for _ in range(70)]
     for thread in waiting:
         thread.start()
@@ -173,8 +173,8 @@ def test_more_streams_than_threads_are_turned_away_and_those_who_leave_make_room
         assert int(refused.headers["Retry-After"]) > 0
         assert door.ask("GET", f"/v1/jobs/{job_id}").status_code == 200
 
-    # A reader that hung up is noticed when it is next spoken to.  Those who are let in stay, so that asking again
-    # takes no place that was just given back.
+    # A reader that hung up is noticed at the next write.  Accepted streams stay open, so that asking again
+    # does not take a slot that was just freed.
     with ExitStack() as again:
 
         def one_more_is_let_in() -> bool:

@@ -1,4 +1,4 @@
-"""What keeps a browser safe: the headers of every answer, the page's own policy, and no calls from other origins."""
+"""Browser security: the headers of every response, the page's own policy, and no calls from other origins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = "https://masks.example.com"
 
 @pytest.fixture
 def all_answers(app: Flask, apiary: Caller, client: FlaskClient, ledger: Ledger, store: Store) -> list[TestResponse]:
-    """One answer of every route and of every kind of fault."""
+    """Return one response of every route and of every kind of error."""
     job_id = apiary.a_job()
     run_to_success(job_id, ledger, store)
     paths = (
@@ -87,7 +87,7 @@ def test_the_page_holds_nothing_that_its_policy_forbids(client: FlaskClient) -> 
     for source in re.findall(r'<(?:script|link)[^>]*\s(?:src|href)="(?!data:)([^"]+)"', answer.text):
         with client.get(f"/{source}") as asset:
             assert asset.status_code == 200
-            # With nosniff a browser takes a script or a style of these types only.
+            # With nosniff a browser accepts scripts and styles of these types only.
             assert asset.mimetype in ("text/javascript", "text/css")
 
 

@@ -1,4 +1,4 @@
-"""Health and figures, and what the door does when Redis or S3 is away."""
+"""Health checks and metrics, and what the API does when Redis or S3 is down."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_without_redis_nothing_is_taken_in_and_the_caller_is_told_to_come_again(
 def test_a_service_that_finds_a_ledger_of_another_version_takes_nothing_in(
     make_settings: SettingsMaker, redis_client: redis.Redis
 ) -> None:
-    # As one that started while Redis was away: nobody has looked yet.
+    # Like one that started while Redis was down: nothing has been checked yet.
     door = Caller(create_app(make_settings()), KEYS["apiary"])
     redis_client.set("mf:schema", SCHEMA + 1)
 
@@ -56,7 +56,7 @@ def test_a_service_that_finds_a_ledger_of_another_version_takes_nothing_in(
 def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(
     make_settings: SettingsMaker, redis_client: redis.Redis, redis_url: str, ledger: Ledger
 ) -> None:
-    # A user who may write the ledger's keys and no queue.
+    # A user that may write the ledger's keys but no queue.
     redis_client.execute_command("ACL", "SETUSER", "door", "on", ">word", "~mf:*", "+@all")
     settings = make_settings(redis_url=redis_url.replace("redis://", "redis://door:word@"))
     caller = Caller(create_app(settings), KEYS["apiary"])
@@ -69,7 +69,7 @@ def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(
     record = ledger.read(answer.json["id"])
     assert record is not None
     assert record.status is Status.QUEUED
-    # It is owed; the courier publishes it when the API's time for that is over.
+    # It is due; the courier publishes it once the API's grace period is over.
     assert redis_client.zscore("mf:outbox", record.id) == pytest.approx(record.created_ms + 5000)
 
 

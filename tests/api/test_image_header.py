@@ -1,4 +1,4 @@
-"""The header reader agrees with Pillow, and refuses only what is certain."""
+"""The header parser agrees with Pillow, and refuses only what is certainly invalid."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_file_that_ends_inside_its_header_is_truncated(file_format: str) -> No
 def test_no_beginning_of_a_file_gets_another_size(file_format: str) -> None:
     data = a_picture((40, 30), file_format, **({"orientation": 6} if file_format in FORMATS_WITH_EXIF else {}))
     allowed = [read_header(data, MAX_PIXELS).size_wh]
-    if file_format in ("PNG", "WEBP"):  # cut before the EXIF block that turns it, which the worker will not decode
+    if file_format in ("PNG", "WEBP"):  # truncated before the EXIF orientation; the worker will not decode it
         allowed.append((40, 30))
 
     for length in range(1, len(data)):

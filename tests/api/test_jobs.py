@@ -1,4 +1,4 @@
-"""Jobs: sent, looked at, listed, canceled, and kept apart by tenant."""
+"""Jobs: submitted, fetched, listed, canceled, and separated by tenant."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_job_names_its_image_by_url_or_bucket(apiary: Caller) -> None:
 
 
 def test_a_prompt_may_lie_anywhere_on_the_picture_as_it_is_turned(apiary: Caller) -> None:
-    turned = {"base64": as_base64(a_picture((64, 48), orientation=6))}  # a viewer shows 48×64
+    turned = {"base64": as_base64(a_picture((64, 48), orientation=6))}  # displayed as 48×64
 
     assert apiary.send(job(mode="point", image=turned, prompts=[{"points": [[47, 63]]}])).status_code == 202
     assert apiary.send(job(mode="box", image=turned, prompts=[{"box": [0, 0, 48, 64]}])).status_code == 202
@@ -174,7 +174,7 @@ def test_a_job_shows_when_it_will_about_start_once_its_queue_was_measured(
     redis_client.hset("mf:pace", queue_name(MODEL, Priority.NORMAL), 10_000)
 
     assert (unmeasured["queue_position"], unmeasured["starts_in_s"]) == (1, None)
-    # Two jobs are before it, the urgent one among them, and two workers share them.
+    # Two jobs are ahead of it, including the urgent one, and two workers share them.
     assert apiary.get(f"/v1/jobs/{behind}").json["starts_in_s"] == 10
     listed = {shown["id"]: shown for shown in apiary.get("/v1/jobs").json["jobs"]}
     assert {job_id: listed[job_id]["starts_in_s"] for job_id in (ahead, behind, urgent)} == {
@@ -275,7 +275,7 @@ def test_jobs_are_listed_newest_first_page_by_page(apiary: Caller) -> None:
         seen += [shown["id"] for shown in page["jobs"]]
         path, pages = page["next"], pages + 1
 
-    # Jobs of the same millisecond stand in the order of their ids.
+    # Jobs of the same millisecond are ordered by id.
     assert sorted(seen) == sorted(sent)
     assert pages == 3
     created = [apiary.get(f"/v1/jobs/{job_id}").json["created_at"] for job_id in seen]

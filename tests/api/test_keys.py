@@ -1,4 +1,4 @@
-"""API keys: made, listed, revoked, expired; what each opens; and that no tenant reaches another's things."""
+"""API keys: created, listed, revoked, expired; what each allows; and isolation between tenants."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_route_for_operators_needs_the_scope_admin(make_settings: SettingsMake
     assert app.test_client().get("/operators").status_code == 401
 
 
-# Every route, found in the app, so that a new one cannot be forgotten.
+# Every route, taken from the app, so that a new one cannot be forgotten.
 
 
 def _routes(app: Flask) -> Iterator[tuple[str, Rule]]:
@@ -228,7 +228,7 @@ def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, s
     return app.test_client().open(path, method=method, json={}, headers=headers)
 
 
-#: What stands in each variable part of a path when it does not matter.
+#: A value for each variable part of a path, where it does not matter.
 UNKNOWN = {
     "job_id": UNKNOWN_JOB,
     "batch_id": f"batch_{'0' * 32}",

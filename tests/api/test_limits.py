@@ -1,4 +1,4 @@
-"""How much one caller may ask for: requests in a time, jobs in flight, jobs behind a backlog, bytes in an upload."""
+"""Limits on a caller: request rate, jobs in flight, backlog, upload size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def limited(make_settings: SettingsMaker, redis_client: redis.Redis) -> Flask:
     return create_app(make_settings(rate_limit="3/minute", anonymous_rate_limit="2/minute"))
 
 
-# Requests in a time.
+# Request rate.
 
 
 def test_a_key_over_its_limit_is_told_when_to_come_again(limited: Flask) -> None:
@@ -134,7 +134,7 @@ def test_without_redis_nothing_is_limited_and_the_ledger_says_what_is_wrong(make
     for answer in answers:
         check_problem(answer, 503, "queue_unavailable")
         assert "RateLimit-Limit" not in answer.headers
-    # It is tried once in a while, not with each request.
+    # Redis is retried once in a while, not with each request.
     assert [line["log_level"] for line in lines if line["event"] == "rate_limit_not_counted"] == ["warning"]
 
 
@@ -200,12 +200,12 @@ def test_a_quota_that_cannot_be_read_stops_the_start(make_settings: SettingsMake
         make_settings(tenant_jobs_in_flight=quotas)
 
 
-# Jobs behind a backlog.
+# Backlog.
 
 
 @pytest.fixture
 def patient(make_settings: SettingsMaker, redis_client: redis.Redis, roster: Roster) -> Caller:
-    """A tenant of a service with one worker, 10 s for each job, where none shall wait longer than 25 s."""
+    """A tenant of a service with one worker, 10 s per job, where no job may wait longer than 25 s."""
     roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     for priority in Priority:
         redis_client.hset("mf:pace", queue_name(MODEL, priority), "10000")
@@ -213,7 +213,7 @@ def patient(make_settings: SettingsMaker, redis_client: redis.Redis, roster: Ros
 
 
 def test_a_job_that_would_wait_too_long_is_refused_until_the_queue_is_shorter(patient: Caller, ledger: Ledger) -> None:
-    waiting = [patient.a_job() for _ in range(3)]  # before them 0, 10 and 20 s
+    waiting = [patient.a_job() for _ in range(3)]  # with 0, 10 and 20 s ahead of them
 
     refused = patient.send(job())
 
@@ -234,7 +234,7 @@ def test_an_urgent_job_waits_for_urgent_ones_only(patient: Caller) -> None:
         patient.a_job(priority="interactive")
 
     check_problem(patient.send(job(priority="interactive")), 503, "backlog_full")
-    # The urgent ones are drained before it.
+    # Urgent jobs are taken first.
     check_problem(patient.send(job(priority="normal")), 503, "backlog_full")
 
 

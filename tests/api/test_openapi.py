@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, and made of the models that validate."""
+"""The OpenAPI document: valid, complete, and generated from the validating models."""
 
 from __future__ import annotations
 

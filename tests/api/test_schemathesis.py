@@ -1,7 +1,7 @@
-"""Schemathesis: what the OpenAPI document allows, and what it forbids, sent to the door on its real Redis and S3.
+"""Schemathesis: what the OpenAPI document allows, and what it forbids, sent to the API on its real Redis and S3.
 
-Every check of Schemathesis runs on every answer: no 5xx, the status, type, headers and body that the document names,
-what the schema forbids refused, what it allows taken in, no answer without the key.
+Every check of Schemathesis runs on every response: no 5xx, the documented status, type, headers and body,
+what the schema forbids is refused, what it allows is accepted, nothing without the key.
 
     make fuzz        # the same with more examples: at least 2,000 requests
 """
@@ -30,9 +30,9 @@ from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, claim, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
 
-#: Examples for each operation, beside those that Schemathesis derives from the schema one by one.
+#: Examples for each operation, in addition to those that Schemathesis derives from the schema.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
-#: With so many, the run is to be one of this many requests or more.
+#: The minimum number of requests that a run with that many examples must make.
 MANY, AT_LEAST = 100, 2000
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]  # Any: WSGI's own types
@@ -51,13 +51,13 @@ class LateApp:
 late = LateApp()
 schema = schemathesis.openapi.from_dict(document(create_app(ApiSettings())))
 schema.app = late
-# The key is always sent; the check `ignored_auth` by itself tries none and a made-up one.
+# The key is always sent; the check `ignored_auth` itself tries none and a made-up one.
 schema.config.generation.with_security_parameters = False
 # A schema cannot say what depends on the image, the settings or the store: a point outside it, an unknown model, a
-# cursor that was never given.  The door says it with these.
+# cursor that was never issued.  The API responds with these.
 _TAKEN = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429"]
 schema.config.checks.positive_data_acceptance.expected_statuses = _TAKEN
-# A body of too many parts is refused for that before it is read.
+# A body with too many parts is refused before it is read.
 _REFUSED = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "429"]
 schema.config.checks.negative_data_rejection.expected_statuses = _REFUSED
 sent: Counter[str] = Counter()
@@ -65,7 +65,7 @@ sent: Counter[str] = Counter()
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_lines() -> Iterator[None]:
-    """Keep the log of thousands of requests out of a failure's report."""
+    """Keep the log of thousands of requests out of a failure report."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
@@ -74,7 +74,7 @@ def _few_lines() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _door(make_settings: SettingsMaker) -> Iterator[None]:
-    """The app, which holds no answer for long."""
+    """Make the app, with no waits and short streams."""
     late.app = create_app(make_settings(max_wait_s=0, max_stream_s=1))
     yield
     print(f"{sent.total()} requests: {dict(sent)}")  # noqa: T201
@@ -82,14 +82,14 @@ def _door(make_settings: SettingsMaker) -> Iterator[None]:
 
 
 @schema.parametrize()
-# The suite sends the same every time; a long run looks further each time.
+# The suite sends the same requests every time; a long run explores further each time.
 @settings(max_examples=EXAMPLES, derandomize=EXAMPLES < MANY, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_the_document_says(
     case: schemathesis.Case, apiary: Caller, ledger: Ledger, store: Store
 ) -> None:
     given = str(case.path_parameters.get("job_id", ""))
     if given.startswith("job_") and len(given) == 36:
-        # An id of the right form is never one of a real job; most are to be.
+        # A generated id never belongs to a real job; most should.
         case.path_parameters["job_id"] = _a_real_job(given, case.path.endswith("/events"), apiary, ledger, store)
     if "batch_id" in case.path_parameters:
         case.path_parameters["batch_id"] = _a_real_batch(str(case.path_parameters["batch_id"]), apiary, ledger)
@@ -101,7 +101,7 @@ def test_every_answer_is_as_the_document_says(
 
 
 def _a_real_job(given: str, ended: bool, apiary: Caller, ledger: Ledger, store: Store) -> str:
-    """Make a job in a state that the id tells, so that the same case finds the same state; sometimes none."""
+    """Create a job in a state derived from the id, so that the same case finds the same state; sometimes none."""
     states = ("succeeded", "failed", "unknown") if ended else ("queued", "succeeded", "failed", "processing", "unknown")
     state = states[zlib.crc32(given.encode()) % len(states)]
     if state == "unknown":
@@ -117,7 +117,7 @@ def _a_real_job(given: str, ended: bool, apiary: Caller, ledger: Ledger, store: 
 
 
 def _a_real_batch(given: str, apiary: Caller, ledger: Ledger) -> str:
-    """Make a batch that has ended, with a webhook, for every second id of the right form."""
+    """Create a completed batch with a webhook, for every second well-formed id."""
     if not re.fullmatch(BATCH_ID, given) or zlib.crc32(given.encode()) % 2:
         return given
     images, hook = [{"url": "https://example.com/bee.jpg"}], {"url": "https://example.com/hook"}
@@ -127,7 +127,7 @@ def _a_real_batch(given: str, apiary: Caller, ledger: Ledger) -> str:
 
 
 def _a_real_delivery(given: str, apiary: Caller, ledger: Ledger) -> str:
-    """Make a webhook for every second id of the right form."""
+    """Create a webhook for every second well-formed id."""
     if not re.fullmatch(DELIVERY_ID, given) or zlib.crc32(given.encode()) % 2:
         return given
     job_id = apiary.a_job(image={"url": "https://example.com/bee.jpg"}, webhook={"url": "https://example.com/hook"})

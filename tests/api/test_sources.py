@@ -1,4 +1,4 @@
-"""What a job names and does not bring is checked at the door, as far as that goes without fetching it."""
+"""What a job refers to is checked by the API, as far as possible without fetching it."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ def test_a_mask_of_a_job_that_wrote_none_is_refused(
     run_to_success(without, ledger, store)
 
     check_problem(apiary.send(from_mask(job_id=without, mask=0)), 422, "mask_input_not_found")
-    # What another tenant's job wrote is not told.
+    # What another tenant's job wrote is not revealed.
     assert bakery.send(from_mask(job_id=without, mask=0)).status_code == 202

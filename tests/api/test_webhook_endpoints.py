@@ -1,4 +1,4 @@
-"""Where a tenant's jobs are told of when they name no webhook: a setting of the operator's."""
+"""The operator's setting for where to report a tenant's jobs that name no webhook."""
 
 from __future__ import annotations
 

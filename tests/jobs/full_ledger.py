@@ -1,8 +1,8 @@
-"""A ledger in which something of everything is under way: jobs in each state, batches, webhooks, keys.
+"""A ledger with something of everything: jobs in each state, batches, webhooks, keys.
 
     python -m tests.jobs.full_ledger > tests/jobs/ledgers/<version>.json
 
-keeps what the scripts of this version write, for the test that the next version can still go on with it.
+stores what the scripts of this version write, for the test that the next version can continue with it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MANY = 1000
 
 
 class FullLedger:
-    """Fills an empty Redis.  Each job is named, in its metadata, for what is the matter with it."""
+    """Fill an empty Redis.  Each job's metadata names what is special about it."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -50,7 +50,7 @@ class FullLedger:
         self._deliveries = Deliveries(client, Breaker(failures=1, first_s=100), DAY_S)
 
     def fill(self) -> None:
-        self._expire("expired")  # first: it reaps, and would take the lost one back
+        self._expire("expired")  # first: it reaps, and would requeue the lost one
         self._jobs()
         self._batch("open", 3)
         self._batch("complete", 1)
@@ -87,7 +87,7 @@ class FullLedger:
             self._claim(others[0])
 
     def _send_webhooks(self) -> None:
-        """Bring each webhook to the state that its host is named for; two turns, since a host has one at a time."""
+        """Bring each webhook to the state its host is named for; in two rounds, since a host gets one at a time."""
         self._ledger.cancel(self._create("told nobody", host="gone"), TENANT)
         for due in self._deliveries.due(MANY):
             host = due.url.removeprefix("https://").partition(".")[0]
@@ -127,7 +127,7 @@ def _try(due: Delivery, status: int | None, outcome: TryOutcome, **fields: Any) 
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:  # Any: JSON
-    """Write down all keys of a ledger, with their types and what is left of their lives."""
+    """Dump all keys of a ledger, with their types and remaining time to live."""
     seconds, microseconds = client.time()
     keys = {}
     for key in sorted(cast("list[str]", client.keys("mf:*"))):
@@ -146,7 +146,7 @@ def dump(client: redis.Redis) -> dict[str, Any]:  # Any: JSON
 
 
 def restore(client: redis.Redis, text: str) -> None:
-    """Write a ledger's keys as they were dumped, with all times as long ago, or to come, as they were then."""
+    """Restore a ledger's keys from a dump, with all times shifted to be as far from now as they were then."""
     seconds, microseconds = client.time()
     shift_ms = seconds * 1000 + microseconds // 1000 - int(json.loads(text)["now_ms"])
     moved = re.sub(r"(?<![0-9a-f])1[0-9]{12}(?![0-9a-f])", lambda found: str(int(found[0]) + shift_ms), text)

@@ -1,4 +1,4 @@
-"""Batches on a real Redis: recorded whole or not at all, counted as their jobs move, told of once at the end."""
+"""Batches on a real Redis: recorded as a whole or not at all, counted as their jobs move, reported once at the end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def completion(sent: Creation, number: int = 1) -> str:
     return f"msg_{sent.id}_{number}_completed"
 
 
-# Sent.
+# Submitting.
 
 
 def test_a_batch_and_all_its_jobs_are_recorded_in_the_order_of_its_images(
@@ -177,7 +177,7 @@ def test_the_same_call_twice_makes_one_batch(batches: Batches, redis_client: red
     assert batches.job_ids("batch_1") == ("job_1", "job_2")
 
 
-# Ended.
+# Ending.
 
 
 def succeeds(ledger: Ledger, job_id: str, _: redis.Redis) -> None:
@@ -309,7 +309,7 @@ def test_workers_that_end_the_last_jobs_at_once_complete_the_batch_once(
         def end(record: JobRecord, together: threading.Barrier = together) -> None:
             together.wait(30)
             ledger.succeed(record, RESULT)
-            ledger.succeed(record, RESULT)  # the same call once more, as after a lost answer
+            ledger.succeed(record, RESULT)  # the same call again, as after a lost reply
 
         threads = [threading.Thread(target=end, args=(record,)) for record in records]
         for thread in threads:
@@ -322,7 +322,7 @@ def test_workers_that_end_the_last_jobs_at_once_complete_the_batch_once(
 
 
 STEPS = ("claim", "succeed", "fail", "release", "cancel", "lose", "expire", "retry", "delete")
-#: What leads to an end and back from it comes more often.
+#: Transitions into and out of an ended state are drawn more often.
 OFTEN = ("claim", "claim", "fail", "fail", "retry", "retry", *STEPS)
 
 
@@ -342,7 +342,7 @@ def test_in_any_order_the_counts_are_those_of_the_jobs(
         _take(step, job_id, held, ledger, redis_client)
         for one in sent.job_ids:
             status = ledger.status(one)
-            last[one] = str(status) if status else last[one]  # one that was deleted stays counted
+            last[one] = str(status) if status else last[one]  # a deleted one stays counted
         is_open = bool({"queued", "processing"} & set(last.values()))
         completions += was_open and not is_open
         was_open = is_open
@@ -472,7 +472,7 @@ def test_a_job_that_outlives_its_batch_is_retried_alone(
     assert batches.read(sent.id) is None
 
 
-# What is asked for.
+# Queries.
 
 
 def test_the_job_of_an_image_is_the_batch_with_that_image() -> None:

@@ -1,4 +1,4 @@
-"""The webhooks' queues and log on a real Redis: who is sent to when, and what is known afterwards."""
+"""The webhook queues and log on a real Redis: what is sent when, and what is recorded."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_a_host_that_fails_in_a_row_is_left_alone_and_then_looked_at(ledger: Led
     closed = deliveries.due(10)
 
     assert (open_now, len(probes), with_probe_under_way, len(closed)) == ([], 1, [], 6)
-    # Who waited was charged no try.
+    # Those that waited were charged no attempt.
     assert {one.tries for one in (*probes, *closed)} == {1}
     assert sum(len(only(deliveries, job).tries) for job in jobs) == 4
 
@@ -358,7 +358,7 @@ def test_a_webhook_that_is_held_back_for_a_week_is_given_up(
     assert deliveries.waiting() == 0
 
 
-# How long things are kept.
+# Retention.
 
 
 def test_a_webhook_outlives_its_schedule_and_then_is_kept_as_long_as_its_job(

@@ -1,4 +1,4 @@
-"""What a webhook says, and how much of it."""
+"""The content and size of a webhook."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def a_record(status: str, metadata: dict[str, str], **fields: str) -> JobRecord:
 
 
 def metadata_of(char: str) -> dict[str, str]:
-    """As much metadata as a job may have."""
+    """Return as much metadata as a job may have."""
     return {f"{number:02}{char * 62}": char * 512 for number in range(MAX_METADATA_KEYS)}
 
 

@@ -1,4 +1,4 @@
-"""docs/ledger.md, held against the fields of a ledger in which something of everything is under way."""
+"""docs/ledger.md, checked against the fields of a ledger with something of everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESCRIBED = {name: re.findall(r"^\| `(\w+)` \| \S", rows, re.MULTILINE) for name
 
 @pytest.fixture
 def found(redis_client: redis.Redis) -> dict[str, set[str]]:
-    """The fields of each kind of key that has some: of hashes, and of lists of JSON objects."""
+    """The fields of each kind of key that has any: of hashes, and of lists of JSON objects."""
     FullLedger(redis_client).fill()
     kinds = {name: re.compile(re.sub(r"\\{\w+\\}", "[^:]+", re.escape(name))) for name in DESCRIBED}
     fields: dict[str, set[str]] = defaultdict(set)
@@ -32,7 +32,7 @@ def found(redis_client: redis.Redis) -> dict[str, set[str]]:
             case "list" if name in DESCRIBED:
                 for entry in cast("list[str]", redis_client.lrange(key, 0, -1)):
                     fields[name] |= set(json.loads(entry))
-    # Whose fields are queues' and counts' names.
+    # Their fields are the names of queues and counters.
     return {name: of for name, of in fields.items() if name not in ("mf:pace", "mf:totals")}
 
 

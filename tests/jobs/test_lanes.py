@@ -1,4 +1,4 @@
-"""The webhooks' lanes, driven in any order on a real Redis: whoever waits is found, and found in one place."""
+"""The webhooks' host queues, used in any order on a real Redis: every waiting webhook is found, in one place."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from maskfleet.jobs.schema.spec import Webhook
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 TENANTS, HOSTS = ("ant", "bee"), ("a.example.com", "b.example.com:8443")
 PER_HOST, PER_TENANT, SENDERS = 2, 3, 4
-#: Half way between the steps that time takes below, so that no lease runs out while a slow machine looks away.
+#: Halfway between the time steps below, so that no lease runs out on a slow machine.
 LEASE_S = 65.0
 ANSWERS = {200: DeliveryState.DELIVERED, 410: DeliveryState.REFUSED, 404: None, 500: None, None: None}
 
 
 class LanesMachine(RuleBasedStateMachine):
-    """Jobs that end, two couriers that may die, receivers that fail, and owners who send again."""
+    """Jobs that end, two couriers that may die, receivers that fail, and owners who redeliver."""
 
     client: ClassVar[redis.Redis]
 
@@ -119,7 +119,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([10.0, 30.0, 7000.0]))
     def time_passes(self, seconds: float) -> None:
-        """Move all that is to come nearer, instead of waiting for it."""
+        """Move everything scheduled closer instead of waiting for it."""
         for pattern in ("mf:due:*", "mf:sending:*", "mf:lanes*", "mf:deliveries"):
             for key in self.keys(pattern):
                 scores = self.members(key)
@@ -132,7 +132,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.late += [one for one in self.taken if leases[one.id] <= now]
         self.taken = [one for one in self.taken if leases[one.id] > now]
 
-    # What always holds.
+    # Invariants.
 
     @invariant()
     def who_waits_is_in_one_queue_and_who_does_not_in_none(self) -> None:
@@ -164,7 +164,7 @@ class LanesMachine(RuleBasedStateMachine):
                 assert self.members("mf:lanes")[tenant] <= max(now, min(lanes.values()))
 
     def teardown(self) -> None:
-        """In the end, with receivers that are well, everything arrives."""
+        """At the end, with healthy receivers, everything arrives."""
         self.late.clear()
         for _ in range(len(self.states) + 20):
             for delivery in self.taken:

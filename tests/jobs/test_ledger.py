@@ -211,7 +211,7 @@ def test_a_job_that_was_not_published_is_due_in_the_outbox(
     ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
 ) -> None:
     job_id = create(ledger)
-    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the grace for the API had passed
+    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the API's grace period had passed
 
     due = outbox.due()
 
@@ -428,7 +428,7 @@ def test_the_start_is_estimated_from_the_queues_pace(ledger: Ledger, redis_clien
     with_two = ledger.queue_place(last, more_urgent_queues("sam.m.normal"), workers=2)
     with_none = ledger.queue_place(last, (), workers=0)
 
-    assert with_two == QueuePlace(ahead=1, starts_in_s=2.0)  # one before it, one more urgent, two at a time
+    assert with_two == QueuePlace(ahead=1, starts_in_s=2.0)  # one ahead of it, one more urgent, two at a time
     assert with_none == QueuePlace(ahead=1, starts_in_s=None)
 
 

@@ -1,4 +1,4 @@
-"""The version of a ledger: who refuses which, and a ledger of an earlier version that goes on after its upgrade."""
+"""The version of a ledger: which programs refuse which, and an older ledger that continues after its upgrade."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_an_upgrade_that_broke_off_goes_on_where_it_was(redis_client: redis.Redi
 
 
 class Upgraded:
-    """An earlier ledger after its upgrade, and those who go on with it."""
+    """An older ledger after its upgrade, and the programs that continue with it."""
 
     def __init__(self, client: redis.Redis, version: int) -> None:
         restore(client, EARLIER[version])
@@ -147,7 +147,7 @@ class Upgraded:
         return record
 
     def pass_all_waits(self) -> None:
-        """As if every webhook's wait had passed, and the couriers' leases on those under way had run out."""
+        """Act as if every webhook's delay had passed, and the couriers' leases on those in flight had expired."""
         for pattern in ("mf:due:*", "mf:sending:*", "mf:lanes*"):
             for key in self.client.scan_iter(pattern):
                 self.client.zadd(key, dict.fromkeys(self.client.zrange(key, 0, -1), 0))
@@ -176,7 +176,7 @@ def test_after_an_upgrade_workers_end_the_jobs_that_they_hold(upgraded: Upgraded
 def test_after_an_upgrade_all_jobs_and_batches_come_to_their_ends(upgraded: Upgraded) -> None:
     ledger, client = upgraded.ledger, upgraded.client
     assert ledger.reap(max_attempts=3).requeued == 1
-    client.zadd("mf:outbox", dict.fromkeys(client.zrange("mf:outbox", 0, -1), 0))  # as if their waits had passed
+    client.zadd("mf:outbox", dict.fromkeys(client.zrange("mf:outbox", 0, -1), 0))  # as if their delays had passed
     due = {job_id for job_id, _ in upgraded.outbox.due()}
     names = {name for name, job_id in upgraded.jobs.items() if ledger.status(job_id) is Status.QUEUED}
 

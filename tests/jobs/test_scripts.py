@@ -1,4 +1,4 @@
-"""What the Lua scripts say of themselves at their heads, held against what they do."""
+"""The headers of the Lua scripts, checked against what the scripts do."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from maskfleet.jobs.ledger.connection import SCRIPTS as FOLDER
 from maskfleet.jobs.ledger.connection import script_text
 
 SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir()}
-#: What other scripts stand on; no program runs these by themselves.
+#: Required by other scripts; no program runs these by themselves.
 PARTS = ("keys", "webhooks", "batches", "jobs")
-#: What a full Redis refuses: all that is new to it.
+#: Scripts that a full Redis refuses: those that add data.
 TAKE_IN = {"create", "ping", "schema"}
 
 
@@ -23,14 +23,14 @@ def required(name: str) -> list[str]:
 
 
 def defined(name: str) -> set[str]:
-    """The names that a script gives to those that require it."""
+    """Return the names that a script defines for those that require it."""
     functions = re.findall(r"^local function (\w+)", SCRIPTS[name], re.MULTILINE)
     constants = re.findall(r"^local ([A-Z][A-Z_, ]*) =", SCRIPTS[name], re.MULTILINE)
     return {*functions, *(one for line in constants for one in line.split(", "))}
 
 
 def named_anew(name: str) -> set[str]:
-    """All names that stand for something else in a script than outside of it."""
+    """Return all names that a script shadows."""
     locals_ = re.findall(r"local ([\w, ]+?)(?: =|$)|for ([\w, ]+) (?:=|in)|function \w*\(([\w, ]*)\)", SCRIPTS[name])
     functions = re.findall(r"local function (\w+)", SCRIPTS[name])
     return {*functions, *(one for found in locals_ for names in found for one in names.split(", "))}

@@ -1,4 +1,4 @@
-"""What a request may say, and what it is told when it says something else."""
+"""Valid requests, and the errors for invalid ones."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ def _refining(mask_input: dict[str, object]) -> dict[str, object]:
 
 
 def fault_of(body: object) -> tuple[str, str]:
-    """The first fault's pointer and code."""
+    """Return the first error's pointer and code."""
     with pytest.raises(InvalidRequest) as caught:
         parse_spec(json.dumps(body))
     assert caught.value.code == "invalid_spec"
@@ -167,7 +167,7 @@ def test_a_prompt_outside_the_image_is_refused(prompt: Prompt, code: str) -> Non
     assert caught.value.code == code
 
 
-# Whatever comes in: a spec, or a refusal with a code.
+# Any input gives a spec, or a refusal with a code.
 
 GOOD_SPECS: list[dict[str, Any]] = [
     {
@@ -202,14 +202,14 @@ json_values = st.recursive(
 
 
 def _places(value: Any) -> list[tuple[str | int, ...]]:
-    """The path of everything that is in a JSON value, itself first."""
+    """Yield the path of everything in a JSON value, itself first."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [(), *((step, *rest) for step, part in inside for rest in _places(part))]
 
 
 @st.composite
 def nearly_good_specs(draw: st.DrawFn) -> Any:
-    """A good spec of which some pieces are replaced, taken out, or put in anywhere."""
+    """Draw a valid spec with some pieces replaced, removed or inserted anywhere."""
     spec: Any = {"body": copy.deepcopy(draw(st.sampled_from(GOOD_SPECS)))}
     for _ in range(draw(st.integers(1, 3))):
         *path, last = draw(st.sampled_from(_places(spec)[1:]))

@@ -1,4 +1,4 @@
-"""What tests talk to a whole local stack with."""
+"""Fixtures for tests that use a whole local stack."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def coins(repository: Path) -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Run a maskfleet command as a user does, in an empty folder; settings as keywords."""
+    """Run a maskfleet command as a user would, in an empty folder; settings as keywords."""
 
     def run(*arguments: str | Path, timeout_s: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

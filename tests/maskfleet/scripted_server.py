@@ -1,4 +1,4 @@
-"""A real HTTP server that gives the answers it is told to, in order, and keeps what it was asked."""
+"""A real HTTP server that sends scripted responses, in order, and records the requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Answer:
-    """What to answer.  ``hang_up``: close the connection instead, after this many bytes of the body."""
+    """A scripted response.  ``hang_up``: close the connection instead, after this many bytes of the body."""
 
     status: int = 200
     body: bytes = b""
@@ -20,7 +20,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """One request as received."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 class ScriptedServer:
-    """Gives each answer once, the last one again and again."""
+    """Send each response once, the last one repeatedly."""
 
     def __init__(self, *answers: Answer) -> None:
         self.asked: list[Asked] = []

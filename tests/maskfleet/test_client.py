@@ -36,7 +36,7 @@ LONG: JobFields = {"mode": "everything", "params": {"points_per_crop": 128}}
 
 @pytest.fixture
 def busy_worker(client: Client, coins: Path) -> Iterator[JobView]:
-    """A job that keeps the stack's one worker busy while the test lasts."""
+    """A job that keeps the stack's one worker busy during the test."""
     job = client.submit(photo=coins, priority="interactive", **LONG)
     yield job
     client.cancel(job.id)

@@ -1,4 +1,4 @@
-"""The commands that speak to a server, run as a user runs them."""
+"""The commands that talk to a server, run as a user would."""
 
 from __future__ import annotations
 

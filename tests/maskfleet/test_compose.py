@@ -264,13 +264,13 @@ def read_compose(path: Path) -> dict[str, Any]:
 
 
 def read_conf(path: Path) -> dict[str, str]:
-    """Redis' own settings in a file."""
+    """Return the Redis settings in a file."""
     lines = (line.partition(" ") for line in path.read_text().splitlines() if line and not line.startswith("#"))
     return {name: value for name, _, value in lines}
 
 
 def read_dockerfile(path: Path) -> list[tuple[str, str]]:
-    """Its instructions, continued lines joined, comments left out."""
+    """Return its instructions, continued lines joined, comments removed."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     pairs = (line.partition(" ") for line in joined.splitlines() if line.strip())
@@ -282,7 +282,7 @@ def last(dockerfile: list[tuple[str, str]], instruction: str) -> str:
 
 
 def installs(dockerfile: Path, repository: Path) -> set[str]:
-    """All packages that the image's extras of this project come to, as far as they are installed here."""
+    """Return all packages that the image's extras pull in, as far as they are installed here."""
     (extras,) = re.findall(r'pip install -c constraints\.txt "\.\[([\w,]+)\]"', dockerfile.read_text())
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])
@@ -305,7 +305,7 @@ def closure(wanted: list[Requirement], seen: set[str]) -> Iterator[str]:
         yield name
         extras = requirement.extras or {""}
         needed: list[Requirement] = []
-        with suppress(metadata.PackageNotFoundError):  # one that only other platforms or tools need
+        with suppress(metadata.PackageNotFoundError):  # needed only by other platforms or tools
             needed = [Requirement(text) for text in metadata.requires(name) or ()]
         yield from closure(
             [

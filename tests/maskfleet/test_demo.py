@@ -1,4 +1,4 @@
-"""The demo, from its command to its pictures."""
+"""The demo, from its command to its images."""
 
 from __future__ import annotations
 

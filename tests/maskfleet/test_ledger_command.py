@@ -1,4 +1,4 @@
-"""A ledger of an earlier version: each program refuses it and says what to run, and that helps."""
+"""A ledger of an earlier version: each program refuses it and says what to run, and running that helps."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_local_stack_upgrades_its_own_ledger_and_no_later_one(
     restore(redis_client, EARLIER[0])
 
     with pytest.raises(StackFailed, match="maskfleet ledger upgrade"):
-        check_redis(settings)  # as for one that MASKFLEET_REDIS_URL names, and others may use
+        check_redis(settings)  # as for one given by MASKFLEET_REDIS_URL, which others may use
     upgrade_ledger(settings)
     check_redis(settings)
     redis_client.set("mf:schema", SCHEMA + 1)

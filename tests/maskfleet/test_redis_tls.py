@@ -1,4 +1,4 @@
-"""A real redis-server with the TLS of deploy/redis: a job goes its whole way over it, and nobody is served otherwise.
+"""A real redis-server with the TLS of deploy/redis: a whole job runs over it, and no one is served otherwise.
 
 The server that comes with the packages has no TLS, so this needs one on the PATH; `.ci/run` installs it.
 """
@@ -31,10 +31,10 @@ from tests.waiting import wait_until
 
 
 def server_with_tls() -> str | None:
-    """Find a redis-server or valkey-server that knows TLS."""
+    """Find a redis-server or valkey-server with TLS support."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
-            # One without TLS reads its settings all the same and says only then that it lacks it.  Both end over this.
+            # One without TLS reads the settings first and only then reports that it lacks it.  Both exit over this.
             words = [found, "--port", "0", "--tls-port", "1", "--tls-cert-file", "/none", "--tls-key-file", "/none"]
             said = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30).stdout
             if "Failed to configure TLS" in said:
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(SERVER is None, reason="no redis-server with TLS
 
 @pytest.fixture(scope="module")
 def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedRedis]:
-    """Redis as deploy/compose.tls.yml starts it, on another port and with certificates of this test."""
+    """Redis as deploy/compose.tls.yml starts it, on another port and with this test's certificates."""
     assert SERVER is not None
     folder = tmp_path_factory.mktemp("tls")
     authority, own = trustme.CA(), folder / "redis"
@@ -161,7 +161,7 @@ def test_a_server_of_another_name_is_refused(guarded: GuardedRedis) -> None:
 
 
 def refuses(fields: dict[str, str]) -> None:
-    """Neither the ledger's connection nor the broker's trusts the server."""
+    """Check that neither the ledger's connection nor the broker's trusts the server."""
     settings = SharedSettings(**fields)
     with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
         connect(settings).ping()

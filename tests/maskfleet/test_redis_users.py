@@ -1,4 +1,4 @@
-"""Redis as deploy/redis sets it up: a user for each program that may do what the program does, and no more; and TLS."""
+"""Redis as configured by deploy/redis: a user for each program with exactly the rights it needs; and TLS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEY = "a-key-for-the-start-of-this-test"
 
 @dataclass(frozen=True)
 class GuardedRedis:
-    """A Redis with the users of deploy/redis behind TLS, and one user more, who may look at everything."""
+    """A Redis with the users of deploy/redis behind TLS, and one more user that may read everything."""
 
     port: int
     authorities: Path
@@ -55,7 +55,7 @@ class GuardedRedis:
         return connect(SharedSettings(**self.settings(user)))
 
     def refusals(self) -> list[str]:
-        """What users were refused since this was last asked."""
+        """Return what users were refused since the last call."""
         inspector = self.client("inspector")
         entries = inspector.acl_log()
         inspector.acl_log_reset()
@@ -108,7 +108,7 @@ def answers(guarded: GuardedRedis) -> bool:
 def service(
     guarded: GuardedRedis, store_fields: dict[str, str], demo_model: str, tmp_path: Path
 ) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
-    """The API, a worker and the courier, each as its own user; gives the API's address."""
+    """The API, a worker and the courier, each as its own user; yields the API's address."""
     bind = f"127.0.0.1:{free_port()}"
     own = {
         "api": {"api_keys": f"apiary:{KEY}", "bind": bind, "processes": "1"},
@@ -174,7 +174,7 @@ def test_each_program_does_its_work_as_its_own_user(
         assert answer.returncode == 0, answer.stderr
         return answer.stdout.strip()
 
-    # The operator makes a key, with which a caller does all that callers do.
+    # The operator creates a key, with which a caller does everything callers do.
     key = operate("keys", "create", "--tenant", "apiary", "--scope", "jobs:read", "--scope", "jobs:write")
 
     def ask(method: str, path: str, expected: int, **options: object) -> requests.Response:
@@ -194,7 +194,7 @@ def test_each_program_does_its_work_as_its_own_user(
     with Receiver(WEBHOOK_SECRET) as receiver:
         hook = f', "webhook": {{"url": "{receiver.url}", "events": ["succeeded", "failed"]}}'
         good, broken = job(photo, box % hook), job(photo[:5000], box % hook)
-        assert guarded.refusals() == []  # else the first sign of one were a deadline that passes
+        assert guarded.refusals() == []  # otherwise its first sign would be a missed deadline
         wait_until(lambda: {status(good), status(broken)} == {"succeeded", "failed"}, 60)
         assert receiver.wait_for(good, 30).data.status == "succeeded"
         assert receiver.wait_for(broken, 30).data.status == "failed"
@@ -218,7 +218,7 @@ def test_each_program_does_its_work_as_its_own_user(
         assert deliveries
         ask("DELETE", f"/v1/jobs/{good}", 204)
 
-    # A job is handed back by a worker that ends, and the operator tidies up.
+    # A job is handed back by a worker that shuts down, and the operator cleans up.
     slow = job(photo, '{"mode": "everything", "params": {"points_per_batch": 1}}')
     wait_until(lambda: status(slow) == "processing", 60)
     programs["worker"].terminate()
@@ -226,11 +226,11 @@ def test_each_program_does_its_work_as_its_own_user(
     assert status(slow) == "queued"
     assert "apiary" in operate("keys", "list")
     operate("sweep", "--dry-run")
-    guarded.client("inspector").delete("mf:schema")  # as in a ledger from before there were versions
+    guarded.client("inspector").delete("mf:schema")  # as in a ledger that predates versions
     assert operate("ledger", "upgrade").startswith("done: version 1,")
     operate("keys", "revoke", key.split("_")[1])
 
-    # The courier has looked for leftovers by now, and everybody has done without what is not theirs.
+    # The courier has swept by now, and no program has used what it may not.
     wait_until(lambda: guarded.client("inspector").exists("mf:swept"), 30)
     assert guarded.refusals() == []
 

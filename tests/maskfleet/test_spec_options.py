@@ -1,4 +1,4 @@
-"""A job written as options is the job written as JSON."""
+"""A job given as options equals the job given as JSON."""
 
 from __future__ import annotations
 

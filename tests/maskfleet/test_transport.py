@@ -1,4 +1,4 @@
-"""What the client does when a server is away, says no, or sends something else than it promised."""
+"""What the client does when a server is down, refuses, or sends something unexpected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``maskfleet up``, run as a user runs it: it comes up, keeps itself going, ends whole, and finds its data again.
+"""``maskfleet up``, run as a user would: it starts, keeps running, shuts down completely, and finds its data again.
 
 A stack takes seconds to start, so the tests of this file share one; the last of them end it.
 """
@@ -40,7 +40,7 @@ from tests.waiting import wait_until
 READY_S = 120.0
 USUAL = StackPorts()
 SHORT = {"mode": "box", "prompts": [{"box": [8, 8, 40, 40]}]}
-#: Takes minutes, wherever it runs.
+#: Takes minutes on any machine.
 LONG = {"mode": "everything", "params": {"points_per_crop": 128, "crops_n_layers": 2, "points_per_batch": 4}}
 
 
@@ -56,7 +56,7 @@ class Up:
         return {pid for pid in self.line["pids"].values() if pid is not None}
 
     def family(self) -> list[psutil.Process]:
-        """All its processes but itself, the children's children with them."""
+        """Return all its descendant processes."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def get(self, path: str) -> requests.Response:
@@ -69,7 +69,7 @@ class Up:
 
 
 class Starter:
-    """Starts stacks, and ends whatever of them is left when the tests are over."""
+    """Start stacks, and end whatever is left of them after the tests."""
 
     def __init__(self, folder: Path) -> None:
         self._errors = folder / "errors"
@@ -95,7 +95,7 @@ class Starter:
         return Up(process, self._errors, json.loads(line))
 
     def refused(self, *arguments: str | Path, **settings: str) -> str:
-        """What it says when it does not come up."""
+        """Return what it says when it fails to start."""
         process = self.run(*arguments, **settings)
         assert process.wait(READY_S) == 1
         return self._errors.read_text()
@@ -124,10 +124,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(start: Starter, data: Path) -> Up:
-    """A stack that came up while the usual ports were taken."""
+    """A stack that started while the usual ports were taken."""
     with ExitStack() as taken:
         for port in (USUAL.api, USUAL.redis, USUAL.s3):
-            with suppress(OSError):  # then another program has it, which serves as well
+            with suppress(OSError):  # then another program has it, which works as well
                 taken.enter_context(socket.create_server(("127.0.0.1", port)))
         return start.up(data)
 
@@ -224,7 +224,7 @@ def test_sigterm_ends_all_within_15_s_and_the_next_up_finds_jobs_results_and_key
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that has ended may wait for whoever adopted it to note that."""
+    """Return whether a process runs; one that has exited may be waiting to be reaped."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -232,7 +232,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def check_that_a_kill_leaves_no_orphans(stack: Up) -> None:
-    """Part of the test above, to which it saves the start of one more stack."""
+    """Part of the test above, to save starting one more stack."""
     family = stack.family()
     assert len(family) > len(stack.pids())
 
@@ -319,7 +319,7 @@ def other_courier(data: Path, before: int) -> int | None:
 
 
 def submit(stack: Up, job: dict[str, Any]) -> str:
-    """Send a job on a small photo; give its id."""
+    """Send a job on a small photo; return its id."""
     photo = io.BytesIO()
     Image.new("RGB", (64, 48), "white").save(photo, "PNG")
     job = {**job, "image": {"base64": base64.b64encode(photo.getvalue()).decode()}}

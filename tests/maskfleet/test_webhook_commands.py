@@ -1,4 +1,4 @@
-"""Webhooks from the client and the command line: looked at, sent again, pinged; with a whole local stack."""
+"""Webhooks from the client and the command line: inspected, redelivered, pinged; with a whole local stack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.maskfleet.scripted_server import Answer, ScriptedServer
 from tests.waiting import wait_until
 
 UNKNOWN = f"msg_ping_{'0' * 32}"
-#: The stack is loaded by what other tests left in it.
+#: The stack may be busy with jobs that other tests left in it.
 SOON_S = 60
 
 
@@ -29,13 +29,13 @@ def server(running_stack: StackLine) -> dict[str, str]:
 
 @pytest.fixture
 def hook() -> Iterator[ScriptedServer]:
-    """A receiver that fails once and then does not."""
+    """A receiver that fails once, then works."""
     with ScriptedServer(Answer(500, b"<b>Sorry</b>"), Answer(204)) as hook:
         yield hook
 
 
 def tried_once(client: Client, hook: ScriptedServer) -> DeliveryView:
-    """The webhook of a job that ended, after its first try; the next one is seconds away."""
+    """The webhook of an ended job, after its first attempt; the next one is seconds away."""
     job = client.submit(photo="s3://photos/nothing.png", mode="everything", webhook={"url": f"{hook.url}/hook"})
     client.wait(job.id, timeout_s=SOON_S)
     wait_until(lambda: [one for one in client.deliveries(job.id) if one.tries], SOON_S)
@@ -79,7 +79,7 @@ def test_what_is_not_there_or_makes_no_sense_is_refused_in_the_servers_words(cli
     with pytest.raises(NotThere, match="job_not_found"):
         client.deliveries(f"job_{'0' * 32}")
     with pytest.raises(Refused, match="invalid_range"):
-        client.redeliver_range(datetime(2026, 1, 1))  # without its zone
+        client.redeliver_range(datetime(2026, 1, 1))  # without its time zone
     with pytest.raises(Refused, match="invalid_ping"):
         client.ping_webhook("ftp://example.com/")
     with pytest.raises(Refused, match="invalid_ping"):

@@ -1,4 +1,4 @@
-"""``maskfleet webhook listen``, run as a developer runs it, with real and forged webhooks posted to it."""
+"""``maskfleet webhook listen``, run as a developer would, with real and forged webhooks posted to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 
 class Listening:
-    """The running command, and what it has printed."""
+    """The running command and its output."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...], settings: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -68,7 +68,7 @@ Listen = Callable[..., Listening]
 
 @pytest.fixture
 def listen(tmp_path: Path) -> Iterator[Listen]:
-    """Starts the command in an empty folder; it is ended with the test."""
+    """Start the command in an empty folder; it ends with the test."""
     started: list[Listening] = []
 
     def start(*arguments: str, **settings: str) -> Listening:

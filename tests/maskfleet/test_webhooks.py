@@ -1,4 +1,4 @@
-"""Webhooks on the receiving side: which are believed, and which are not."""
+"""Webhooks on the receiving side: which are accepted, and which are not."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tiny checkpoints of each family with random weights, saved as the library saves them.
 
-As the configurations have them, random weights make no masks: the vision tower's ``initializer_range`` is 1e-10 and the
-scale of its positions hundreds.  Here each layer keeps the variance of what goes through it, and logits spread over
+With the default configurations, random weights make no masks: the vision tower's ``initializer_range`` is 1e-10 and the
+scale of its positions is in the hundreds.  Here each layer preserves the variance of its input, and logits spread over
 several units on both sides of 0.
 """
 
@@ -76,7 +76,7 @@ _REPVIT = {
 
 
 def save_tiny(kind: str, folder: Path, seed: int = 0) -> str:
-    """Save a checkpoint of a family, by its ``model_type``, with its processor; give its folder."""
+    """Save a checkpoint of a family, by its ``model_type``, with its processor; return its folder."""
     network, processor = {"sam": _sam, "sam_hq": _sam_hq, "sam2": _sam2, "edgetam": _edgetam}[kind]()
     torch.manual_seed(seed)
     _initialise(network)
@@ -141,7 +141,7 @@ def _initialise(network: Any) -> None:
             continue
         weight.copy_(_drawn(name, weight))
     if not network.mask_decoder.iou_prediction_head.sigmoid_output:
-        network.mask_decoder.iou_prediction_head.proj_out.bias += 0.8  # or most would be under 0
+        network.mask_decoder.iou_prediction_head.proj_out.bias += 0.8  # or most would be below 0
 
 
 def _drawn(name: str, weight: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _drawn(name: str, weight: Tensor) -> Tensor:
     if "positional_embedding" in name:
         return noise  # about one wave over the image
     if weight.dim() < 2:
-        # Gains of norms stand near 1, biases near 0.
+        # Gains of norms are near 1, biases near 0.
         is_gain = name.endswith("weight")
         return 1 + 0.1 * noise if is_gain else 0.1 * noise
     spread = noise / math.sqrt(weight[0].numel())
@@ -158,5 +158,5 @@ def _drawn(name: str, weight: Tensor) -> Tensor:
     if "hypernetworks_mlps" in name or "hq_mask_mlp" in name:
         return 2 * spread
     if name.endswith(("encoder_conv2.weight", "compress_vit_conv2.weight")):
-        return 0.3 * spread  # features of the image that all HQ masks have in common
+        return 0.3 * spread  # image features shared by all HQ masks
     return 1.2 * spread

@@ -40,7 +40,7 @@ def boxes(*prompts: dict[str, Any], outputs: tuple[str, ...] = ("coco",), **para
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
-    """Compare bits as two threads give them, wherever that is: what a sum rounds to depends on how many share it."""
+    """Always compute with two threads: the rounding of a sum depends on how many threads share it."""
     torch.set_num_threads(2)
 
 
@@ -58,7 +58,7 @@ def library_pipeline(demo_model: str) -> Any:
 
 @pytest.fixture(scope="session")
 def example(repository: Path) -> Callable[[str], Photo]:
-    """A photograph of examples/, by its file name."""
+    """Return a photograph from examples/, by file name."""
 
     def decoded(name: str) -> Photo:
         return decode_photo((repository / "examples" / name).read_bytes(), MAX_PIXELS)
@@ -68,7 +68,7 @@ def example(repository: Path) -> Callable[[str], Photo]:
 
 @pytest.fixture
 def worker_settings(shared_fields: dict[str, str], demo_model: str) -> WorkerSettings:
-    """Settings of a worker that beats fast and may use this machine's own addresses."""
+    """Settings of a worker with fast heartbeats that may use local addresses."""
     return WorkerSettings(
         **shared_fields,
         model=demo_model,

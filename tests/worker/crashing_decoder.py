@@ -1,4 +1,4 @@
-"""The sandbox's process with a decoder of GIFs that reads where nothing is, as a broken native library does."""
+"""The sandbox's process with a GIF decoder that reads unmapped memory, as a broken native library does."""
 
 from __future__ import annotations
 

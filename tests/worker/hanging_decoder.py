@@ -1,4 +1,4 @@
-"""The sandbox's process with a decoder of GIFs that hangs in a native call; it makes the file that it is told first."""
+"""The sandbox's process with a GIF decoder that first creates the given file, then hangs in a native call."""
 
 from __future__ import annotations
 

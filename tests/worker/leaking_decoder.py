@@ -1,4 +1,4 @@
-"""The sandbox's process with a decoder of bitmaps that leaves memory behind."""
+"""The sandbox's process with a bitmap decoder that leaks memory."""
 
 from __future__ import annotations
 

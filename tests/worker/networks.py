@@ -1,4 +1,4 @@
-"""Networks of SAM and SAM 2 of any shape with random weights that make a difference."""
+"""SAM and SAM 2 networks of any shape with random weights that have an effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def random_network(kind: str, channels: int, heads: int, grid: int) -> Any:
 def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision: Any) -> Any:
     """Make a SamModel with a decoder of a shape, and an encoder of one thin layer unless vision says more.
 
-    The library's own start will not do: it draws the encoder with a spread of 1e-10, and all biases are zero.
+    The library's own initialisation will not do: it draws the encoder with a spread of 1e-10, and all biases are zero.
     """
     torch.manual_seed(seed)
     thin = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [0]}
@@ -98,7 +98,7 @@ def random_embedding(network: Any, *, seed: int = 1) -> Tensor:
 
 
 def random_embeddings(network: Any, *, seed: int = 1) -> Any:
-    """Make what a network's encoder gives: an embedding, for SAM 2 behind two finer maps."""
+    """Make the output of a network's encoder: an embedding, for SAM 2 after two finer maps."""
     embedding = random_embedding(network, seed=seed)
     if isinstance(network, SamModel):
         return embedding

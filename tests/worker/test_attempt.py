@@ -133,7 +133,7 @@ def test_extreme_shapes_are_segmented(bench: Workbench, size: tuple[int, int]) -
 
 
 class ImageHost(BaseHTTPRequestHandler):
-    """A web host with an image and with every way of not giving one."""
+    """A web host with an image and with every way to fail to deliver one."""
 
     photo: ClassVar[bytes] = b""
 
@@ -221,7 +221,7 @@ def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(bench: Workbenc
 
 @pytest.fixture
 def without_store(bench: Workbench) -> Iterator[Workbench]:
-    """The workbench, with nothing where the store should be."""
+    """The workbench, with the object store missing."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound and not listening: refuses
@@ -328,7 +328,7 @@ def test_an_attempt_finds_the_result_of_one_that_died_before_it_could_say_so(ben
 
 
 class ForgetfulLedger:
-    """A ledger whose worker dies just before it says that the job is done."""
+    """A ledger whose worker dies just before it reports the job as done."""
 
     def __init__(self, bench: Workbench) -> None:
         self._ledger = bench.ledger

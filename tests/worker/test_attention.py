@@ -1,4 +1,4 @@
-"""The encoder's attention in chunks gives the library's numbers to the last bit, in little memory."""
+"""The encoder's attention in chunks is bit-for-bit equal to the library's, in little memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worker.networks import random_sam
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches what torch computes, and notes the size of the largest tensor, in bytes."""
+    """Watch what torch computes, and record the size of the largest tensor in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def in_chunks(network: Any) -> Any:
-    """A copy of a network with its attention replaced."""
+    """Return a copy of a network with its attention replaced."""
     ours = copy.deepcopy(network)
     attend_in_chunks(ours.vision_encoder)
     return ours

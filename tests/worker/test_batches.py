@@ -1,4 +1,4 @@
-"""A batch that memory does not hold is decoded in halves, and every prompt is decoded once."""
+"""A batch that does not fit in memory is halved, and every prompt is decoded once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch(count: int) -> PromptBatch:
 
 
 def decoding(limit: int) -> Callable[[PromptBatch], Candidates]:
-    """A decoder for whose memory more prompts than a limit are too many."""
+    """Return a decoder that runs out of memory above a number of prompts."""
 
     def decode(prompts: PromptBatch) -> Candidates:
         if len(prompts.indices) > limit:

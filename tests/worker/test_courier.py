@@ -1,4 +1,4 @@
-"""The courier on a real Redis with real receivers: what it delivers, how often, and what it puts right."""
+"""The courier on a real Redis with real receivers: what it delivers, how often, and what it repairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUEUE = queue_name("sam-demo", Priority.NORMAL)
 
 
 class Receiver:
-    """Answers as it is told, in turn, then 200; keeps all that came.  says: the body of each answer."""
+    """Send scripted responses in order, then 200; keep every request.  says: the body of each response."""
 
     def __init__(self, *answers: int, says: bytes = b"", **headers: str) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
@@ -80,7 +80,7 @@ def receive() -> Iterator[Callable[..., Receiver]]:
 
 @contextmanager
 def courier(redis_url: str, **fields: object) -> Iterator[None]:
-    """Run a courier that looks often and tries again at once."""
+    """Run a courier that polls often and retries immediately."""
     settings = CourierSettings(
         **{
             "redis_url": redis_url,
@@ -342,7 +342,7 @@ def test_a_ping_shows_the_bytes_and_headers_that_were_sent(
 def test_a_receiver_that_hangs_delays_no_other_one(
     ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], deliveries: Deliveries, redis_client: redis.Redis
 ) -> None:
-    """Hundreds are due to a host that takes connections and never answers, before another host's few."""
+    """Hundreds are due to a host that accepts connections and never responds, ahead of another host's few."""
     receiver = receive()
     hanging = socket.create_server(("127.0.0.1", 0), backlog=512)
     for number in range(300):
@@ -355,10 +355,10 @@ def test_a_receiver_that_hangs_delays_no_other_one(
             succeed(ledger, receiver.url)
         wait_until(lambda: len(receiver.requests) == 20)
         still_hanging = _being_sent(redis_client)
-        hanging.close()  # each try at it fails at once from here on
+        hanging.close()  # each attempt at it fails immediately from here on
         wait_until(lambda: _being_sent(redis_client) == 0)
 
-    # The breaker opens when five have failed, and those that were under way then; all others wait uncharged.
+    # The breaker opens when five have failed, and those in flight then; all others wait uncharged.
     assert (still_hanging, deliveries.waiting()) == (8, 300)
     assert 8 <= _failed_tries(redis_client) <= 8 + 4
 
@@ -444,7 +444,7 @@ def test_a_job_that_the_api_could_not_publish_is_published(
     ledger: Ledger, redis_url: str, redis_client: redis.Redis
 ) -> None:
     job_id = create(ledger)
-    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the grace for the API had passed
+    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the API's grace period had passed
 
     with courier(redis_url):
         wait_until(lambda: redis_client.llen(QUEUE) == 1)

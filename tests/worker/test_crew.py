@@ -1,4 +1,4 @@
-"""Parts of a batch go side by side, each on one core, and are done when the call returns."""
+"""Parts of a batch run in parallel, each on one core, and are done when the call returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of masks with many borderline pixels are decoded again, with the digits of the library's own batches."""
+"""Prompts of masks with many borderline pixels are decoded again, bit-for-bit like the library's own batches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def listening(model: SegmentationModel, heard: Heard) -> SegmentationModel:
-    """Return the same model; what is decoded again is written down."""
+    """Return the same model, recording what is decoded again."""
 
     class Listening(type(model.family)):  # type: ignore[misc]
         def decode_in_slot(self, embedding: object, prompt: PromptBatch, slot: BatchSlot, **asked: bool) -> Candidates:
@@ -110,7 +110,7 @@ def test_objects_of_one_job_have_the_bits_that_each_has_alone(model: Segmentatio
 def test_the_grids_points_are_decoded_again_with_the_bits_of_the_pipelines_batches(
     model: SegmentationModel, photo: Photo, points_per_batch: int
 ) -> None:
-    """25 points: most batch sizes leave a smaller last one, down to a point alone."""
+    """25 points: most batch sizes leave a smaller last batch, down to a single point."""
     heard: Heard = []
     spec = everything(points_per_crop=5, points_per_batch=points_per_batch, **ALL)
 
@@ -129,7 +129,7 @@ def test_the_grids_points_are_decoded_again_with_the_bits_of_the_pipelines_batch
 def test_the_pipelines_batches_and_not_ours_say_how_a_point_is_decoded_again(
     model: SegmentationModel, photo: Photo
 ) -> None:
-    """Memory may make ours smaller."""
+    """Lack of memory may make ours smaller."""
     heard: Heard = []
     family = copy.copy(model.family)
     family.cpu_batch_bytes = 3 * family.point_bytes

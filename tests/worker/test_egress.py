@@ -1,4 +1,4 @@
-"""The way out, against addresses that must not be reached and servers that misbehave, all of them real sockets."""
+"""The egress guard, against forbidden addresses and misbehaving servers, all of them real sockets."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from maskfleet.worker.sources import fetch_image
 
 NAME = "images.example.com"
 
-#: Refused by their form alone, before any name is looked up.  {port} is one that is allowed, and listened on.
+#: Refused by their form alone, before any name is resolved.  {port} is an allowed port that something listens on.
 BY_FORM = [
-    # IPv4 in every notation that the C library takes.
+    # IPv4 in every notation that the C library accepts.
     "https://127.0.0.1:{port}/",
     "https://127.1:{port}/",
     "https://127.0.1:{port}/",
@@ -60,7 +60,7 @@ BY_FORM = [
     "https://100.100.100.200:{port}/latest/meta-data/",
     "https://192.0.0.192:{port}/opc/v2/",
     "https://168.63.129.16:{port}/",
-    # For documents, benchmarks, multicast, the future, and relays of 6to4.
+    # Documentation, benchmarking, multicast, reserved, and 6to4 relays.
     "https://192.0.2.1:{port}/",
     "https://198.18.0.1:{port}/",
     "https://198.51.100.1:{port}/",
@@ -68,7 +68,7 @@ BY_FORM = [
     "https://224.0.0.1:{port}/",
     "https://240.0.0.1:{port}/",
     "https://192.88.99.1:{port}/",
-    # IPv6: its own special blocks, and those with an IPv4 address inside.
+    # IPv6: its own special blocks, and those that embed an IPv4 address.
     "https://[::1]:{port}/",
     "https://[0:0:0:0:0:0:0:1]:{port}/",
     "https://[::]:{port}/",
@@ -96,7 +96,7 @@ BY_FORM = [
     "https://[ff02::1]:{port}/",
     "https://[100::1]:{port}/",
     "https://[v1.fe80]:{port}/",
-    # Names of the inside.
+    # Internal names.
     "https://localhost:{port}/",
     "https://LOCALHOST.:{port}/",
     "https://images.localhost:{port}/",
@@ -106,7 +106,7 @@ BY_FORM = [
     "https://redis:{port}/",
     "https://printer.local:{port}/",
     "https://api.default.svc.cluster.local:{port}/",
-    # Characters that become other ones.
+    # Characters that normalise to others.
     "https://１２７.０.０.１:{port}/",
     "https://①②⑦.⓪.⓪.①:{port}/",
     "https://127。0。0。1:{port}/",
@@ -115,7 +115,7 @@ BY_FORM = [
     "https://127.0.0.%31:{port}/",
     "https://%31%32%37.0.0.1:{port}/",
     "https://127.0.0.1\u200b.example.com:{port}/",
-    # Readers that disagree on where the host ends.
+    # Parsers that disagree on where the host ends.
     "https://me:secret@127.0.0.1:{port}/",
     "https://images.example.com@127.0.0.1:{port}/",
     "https://127.0.0.1:{port}@images.example.com/",
@@ -141,7 +141,7 @@ BY_FORM = [
     "https://[::1:{port}/",
     "https://" + "a" * 64 + ".example.com:{port}/",
     "https://" + "a." * 130 + "example.com:{port}/",
-    # Other services.
+    # Other schemes and ports.
     "http://images.example.com:{port}/",
     "http://127.0.0.1:{port}/",
     "https://images.example.com:22/",
@@ -160,7 +160,7 @@ BY_FORM = [
     "127.0.0.1:{port}/",
     "",
 ]
-#: A name of the public network, and addresses that it has: refused when it has been looked up.
+#: A public name, and addresses it resolves to: refused after the lookup.
 BY_ADDRESS = [
     ["127.0.0.1"],
     ["169.254.169.254"],
@@ -179,7 +179,7 @@ BY_ADDRESS = [
 
 
 class Sentinel:
-    """Listens on every loopback address, and counts who comes."""
+    """Listen on every loopback address, and count connections."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -211,7 +211,7 @@ def sentinel() -> Iterator[Sentinel]:
 
 
 class Resolver:
-    """Answers for names as it is told, in turn; its last answer stays.  Addresses are looked up as ever."""
+    """Resolve names as scripted, in order, the last one repeatedly.  Addresses are resolved as usual."""
 
     def __init__(self, *answers: list[str]) -> None:
         self._answers = list(answers)
@@ -299,7 +299,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def serving(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[int]:
-    """A server on loopback; gives its port."""
+    """Run a server on loopback; yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -307,7 +307,7 @@ def serving(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.
         def do_GET(self) -> None:
             try:
                 answer(self)
-            except OSError:  # the other side left
+            except OSError:  # the other side hung up
                 self.close_connection = True
 
         def log_message(self, *_: object) -> None:
@@ -342,7 +342,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def bundle(authority: trustme.CA, tmp_path: Path) -> str:
-    """The file of certificates that a client of these tests trusts."""
+    """The certificate bundle that the clients in these tests trust."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     return str(tmp_path / "ca.pem")
 
@@ -386,7 +386,7 @@ def test_a_certificate_of_nobody_who_is_trusted_is_refused(authority: trustme.CA
 
 
 def test_a_name_that_is_rebound_leads_where_it_was_checked_and_then_nowhere(sentinel: Sentinel) -> None:
-    """127.0.0.2 stands for the public network, 127.0.0.1 for what is behind the door."""
+    """127.0.0.2 stands for the public network, 127.0.0.1 for the internal one."""
     only_2 = AddressRules(frozenset({"http"}), None, local_names=False, admits=lambda ip: str(ip) == "127.0.0.2")
     resolver = Resolver(["127.0.0.2"], ["127.0.0.1"])
     session = EgressSession(only_2, resolver)
@@ -436,7 +436,7 @@ def trickle(handler: BaseHTTPRequestHandler, start: bytes, one: bytes) -> None:
     handler.wfile.write(start)
     while True:
         handler.wfile.write(one)
-        time.sleep(0.05)  # it is the server that is slow here
+        time.sleep(0.05)  # here the server is slow
 
 
 @pytest.mark.parametrize(

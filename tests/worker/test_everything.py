@@ -1,4 +1,4 @@
-"""Mode everything gives what transformers' own pipeline gives; test_truth.py has images of other sizes and shapes."""
+"""Mode everything equals transformers' own pipeline; test_truth.py covers images of other sizes and shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.worker.conftest import everything
 
 Example = Callable[[str], Photo]
 
-#: Chosen so that masks are found on each: the demo checkpoint is not sure of much in photographs.
+#: Chosen so that masks are found on each: the demo checkpoint's scores are low on photographs.
 LOOSE = {"pred_iou_thresh": 0.75, "stability_score_thresh": 0.8}
 
 
@@ -66,7 +66,7 @@ def test_the_masks_are_those_of_the_pipeline(
     ours = segment(example(name), spec, model).masks
 
     assert len(theirs["rle_mask"]) > 0
-    # Our decoder adds up in another order, which moves logits in their last digits, and a pixel here and there.
+    # Our decoder sums in a different order, which changes logits in their last digits, and a pixel here and there.
     different = [_different_pixels(mask, rle) for mask, rle in zip(ours, theirs["rle_mask"], strict=True)]
     print(f"{sum(different)} pixels differ in {len(ours)} masks")  # noqa: T201
     assert max(different) <= 5
@@ -188,7 +188,7 @@ class StoppedError(Exception):
 
 
 class Recorder:
-    """A watch that remembers what it is told, and stops the job at a batch."""
+    """A watch that records what is reported, and stops the job at a given batch."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.stages: list[Stage] = []

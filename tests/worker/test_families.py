@@ -1,4 +1,4 @@
-"""Each family's masks are the library's: mode everything, points, boxes, one mask and three."""
+"""Each family's masks equal the library's: mode everything, points, boxes, one mask and three."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from maskfleet.worker.segment import segment
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
 
-#: The library's own modules run where a checkpoint is built otherwise than those that are known.
+#: The library's own modules run if a checkpoint's architecture is unknown.
 THROUGH_LIBRARY: dict[str, type[Family]] = {"library_sam": LibrarySam, "library_sam2": LibrarySam2}
 KINDS = ("sam", "library_sam", "sam_hq", "sam2", "library_sam2", "edgetam")
-#: Those that add up in another order than the library: a logit differs in its last digits, a pixel here and there.
+#: Those that sum in a different order than the library: a logit differs in its last digits, a pixel here and there.
 FAST = ("sam", "sam2", "edgetam")
 STRETCHED = ("sam2", "library_sam2", "edgetam")
 
@@ -57,7 +57,7 @@ class Checkpoint:
     processor: Any
 
     def theirs(self, photo: Photo, prompt: dict[str, Any], **asked: Any) -> tuple[np.ndarray, Any]:
-        """The library's logits (C, H, W) for one prompt, at full size, and all that its model put out."""
+        """Return the library's full-size logits (C, H, W) for one prompt, and its model's whole output."""
         given: dict[str, Any] = {}
         if "points" in prompt:
             given["input_points"] = [[prompt["points"]]]
@@ -140,7 +140,7 @@ def test_mode_everything_gives_the_pipelines_masks(
     ours = segment(square, everything(**params, crops_suppression="library"), model.ours).masks
 
     _assert_pipelines(ours, _pipeline(model, square, params), kind)
-    # Random masks reach all over the image, so that suppression may leave one.
+    # Random masks extend over the whole image, so suppression may leave only one.
     assert len(ours) > (1 if params["crops_nms_thresh"] == 1 else 0)
 
 
@@ -148,8 +148,8 @@ def test_mode_everything_gives_the_pipelines_masks(
 def test_mode_everything_on_a_wide_photo(
     checkpoint: Callable[[str], Checkpoint], wide: Photo, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # transformers lays SAM 2's grid as if the image kept its aspect, so that it ends before the image does.  The
-    # original generator stretches it with the image, and so do we: the library is mended here before it is compared.
+    # transformers lays SAM 2's grid out as if the image kept its aspect ratio, so it ends before the image does.  The
+    # original generator stretches it with the image, and so do we: the library is corrected here before comparing.
     if kind in STRETCHED:
         monkeypatch.setattr(image_processing_sam2, "_normalize_coordinates", _stretched)
     model = checkpoint(kind)
@@ -167,7 +167,7 @@ def test_the_librarys_grid_of_sam_2_ends_before_a_wide_image_does(checkpoint: Ca
     _, grid, _, _ = processor.generate_crop_boxes(Image.new("RGB", (400, 100)), 128, points_per_crop=10)
 
     assert grid[..., 0].max() > 0.9 * 128
-    assert grid[..., 1].max() < 0.25 * 128  # once this fails, the test above needs no mending
+    assert grid[..., 1].max() < 0.25 * 128  # once this fails, the test above needs no correction
 
 
 @pytest.mark.parametrize("prompt", SHAPES, ids=["one point", "points on and off", "a box", "a box with points"])
@@ -338,7 +338,7 @@ def _job(prompt: dict[str, Any], **params: Any) -> Any:
 
 
 def _listening(model: SegmentationModel, seen: list[Candidates], made: list[int] | None = None) -> SegmentationModel:
-    """The same model; what it decodes is remembered, and how many masks are made of it."""
+    """Return the same model, recording what it decodes and how many masks are made."""
     family: Any = model.family
 
     class Listening(type(family)):  # type: ignore[misc]
@@ -380,9 +380,9 @@ def _assert_pipelines(ours: tuple[Mask, ...], theirs: Any, kind: str) -> None:
 
 
 def _assert_same(ours: tuple[Mask, ...], scores: list[float], theirs: list[np.ndarray], kind: str) -> None:
-    """Equal in order, scores and every pixel; on a fast path to 1e-5 and 5 pixels, of logits within 1e-3 of the cut.
+    """Assert equal order, scores and pixels; on a fast path to 1e-5 and 5 pixels, of logits within 1e-3 of the cut-off.
 
-    theirs: masks, or the logits that they are cut from at 0.
+    theirs: masks, or the logits that are thresholded at 0.
     """
     assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5 if kind in FAST else 0, rel=0)
     for mask, expected in zip(ours, theirs, strict=True):

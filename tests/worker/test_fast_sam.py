@@ -1,4 +1,4 @@
-"""The fast way through SAM and SAM 2 gives the library's scores and logits, whatever the prompts and the batch."""
+"""The fast implementation of SAM and SAM 2 gives the library's scores and logits, for any prompts and batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_BOX = (torch.nan,) * 4
 
 
 def batch(points: Any = None, labels: Any = None, boxes: Any = None, masks: Tensor | None = None) -> PromptBatch:
-    """Prompts whose coordinates are shares of the image's side, 80 pixels."""
+    """Return prompts whose coordinates are fractions of the image's side, 80 pixels."""
     points_xy, boxes_xyxy = (
         None if given is None else torch.tensor(given, dtype=torch.float64) * 80 for given in (points, boxes)
     )
@@ -70,18 +70,18 @@ def one_after_another(alone: list[Candidates]) -> Candidates:
 
 
 def with_masks(prompts: PromptBatch, side: int) -> PromptBatch:
-    """The same prompts, each with a mask of its own."""
+    """Return the same prompts, each with its own mask."""
     torch.manual_seed(7)
     return dataclasses.replace(prompts, mask_input=torch.randn(len(prompts.indices), side, side) * 5)
 
 
 def stability(masks: Tensor, delta: float) -> Tensor:
-    """Area above +delta over area above -delta.  masks: (N, h, w)."""
+    """Return the area above +delta over the area above -delta.  masks: (N, h, w)."""
     return (masks > delta).sum((1, 2)) / (masks > -delta).sum((1, 2))
 
 
 def assert_same(ours: Candidates, theirs: Candidates) -> None:
-    """IoU and object score to 1e-5; logits to 1e-5 of their range; signs but for logits as near to 0 as that."""
+    """Assert IoU and object score to 1e-5, logits to 1e-5 of their range, signs except for logits that close to 0."""
     assert (ours.object_score is None) == (theirs.object_score is None)
     if ours.object_score is not None and theirs.object_score is not None:
         assert torch.allclose(ours.object_score, theirs.object_score, atol=1e-5)

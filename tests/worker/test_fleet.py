@@ -1,4 +1,4 @@
-"""The fleet: one node a device, which sees no other device.  NVML is stood in for; the nodes are real processes."""
+"""The fleet: one node per device, which sees no other device.  NVML is faked; the nodes are real processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nvmlDeviceGetName(handle): return f"Card {handle}"
 def nvmlDeviceGetUUID(handle): return f"GPU-{handle}{handle}{handle}{handle}-beef"
 """
 
-#: A node that reports what it sees when it starts, and how it ends; told to be busy, it takes its time.
+#: A node that reports what it sees at start-up, and how it ends; if told to be busy, it takes its time.
 NODE = """
 import json, os, pathlib, signal, sys, time
 
@@ -74,7 +74,7 @@ assert "torch" not in sys.modules
 
 @dataclass
 class Fleet:
-    """A fleet under test, and the folder that its nodes report to."""
+    """A fleet under test, and the folder its nodes report to."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -90,7 +90,7 @@ class Fleet:
         return found
 
     def log(self) -> list[dict[str, object]]:
-        """What the fleet logged, once it has ended."""
+        """Return what the fleet logged, once it has ended."""
         self.process.wait(10)
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 

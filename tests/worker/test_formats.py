@@ -1,4 +1,4 @@
-"""Each output holds the masks that were found, in a form that its readers understand."""
+"""Each output contains the masks that were found, in a format that its readers understand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def job_of(model: SegmentationModel) -> Callable[..., Done]:
-    """Segment the boxes, or middles, of a scene's shapes, with these outputs."""
+    """Return a job for the boxes, or centres, of a scene's shapes, with these outputs."""
 
     def done(*outputs: str, mode: str = "box", objects: int = 3, **params: Any) -> Done:
         scene = plain_scene(2, (320, 256))

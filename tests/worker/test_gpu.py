@@ -1,4 +1,4 @@
-"""The same masks on a CUDA device.  For whoever has one: ``make test-gpu``."""
+"""The same masks on a CUDA device; run by ``make test-gpu``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def on_gpu(demo_model: str) -> SegmentationModel:
 def pixels_apart(
     photo: Photo, spec: object, one: SegmentationModel, other: SegmentationModel, bounds: Bounds = BOUNDS
 ) -> list[int]:
-    """How many pixels differ in each mask; fails where the sets are not the same."""
+    """Return how many pixels differ in each mask; fails if the sets are not the same."""
     first, second = (segment(photo, spec, model, bounds=bounds).masks for model in (one, other))  # type: ignore[arg-type]
     assert len(first) == len(second) > 0
     assert np.allclose([m.predicted_iou for m in first], [m.predicted_iou for m in second], atol=1e-4)

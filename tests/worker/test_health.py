@@ -1,4 +1,4 @@
-"""Whether a worker takes work, as an orchestrator asks it."""
+"""A worker's health checks, as an orchestrator uses them."""
 
 from __future__ import annotations
 

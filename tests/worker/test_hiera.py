@@ -1,4 +1,4 @@
-"""SAM 2's encoder in strips gives the library's maps of an image, in little memory."""
+"""SAM 2's encoder in strips gives the library's feature maps, in little memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker.test_attention import LargestTensor
 
 
 def in_strips(network: Any) -> Any:
-    """A copy of a network with its encoder in strips."""
+    """Return a copy of a network with its encoder in strips."""
     ours = copy.deepcopy(network)
     encode_in_strips(ours.vision_encoder)
     return ours
@@ -40,7 +40,7 @@ WINDOWS = [[8, 4, 14, 7], [8, 6, 10, 9], [8, 4, 16, 8]]
 
 
 def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference, in spreads of the library's map."""
+    """Return the largest difference, in standard deviations of the library's map."""
     assert [one.shape for one in ours] == [one.shape for one in theirs]
     assert [one.dtype for one in ours] == [one.dtype for one in theirs]
     return max(float((a - b).abs().max() / b.std()) for a, b in zip(ours, theirs, strict=True))

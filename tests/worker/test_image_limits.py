@@ -1,4 +1,4 @@
-"""Decoding apart from the worker: what a file can do to that process, and what it cannot do to the worker."""
+"""Decoding in a separate process: what a file can do to that process, and what it cannot do to the worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="no limit of mem
 
 @pytest.fixture
 def crashing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A sandbox whose decoder of GIFs crashes."""
+    """A sandbox whose GIF decoder crashes."""
     monkeypatch.chdir(repository)
     with closing(Sandbox(CRASHING)) as sandbox:
         yield sandbox
@@ -123,7 +123,7 @@ def test_a_job_that_is_canceled_as_its_image_is_decoded_ends_at_once_and_the_nex
 
         bench.ledger.cancel(hangs, "ant")
 
-        attempt.join(30)  # half of what the decoder has at most
+        attempt.join(30)  # half of the decoder's limit
         assert not attempt.is_alive()
         assert read(bench, hangs).status is Status.CANCELED
         assert decoder.returncode == -signal.SIGKILL
@@ -202,7 +202,7 @@ def test_a_large_image_takes_one_copy_of_it_apart_and_one_here() -> None:
 
         photo = sandbox.decode(data, MAX_PIXELS)
 
-        # Pillow keeps 4 bytes a pixel, where our copy has 3.
+        # Pillow keeps 4 bytes per pixel, our copy 3.
         assert _status(sandbox, "VmHWM") - before < photo.pixels.nbytes * 4 / 3 + 40 * 2**20
         wait_until(lambda: _status(sandbox, "VmRSS") - before < 40 * 2**20)
 
@@ -249,7 +249,7 @@ while True:
 
 
 def decoded(sandbox: Sandbox, data: bytes) -> bool:
-    """Whether it is decoded in the little time that this sandbox gives: not always on a busy machine."""
+    """Return whether it is decoded within this sandbox's short time limit: not always on a busy machine."""
     try:
         return sandbox.decode(data, MAX_PIXELS).size_wh == (64, 48)
     except InvalidImage:
@@ -257,7 +257,7 @@ def decoded(sandbox: Sandbox, data: bytes) -> bool:
 
 
 def a_tiff_of_one_tile(side: int) -> bytes:
-    """16×16 pixels, in one tile of side×side that holds zeros."""
+    """Return a TIFF of 16×16 pixels, in one tile of side×side zeros."""
     packed = zlib.compress(bytes(2**16))
     entries: list[tuple[int, int, int]] = [
         (256, 3, 16),
@@ -279,7 +279,7 @@ def a_tiff_of_one_tile(side: int) -> bytes:
 
 
 def _status(sandbox: Sandbox, name: str) -> int:
-    """A figure of the process' memory, in bytes."""
+    """Return a memory figure of the process, in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{sandbox._process.pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""Every image that is accepted becomes what a viewer shows; every other one is refused with its reason."""
+"""Every accepted image is decoded as a viewer displays it; every other one is refused with a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT = 1_000_000
 
 
 def corners(size_wh: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A picture whose four quarters are red, green, blue and white, so that turns can be told."""
+    """Return an image whose quarters are red, green, blue and white, so that rotations are visible."""
     width, height = size_wh
     image = Image.new("RGB", size_wh, "white")
     image.paste("red", (0, 0, width // 2, height // 2))
@@ -37,7 +37,7 @@ def written(image: Image.Image, file_format: str, **options: Any) -> bytes:
 
 
 def quarters(photo: Photo) -> list[tuple[int, ...]]:
-    """The colours in the middles of the quarters, rounded to 0 or 255: red, green, blue, white when upright."""
+    """Return the colours at the centres of the quarters, rounded to 0 or 255: red, green, blue, white if upright."""
     width, height = photo.size_wh
     return [
         tuple(255 if value > 127 else 0 for value in photo.pixels[y, x].tolist())
@@ -209,7 +209,7 @@ def test_a_huge_picture_is_refused_by_its_header(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff"])
 def test_a_huge_picture_is_not_decoded_before_it_is_refused(kind: str) -> None:
-    # The same file, with room for its size, has no pixels to decode: so its refusal above came first.
+    # The same file, within a limit that allows its size, has no pixels to decode: so it was refused above for its size.
     fault = fault_of(_headers_of(kind, 3000), limit=3000 * 3000)
 
     assert fault.code in ("image_truncated", "image_corrupt")
@@ -249,7 +249,7 @@ def test_a_file_with_wrong_bytes_is_decoded_or_refused(
 
 
 def _headers_of(kind: str, side: int) -> bytes:
-    """A small file whose header declares side × side pixels, which it does not hold."""
+    """Return a small file whose header declares side × side pixels that it does not contain."""
     if kind.startswith("png"):
         header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         pixels = b"" if "without" in kind else _chunk(b"IDAT", zlib.compress(bytes(100)))

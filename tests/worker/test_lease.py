@@ -1,4 +1,4 @@
-"""A lease on a real ledger: who is told to stop, and what ends an attempt that does not."""
+"""A lease on a real ledger: which attempt must stop, and what ends one that does not."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_attempt_that_cannot_beat_stops_before_another_may_begin(settings: Wo
 
 
 def hang(ledger: Ledger, record: JobRecord, settings: WorkerSettings) -> bool:
-    """Hold a lease in a call that never looks up; say whether its process would have been ended."""
+    """Hold a lease during a call that never checks it; return whether its process would have been killed."""
     ended = threading.Event()
     with Lease(ledger, record, settings, end_process=ended.set):
         return ended.wait(10)

@@ -1,4 +1,4 @@
-"""Each step from logits to masks equals its slow twin, or the library's own."""
+"""Each step from logits to masks equals its slow reference version, or the library's own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_stability_is_the_inner_area_over_the_outer() -> None:
 
 
 def test_an_empty_mask_has_a_stability_of_zero() -> None:
-    # transformers divides 0 by 0 and gives nan
+    # transformers divides 0 by 0 and returns nan
     measures = Measures(np.zeros((2, 3), int), np.zeros((2, 4), int), np.zeros((2, 4), int))
 
     assert masks.stability(measures).tolist() == [0.0, 0.0]
@@ -156,7 +156,7 @@ def test_a_mask_at_an_inner_edge_of_its_crop_is_cut_off() -> None:
 
 
 def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[PendingMask]:
-    """All three candidates of each prompt, on an image that lies in a frame of 64 × 64."""
+    """Return all three candidates of each prompt, on an image within a frame of 64 × 64."""
     candidates = at_hand(logits, torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)))
     batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
     frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))

@@ -1,4 +1,4 @@
-"""What a job needs beside the weights and one decoded copy of the image, measured in a process of its own."""
+"""The memory a job needs beyond the weights and one decoded copy of the image, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_memory_hardly_depends_on_image_and_batch(tmp_path: Path, megapixels: fl
 
 
 def test_the_guides_own_call_fits_into_two_gigabytes(tmp_path: Path) -> None:
-    """18 MP, 128 points a batch, a network of ViT-B's size: the whole process, with Python, torch and the weights."""
+    """18 MP, 128 points per batch, a network of ViT-B's size: the whole process, with Python, torch and the weights."""
     found = measured(vit_b(tmp_path / "vit-b"), tmp_path, 18, points=12, batch=128)
     assert found["kept"] > 0
     assert found["peak_gb"] < LIMIT_GB
@@ -40,7 +40,7 @@ def test_the_guides_own_call_fits_into_two_gigabytes(tmp_path: Path) -> None:
 
 
 def test_sam_2_large_needs_no_more(tmp_path: Path) -> None:
-    """Fewer blocks than hiera large has, of its widths: one of each kind takes what all of them take."""
+    """Fewer blocks than hiera large, at its widths: one of each kind needs as much memory as all of them."""
     few_blocks = {"blocks_per_stage": [1, 1, 2, 1], "global_attention_blocks": [3]}
     checkpoint = sam2(tmp_path / "sam2", "large", **few_blocks)
 

@@ -1,4 +1,4 @@
-"""Messages that are none of ours, on the queue of a real node: each is refused, and the node goes on."""
+"""Foreign messages on the queue of a real node: each is refused, and the node carries on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOB_ID = f"job_{'1' * 32}"
 
 
 class Bomb:
-    """What a pickle could do: unpacking it makes a file."""
+    """What a pickle could do: unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,21 +63,21 @@ def test_a_node_refuses_what_is_no_job_of_ours_and_goes_on(
     def send(name: str, *args: object, **options: object) -> None:
         app.send_task(name, args=args, queue=QUEUE, **options)
 
-    # Other names, and Celery's own tasks, which would run ours with what they are told.
+    # Other task names, and Celery's own tasks, which would run ours with their arguments.
     send("os.system", "true")
     send("celery.map", {"task": TASK_NAME}, [JOB_ID])
     send("celery.chain", JOB_ID)
-    # Our name, with something else than a job's id.
+    # Our task name, with something other than a job's id.
     texts = ("", "job_", JOB_ID + "\n", "../" + JOB_ID, JOB_ID.upper(), "x" * 9999)
     for argument in (*texts, None, 7, [JOB_ID], {"id": JOB_ID}):
         send(TASK_NAME, argument)
     send(TASK_NAME)
     send(TASK_NAME, JOB_ID, JOB_ID)
     send(TASK_NAME, JOB_ID, kwargs={"job_id": JOB_ID})
-    # Our name and a job's id, in a form that may run code.
+    # Our task name and a job's id, in a format that may run code.
     app.conf.accept_content = ["pickle"]
     send(TASK_NAME, Bomb(tmp_path / "unpacked"), serializer="pickle")
-    # A message of no task, and one without a body.
+    # A message without a task, and one without a body.
     with app.connection_for_write() as connection:
         producer = connection.Producer()
         producer.publish({"hello": "there"}, routing_key=QUEUE)
@@ -93,7 +93,7 @@ def test_a_node_refuses_what_is_no_job_of_ours_and_goes_on(
     assert not (tmp_path / "unpacked").exists()
     assert node.poll() is None
     assert psutil.Process(child.pid).is_running()
-    # None of them comes again.
+    # None of them is redelivered.
     wait_until(lambda: redis_client.llen(QUEUE) == redis_client.hlen("unacked") == 0)
 
 
@@ -117,7 +117,7 @@ def stand_in(redis_client: redis.Redis, shared_fields: dict[str, str], tmp_path:
 
 
 def part_of(message: Any, *way: str, is_now: object) -> str:
-    """The message with one part of it changed."""
+    """Return the message with one part changed."""
     changed = copy.deepcopy(message)
     where = changed
     for name in way[:-1]:
@@ -136,12 +136,12 @@ def without(message: Any, *way: str) -> str:
 
 
 def calling(message: Any, call: str | bytes) -> str:
-    """The message with another body."""
+    """Return the message with another body."""
     encoded = call.encode() if isinstance(call, str) else call
     return part_of(message, "body", is_now=base64.b64encode(encoded).decode())
 
 
-#: What is no entry of ours, made of one that is.
+#: Foreign entries, derived from one of ours.
 NO_ENTRIES: dict[str, Callable[[Any], str | bytes]] = {
     "nothing": lambda _: "",
     "no JSON": lambda _: "{",
@@ -181,7 +181,7 @@ NO_ENTRIES: dict[str, Callable[[Any], str | bytes]] = {
         message, json.dumps([[JOB_ID], {}, {"callbacks": [{"task": TASK_NAME, "args": [JOB_ID]}]}])
     ),
 }
-#: What a newer Celery might add is left out, and the message taken; this would end a node that read it.
+#: Unknown headers are dropped and the message taken; this one would crash a node that read it.
 ADDED = {"__type__": "datetime", "__value__": "soon"}
 
 
@@ -199,7 +199,7 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     queue = queue_name(STAND_IN, Priority.NORMAL)
     upload = store.put_upload("ant", (repository / "examples" / "coins.png").read_bytes(), "image/png")
     publisher = Publisher(SharedSettings(redis_url=redis_url))
-    # One of ours, to change.
+    # One of ours, to modify.
     publisher.publish(JOB_ID, "elsewhere")
     ours = json.loads(redis_client.rpop("elsewhere"))  # type: ignore[arg-type]  # redis-py: or a promise of it
 
@@ -220,7 +220,7 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     assert [line["bytes"] for line in refused] == [len(entry) for entry in entries]
     assert max(len(json.dumps(line)) for line in refused) < 400
 
-    # More of what we do not know is no fault; nor is a message that comes twice.
+    # Further unknown headers are not an error; nor is a message that arrives twice.
     redis_client.lpush(queue, *[part_of(ours, "headers", "later", is_now=ADDED)] * 2)
     assert has_done_a_job()
     log = (tmp_path / "node.log").read_text()

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded from a folder or a hub id, and refused clearly when it cannot be used."""
+"""A checkpoint is loaded from a folder or a hub id, and clearly refused if it cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device whose memory ends: the job goes on in smaller batches and its manifest says so, or fails by its own code."""
+"""A device that runs out of memory: the job continues in smaller batches, noted in its manifest, or fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = (
 
 
 def with_memory_for(bench: Workbench, model: SegmentationModel, points: int) -> Workbench:
-    """The workbench, with a model that decodes so many points at once and no more."""
+    """Return the workbench, with a model that can decode only that many points at once."""
     family = copy.copy(model.family)
 
     class Short(type(family)):  # type: ignore[misc]

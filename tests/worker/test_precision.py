@@ -1,4 +1,4 @@
-"""How exact the logits are; the encoder in half precision, and measuring masks behind a device's back, on the CPU."""
+"""The precision of the logits; the encoder in half precision; measuring masks on the CPU while a device decodes."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from maskfleet.worker.segment import segment
 from tests.worker.conftest import boxes
 from tests.worker.truth import coins
 
-#: Of a logit: a neighbouring pixel is about as far.
+#: In logits: about the distance to a neighbouring pixel.
 NEAR_THRESHOLD = 1.0
 GRID = 7
 
 
 @dataclass(frozen=True)
 class Off:
-    """How far logits near the threshold are from exact ones: the mean of each mask's mean."""
+    """The error of logits near the threshold: the mean over the masks' means."""
 
     ours: float
     theirs: float
 
 
 def test_logits_near_the_threshold_are_about_as_exact_as_the_librarys(demo_model: str) -> None:
-    """Their rounding decides which pixels of a large photograph fall to which side."""
+    """Their rounding decides on which side of the threshold pixels of a large photograph fall."""
     network: Any = SamModel.from_pretrained(demo_model).eval()
     processor = SamProcessor.from_pretrained(demo_model)
 

@@ -1,4 +1,4 @@
-"""Points and boxes, object by object; that each gives the library's masks is in test_truth.py and test_families.py."""
+"""Points and boxes, object by object; test_truth.py and test_families.py compare the masks with the library's."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_labels_that_are_left_out_are_all_on_the_object(model: SegmentationModel
 
 
 def _assert_same(together: tuple[Mask, ...], alone: list[Mask]) -> None:
-    """Equal but for rounding: matrix products of another size add up in another order, about 1e-6 of a logit."""
+    """Assert equality up to rounding: matrix products of another size sum in another order, about 1e-6 of a logit."""
     for one, other in zip(together, alone, strict=True):
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
         assert (decode_rle(one) ^ decode_rle(other)).sum() <= 2

@@ -1,4 +1,4 @@
-"""One prompt of the library's decoder, with the digits of a batch: how that is found out, and when it is not true."""
+"""One prompt through the library's decoder, with a batch's rounding: how that is tested, and when it fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EIGHT = PromptBatch(
 
 
 def rounding(whole: int) -> partial[Candidates]:
-    """Return a decoder that rounds batches of so many copies and more alike, and smaller ones each in its own way."""
+    """Return a decoder that rounds batches of at least that many copies alike, and each smaller size differently."""
 
     def decode(batch: PromptBatch) -> Candidates:
         assert batch.points_xy is not None
@@ -48,7 +48,7 @@ def test_the_last_batch_of_a_grid_is_smaller() -> None:
 
 
 class Recorder(TorchFunctionMode):
-    """Writes down what products are computed over, from outside."""
+    """Record, from outside, the operands of products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_copies_come_back_as_copies() -> None:
 
 
 def test_a_prompt_has_the_librarys_bits_of_any_batch_and_row(model: SegmentationModel) -> None:
-    """As far as this machine was found to have them."""
+    """As far as this machine was found to allow it."""
     network = random_sam(32, 2, 5)
     decode = partial(decode_with_library, network, multimask=True, image_embeddings=random_embeddings(network))
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A mask's logits go out as a file and come back as a prompt's mask_input, as the library takes them."""
+"""A mask's logits are written as a file and used as a prompt's mask_input, in the library's format."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_mask_input_refines_as_in_the_library(
         with torch.no_grad():
             outputs = network(**inputs, input_masks=torch.from_numpy(earlier[0])[None, None])
         theirs = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0].numpy()
-        # A fast path adds up in another order; SAM-HQ has none.
+        # A fast path sums in a different order; SAM-HQ has none.
         score, pixels = (0, 0) if kind == "sam_hq" else (1e-5, 5)
         assert [mask.predicted_iou for mask in ours] == pytest.approx(
             outputs.iou_scores[0, 0].tolist(), abs=score, rel=0
@@ -111,7 +111,7 @@ def test_logits_that_a_job_gives_out_are_those_of_its_masks(model: SegmentationM
         logits = read_logits(artifact.data, 0)
         assert logits.shape == model.family.low_hw
         assert logits.dtype == np.float32
-        # The same share of a coarse mask and of the fine one, padding aside.
+        # The same fraction of the coarse mask and of the fine one, excluding padding.
         height = round(logits.shape[0] * wide.size_wh[1] / wide.size_wh[0])
         assert (logits[:height] > 0).mean() == pytest.approx(decode_rle(mask).mean(), abs=0.01)
 
@@ -185,7 +185,7 @@ def test_what_is_no_file_of_logits_is_refused(data: bytes, fault: str) -> None:
 
 
 def test_a_second_job_refines_a_mask_of_the_first(bench: Workbench, repository: Path, tmp_path: Path) -> None:
-    model = load_model(save_tiny("sam", tmp_path), "cpu")  # the demo checkpoint takes no notice of masks
+    model = load_model(save_tiny("sam", tmp_path), "cpu")  # the demo checkpoint ignores masks
     bench = dataclasses.replace(bench, segment=partial(segment_and_format, model))
     photo = (repository / "examples" / "coins.png").read_bytes()
     first = _run(bench, photo, "ant", [_bare(BOX), _bare(BOX_AND_POINT)], outputs=["logits", "coco"])
@@ -283,7 +283,7 @@ def _run(bench: Workbench, photo: bytes, tenant: str, prompts: list[dict[str, An
 
 
 def _written(bench: Workbench, job: JobRecord, name: str) -> np.ndarray:
-    """A file of logits that a job wrote."""
+    """Return a file of logits written by a job."""
     assert job.result is not None
     manifest = Manifest.model_validate_json(bench.store.read(job.result.manifest_key))
     [key] = [file.key for file in manifest.files if file.key.endswith(name)]

@@ -1,4 +1,4 @@
-"""The decision after a broken attempt."""
+"""The decision after a failed attempt."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ CALLERS_ERRORS: list[CallerError] = [
     InvalidImage("image_empty", "No bytes."),
     InvalidPrompt("point_outside_image", "Off."),
 ]
-#: Nothing is granted to an outage; everything is.
+#: No patience with an outage; endless patience.
 STRICT, LENIENT = Patience(10**9, 0), Patience(1, 900)
 times = st.floats(0, 1e6)
 attempts = st.integers(1, 10_000)

@@ -1,4 +1,4 @@
-"""Masks without their full-size pixels are, to the last pixel, those that torch makes at full size."""
+"""Masks without full-size pixels equal, to the pixel, those that torch makes at full size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Shape = tuple[tuple[int, int], tuple[int, int] | None, tuple[int, int]]
 
 
 def frame(original_hw: tuple[int, int], padded: int) -> tuple[int, int]:
-    """The size that SAM scales an image to."""
+    """Return the size that SAM scales an image to."""
     scale = padded / max(original_hw)
     return max(1, int(original_hw[0] * scale + 0.5)), max(1, int(original_hw[1] * scale + 0.5))
 
@@ -40,9 +40,9 @@ def geometry_of(shape: Shape) -> Geometry:
 
 
 def full_size(logits: np.ndarray, shape: Shape) -> np.ndarray:
-    """What the library makes: the logits of every pixel."""
+    """Return the library's result: the logits of every pixel."""
     _, padded_hw, original_hw = shape
-    # One channel at a time: torch has another kernel for three, with another last bit, when it has one thread.
+    # One channel at a time: with one thread torch uses another kernel for three, which differs in the last bit.
     values = torch.from_numpy(logits)[:, None]
     if padded_hw is not None:
         height, width = frame(original_hw, max(padded_hw))
@@ -51,7 +51,7 @@ def full_size(logits: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def rough(count: int, low_hw: tuple[int, int], seed: int, coarse: int = 8) -> np.ndarray:
-    """Hills and noise: outlines of all kinds."""
+    """Return hills and noise: outlines of all kinds."""
     random = torch.Generator().manual_seed(seed)
     hills = torch.randn(1, count, low_hw[0] // coarse + 1, low_hw[1] // coarse + 1, generator=random) * 5
     noise = torch.randn(1, count, *low_hw, generator=random) * 0.6
@@ -97,7 +97,7 @@ def test_what_it_is_compared_with_is_two_bilinear_steps(seed: int, original_hw: 
 
     measures = measure(geometry_of(shape).prepare(torch.from_numpy(logits)), geometry_of(shape), 0.0, 1.0)
     assert np.allclose(full_size(logits, shape)[0], slow, atol=1e-4)
-    if np.abs(np.abs(slow) - [[[0]], [[1]]]).min() > 1e-4:  # no rounding decides
+    if np.abs(np.abs(slow) - [[[0]], [[1]]]).min() > 1e-4:  # nothing depends on rounding
         assert measures.areas[0, 2] / max(1, measures.areas[0, 0]) == references.stability(slow, 0.0, 1.0)
         assert measures.boxes_xyxy[0].tolist() == list(references.bounding_box(slow > 0) or (0, 0, 0, 0))
 
@@ -150,7 +150,7 @@ def test_pixels_near_the_threshold_are_those_of_the_full_size_logits(
 def test_logits_on_a_cut_or_next_to_it_fall_on_torchs_side(
     shape: Shape, seed: int, threshold: float, ulps: bool
 ) -> None:
-    # Mixes of equal values are not always that value again: 0.3·x + 0.7·x may be x and an ulp.
+    # Mixing equal values does not always give that value: 0.3·x + 0.7·x may be x plus an ulp.
     cuts = np.array([threshold - 1, threshold, threshold + 1], dtype=np.float32)
     random = np.random.default_rng(seed)
     logits = cuts[random.integers(0, 3, (2, *shape[0]))]
@@ -209,7 +209,7 @@ def test_padding_counts_for_nothing() -> None:
 
 
 def test_rows_wider_than_an_int16_are_summed_right() -> None:
-    # transformers sums rows as int16, so that a full row of 40,000 pixels counts as -25,536.
+    # transformers sums rows as int16, so a full row of 40,000 pixels counts as -25,536.
     from transformers.models.sam.image_processing_sam import _compute_stability_score
 
     shape = ((16, 16), None, (4, 40_000))
@@ -322,7 +322,7 @@ def test_torch_without_fused_multiply_add_is_matched_too(repository: Path) -> No
 
 
 def test_memory_does_not_grow_with_the_image(repository: Path) -> None:
-    # 100 MP: one mask of one byte a pixel would be 100 MB, its logits 400 MB.
+    # 100 MP: a mask at one byte per pixel would take 100 MB, its logits 400 MB.
     program = (
         "import resource\n"
         "from tests.worker.test_scanline import *\n"

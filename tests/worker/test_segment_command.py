@@ -1,4 +1,4 @@
-"""``maskfleet segment`` writes what it says, and says what is wrong."""
+"""``maskfleet segment`` writes what it reports, and reports what is wrong."""
 
 from __future__ import annotations
 

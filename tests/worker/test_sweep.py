@@ -1,4 +1,4 @@
-"""The sweep on a real S3 and a real Redis: what goes, what stays, and that one runs at a time."""
+"""The sweep on a real S3 and a real Redis: what is removed, what stays, and that only one runs at a time."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ GONE = "job_" + "f" * 32
 
 @pytest.fixture
 def empty_store(store: Store) -> Store:
-    """The test run's store without any results of other tests."""
+    """The test run's store without results of other tests."""
     store.delete(found.key for found in store.listed("results/"))
     return store
 
 
 @pytest.fixture
 def sweep(redis_client: redis.Redis, empty_store: Store) -> Sweep:
-    """A sweep that waits for nothing."""
+    """A sweep without retention or grace period."""
     return Sweep(redis_client, empty_store, retention_s=0, grace_s=0)
 
 
@@ -50,7 +50,7 @@ def claim(ledger: Ledger, job_id: str) -> JobRecord:
 
 
 def write_attempt(store: Store, record: JobRecord) -> list[str]:
-    """Write what an attempt writes before its manifest; give the keys."""
+    """Write what an attempt writes before its manifest; return the keys."""
     keys = [f"{_folder(record)}/{name}" for name in ("coco.json", "masks/0000.png", "masks/0001.png")]
     for key in keys:
         store.put(key, b"bytes", "application/octet-stream")
@@ -58,7 +58,7 @@ def write_attempt(store: Store, record: JobRecord) -> list[str]:
 
 
 def write_manifest(store: Store, record: JobRecord) -> str:
-    """Write the manifest of an attempt; give its key."""
+    """Write the manifest of an attempt; return its key."""
     folder = f"{_folder(record)}/"
     manifest = Manifest(
         job_id=record.id,
@@ -152,7 +152,7 @@ def test_the_results_of_a_job_whose_record_is_gone_go(
     write_attempt(empty_store, record)
     write_manifest(empty_store, record)
     succeed(ledger, record)
-    redis_client.delete(f"mf:job:{record.id}")  # as its expiry does
+    redis_client.delete(f"mf:job:{record.id}")  # as on its expiry
 
     (leftover,) = sweep.run()
 
@@ -172,7 +172,7 @@ def test_nothing_goes_within_the_grace(
 
     gone = [leftover.folder for leftover in sweep.run()]
 
-    # The retention is over when the record goes, so an ended job waits for the grace alone.
+    # The retention is over when the record expires, so an ended job only waits for the grace period.
     assert gone == ([] if grace_s else [f"results/ant/{ended.id}/"])
     assert f"results/ant/{GONE}/attempt-1-1/coco.json" in results(empty_store)
 

@@ -1,4 +1,4 @@
-"""Prompts become the tokens that the library's prompt encoder makes; what pads a batch is marked."""
+"""Prompts become the same tokens as in the library's prompt encoder; padding in a batch is marked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End to end, the masks are the library's: for every mode, size and shape of image, but for pixels on the threshold."""
+"""End to end, the masks equal the library's: for every mode, image size and shape, except pixels on the threshold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import SamImageProcessor, SamProcessor
 from tests.worker.networks import random_sam
 from tests.worker.truth import Truth, coins, of_megapixels, prompts_on
 
-#: Everything that the decoder proposes.
+#: Everything the decoder proposes.
 ALL = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crops_nms_thresh": 1.0}
 LOOSE = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 
@@ -35,7 +35,7 @@ def trained(demo_model: str) -> Truth:
 
 @pytest.fixture(scope="module")
 def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    """Random weights behind a decoder of ViT-B's shape; the encoder is thin, which only makes it fast."""
+    """Random weights in a decoder of ViT-B's shape; the encoder is thin, only to make it fast."""
     folder = tmp_path_factory.mktemp("vit-b")
     random_sam(256, 8, 64).save_pretrained(folder)
     SamProcessor(SamImageProcessor()).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The transformer over a low-rank image gives the library's tokens, and its image when that is written out."""
+"""The transformer on a low-rank image gives the library's tokens, and its image when expanded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ("sam", "sam2")
 
 
 class Side:
-    """A network's decoder beside the library's, with one image."""
+    """A network's decoder and the library's, with one image."""
 
     def __init__(self, channels: int, heads: int, grid: int, kind: str = "sam") -> None:
         self.network = random_network(kind, channels, heads, grid)
@@ -49,7 +49,7 @@ class Side:
         return two_way, two_way.converse(self.state, tokens)
 
     def theirs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The library's tokens (N, n, C) and images (N, P, C)."""
+        """Return the library's tokens (N, n, C) and images (N, P, C)."""
         image = (self.embedding + self.dense).repeat(len(tokens), 1, 1, 1).to(tokens)
         positions = self.network.get_image_wide_positional_embeddings().repeat(len(tokens), 1, 1, 1).to(tokens)
         transformer = copy.deepcopy(self.decoder.transformer).to(tokens)
@@ -58,7 +58,7 @@ class Side:
 
 
 def written_out(side: Side, image: LowRankImage) -> Tensor:
-    """The image after layer 2, (N, P, C), by the definition of its low-rank form."""
+    """Return the image after layer 2, (N, P, C), by the definition of its low-rank form."""
     first, second = side.decoder.transformer.layers
     x = (side.embedding + side.dense)[0].flatten(1).t()
     own = centred(centred(x + out_projection(first.cross_attn_image_to_token).bias) * first.layer_norm4.weight)
@@ -67,7 +67,7 @@ def written_out(side: Side, image: LowRankImage) -> Tensor:
 
 
 def assert_as_exact(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """Rounding depends on the order of sums: ours may be as far from the result in double precision as theirs."""
+    """Assert that ours is about as close to double precision as theirs: rounding depends on the order of sums."""
     assert float((ours - exact).abs().max()) <= 2 * float((theirs - exact).abs().max()) + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Upscaling the wanted masks alone gives what the library's convolutions give for all."""
+"""Upscaling only the wanted masks gives the same as the library's convolutions for all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.worker.test_two_way import CPU, SHAPES, Side, written_out
 def library_masks(
     side: Side, image: Tensor, tokens: Tensor, masks: Tensor, finer: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
 ) -> Tensor:
-    """The masks (N, k, 4h, 4w) by the library's modules, as its decoder's forward has them.
+    """Return the masks (N, k, 4h, 4w) from the library's modules, as in its decoder's forward.
 
     finer: SAM 2's maps of the image, at four times and at twice its size.
     """

@@ -1,4 +1,4 @@
-"""A real Celery node, from its start to its end: the queue, the child that holds the model, and its death."""
+"""A real Celery node, from start to end: the queue, the child process that holds the model, and its death."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 30)
     assert first_child.model == "sam-demo"
 
-    # Its child is killed in the middle of a job: another one takes over, and the reaper hands the job back.
+    # Its child is killed mid-job: another one takes over, and the reaper hands the job back.
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     os.kill(first_child.pid, signal.SIGKILL)
@@ -106,7 +106,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     assert record is not None
     assert record.attempt == 2
 
-    # It starves while its parent does not consume, and is seen to; then it takes the most urgent job first.
+    # It starves while its parent does not consume, which is detected; then it takes the most urgent job first.
     os.kill(node.pid, signal.SIGSTOP)
     wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2), 30)
     jobs = [
@@ -119,7 +119,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     assert interactive < normal < bulk
     wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2) is None, 30)
 
-    # It is told to end in the middle of a job, which it hands back.
+    # It is shut down mid-job, and hands the job back.
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     family = psutil.Process(node.pid).children(recursive=True)

@@ -1,13 +1,13 @@
-"""Ours against transformers, end to end, on any SAM checkpoint: kept set, order, scores, boxes and every pixel.
+"""Compare with transformers, end to end, on any SAM checkpoint: kept set, order, scores, boxes and every pixel.
 
     python -m tests.worker.truth models/sam-demo --megapixels 0.3 1 4 12 18
     python -m tests.worker.truth path/to/a/checkpoint --megapixels 1 4 --points 8 --pred-iou 0.62 --stability 0.9
     python -m tests.worker.truth models/sam-demo --megapixels 18 --of-four
 
-Our decoder adds up in another order than the library's, which moves logits in their last digits.  So a few pixels may
-differ where the library's own logit, at full size, stands within ``NEAR`` of the threshold; that logit is printed for
-each.  The library moves them too: ``--of-four`` shows how many pixels differ between its masks of a prompt alone, which
-are what ours are compared with, and of the same prompt in a batch of four.
+Our decoder sums in a different order than the library's, which changes the last digits of logits.  So a few pixels may
+differ where the library's own logit, at full size, is within ``NEAR`` of the threshold; that logit is printed for
+each.  So does the library's own: ``--of-four`` shows how many pixels differ between its masks of a prompt alone, with
+which ours are compared, and of the same prompt in a batch of four.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from maskfleet.worker.masks.mask import Mask, decode_rle
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.segment import segment
 
-#: Most pixels that may differ in a mask.
+#: The maximum number of pixels that may differ in a mask.
 MOST_PIXELS = 5
-#: How far from the threshold the library's logits of those may be.
+#: How far the library's logits at these pixels may be from the threshold.
 NEAR = 1e-3
 SCORE_TOLERANCE = 1e-5
 
@@ -44,7 +44,7 @@ _COINS = Path(__file__).parents[2] / "examples" / "coins.png"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run of both showed, for each mask.
+    """The result of running both, for each mask.
 
     near: the library's |logit - threshold| where a pixel differs.
     """
@@ -114,9 +114,9 @@ class Truth:
         return Comparison(tuple(near))
 
     def of_four(self, image: Image.Image, prompt: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """In how many pixels masks differ from the library's three of a prompt in a batch of four: ours, and its own.
+        """Return in how many pixels masks differ from the library's three in a batch of four: ours, and its own.
 
-        Its own are of the prompt alone.
+        Its own are those of the prompt alone.
         """
         alone, together = (self._logits(image, prompt, batch)[0] > 0 for batch in (1, 4))
         job = PointJob(mode="point", image=_SOMEWHERE, prompts=(prompt,), params={"multimask": True})
@@ -127,7 +127,7 @@ class Truth:
     def _distances(
         self, image: Image.Image, mask: Mask, different: npt.NDArray[np.bool_], threshold: float
     ) -> npt.NDArray[np.float32]:
-        """How far from the threshold the library's logits of a grid point's mask are where pixels differ."""
+        """Return how far from the threshold the library's logits are where a grid point's mask differs."""
         if not different.any():
             return np.zeros(0, dtype=np.float32)
         logits, scores = self._logits(image, {"points": [list(mask.point_coords[0])]})
@@ -138,7 +138,7 @@ class Truth:
     def _logits(
         self, image: Image.Image, prompt: dict[str, Any], batch: int = 1
     ) -> tuple[npt.NDArray[np.float32], list[float]]:
-        """The library's logits at full size (3, H, W) and its scores for one prompt, of as many alike as batch says."""
+        """Return the library's full-size logits (3, H, W) and scores for one prompt, in a batch of that many copies."""
         given: dict[str, Any] = {}
         if "points" in prompt:
             given["input_points"] = [[prompt["points"]] * batch]
@@ -155,18 +155,18 @@ class Truth:
 
 
 def coins(size_wh: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """The example photograph at a size, stretched."""
+    """Return the example photograph, stretched to a size."""
     return Image.open(_COINS).convert(mode).resize(size_wh, Image.Resampling.BICUBIC)
 
 
 def of_megapixels(megapixels: float) -> tuple[int, int]:
-    """Width and height of 4 to 3."""
+    """Return width and height at an aspect ratio of 4 : 3."""
     height = (megapixels * 1e6 * 3 / 4) ** 0.5
     return round(height * 4 / 3), round(height)
 
 
 def prompts_on(size_wh: tuple[int, int]) -> dict[str, dict[str, Any]]:
-    """A prompt of every shape, on shares of an image."""
+    """Return a prompt of every shape, at fractions of the image."""
     width, height = size_wh
 
     def at(x: float, y: float) -> list[float]:
