@@ -19,7 +19,8 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import Roster
-from maskfleet.jobs.queue import Publisher, more_urgent_queues
+from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.queue import more_urgent_queues
 from maskfleet.jobs.schema.record import JobRecord, JobView, QueuePlace
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status

@@ -1,26 +1,88 @@
-"""What a node takes off its queues: entries of the form that `maskfleet.jobs.queue.Publisher` writes, and no others.
+"""The messages of Celery's queues: how one is published, and what a node takes off its queues.
+
+A message holds the job's id and nothing else; what it means is in the ledger.
 
 Whoever may write to Redis' lists can put anything there.  kombu and Celery read an entry in the node's own event loop,
 which ends, and with it the node, over the first that they cannot make sense of.  So an entry is read here before: one
-of another form is dropped, and only what was understood of the others is handed on.  No job is lost with an entry that
-is dropped: the outbox publishes what no worker claims once more.
+that has not the form that ``Publisher`` writes is dropped, and only what was understood of the others is handed on.
+No job is lost with an entry that is dropped: the outbox publishes what no worker claims once more.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from typing import Annotated, Any, Literal
 
 import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.redis import Transport as RedisTransport
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.connection import tls_options
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.queue import TASK_NAME
+from maskfleet.jobs.queue import UrgencyCycle
+from maskfleet.jobs.schema.base import JOB_ID
+from maskfleet.jobs.settings import SharedSettings
+
+TASK_NAME = "maskfleet.segment"
+#: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
+VISIBILITY_TIMEOUT_S = 3 * 3600
 
 logger = get_logger()
+
+
+def celery_app(settings: SharedSettings) -> Celery:
+    """Make the Celery app that API, courier and workers share.  It connects on first use.
+
+    No result backend (the ledger is the truth; a backend makes publishing hang while Redis is down), JSON
+    only, acknowledgement after the work, one message at a time.
+    """
+    app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        broker_transport=Transport,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "queue_order_strategy": UrgencyCycle,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            # kombu's own waits would keep whoever publishes for 6 s; a node comes back by Celery's, which are others.
+            "max_retries": 1,
+            "interval_start": 0,
+        },
+        task_create_missing_queues=True,
+        broker_use_ssl=tls_options(settings) or None,
+    )
+    return app
+
+
+class Publisher:
+    """Puts jobs' ids into the queue."""
+
+    def __init__(self, settings: SharedSettings) -> None:
+        self._app = celery_app(settings)
+
+    def publish(self, job_id: str, queue: str) -> None:
+        """Send the message; raises QueueUnavailable at once when Redis does not take it."""
+        try:
+            self._app.send_task(TASK_NAME, args=[job_id], task_id=job_id, queue=queue, retry=False)
+        except (OperationalError, OSError) as error:
+            raise QueueUnavailable from error
+
+
+def is_job_id(argument: object) -> bool:
+    """Whether this is what a message may name."""
+    return isinstance(argument, str) and re.fullmatch(JOB_ID, argument) is not None
 
 
 class _Known(BaseModel):

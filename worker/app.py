@@ -21,7 +21,8 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.workers import Roster
 from maskfleet.jobs.logs import configure_logs, get_logger
-from maskfleet.jobs.queue import TASK_NAME, Publisher, canary_queue, celery_app, is_job_id, model_queues
+from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app, is_job_id
+from maskfleet.jobs.queue import canary_queue, model_queues
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.model_process import WorkerChild
 from maskfleet.worker.node.health import serve_health

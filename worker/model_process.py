@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.workers import WORKER_TTL_S, Roster, WorkerSeen
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.queue import Publisher, canary_queue
+from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.queue import canary_queue
 
 if TYPE_CHECKING:
     from maskfleet.worker.attempt import Workbench

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from maskfleet.jobs.errors import QueueUnavailable
-from maskfleet.jobs.queue import Publisher
+from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.stack.servers import start_redis
 from tests.faults.proxy import Fault, Mode, Proxy

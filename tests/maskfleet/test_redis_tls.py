@@ -20,7 +20,7 @@ import trustme
 from kombu.exceptions import OperationalError
 
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.queue import celery_app
+from maskfleet.jobs.messages import celery_app
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.stack.receiver import Receiver
 from maskfleet.stack.servers import free_port

@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.queue import Publisher, celery_app
+from maskfleet.jobs.messages import Publisher, celery_app
 from maskfleet.jobs.settings import ApiSettings, SharedSettings
 from maskfleet.stack.receiver import Receiver
 from maskfleet.stack.servers import free_port, last_lines, redis_binary

@@ -18,7 +18,7 @@ import redis
 import requests
 
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.queue import celery_app
+from maskfleet.jobs.messages import celery_app
 from maskfleet.jobs.settings import ApiSettings, CourierSettings, SharedSettings, WorkerSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.process import StackProcess

@@ -21,7 +21,8 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.workers import Roster
-from maskfleet.jobs.queue import TASK_NAME, Publisher, celery_app, queue_name
+from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app
+from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Status

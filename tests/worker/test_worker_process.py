@@ -17,7 +17,8 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
-from maskfleet.jobs.queue import Publisher, queue_name
+from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Status

@@ -23,7 +23,7 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.logs import configure_logs, get_logger
-from maskfleet.jobs.queue import Publisher
+from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.schema.batch import BatchRecord
 from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, subject_ids
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
