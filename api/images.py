@@ -10,7 +10,8 @@ from maskfleet.api.image_header import read_header
 from maskfleet.api.services import Services
 from maskfleet.api.sources import check_image_source, image_file_too_large
 from maskfleet.jobs.errors import CallerError
-from maskfleet.jobs.schema.prompts import Prompt, check_prompts_on_image
+from maskfleet.jobs.prompt_checks import check_prompts_on_image
+from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 
 #: Images that are looked up or stored at once; the store's client has 32 connections, for all requests.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from maskfleet.jobs.schema.prompts import check_prompts_on_image
+from maskfleet.jobs.prompt_checks import check_mask_input_sizes, check_prompts_on_image
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
 from maskfleet.worker.image.decode import Photo
@@ -27,7 +27,6 @@ from maskfleet.worker.sam.oom_halving import MeasuringThread
 from maskfleet.worker.sam.prompts import (
     MaskInputs,
     PromptBatch,
-    check_mask_inputs,
     count_grid_batches,
     grid_batches,
     group_prompts,
@@ -66,7 +65,8 @@ def segment(
     the watch raises.
     """
     check_prompts_on_image(spec.prompts, photo.size_wh)
-    check_mask_inputs(spec.prompts, mask_inputs, model.family.low_hw)
+    sizes = {index: logits.shape for index, logits in mask_inputs.items()}
+    check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
     if isinstance(spec, EverythingJob):
         return _segment_everything(photo, spec, model, watch, bounds)
     return _segment_prompts(photo, spec, model, watch, mask_inputs, bounds)

@@ -11,7 +11,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maskfleet.jobs.errors import InvalidPrompt
 from maskfleet.jobs.schema.base import JobId, S3Uri, UploadId, Wire
 
 MAX_POINTS_PER_PROMPT = 256
@@ -75,27 +74,3 @@ class Prompt(Wire):
     def point_labels(self) -> tuple[int, ...]:
         """One label for each point; all 1 when none were given."""
         return self.labels if self.labels is not None else (1,) * len(self.points)
-
-
-def check_prompts_on_image(prompts: tuple[Prompt, ...], size_wh: tuple[int, int]) -> None:
-    """Refuse a point that is outside the image, or a box that reaches outside it.
-
-    size_wh: the image as a viewer shows it.  A box may end on the image's edge, x_max = W.
-    Raises InvalidPrompt: ``point_outside_image``, ``box_outside_image``.
-    """
-    width, height = size_wh
-    for number, prompt in enumerate(prompts):
-        for x, y in prompt.points:
-            if not (0 <= x < width and 0 <= y < height):
-                raise InvalidPrompt(
-                    "point_outside_image",
-                    f"Prompt {number}: the point [{x:g}, {y:g}] is outside the image of {width}×{height} pixels.",
-                )
-        if prompt.box is not None:
-            x_min, y_min, x_max, y_max = prompt.box
-            if x_min < 0 or y_min < 0 or x_max > width or y_max > height:
-                raise InvalidPrompt(
-                    "box_outside_image",
-                    f"Prompt {number}: the box {[round(v, 2) for v in prompt.box]} reaches outside the image "
-                    f"of {width}×{height} pixels.",
-                )

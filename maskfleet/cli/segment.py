@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import progress_bars, reporting_errors
 from maskfleet.data import DEMO_MODEL
-from maskfleet.jobs.schema.prompts import check_prompts_on_image
+from maskfleet.jobs.prompt_checks import check_prompts_on_image
 from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.jobs.status import Stage
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
-from maskfleet.jobs.schema.prompts import Prompt, check_prompts_on_image
+from maskfleet.jobs.prompt_checks import check_prompts_on_image
+from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, dump_spec, parse_spec
 
 IMAGE = {"s3_uri": "s3://photos/bee.jpg"}

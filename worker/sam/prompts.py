@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskfleet.jobs.errors import InvalidPrompt
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Frame
@@ -133,23 +132,6 @@ def prompt_batches(
             asked_xy=tuple(prompt.points for prompt in chosen),
             mask_input=torch.stack(masks).to(torch.float32) if masks else None,
         )
-
-
-def check_mask_inputs(prompts: Sequence[Prompt], masked: MaskInputs, low_hw: tuple[int, int]) -> None:
-    """Refuse a mask_input that is not there, or not of the size of the model's own masks.
-
-    Raises InvalidPrompt: ``invalid_mask_input``.
-    """
-    for index, prompt in enumerate(prompts):
-        if prompt.mask_input is not None and index not in masked:
-            raise InvalidPrompt("invalid_mask_input", f"Prompt {index}: its mask_input was not handed over.")
-    for index, logits in masked.items():
-        if logits.shape != low_hw:
-            found = "×".join(map(str, logits.shape))
-            raise InvalidPrompt(
-                "invalid_mask_input",
-                f"Prompt {index}: the mask_input is {found}; this model takes {low_hw[0]}×{low_hw[1]}.",
-            )
 
 
 def _points(prompts: Sequence[Prompt], frame: Frame) -> tuple[Tensor | None, Tensor | None]:
