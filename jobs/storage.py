@@ -203,6 +203,11 @@ def result_prefix(tenant: str, job_id: str) -> str:
     return f"results/{tenant}/{job_id}"
 
 
+def manifest_key(tenant: str, job_id: str) -> str:
+    """The key of the manifest, which is written once for each job."""
+    return f"{result_prefix(tenant, job_id)}/manifest.json"
+
+
 def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int) -> str:
     """The folder of one attempt; the fence keeps apart an attempt that was handed back uncharged."""
     return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}"

@@ -19,11 +19,12 @@ from maskfleet.jobs.schema.record import JobRecord, ResultSummary
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.jobs.storage import Store
+from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
 from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
 from maskfleet.worker.output.artifacts import SegmentStep
-from maskfleet.worker.results import earlier_result, write_result
+from maskfleet.worker.results import write_result
 from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
 from maskfleet.worker.sources import fetch_image, fetch_mask_inputs
 

@@ -6,10 +6,10 @@ import hashlib
 import time
 from datetime import UTC, datetime
 
-from maskfleet.jobs.errors import NotFound
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
-from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix
+from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key
+from maskfleet.worker.earlier_result import earlier_result, summary_of
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.lease import Lease
 from maskfleet.worker.output.artifacts import Segmented
@@ -60,31 +60,6 @@ def write_result(
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),
     )
     body = manifest.model_dump_json(indent=2, exclude_none=True).encode()
-    if not store.put_once(_manifest_key(record), body, "application/json"):
-        return earlier_result(record, store) or _summary(record, manifest)
-    return _summary(record, manifest)
-
-
-def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
-    """Find the result of an earlier attempt that wrote its manifest and died before it could say so."""
-    if record.fence == 1:
-        return None
-    try:
-        body = store.read(_manifest_key(record))
-    except NotFound:
-        return None
-    return _summary(record, Manifest.model_validate_json(body))
-
-
-def _manifest_key(record: JobRecord) -> str:
-    return f"{result_prefix(record.tenant, record.id)}/manifest.json"
-
-
-def _summary(record: JobRecord, manifest: Manifest) -> ResultSummary:
-    return ResultSummary(
-        prefix=f"{result_prefix(record.tenant, record.id)}/",
-        manifest_key=_manifest_key(record),
-        masks=len(manifest.masks),
-        best_score=max((mask.predicted_iou for mask in manifest.masks), default=None),
-        metrics=manifest.metrics,
-    )
+    if not store.put_once(manifest_key(record.tenant, record.id), body, "application/json"):
+        return earlier_result(record, store) or summary_of(record, manifest)
+    return summary_of(record, manifest)

@@ -15,7 +15,7 @@ from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.settings import WorkerSettings
-from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, result_prefix, upload_key
+from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, manifest_key, upload_key
 from maskfleet.worker.egress import MAX_REDIRECTS
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 
@@ -65,7 +65,7 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
             return store.read(key, bucket=bucket, max_bytes=MAX_FILE_BYTES)
         if source.upload_id is not None:
             return store.read(upload_key(tenant, source.upload_id), max_bytes=MAX_FILE_BYTES)
-        body = store.read(f"{result_prefix(tenant, source.job_id or '')}/manifest.json")
+        body = store.read(manifest_key(tenant, source.job_id or ""))
         of_masks = [
             file.key for file in Manifest.model_validate_json(body).files if file.name.startswith(LOGITS_FOLDER)
         ]

@@ -19,7 +19,7 @@ import pytest
 from maskfleet.jobs.ledger.counts import Census
 from maskfleet.jobs.ledger.jobs import __doc__ as ledger_described
 from maskfleet.jobs.schema.record import JobRecord
-from maskfleet.jobs.storage import result_prefix
+from maskfleet.jobs.storage import manifest_key
 from tests.faults.caller import Callers, stored
 from tests.faults.faults import Effect, Scene
 from tests.faults.faults.on_processes import (
@@ -217,7 +217,7 @@ def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
     assert held is not None
     fenced = stage.fenced()
     frozen = ExitStack()
-    key = f"{result_prefix(TENANT, held.job)}/manifest.json"
+    key = manifest_key(TENANT, held.job)
     stage.lab.s3_way.watch(f"PUT /maskfleet/{key} ".encode(), lambda: frozen.enter_context(held.node.frozen()))
 
     with frozen:

@@ -16,7 +16,7 @@ from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
-from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix, upload_key
+from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, upload_key
 from maskfleet.worker.courier.sweep import Sweep
 from tests.waiting import wait_until
 from tests.worker.test_courier import courier
@@ -77,7 +77,7 @@ def write_manifest(store: Store, record: JobRecord) -> str:
         ),
         metrics=Metrics(),
     )
-    key = f"{result_prefix('ant', record.id)}/manifest.json"
+    key = manifest_key("ant", record.id)
     store.put_once(key, manifest.model_dump_json().encode(), "application/json")
     return key
 
@@ -194,7 +194,7 @@ def test_a_manifest_that_is_not_understood_keeps_everything(sweep: Sweep, ledger
     ledger.release(first, delay_s=0, charged=True)
     second = claim(ledger, job_id)
     write_attempt(empty_store, second)
-    empty_store.put(f"{result_prefix('ant', job_id)}/manifest.json", b'{"of": "a later version"}', "application/json")
+    empty_store.put(manifest_key("ant", job_id), b'{"of": "a later version"}', "application/json")
     succeed(ledger, second)
 
     assert list(sweep.run()) == []

@@ -1,0 +1,30 @@
+"""What a job came to already: the manifest that an earlier attempt left in the store, in short."""
+
+from __future__ import annotations
+
+from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.storage import Store, manifest_key, result_prefix
+
+
+def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
+    """Find the result of an earlier attempt that wrote its manifest and died before it could say so."""
+    if record.fence == 1:
+        return None
+    try:
+        body = store.read(manifest_key(record.tenant, record.id))
+    except NotFound:
+        return None
+    return summary_of(record, Manifest.model_validate_json(body))
+
+
+def summary_of(record: JobRecord, manifest: Manifest) -> ResultSummary:
+    """Return what the record keeps of a manifest."""
+    return ResultSummary(
+        prefix=f"{result_prefix(record.tenant, record.id)}/",
+        manifest_key=manifest_key(record.tenant, record.id),
+        masks=len(manifest.masks),
+        best_score=max((mask.predicted_iou for mask in manifest.masks), default=None),
+        metrics=manifest.metrics,
+    )
