@@ -17,13 +17,15 @@ from typing import Generic, NoReturn, TypeVar
 from maskfleet.api.images import check_image, for_each, store_image
 from maskfleet.api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
-from maskfleet.api.sources import check_address, check_addresses, check_mask_inputs
-from maskfleet.jobs.errors import BacklogFull, FieldFault, InvalidRequest, NotFound, OverQuota, QueueUnavailable
+from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
+from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuota, QueueUnavailable
 from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewJobs
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
+from maskfleet.jobs.schema.base import BATCH_ID
 from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
+from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
 from maskfleet.jobs.schema.spec import ImageSource, JobOptions, dump_spec
 from maskfleet.jobs.status import Status
@@ -55,7 +57,7 @@ def admit_job(
         raise spec_too_large()
     check_addresses(spec, door.settings)
     check_mask_inputs(spec.prompts, tenant, door)
-    check_image(spec.image, image, spec.prompts, tenant, door)
+    _check_image(spec.image, image, spec.prompts, tenant, door)
     spec_json = dump_spec(spec.model_copy(update={"image": store_image(spec.image, image, tenant, door)}))
     jobs = NewJobs(
         tenant=tenant,
@@ -84,7 +86,7 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
     _check_batch_size(spec, door)
     _check_batch_addresses(spec, door)
     check_mask_inputs(spec.prompts, tenant, door)
-    for_each(spec.images, lambda image: check_image(image, _inline(image), spec.prompts, tenant, door))
+    for_each(spec.images, lambda image: _check_image(image, _inline(image), spec.prompts, tenant, door))
     images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, door))
     specs_json = tuple(dump_spec(job_of(spec, image)) for image in images)
     default = door.settings.default_webhook(tenant)
@@ -116,18 +118,15 @@ def _with_model(spec: Options, door: Services) -> Options:
     """Write the model's name into the spec, so that a later change of the default does not change the job."""
     names = door.settings.model_names
     if spec.model is not None and spec.model not in names:
-        detail = f"This service has {', '.join(names)}."
-        raise InvalidRequest(
-            "unknown_model", f"/model: {detail}", faults=(FieldFault("/model", "unknown_model", detail),)
-        )
+        raise InvalidRequest.at("/model", "unknown_model", f"This service has {', '.join(names)}.")
     return spec.model_copy(update={"model": spec.model or door.settings.model_name})
 
 
 def _check_batch_size(spec: Batch, door: Services) -> None:
     most = door.settings.max_batch_images
     if len(spec.images) > most:
-        fault = FieldFault("/images", "too_many_images", f"A batch has at most {most:,} images; send several batches.")
-        raise InvalidRequest(fault.code, f"{fault.pointer}: {fault.detail}", faults=(fault,))
+        detail = f"A batch has at most {most:,} images; send several batches."
+        raise InvalidRequest.at("/images", "too_many_images", detail)
     shared = _json_size(job_of(spec, ImageSource(upload_id=UNSTORED)))
     named = [len(image.model_dump_json(exclude={"base64"}).encode()) for image in spec.images]
     if shared + max(named) > MAX_SPEC_BYTES:
@@ -147,6 +146,16 @@ def _check_batch_addresses(spec: Batch, door: Services) -> None:
     for number, image in enumerate(spec.images):
         if image.url is not None:
             check_address(f"/images/{number}/url", image.url, door.settings)
+
+
+def _check_image(
+    source: ImageSource, data: bytes | None, prompts: tuple[Prompt, ...], tenant: str, door: Services
+) -> None:
+    """Refuse an image that is no use.  data: what came with the request; None where the source names something."""
+    if data is None:
+        check_image_source(source, tenant, door)
+    else:
+        check_image(data, prompts, door.settings)
 
 
 def _json_size(spec: Spec) -> int:
@@ -253,7 +262,7 @@ def _job_view(job_id: str, door: Services, address: str) -> JobView:
 
 def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
     """Return the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
-    record = door.batches.read(batch_id) if re.fullmatch(r"batch_[0-9a-f]{32}", batch_id) else None
+    record = door.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
     if record is None or record.tenant != tenant:
         raise NotFound("batch_not_found", "You have no batch with this id, or it ended long ago and is forgotten.")
     return record

@@ -1,4 +1,4 @@
-"""Images at the door: checked by their first bytes, or by what they are named by, and stored when they came along."""
+"""Images that come with a request: checked by their first bytes, and stored."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from maskfleet.api.image_header import read_header
 from maskfleet.api.services import Services
-from maskfleet.api.sources import check_image_source, image_file_too_large
+from maskfleet.api.sources import image_file_too_large
 from maskfleet.jobs.errors import CallerError
 from maskfleet.jobs.prompt_checks import check_prompts_on_image
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import ImageSource
+from maskfleet.jobs.settings import ApiSettings
 
 #: Images that are looked up or stored at once; the store's client has 32 connections, for all requests.
 AT_ONCE = 8
@@ -20,16 +21,11 @@ AT_ONCE = 8
 Made = TypeVar("Made")
 
 
-def check_image(
-    source: ImageSource, data: bytes | None, prompts: tuple[Prompt, ...], tenant: str, door: Services
-) -> None:
-    """Refuse an image that is no use, and prompts that are not on it.  data: what came with the request, if any."""
-    if data is None:
-        check_image_source(source, tenant, door)
-        return
-    if len(data) > door.settings.max_image_bytes:
-        raise image_file_too_large(door.settings.max_image_bytes)
-    header = read_header(data, door.settings.max_image_pixels)
+def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings) -> None:
+    """Refuse an image that came with the request and is no use, and prompts that are not on it."""
+    if len(data) > settings.max_image_bytes:
+        raise image_file_too_large(settings.max_image_bytes)
+    header = read_header(data, settings.max_image_pixels)
     if header.size_wh is not None:
         check_prompts_on_image(prompts, header.size_wh)
 

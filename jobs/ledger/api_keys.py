@@ -20,7 +20,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Self, cast
 
@@ -28,6 +28,7 @@ import redis
 from pydantic import SecretStr
 
 from maskfleet.jobs.ledger.connection import redis_errors
+from maskfleet.jobs.schema.base import utc_time
 
 #: A tenant's name is a part of keys in Redis and of paths in the store.
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -59,8 +60,8 @@ class Key:
             id=key_id,
             tenant=fields["tenant"],
             scopes=frozenset(Scope(name) for name in fields["scopes"].split()),
-            created_at=_time(fields["created_ms"]),
-            expires_at=_time(fields["expires_ms"]) if "expires_ms" in fields else None,
+            created_at=utc_time(int(fields["created_ms"])),
+            expires_at=utc_time(int(fields["expires_ms"])) if "expires_ms" in fields else None,
         )
 
 
@@ -150,7 +151,3 @@ def _checksum(body: str) -> str:
 
 def _record(key_id: str) -> str:
     return f"mf:key:{key_id}"
-
-
-def _time(ms: str) -> datetime:
-    return datetime.fromtimestamp(int(ms) / 1000, UTC)
