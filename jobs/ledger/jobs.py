@@ -37,8 +37,8 @@ fields of those that have some):
     breaker:{tenant}:{host}  hash  failures in a row, until when the host is left alone; expires after a day
     disabled:{tenant}:{sha1}  string  of a URL: when it answered 410; expires after ``DISABLED_S`` (deliveries.py)
     workers               zset    node → last seen, in seconds                                (workers.py)
-    swept                 string  there while no sweep is due; expires after ``sweep_s``      (worker/courier/sweep.py)
-    sweep                 string  the lock of the sweep that runs; expires when it is not kept (worker/courier/sweep.py)
+    swept                 string  there while no sweep is due; expires after ``sweep_s``      (sweeps.py)
+    sweep                 string  the lock of the sweep that runs; expires when it is not kept (sweeps.py)
     schema                string  the version of all this                                     (version.py)
     upgrade               string  the lock of the upgrade that runs; expires when it is not kept (version.py)
     worker:{node}         hash    what the node serves; expires when it is not seen           (workers.py)

@@ -13,6 +13,7 @@ import redis
 from maskfleet.jobs.errors import Conflict, StoreUnavailable
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
@@ -32,10 +33,15 @@ def empty_store(store: Store) -> Store:
     return store
 
 
+def sweep_of(client: redis.Redis, store: Store, *, retention_s: float = 0, grace_s: float = 0) -> Sweep:
+    ledger, turns = Ledger(client, int(retention_s)), SweepTurns(client)
+    return Sweep(ledger, turns, store, retention_s=retention_s, grace_s=grace_s)
+
+
 @pytest.fixture
 def sweep(redis_client: redis.Redis, empty_store: Store) -> Sweep:
     """A sweep without retention or grace period."""
-    return Sweep(redis_client, empty_store, retention_s=0, grace_s=0)
+    return sweep_of(redis_client, empty_store)
 
 
 def create(ledger: Ledger) -> str:
@@ -165,7 +171,7 @@ def test_nothing_goes_within_the_grace(
     redis_client: redis.Redis, ledger: Ledger, empty_store: Store, retention_s: float, grace_s: float
 ) -> None:
     empty_store.put(f"results/ant/{GONE}/attempt-1-1/coco.json", b"of a job that Redis lost", "a/b")
-    sweep = Sweep(redis_client, empty_store, retention_s=retention_s, grace_s=grace_s)
+    sweep = sweep_of(redis_client, empty_store, retention_s=retention_s, grace_s=grace_s)
     ended = claim(ledger, create(ledger))
     write_attempt(empty_store, ended)
     ledger.fail(ended, "x", "y")
@@ -287,7 +293,7 @@ def test_a_courier_sweeps_when_it_is_its_turn(
 def test_a_courier_outlives_a_store_that_is_away(redis_url: str, ledger: Ledger, redis_client: redis.Redis) -> None:
     nowhere = {"s3_endpoint": "http://127.0.0.1:1", "s3_access_key": "a", "s3_secret_key": "b"}
     with pytest.raises(StoreUnavailable):
-        list(Sweep(redis_client, Store(SharedSettings(**nowhere)), retention_s=0, grace_s=0).run())
+        list(sweep_of(redis_client, Store(SharedSettings(**nowhere))).run())
 
     with courier(redis_url, sweep_s=0.1, **nowhere):
         wait_until(lambda: redis_client.exists("mf:swept"))

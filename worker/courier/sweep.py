@@ -13,29 +13,24 @@ CPU only, and safe to run beside everything else.  One runs at a time, which spa
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
 
-import redis
 from pydantic import ValidationError
-from redis.exceptions import LockError
-from redis.lock import Lock
 
-from maskfleet.jobs.errors import Conflict, NotFound
-from maskfleet.jobs.ledger.connection import connect, redis_errors
+from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.base import JOB_ID
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.storage import ListedObject, Store
 
-#: A sweep that died holds the others up for this long; above the longest wait for an answer of the store.
-LOCK_S = 120.0
 _FOLDER = re.compile(rf"results/([^/]+)/({JOB_ID})/")
 
 logger = get_logger()
@@ -58,21 +53,22 @@ class Leftover:
 class Sweep:
     """One look through the results of all jobs, as often as it is asked for."""
 
-    def __init__(self, client: redis.Redis, store: Store, *, retention_s: float, grace_s: float) -> None:
+    def __init__(self, ledger: Ledger, turns: SweepTurns, store: Store, *, retention_s: float, grace_s: float) -> None:
         """retention_s: how long records outlive their jobs.  grace_s: how long objects outlive what named them."""
-        self._redis = client
+        self._ledger = ledger
+        self._turns = turns
         self._store = store
-        self._ledger = Ledger(client, int(retention_s))
         self._retention_ms, self._grace_ms = retention_s * 1000, grace_s * 1000
 
     @classmethod
     def from_settings(cls, settings: CourierSettings) -> Self:
-        return cls(connect(settings), Store(settings), retention_s=settings.retention_s, grace_s=settings.sweep_grace_s)
+        client = connect(settings)
+        ledger, turns = Ledger(client, settings.retention_s), SweepTurns(client)
+        return cls(ledger, turns, Store(settings), retention_s=settings.retention_s, grace_s=settings.sweep_grace_s)
 
     def is_due(self, every_s: float) -> bool:
         """Say whether it is the asker's turn; once in ``every_s``, whoever asks."""
-        with redis_errors():
-            return bool(self._redis.set("mf:swept", "1", nx=True, px=int(every_s * 1000)))
+        return self._turns.is_due(every_s)
 
     def run(self, *, dry_run: bool = False, is_over: Callable[[], bool] = lambda: False) -> Iterator[Leftover]:
         """Remove what is left over, job by job, and tell of each; ``dry_run`` only tells.
@@ -80,7 +76,8 @@ class Sweep:
         Ends early once ``is_over`` says so.  Raises Conflict (``sweep_under_way``), QueueUnavailable,
         StoreUnavailable; what is removed by then stays so.
         """
-        with self._turn(dry_run) as keep_turn:
+        turn = nullcontext(_keep_nothing) if dry_run else self._turns.hold()
+        with turn as keep_turn:
             for folder, found in groupby(self._store.listed("results/"), key=_job_folder):
                 if is_over():
                     return
@@ -103,7 +100,7 @@ class Sweep:
         """Judge one job's objects, which were listed before its record is read."""
         tenant = folder.split("/")[1]
         record = self._ledger.read(_job_of(folder))
-        now_ms = self._now_ms()
+        now_ms = self._turns.now_ms()
         if record is None:
             # Nobody knows when the record went.  It outlives its job by the retention, and the job its objects.
             gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
@@ -133,39 +130,9 @@ class Sweep:
             return keys
         return {manifest_key, *(file.key for file in manifest.files)}
 
-    def _now_ms(self) -> float:
-        with redis_errors():
-            seconds, microseconds = self._redis.time()
-        return float(seconds * 1000 + microseconds // 1000)
 
-    @contextmanager
-    def _turn(self, dry_run: bool) -> Iterator[Callable[[], None]]:
-        """Hold the one lock of all sweeps; gives what keeps it alive, to be called often."""
-        if dry_run:
-            yield lambda: None
-            return
-        lock = Lock(self._redis, "mf:sweep", timeout=LOCK_S, blocking=False, thread_local=False)
-        with redis_errors():
-            if not lock.acquire():
-                raise Conflict("sweep_under_way", "Another sweep is under way. Let it come to its end.")
-        renewed = time.monotonic()
-
-        def keep() -> None:
-            nonlocal renewed
-            if time.monotonic() - renewed > LOCK_S / 4:
-                try:
-                    with redis_errors():
-                        lock.reacquire()
-                except LockError as error:
-                    raise Conflict("sweep_under_way", "Another sweep took over; this one was too slow.") from error
-                renewed = time.monotonic()
-
-        try:
-            yield keep
-        finally:
-            # Whoever has the lock now, if it is not this one any more, keeps it.
-            with suppress(LockError), redis_errors():
-                lock.release()
+def _keep_nothing() -> None:
+    """A dry run removes nothing, so it takes no turn."""
 
 
 def _job_of(folder: str) -> str:
