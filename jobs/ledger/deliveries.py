@@ -70,10 +70,6 @@ class Shares:
     sending: Mapping[str, int]
 
 
-#: For whoever takes what is due in one go.
-ALL_AT_ONCE = Shares(per_host=1_000_000, per_tenant=1_000_000, sending={})
-
-
 class Redelivered(StrEnum):
     """What REDELIVER came to."""
 
@@ -98,7 +94,7 @@ class Deliveries:
 
     # The courier's side.
 
-    def due(self, limit: int = 20, *, lease_s: float = 60, shares: Shares = ALL_AT_ONCE) -> list[Delivery]:
+    def due(self, limit: int, *, lease_s: float, shares: Shares) -> list[Delivery]:
         """Take webhooks that are due; one that is not reported on within ``lease_s`` is due again."""
         sending = [part for tenant, count in shares.sending.items() for part in (tenant, count)]
         with redis_errors():

@@ -32,6 +32,7 @@ from tests.api.caller import Caller, as_base64, check_problem, claim, job, run_t
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.api.pictures import HTML_PAGE, a_picture
 from tests.conftest import WEBHOOK_SECRET
+from tests.taking import take_due
 from tests.waiting import wait_until
 
 HOOK = "https://example.com/hook"
@@ -380,7 +381,7 @@ def test_a_batch_that_is_open_again_when_the_courier_comes_is_not_told_of(
     with Receiver(WEBHOOK_SECRET) as receiver:
         sent = send(caller, webhook={"url": receiver.url})
         fail_all(sent, ledger)
-        [under_way] = deliveries.due(lease_s=0)  # a courier took it, and died
+        [under_way] = take_due(deliveries, lease_s=0)  # a courier took it, and died
         assert caller.post(f"/v1/jobs/{sent.job_ids[0]}/retry").status_code == 202
         assert deliveries_of(caller, sent)[0].state == "waiting"
 
@@ -404,7 +405,7 @@ def test_the_default_endpoint_is_told_of_the_batch_and_not_of_each_job(
     fail_all(send(caller), ledger)
     fail_all(send(caller, webhook={"url": "https://example.com/other", "events": ["failed"]}), ledger)
 
-    assert sorted((one.url, one.event) for one in deliveries.due()) == [
+    assert sorted((one.url, one.event) for one in take_due(deliveries)) == [
         (HOOK, "completed"),
         ("https://example.com/other", "failed"),
         ("https://example.com/other", "failed"),

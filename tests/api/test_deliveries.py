@@ -24,6 +24,7 @@ from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, a_closed_port, check_problem, claim
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.conftest import WEBHOOK_SECRET
+from tests.taking import take_due
 from tests.waiting import wait_until
 
 HOOK = "https://example.com/hook"
@@ -39,7 +40,7 @@ def an_ended_job(caller: Caller, ledger: Ledger, **fields: Any) -> str:  # Any: 
 
 def take(deliveries: Deliveries) -> Delivery:
     """Take what is due as a courier does, and store its body."""
-    [delivery] = deliveries.due()
+    [delivery] = take_due(deliveries)
     deliveries.keep_body(delivery, '{"kept": true}')
     return delivery
 
@@ -101,7 +102,7 @@ def test_what_was_given_up_is_sent_again_under_its_id_and_with_its_bytes(
 ) -> None:
     an_ended_job(apiary, ledger)
     lost = give_up(deliveries)
-    assert deliveries.due() == []
+    assert take_due(deliveries) == []
 
     answer = apiary.post(f"/v1/deliveries/{lost.id}/redeliver")
     again = take(deliveries)
@@ -120,7 +121,7 @@ def test_what_is_being_sent_is_not_sent_twice_by_a_redelivery(
     answer = apiary.post(f"/v1/deliveries/{under_way.id}/redeliver")
 
     assert answer.status_code == 202
-    assert deliveries.due() == []
+    assert take_due(deliveries) == []
 
 
 def test_the_failed_ones_of_a_time_are_sent_again_and_others_only_when_asked_for(
@@ -137,7 +138,7 @@ def test_the_failed_ones_of_a_time_are_sent_again_and_others_only_when_asked_for
 
     before = apiary.post("/v1/deliveries/redeliver", {"from": "2020-01-01T00:00:00Z", "to": began.isoformat()})
     failed = apiary.post("/v1/deliveries/redeliver", span)
-    due = [delivery.id for delivery in deliveries.due()]
+    due = [delivery.id for delivery in take_due(deliveries)]
     everything = apiary.post("/v1/deliveries/redeliver", {**span, "only_failed": False})
 
     assert (before.status_code, before.json) == (202, {"queued": [], "more": False})
@@ -198,7 +199,7 @@ def test_another_tenants_webhooks_are_as_if_they_were_not(
         check_problem(bakery.post(f"/v1/deliveries/{delivery_id}/redeliver"), 404, "delivery_not_found")
     check_problem(bakery.get(f"/v1/jobs/{job_id}/deliveries"), 404, "job_not_found")
     assert bakery.post("/v1/deliveries/redeliver", {"from": "2020-01-01T00:00:00Z"}).json["queued"] == []
-    assert deliveries.due() == []
+    assert take_due(deliveries) == []
 
 
 # Pings, with a real courier and a real receiver.

@@ -11,6 +11,7 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, job
 from tests.api.conftest import KEYS, SettingsMaker
+from tests.taking import take_due
 
 HOOK, OWN_HOOK = "https://example.com:8443/hook?token=a:b", "https://example.com/own"
 
@@ -30,7 +31,7 @@ def test_jobs_that_name_no_webhook_are_told_of_at_their_tenants_endpoint(
     for tenant, answer in zip(("apiary", "apiary", "bakery"), sent, strict=True):
         ledger.cancel(answer.json["id"], tenant)
 
-    assert {(one.tenant, one.url, one.event) for one in deliveries.due()} == {
+    assert {(one.tenant, one.url, one.event) for one in take_due(deliveries)} == {
         ("apiary", HOOK, "canceled"),
         ("apiary", OWN_HOOK, "canceled"),
     }

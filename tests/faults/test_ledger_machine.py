@@ -29,6 +29,7 @@ from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Re
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
 from maskfleet.jobs.schema.spec import Webhook
 from maskfleet.jobs.status import Stage
+from tests.taking import take_due
 
 TENANT, QUEUE = "ant", "sam.m.normal"
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
@@ -286,7 +287,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def webhooks_are_delivered(self) -> None:
-        for delivery in self.deliveries.due(100):
+        for delivery in take_due(self.deliveries, 100):
             self.delivered.setdefault(delivery.subject, []).append(delivery.id)
             self.deliveries.ended(delivery, "delivered")
         for job, known in self.jobs.items():

@@ -30,6 +30,7 @@ from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.stack.servers import start_redis
+from tests.taking import take_due
 
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
 SPEC = (
@@ -89,7 +90,7 @@ class FullLedger:
     def _send_webhooks(self) -> None:
         """Bring each webhook to the state its host is named for; in two rounds, since a host gets one at a time."""
         self._ledger.cancel(self._create("told nobody", host="gone"), TENANT)
-        for due in self._deliveries.due(MANY):
+        for due in take_due(self._deliveries, MANY):
             host = due.url.removeprefix("https://").partition(".")[0]
             if host in ("failing", "running", "gone"):
                 self._deliveries.keep_body(due, json.dumps({"told": due.id}))
@@ -102,7 +103,7 @@ class FullLedger:
             else:
                 self._deliveries.postponed(due, 0)
         pinged = self._deliveries.ping(TENANT, "https://pinged.example.com/hook", '{"type":"webhook.ping"}')
-        [ping] = (due for due in self._deliveries.due(MANY) if due.id == pinged)
+        [ping] = (due for due in take_due(self._deliveries, MANY) if due.id == pinged)
         made = _try(ping, None, TryOutcome.FAILED, error="ConnectTimeout", headers={"webhook-id": ping.id})
         self._deliveries.postponed(ping, 0, made)
 

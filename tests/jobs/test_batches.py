@@ -25,6 +25,7 @@ from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, ImageSource, Webhook
 from maskfleet.jobs.status import Status
+from tests.taking import take_due
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 QUEUE, URL = "sam.m.normal", "https://example.com/hook"
@@ -257,7 +258,7 @@ def test_whichever_way_the_last_job_ends_the_batch_is_told_of_once(
     assert record.completion_id == completion(sent)
     assert record.ended_ms is not None
     assert counts(record) == Counter(["succeeded", WAYS[end]])
-    [due] = deliveries.due()
+    [due] = take_due(deliveries)
     assert (due.subject, due.event, due.url, due.tenant) == (sent.id, "completed", URL, "ant")
 
 
@@ -280,7 +281,7 @@ def test_without_a_webhook_a_batch_ends_untold(
 
     succeeds(ledger, sent.job_ids[0], redis_client)
 
-    assert (read(batches, sent).done, deliveries.due()) == (1, [])
+    assert (read(batches, sent).done, take_due(deliveries)) == (1, [])
 
 
 def test_of_each_job_is_told_what_was_asked_for(
@@ -291,7 +292,7 @@ def test_of_each_job_is_told_what_was_asked_for(
     succeeds(ledger, sent.job_ids[0], redis_client)
     fails(ledger, sent.job_ids[1], redis_client)
 
-    assert {(one.subject, one.event) for one in deliveries.due()} == {
+    assert {(one.subject, one.event) for one in take_due(deliveries)} == {
         (sent.job_ids[1], "failed"),
         (sent.id, "completed"),
     }
@@ -387,7 +388,7 @@ def _take(step: str, job_id: str, held: dict[str, JobRecord], ledger: Ledger, cl
 
 
 def deliver(deliveries: Deliveries) -> Delivery:
-    [due] = deliveries.due()
+    [due] = take_due(deliveries)
     deliveries.keep_body(due, '{"kept": true}')
     deliveries.ended(due, DeliveryState.DELIVERED)
     return due
@@ -425,7 +426,7 @@ def test_a_completion_that_was_not_told_before_the_retry_is_dropped(
 
     [dropped] = deliveries.of(sent.id, "ant")
     assert (dropped.state, dropped.detail) == (DeliveryState.DROPPED, "A job of the batch was retried first.")
-    assert deliveries.due() == []
+    assert take_due(deliveries) == []
     assert redis_client.ttl(f"mf:batch:{sent.id}") == -1
 
 
@@ -449,7 +450,7 @@ def test_a_batch_is_kept_until_it_was_told_of_and_then_for_its_retention(redis_c
 
     succeeds(ledger, sent.job_ids[0], redis_client)
     untold_ms = redis_client.pttl(f"mf:batch:{sent.id}")
-    [due] = Deliveries(redis_client, retention_s=60).due()
+    [due] = take_due(Deliveries(redis_client, retention_s=60))
     Deliveries(redis_client, retention_s=60).keep_body(due, "{}")
     told_ms = redis_client.pttl(f"mf:batch:{sent.id}")
 

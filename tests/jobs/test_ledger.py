@@ -15,6 +15,7 @@ from maskfleet.jobs.queue import more_urgent_queues
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.status import Stage, Status
+from tests.taking import take_due
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
@@ -236,11 +237,11 @@ def test_the_end_of_a_job_queues_its_webhook(
 
     ledger.succeed(record, RESULT)
 
-    [delivery] = deliveries.due()
+    [delivery] = take_due(deliveries)
     assert delivery.id == f"msg_{record.id}_1_succeeded"
     assert (delivery.subject, delivery.event, delivery.tries) == (record.id, EventName.SUCCEEDED, 1)
     assert delivery.url == "https://example.com/hook"
-    assert deliveries.due() == []  # it is taken
+    assert take_due(deliveries) == []  # it is taken
 
 
 def test_an_end_that_was_not_asked_for_queues_no_webhook(ledger: Ledger, deliveries: Deliveries) -> None:
@@ -253,10 +254,10 @@ def test_an_end_that_was_not_asked_for_queues_no_webhook(ledger: Ledger, deliver
 
 def test_a_postponed_webhook_comes_again_and_a_delivered_one_does_not(ledger: Ledger, deliveries: Deliveries) -> None:
     ledger.cancel(create(ledger, webhook=Webhook(url="https://example.com/hook")), "ant")
-    [delivery] = deliveries.due()
+    [delivery] = take_due(deliveries)
 
     deliveries.postponed(delivery, 0)
-    again = wait_until(lambda: deliveries.due())
+    again = wait_until(lambda: take_due(deliveries))
     deliveries.ended(again[0], "delivered")
 
     assert [found.tries for found in again] == [2]
@@ -354,7 +355,7 @@ def test_an_end_that_is_told_twice_is_one_end(ledger: Ledger, deliveries: Delive
 
     assert [ledger.succeed(record, RESULT) for _ in range(2)] == [Reply.OK] * 2
 
-    assert len(deliveries.due()) == 1
+    assert len(take_due(deliveries)) == 1
 
 
 def test_a_node_that_drains_hands_its_job_back_after_the_grace(ledger: Ledger) -> None:
@@ -402,7 +403,7 @@ def test_the_ends_of_a_retried_job_are_told_apart(ledger: Ledger, deliveries: De
         ledger.fail(claim(ledger, job_id), "x", "y")
         ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
 
-    assert {delivery.id for delivery in deliveries.due()} == {f"msg_{job_id}_{end}_failed" for end in (1, 2)}
+    assert {delivery.id for delivery in take_due(deliveries)} == {f"msg_{job_id}_{end}_failed" for end in (1, 2)}
 
 
 def test_an_ended_job_of_ones_own_is_forgotten(ledger: Ledger, redis_client: redis.Redis) -> None:
