@@ -19,11 +19,11 @@ from maskfleet.worker.masks.mask import Chosen, Cut, Mask, choose_all, choose_be
 from maskfleet.worker.masks.memory import give_back
 from maskfleet.worker.masks.pending import PendingMasks, View, measure_masks
 from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
+from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop, lay_out, whole
 from maskfleet.worker.sam.embedding import Embedding
 from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
-from maskfleet.worker.sam.oom_halving import MeasuringThread
 from maskfleet.worker.sam.prompts import (
     MaskInputs,
     PromptBatch,

@@ -17,10 +17,10 @@ from transformers import SamModel, SamProcessor
 
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import at_hand, decode_with_library
 from maskfleet.worker.sam.fast.sam import FastSam
 from maskfleet.worker.sam.model import SegmentationModel, load_model
-from maskfleet.worker.sam.oom_halving import MeasuringThread
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.segment import segment
 from tests.worker.conftest import boxes
