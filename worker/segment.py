@@ -23,7 +23,7 @@ from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop, lay_out, whole
 from maskfleet.worker.sam.embedding import Embedding
-from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
+from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import (
     MaskInputs,
     PromptBatch,
@@ -67,22 +67,21 @@ def segment(
     check_prompts_on_image(spec.prompts, photo.size_wh)
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
+    work = Work(model, spec.params.points_per_batch, watch, bounds)
     if isinstance(spec, EverythingJob):
-        return _segment_everything(photo, spec, model, watch, bounds)
-    return _segment_prompts(photo, spec, model, watch, mask_inputs, bounds)
+        return _segment_everything(photo, spec, work)
+    return _segment_prompts(photo, spec, mask_inputs, work)
 
 
-def _segment_everything(
-    photo: Photo, spec: EverythingJob, model: SegmentationModel, watch: Watch, bounds: Bounds
-) -> Segmentation:
+def _segment_everything(photo: Photo, spec: EverythingJob, work: Work) -> Segmentation:
     """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
     params = spec.params
-    crops, points_per_batch = lay_out(photo.size_wh, params), batch_that_fits(model, params.points_per_batch)
-    work = Work(model, watch, count_grid_batches(crops, points_per_batch), points_per_batch, bounds)
+    crops = lay_out(photo.size_wh, params)
+    work.expect(count_grid_batches(crops, work.points_per_batch))
     all_at_once = params.crops_suppression == "library" and len(crops) > 1
 
     for crop in crops:
-        _segment_crop(photo, crop, spec, work, points_per_batch, suppress=not all_at_once)
+        _segment_crop(photo, crop, spec, work, suppress=not all_at_once)
 
     # Suppress masks of different crops that overlap
     if len(crops) > 1:
@@ -92,9 +91,7 @@ def _segment_everything(
     return Segmentation(photo.size_wh, work.pending.written(), work.metrics())
 
 
-def _segment_crop(
-    photo: Photo, crop: Crop, spec: EverythingJob, work: Work, points_per_batch: int, *, suppress: bool
-) -> None:
+def _segment_crop(photo: Photo, crop: Crop, spec: EverythingJob, work: Work, *, suppress: bool) -> None:
     """Add the masks of one crop.  suppress: those that overlap another of the same crop."""
     params, first = spec.params, len(work.pending)
 
@@ -104,7 +101,8 @@ def _segment_crop(
     view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
 
     # Decode the grid, filter by predicted IoU, measure on the original's pixels
-    _decode_grid(work, embedding, view, grid_batches(crop, embedding.frame, points_per_batch), params.pred_iou_thresh)
+    batches = grid_batches(crop, embedding.frame, work.points_per_batch)
+    _decode_grid(work, embedding, view, batches, params.pred_iou_thresh)
 
     # Suppress masks that overlap
     if suppress:
@@ -137,18 +135,11 @@ def _measure_whole(
             pending.add(mask)
 
 
-def _segment_prompts(
-    photo: Photo,
-    spec: PointJob | BoxJob,
-    model: SegmentationModel,
-    watch: Watch,
-    mask_inputs: MaskInputs,
-    bounds: Bounds,
-) -> Segmentation:
+def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, mask_inputs: MaskInputs, work: Work) -> Segmentation:
     """One object for each prompt: its best candidate, or with multimask all three."""
-    params, points_per_batch = spec.params, batch_that_fits(model, spec.params.points_per_batch)
-    groups = group_prompts(spec.prompts, points_per_batch, padded=model.family.pads_prompts, masked=mask_inputs)
-    work = Work(model, watch, len(groups), points_per_batch, bounds)
+    params, family = spec.params, work.model.family
+    groups = group_prompts(spec.prompts, work.points_per_batch, padded=family.pads_prompts, masked=mask_inputs)
+    work.expect(len(groups))
 
     # Embed
     crop = whole(photo.size_wh)
@@ -156,12 +147,11 @@ def _segment_prompts(
     view = View(embedding.frame, crop, photo.size_wh, Cut(params.mask_threshold), Output.LOGITS in spec.outputs)
 
     # Decode the prompts, choose candidates, measure on the original's pixels
-    _decode_prompts(
-        work, embedding, view, prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs), params.multimask
-    )
+    batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
+    _decode_prompts(work, embedding, view, batches, params.multimask)
 
     # Decode borderline masks again: beside others or not, a prompt's masks are those that it has alone
-    embedding = model.family.for_library(embedding)
+    embedding = family.for_library(embedding)
     _decode_borderline_again(work, embedding, lambda _: ALONE, multimask=params.multimask)
 
     # Put them in the order of the prompts

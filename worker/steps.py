@@ -15,7 +15,7 @@ from maskfleet.worker.masks.pending import OUTLINE_BYTES, PendingMasks
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Embedding
-from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.sam.oom_halving import Halving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
@@ -82,20 +82,23 @@ BOUNDS = Bounds()
 class Work:
     """One job's work on a model: does each step, counts and times it, and reports to the watch.
 
-    batches: how many there are in all.  pending: the masks found so far.
+    points_per_batch: as many of those that were asked for as fit.  pending: the masks found so far.
     """
 
-    def __init__(
-        self, model: SegmentationModel, watch: Watch, batches: int, points_per_batch: int, bounds: Bounds
-    ) -> None:
+    def __init__(self, model: SegmentationModel, points_per_batch: int, watch: Watch, bounds: Bounds) -> None:
         self.model = model
         self.bounds = bounds
+        self.points_per_batch = batch_that_fits(model, points_per_batch)
         self.pending = PendingMasks(bounds.outline_bytes)
         self._watch = watch
-        self._halving = Halving(points_per_batch)
-        self._batches = batches
+        self._halving = Halving(self.points_per_batch)
+        self._batches = 0
         self._done = self._points = self._candidates = self._crops = self._again = 0
         self._embed_s = self._decode_s = 0.0
+
+    def expect(self, batches: int) -> None:
+        """Say how many batches there are in all, before the first."""
+        self._batches = batches
 
     def embed(self, photo: Photo, crop: Crop) -> Embedding:
         """Embed a part of the photo."""
