@@ -95,8 +95,8 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     import torch
 
     from maskfleet.worker.masks import mask
-    from maskfleet.worker.output.formats import segment_and_format
     from maskfleet.worker.sam.model import load_model
+    from maskfleet.worker.segment_step import segment_and_format
 
     started = time.monotonic()
     if settings.torch_threads:

@@ -18,8 +18,8 @@ from maskfleet.worker.attempt import Workbench
 from maskfleet.worker.egress import egress_session
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.image.sandbox import Sandbox
-from maskfleet.worker.output.formats import segment_and_format
 from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.segment_step import segment_and_format
 from tests.conftest import PHOTOS_BUCKET
 
 SOMEWHERE = ImageSource(s3_uri="s3://photos/any.jpg")

@@ -13,10 +13,10 @@ from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.status import Status
 from maskfleet.worker.attempt import Workbench, attempt_job
-from maskfleet.worker.output.formats import segment_and_format
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import PromptBatch
+from maskfleet.worker.segment_step import segment_and_format
 
 SPEC = (
     '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_crop":4,"points_per_batch":16,'
