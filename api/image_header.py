@@ -27,6 +27,7 @@ from maskfleet.jobs.image_types import (
     webp_size_wh,
 )
 
+#: Tags of TIFF and Exif, and the one under which a TIFF has XMP.
 _ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
 #: A value that decoders read differently, or that may stand elsewhere: it is the worker's to find.
 _OPEN = -1
@@ -34,7 +35,9 @@ _OPEN = -1
 _TURNED = (5, 6, 7, 8)
 #: The shapes of tags' values, by their kind: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
 _SHAPES = {3: "H", 4: "I", 8: "h", 9: "i", 13: "I", 16: "Q"}
+#: Flags of the VP8X chunk.  Source: RFC 9649, section 2.7.
 _WEBP_HAS_EXIF, _WEBP_HAS_XMP = 0x08, 0x04
+#: Markers SOS and EOI.  Source: ITU T.81, table B.1.
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 #: A directory with more entries than this is not an image's; each of ours has three at most.
 _MAX_TAGS = 4096

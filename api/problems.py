@@ -11,6 +11,7 @@ from maskfleet.jobs.errors import FieldFault, JobError
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.api import Problem
 
+#: Source: RFC 9457, section 3.
 PROBLEM_TYPE = "application/problem+json"
 #: An answer names at most so many fields, each with so much text: what is wrong may itself be megabytes.
 MAX_FAULTS, MAX_TEXT = 50, 500

@@ -52,8 +52,11 @@ _STANDS_FOR_V4 = tuple(IPv6Network(block) for block in ("64:ff9b::/96", "::ffff:
 #: Last labels of names that no public server has.
 _LOCAL_NAMES = frozenset({"localhost", "localdomain", "local", "internal", "intranet", "lan", "home", "corp", "arpa"})
 
+#: Characters that parsers drop, or read as others.
 _UNSEEN = re.compile(r"[\x00-\x20\x7f\\]")
+#: What stands between two dots of a name: RFC 1035, section 2.3.1, digits first (RFC 1123), and the underscore.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+#: A last label that makes an IPv4 address of a host.  Source: the URL Standard, "ends in a number".
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 

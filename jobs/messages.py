@@ -29,6 +29,7 @@ from maskfleet.jobs.queue import UrgencyCycle
 from maskfleet.jobs.schema.base import JOB_ID
 from maskfleet.jobs.settings import SharedSettings
 
+#: The one task; what is published with one version is taken by nodes of another, so it never changes.
 TASK_NAME = "maskfleet.segment"
 #: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
 VISIBILITY_TIMEOUT_S = 3 * 3600

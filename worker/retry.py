@@ -8,6 +8,7 @@ from maskfleet.jobs.errors import CallerError, JobError, QueueUnavailable, Store
 
 #: About how long the job waits after its first broken attempt; each further one doubles it.
 FIRST_WAIT_S = 2.0
+#: A job comes back within about so long after an outage, however long that was.
 LONGEST_WAIT_S = 300.0
 #: What another attempt would only meet again.
 FINAL_CODES = frozenset({"timeout"})

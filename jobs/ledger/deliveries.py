@@ -23,6 +23,7 @@ from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryRecord, Delive
 DISABLED_S = 30 * 24 * 3600
 #: Webhooks that one call queues again.
 MAX_REDELIVERED = 10_000
+#: Ids that one run of a script takes; Redis does nothing else while it runs.
 _PAGE = 500
 
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.schema.base import JobId, S3Uri, UploadId, Wire
 
+#: A bound on one request, as those in `spec` are: a spec is kept in Redis, which holds small things only.
 MAX_POINTS_PER_PROMPT = 256
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]

@@ -28,6 +28,7 @@ from maskfleet.jobs.schema.prompts import Prompt
 MAX_PROMPTS = 1000
 #: The ids of all jobs are in every look at a batch; so many are some 40 kB.
 MAX_BATCH_IMAGES = 1000
+#: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
 MAX_METADATA_KEYS = 16
 
 

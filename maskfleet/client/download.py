@@ -12,6 +12,7 @@ from maskfleet.client.errors import DamagedFile, Refused, Unavailable
 from maskfleet.client.transport import Transport
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 
+#: Bytes that are held at a time, however large the file is.
 _CHUNK = 1 << 20
 
 

@@ -37,6 +37,7 @@ DRAIN_S = 8.0
 GIVE_UP_S = 1.5
 #: … and Redis and S3 this long to save their data.
 SAVE_S = 4.0
+#: How often the stack looks at what it started: often beside the times above.
 POLL_S = 0.1
 
 

@@ -36,7 +36,8 @@ from maskfleet.worker.node.supervisor import StopSignals
 
 logger = get_logger()
 
-#: One tenant has so much of a courier's senders at most, however many receivers of its own hang.
+#: One tenant has so much of a courier's senders at most, however many receivers of its own hang; the rest is left to
+#: the others (docs/decisions/0026-webhooks-in-lanes.md).
 TENANT_SHARE = 0.75
 #: A courier reports on what it took within so many of a receiver's time limits, or another courier takes it.
 LEASE_TIMEOUTS = 4

@@ -13,6 +13,7 @@ from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_mask
 #: How far a value must be beyond a cut for its mixes to be so surely: a part of the cut, and a least distance, for cuts
 #: of 0, below which products would underflow.
 _MARGIN, _LEAST_MARGIN = np.float32(2**-18), np.float32(1e-30)
+#: Masks that a thread takes at once: few, since masks differ in size and so in work, and threads are to end together.
 _MASKS_A_PART = 4
 
 

@@ -17,11 +17,14 @@ from maskfleet.worker.masks.mask import Mask, decode_rle
 
 #: Larger photos are drawn smaller: a screen shows no more, and the file stays small.
 _LONGEST_EDGE = 2048
+#: Half of it, since panels stand side by side.
 _LONGEST_PANEL_EDGE = 1024
 #: Rows of the picture that are scaled at once, and how far Pillow's widest filter, Lanczos, reaches.
 _STRIP_ROWS = 64
 _FILTER_REACH = 3
+#: How opaque a mask's colour is; a mask of most of the photo is fainter.
 _FILL = 0.45
+#: Green and red: the colours of points on an object and off it.
 _ON_OBJECT, _OFF_OBJECT = (34, 160, 75), (214, 48, 49)
 
 Colour = tuple[int, int, int]

@@ -26,6 +26,7 @@ from maskfleet.worker.sam.prompts import PromptBatch, join
 #: How many copies of a prompt may stand beside each other where one alone rounds in its own way.  Four of ViT-B's take
 #: 160 MB, which is what decoding may take beside the weights.
 _MOST_COPIES = 4
+#: The ways in which the library multiplies matrices.
 _PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 
 Decode = Callable[[PromptBatch], Candidates]
