@@ -21,7 +21,7 @@ from transformers.models.sam.image_processing_sam import _batched_mask_to_box, _
 
 from benchmarks.machine import keep
 from maskfleet.worker.masks import mask as masks
-from maskfleet.worker.masks.measure import keep_outline, measure, trace
+from maskfleet.worker.masks.measure import keep_outline, measure, stability, trace
 from maskfleet.worker.masks.resampling import Geometry, two_steps
 from maskfleet.worker.masks.rle import write_runs
 
@@ -80,7 +80,7 @@ def our_way(
     """Return the same from the scanline, with the runs as text."""
     started = time.thread_time()
     measures = measure(logits, geometry, 0.0, 1.0)
-    scores = masks.stability(measures)
+    scores = stability(measures)
     measured = time.thread_time()
     outlines = [keep_outline(one, window, geometry) for one, window in zip(logits, measures.windows, strict=True)]
     changes = [trace(outline, geometry, 0.0, size_hw[0]) for outline in outlines]

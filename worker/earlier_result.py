@@ -12,19 +12,9 @@ def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
     """Find the result of an earlier attempt that wrote its manifest and died before it could say so."""
     if record.fence == 1:
         return None
+    key = manifest_key(record.tenant, record.id)
     try:
-        body = store.read(manifest_key(record.tenant, record.id))
+        body = store.read(key)
     except NotFound:
         return None
-    return summary_of(record, Manifest.model_validate_json(body))
-
-
-def summary_of(record: JobRecord, manifest: Manifest) -> ResultSummary:
-    """Return what the record keeps of a manifest."""
-    return ResultSummary(
-        prefix=f"{result_prefix(record.tenant, record.id)}/",
-        manifest_key=manifest_key(record.tenant, record.id),
-        masks=len(manifest.masks),
-        best_score=max((mask.predicted_iou for mask in manifest.masks), default=None),
-        metrics=manifest.metrics,
-    )
+    return Manifest.model_validate_json(body).summary(result_prefix(record.tenant, record.id), key)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
-from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key
-from maskfleet.worker.earlier_result import earlier_result, summary_of
+from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
+from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.lease import Lease
 from maskfleet.worker.output.artifacts import Segmented
@@ -60,6 +60,8 @@ def write_result(
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),
     )
     body = manifest.model_dump_json(indent=2, exclude_none=True).encode()
-    if not store.put_once(manifest_key(record.tenant, record.id), body, "application/json"):
-        return earlier_result(record, store) or summary_of(record, manifest)
-    return summary_of(record, manifest)
+    key = manifest_key(record.tenant, record.id)
+    summary = manifest.summary(result_prefix(record.tenant, record.id), key)
+    if not store.put_once(key, body, "application/json"):
+        return earlier_result(record, store) or summary
+    return summary

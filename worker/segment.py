@@ -15,19 +15,19 @@ from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
-from maskfleet.worker.masks.mask import Chosen, Cut, Mask, choose_all, choose_best, choose_promising
+from maskfleet.worker.masks.from_candidates import measure_masks
+from maskfleet.worker.masks.mask import Chosen, Cut, Mask, View, choose_all, choose_best, choose_promising
 from maskfleet.worker.masks.memory import give_back
-from maskfleet.worker.masks.pending import PendingMasks, View, measure_masks
+from maskfleet.worker.masks.pending import PendingMasks
 from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
 from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import Candidates
-from maskfleet.worker.sam.crops import Crop, lay_out, whole
+from maskfleet.worker.sam.crops import Crop, count_grid_batches, lay_out, whole
 from maskfleet.worker.sam.embedding import Embedding
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import (
     MaskInputs,
     PromptBatch,
-    count_grid_batches,
     grid_batches,
     group_prompts,
     prompt_batches,

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from maskfleet.jobs.schema.base import Wire
-from maskfleet.jobs.schema.record import Metrics
+from maskfleet.jobs.schema.record import Metrics, ResultSummary
 
 
 class ManifestFile(Wire):
@@ -45,3 +45,13 @@ class Manifest(Wire):
     masks: tuple[MaskSummary, ...]
     files: tuple[ManifestFile, ...]
     metrics: Metrics
+
+    def summary(self, folder: str, key: str) -> ResultSummary:
+        """Return what the job's record keeps of it.  folder: of all that the job wrote; key: the manifest's own."""
+        return ResultSummary(
+            prefix=f"{folder}/",
+            manifest_key=key,
+            masks=len(self.masks),
+            best_score=max((mask.predicted_iou for mask in self.masks), default=None),
+            metrics=self.metrics,
+        )

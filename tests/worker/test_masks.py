@@ -17,9 +17,10 @@ from torch.nn.functional import interpolate
 from maskfleet.jobs.schema.spec import EverythingParams
 from maskfleet.worker.image.decode import decode_photo
 from maskfleet.worker.masks import mask as masks
-from maskfleet.worker.masks.mask import Cut, Mask
-from maskfleet.worker.masks.measure import Measures
-from maskfleet.worker.masks.pending import PendingMask, PendingMasks, View, measure_masks
+from maskfleet.worker.masks.from_candidates import measure_masks
+from maskfleet.worker.masks.mask import Cut, Mask, View
+from maskfleet.worker.masks.measure import Measures, stability
+from maskfleet.worker.masks.pending import PendingMask, PendingMasks
 from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
 from maskfleet.worker.sam.candidates import Candidates, at_hand
 from maskfleet.worker.sam.crops import lay_out, whole
@@ -33,14 +34,14 @@ from tests.worker.conftest import MAX_PIXELS
 def test_stability_is_the_inner_area_over_the_outer() -> None:
     measures = Measures(np.array([[8, 6, 3], [5, 5, 5], [2, 0, 0]]), np.zeros((3, 4), int), np.zeros((3, 4), int))
 
-    assert masks.stability(measures).tolist() == [0.375, 1.0, 0.0]
+    assert stability(measures).tolist() == [0.375, 1.0, 0.0]
 
 
 def test_an_empty_mask_has_a_stability_of_zero() -> None:
     # transformers divides 0 by 0 and returns nan
     measures = Measures(np.zeros((2, 3), int), np.zeros((2, 4), int), np.zeros((2, 4), int))
 
-    assert masks.stability(measures).tolist() == [0.0, 0.0]
+    assert stability(measures).tolist() == [0.0, 0.0]
 
 
 @settings(max_examples=100, deadline=None)

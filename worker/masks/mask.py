@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from maskfleet.worker.masks import measure, rle
-from maskfleet.worker.masks.measure import Measures
-from maskfleet.worker.masks.resampling import Geometry, one_step, two_steps
 from maskfleet.worker.masks.rle import decode_runs
 from maskfleet.worker.sam.candidates import Candidates
+from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Frame
 
 
@@ -52,6 +51,21 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What masks of one embedding are measured on, and how.
+
+    frame, crop: where its pixels lie in the model's input and in the image of size_wh.  keep_logits: in the masks
+    themselves.
+    """
+
+    frame: Frame
+    crop: Crop
+    size_wh: tuple[int, int]
+    cut: Cut
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """Candidates worth a mask.  rows: of the prompt in its batch; columns: of the candidate; both (K,)."""
 
@@ -78,24 +92,6 @@ def choose_all(candidates: Candidates) -> Chosen:
     """Keep all candidates in the model's order."""
     rows, columns = torch.ones_like(candidates.predicted_iou).nonzero(as_tuple=True)
     return Chosen(rows, columns)
-
-
-def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
-    """How low-resolution logits cover the original in a frame."""
-    if frame.keeps_aspect:
-        return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
-    return one_step(low_hw, frame.original_hw)
-
-
-def stability(measures: Measures) -> npt.NDArray[np.float32]:
-    """Score how little each mask changes when its cut shifts by ±offset: the inner area over the outer.
-
-    Returns (K,) in [0, 1]; 0 for an empty mask, where transformers has 0/0.
-    Source: Kirillov et al. 2023, "Segment Anything", section 5 and appendix B.
-    """
-    outer, _, inner = measures.areas.astype(np.float32).T
-    scores: npt.NDArray[np.float32] = inner / np.maximum(outer, np.float32(1))
-    return scores
 
 
 def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:

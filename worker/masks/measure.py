@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from maskfleet.worker.masks.resampling import Geometry, one_step
 from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_turned, trace_mask
@@ -65,6 +66,17 @@ def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float,
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(part, range(0, count, size)))
     return measures
+
+
+def stability(measures: Measures) -> npt.NDArray[np.float32]:
+    """Score how little each mask changes when its cut shifts by ±offset: the inner area over the outer.
+
+    Returns (K,) in [0, 1]; 0 for an empty mask, where transformers has 0/0.
+    Source: Kirillov et al. 2023, "Segment Anything", section 5 and appendix B.
+    """
+    outer, _, inner = measures.areas.astype(np.float32).T
+    scores: npt.NDArray[np.float32] = inner / np.maximum(outer, np.float32(1))
+    return scores
 
 
 def keep_outline(logits: Floats, window: Integers, geometry: Geometry) -> Outline:

@@ -1,44 +1,21 @@
-"""Candidates made into masks on the original's pixels: measured, filtered, and encoded when they stay."""
+"""Masks that are measured and not written yet: most are suppressed, and those that stay are traced in the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-
-from maskfleet.worker.masks.mask import Chosen, Cut, Mask, geometry_of, stability
-from maskfleet.worker.masks.measure import NO_OUTLINE, Outline, count_near, keep_outline, measure, trace
+from maskfleet.worker.masks.mask import Mask, View
+from maskfleet.worker.masks.measure import NO_OUTLINE, Outline, count_near, trace
 from maskfleet.worker.masks.resampling import Geometry
 from maskfleet.worker.masks.rle import write_runs
-from maskfleet.worker.sam.candidates import Candidates
-from maskfleet.worker.sam.crops import Crop
-from maskfleet.worker.sam.embedding import Frame
 from maskfleet.worker.sam.prompts import PromptBatch
 
-#: Masks that are made and measured at once: 16 MB of SAM's logits.
-_MASKS_AT_ONCE = 64
 #: Logits that unwritten masks may hold.  Mostly some 10 kB each; a mask of the whole image holds 256 kB.
 OUTLINE_BYTES = 64 * 2**20
 #: A pixel is borderline whose logit is so near to the threshold.  Of 600 masks at 18 and 100 MP, none differed from the
 #: library's in more pixels than it has this near; at 1e-4 two did.
 _BORDERLINE = 3e-4
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What masks of one embedding are measured on, and how.
-
-    frame, crop: where its pixels lie in the model's input and in the image of size_wh.  keep_logits: in the masks
-    themselves.
-    """
-
-    frame: Frame
-    crop: Crop
-    size_wh: tuple[int, int]
-    cut: Cut
-    keep_logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,43 +108,3 @@ class PendingMasks:
         if self.held_bytes + mask.outline.turned.nbytes > self._outline_bytes:
             return mask.without_outline()
         return mask
-
-
-def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, view: View) -> Iterator[PendingMask]:
-    """Measure chosen candidates, some at a time, and yield the stable ones.
-
-    The masks name neither prompt nor candidate yet: that is for the mode to say.
-    """
-    if not len(chosen.rows):
-        return
-    left, top, right, bottom = view.crop.box_xyxy
-    cut = view.cut
-    for rows, columns in zip(
-        *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True
-    ):
-        low = candidates.logits(rows, columns)
-        geometry = geometry_of((low.shape[1], low.shape[2]), view.frame)
-        logits = geometry.prepare(low)
-        measures = measure(logits, geometry, cut.threshold, cut.stability_offset, torch.get_num_threads())
-        scores = stability(measures)
-        predicted = candidates.predicted_iou[rows, columns].tolist()
-        for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-            # float32 against float32, as torch compares; 0 takes masks of no stability too
-            if cut.stability_thresh > 0 and not scores[index] > np.float32(cut.stability_thresh):
-                continue
-            x0, y0, x1, y1 = measures.boxes_xyxy[index].tolist()
-            mask = Mask(
-                counts="",
-                size_hw=(view.size_wh[1], view.size_wh[0]),
-                area=int(measures.areas[index, 1]),
-                bbox_xywh=(left + x0, top + y0, x1 - x0, y1 - y0),
-                predicted_iou=predicted[index],
-                stability_score=float(scores[index]),
-                point_coords=batch.asked_xy[row],
-                crop_box_xywh=(left, top, right - left, bottom - top),
-                prompt=None,
-                candidate=None,
-                logits=low[index].to("cpu", torch.float32, copy=True).numpy() if view.keep_logits else None,
-            )
-            outline = keep_outline(logits[index], measures.windows[index], geometry)
-            yield PendingMask(mask, view, batch, row, column, outline, geometry)

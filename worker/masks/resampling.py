@@ -31,6 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from maskfleet.worker.sam.embedding import Frame
+
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -122,6 +124,13 @@ def two_steps(
 def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> Geometry:
     """SAM 2's way: the logits cover the whole image and are scaled once."""
     return _compose(low_hw, Step(original_hw, original_hw))
+
+
+def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
+    """How low-resolution logits cover the original in a frame."""
+    if frame.keeps_aspect:
+        return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
+    return one_step(low_hw, frame.original_hw)
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maskfleet.jobs.schema.spec import EverythingParams
@@ -48,3 +49,8 @@ def lay_out(size_wh: tuple[int, int], params: EverythingParams) -> tuple[Crop, .
                 if left < width and top < height:
                     crops.append(Crop(box, points_per_side))
     return tuple(crops)
+
+
+def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:
+    """How many batches the points of all crops make, each crop's by themselves."""
+    return sum(-(-(crop.points_per_side**2) // points_per_batch) for crop in crops)

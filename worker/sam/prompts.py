@@ -75,11 +75,6 @@ def join(batches: Sequence[PromptBatch]) -> PromptBatch:
     return PromptBatch(points_xy, labels, boxes_xyxy, indices, asked_xy, mask_input)
 
 
-def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:
-    """How many batches ``grid_batches`` gives over all crops."""
-    return sum(-(-(crop.points_per_side**2) // points_per_batch) for crop in crops)
-
-
 def grid_batches(crop: Crop, frame: Frame, points_per_batch: int) -> Iterator[PromptBatch]:
     """A crop's grid of single points, row by row, each one prompt."""
     in_crop_xy = _grid(crop.points_per_side) * torch.tensor(crop.size_wh)
