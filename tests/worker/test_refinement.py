@@ -25,8 +25,8 @@ from maskfleet.jobs.status import Status
 from maskfleet.worker.attempt import Workbench, attempt_job
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.masks.mask import decode_rle
-from maskfleet.worker.output.formats import make_artifacts
-from maskfleet.worker.sam.mask_input import MAX_FILE_BYTES, read_logits, write_logits
+from maskfleet.worker.output.formats import make_artifacts, write_logits
+from maskfleet.worker.sam.mask_input import MAX_FILE_BYTES, read_logits
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.segment import segment
 from maskfleet.worker.segment_step import segment_and_format

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from maskfleet.jobs.errors import InvalidRequest
@@ -17,7 +18,7 @@ from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import Mask, decode_rle
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
-from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, write_logits
+from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
 from maskfleet.worker.segment import Segmentation
 
 #: Ids that a 16-bit label map has beside 0, the background.
@@ -78,6 +79,13 @@ def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
         if mask.logits is not None:
             name = _numbered(LOGITS_FOLDER, number, segmentation, "npy")
             yield Artifact(name, "application/octet-stream", write_logits(mask.logits))
+
+
+def write_logits(logits: npt.NDArray[np.float32]) -> bytes:
+    """Write logits as an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, logits, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def label_map_png(segmentation: Segmentation) -> bytes:

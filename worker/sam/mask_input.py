@@ -1,4 +1,4 @@
-"""Low-resolution logits as files: what a job gives out as ``logits`` and takes back as a prompt's ``mask_input``."""
+"""A prompt's ``mask_input``: low-resolution logits that an earlier job gave out as ``logits``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from maskfleet.jobs.errors import InvalidPrompt
 LOGITS_FOLDER = "logits/"
 #: A file's bytes: four times a mask of 256 × 256 in float32, which is the largest that any published model takes.
 MAX_FILE_BYTES = 2**20
-
-
-def write_logits(logits: npt.NDArray[np.float32]) -> bytes:
-    """Write logits as an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, logits, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def read_logits(data: bytes, prompt: int) -> npt.NDArray[np.floating]:
