@@ -18,10 +18,10 @@ from maskfleet.jobs.ledger.counts import Census
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
+from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.workers import Roster
 from maskfleet.jobs.messages import Publisher
-from maskfleet.jobs.queue import more_urgent_queues
-from maskfleet.jobs.schema.record import JobRecord, JobView, QueuePlace
+from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store
@@ -39,6 +39,7 @@ class Services:
     keys: ApiKeys
     ledger: Ledger
     batches: Batches
+    places: QueuePlaces
     outbox: Outbox
     deliveries: Deliveries
     roster: Roster
@@ -59,6 +60,7 @@ def make_services(settings: ApiSettings) -> Services:
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
         batches=Batches(client),
+        places=QueuePlaces(client),
         outbox=outbox,
         deliveries=deliveries,
         roster=roster,
@@ -88,10 +90,5 @@ def whole_view(record: JobRecord, door: Services, address: str) -> JobView:
     default = door.settings.model_name
     place = None
     if record.status is Status.QUEUED:
-        place = queue_place(record, door, door.roster.serving(record.spec.model or default))
+        place = door.places.of(record, door.roster.serving(record.spec.model or default))
     return record.view(default, address, place, door.ledger.attempts(record.id))
-
-
-def queue_place(record: JobRecord, door: Services, workers: int) -> QueuePlace | None:
-    """Give a queued job's place.  workers: how many serve its model."""
-    return door.ledger.queue_place(record, more_urgent_queues(record.queue), workers)

@@ -16,7 +16,7 @@ from maskfleet.api.exchange import note_wait
 from maskfleet.api.intake import read_idempotency_key, read_query, read_submission
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, queue_place, services, tenant, whole_view
+from maskfleet.api.services import base_url, services, tenant, whole_view
 from maskfleet.api.waiting import preferred_wait_s
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
@@ -152,9 +152,7 @@ def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
         record.view(
             default,
             base_url(),
-            queue_place(record, door, workers[record.spec.model or default])
-            if record.status is Status.QUEUED
-            else None,
+            door.places.of(record, workers[record.spec.model or default]) if record.status is Status.QUEUED else None,
         )
         for record in records
     )

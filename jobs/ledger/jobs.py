@@ -68,7 +68,7 @@ from maskfleet.jobs.ledger.outcomes import (
     Retried,
 )
 from maskfleet.jobs.ledger.version import SCHEMA, Schema
-from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, QueuePlace, ResultSummary
+from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, ResultSummary
 from maskfleet.jobs.status import Status
 
 
@@ -171,25 +171,6 @@ class Ledger:
         with redis_errors():
             version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
         return int(version) if version else None
-
-    def queue_place(self, record: JobRecord, more_urgent: tuple[str, ...], workers: int) -> QueuePlace | None:
-        """Return a queued job's place, and about when it will start, from the pace of its queue.
-
-        more_urgent: the queues that the same workers drain first.  workers: how many there are.
-        None when it is not queued.
-        """
-        with redis_errors():
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.zrank(f"mf:queued:{record.queue}", record.id)
-            pipeline.hget("mf:pace", record.queue)
-            for queue in more_urgent:
-                pipeline.zcard(f"mf:queued:{queue}")
-            ahead, pace_ms, *urgent = pipeline.execute()
-        if ahead is None:
-            return None
-        if pace_ms is None or workers == 0:
-            return QueuePlace(ahead, None)
-        return QueuePlace(ahead, (ahead + sum(urgent)) * int(pace_ms) / 1000 / workers)
 
     def jobs_of(self, tenant: str, *, before: tuple[int, str] | None, limit: int) -> list[JobRecord]:
         """Return the tenant's records, newest first, that are older than the place ``before`` (created_ms, id)."""

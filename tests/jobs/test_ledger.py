@@ -10,8 +10,8 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
-from maskfleet.jobs.queue import more_urgent_queues
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.status import Stage, Status
@@ -47,18 +47,23 @@ def read(ledger: Ledger, job_id: str) -> JobRecord:
     return record
 
 
-def ahead(ledger: Ledger, record: JobRecord) -> int | None:
-    place = ledger.queue_place(record, (), 0)
+@pytest.fixture
+def places(redis_client: redis.Redis) -> QueuePlaces:
+    return QueuePlaces(redis_client)
+
+
+def ahead(places: QueuePlaces, record: JobRecord) -> int | None:
+    place = places.of(record, workers=0)
     return place.ahead if place else None
 
 
-def test_a_created_job_is_queued_with_its_spec_and_its_place(ledger: Ledger) -> None:
+def test_a_created_job_is_queued_with_its_spec_and_its_place(ledger: Ledger, places: QueuePlaces) -> None:
     first = create(ledger)
     second = create(ledger)
 
     record = read(ledger, second)
     assert (record.status, record.tenant, record.spec.metadata) == (Status.QUEUED, "ant", {"order": "42"})
-    assert [ahead(ledger, read(ledger, job)) for job in (first, second)] == [0, 1]
+    assert [ahead(places, read(ledger, job)) for job in (first, second)] == [0, 1]
 
 
 def test_an_idempotency_key_stands_for_one_job(ledger: Ledger) -> None:
@@ -87,14 +92,14 @@ def test_a_tenant_over_its_quota_is_refused_until_a_job_ends(ledger: Ledger) -> 
     create(ledger, quota=1)
 
 
-def test_a_claimed_job_is_held_by_one_worker(ledger: Ledger) -> None:
+def test_a_claimed_job_is_held_by_one_worker(ledger: Ledger, places: QueuePlaces) -> None:
     job_id = create(ledger)
 
     record = claim(ledger, job_id)
 
     assert (record.status, record.attempt, record.worker) == (Status.PROCESSING, 1, "node-1")
     assert ledger.claim(job_id, "node-2", lease_s=30, max_attempts=3) is None
-    assert ahead(ledger, record) is None
+    assert ahead(places, record) is None
 
 
 def test_a_beat_shows_progress(ledger: Ledger) -> None:
@@ -196,14 +201,16 @@ def test_a_job_that_waits_past_its_deadline_expires(ledger: Ledger) -> None:
     assert [ledger.status(job) for job in (reaped, claimed)] == [Status.EXPIRED] * 2
 
 
-def test_a_job_that_was_handed_back_waits_and_keeps_its_place(ledger: Ledger, outbox: Outbox) -> None:
+def test_a_job_that_was_handed_back_waits_and_keeps_its_place(
+    ledger: Ledger, places: QueuePlaces, outbox: Outbox
+) -> None:
     record = claim(ledger, create(ledger))
     other = create(ledger)
 
     assert ledger.release(record, delay_s=60, charged=False) is Reply.OK
 
-    assert ahead(ledger, read(ledger, record.id)) == 0
-    assert ahead(ledger, read(ledger, other)) == 1
+    assert ahead(places, read(ledger, record.id)) == 0
+    assert ahead(places, read(ledger, other)) == 1
     assert record.id not in [job for job, _ in outbox.due()]
     assert claim(ledger, record.id).attempt == 1
 
@@ -419,15 +426,17 @@ def test_an_ended_job_of_ones_own_is_forgotten(ledger: Ledger, redis_client: red
     assert ledger.jobs_of("ant", before=None, limit=10) == []
 
 
-def test_the_start_is_estimated_from_the_queues_pace(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_the_start_is_estimated_from_the_queues_pace(
+    ledger: Ledger, places: QueuePlaces, redis_client: redis.Redis
+) -> None:
     ledger.succeed(claim(ledger, create(ledger)), RESULT)
     redis_client.hset("mf:pace", "sam.m.normal", 2000)  # as if that job had taken 2 s
     create(ledger, queue="sam.m.interactive")
     create(ledger)
     last = read(ledger, create(ledger))
 
-    with_two = ledger.queue_place(last, more_urgent_queues("sam.m.normal"), workers=2)
-    with_none = ledger.queue_place(last, (), workers=0)
+    with_two = places.of(last, workers=2)
+    with_none = places.of(last, workers=0)
 
     assert with_two == QueuePlace(ahead=1, starts_in_s=2.0)  # one ahead of it, one more urgent, two at a time
     assert with_none == QueuePlace(ahead=1, starts_in_s=None)
