@@ -118,14 +118,15 @@ def _with_model(spec: Options, door: Services) -> Options:
     """Write the model's name into the spec, so that a later change of the default does not change the job."""
     names = door.settings.model_names
     if spec.model is not None and spec.model not in names:
-        raise InvalidRequest.at("/model", "unknown_model", f"This service has {', '.join(names)}.")
+        detail = f"Unknown model; this service has {', '.join(names)}."
+        raise InvalidRequest.at("/model", "unknown_model", detail)
     return spec.model_copy(update={"model": spec.model or door.settings.model_name})
 
 
 def _check_batch_size(spec: Batch, door: Services) -> None:
     most = door.settings.max_batch_images
     if len(spec.images) > most:
-        detail = f"A batch has at most {most:,} images; send several batches."
+        detail = f"A batch may have at most {most:,} images; send several batches."
         raise InvalidRequest.at("/images", "too_many_images", detail)
     shared = _json_size(job_of(spec, ImageSource(upload_id=UNSTORED)))
     named = [len(image.model_dump_json(exclude={"base64"}).encode()) for image in spec.images]
@@ -134,8 +135,8 @@ def _check_batch_size(spec: Batch, door: Services) -> None:
     if shared * len(named) + sum(named) > MAX_BATCH_BYTES:
         raise InvalidRequest(
             "batch_too_large",
-            f"The jobs of a batch are, without their images, at most {MAX_BATCH_BYTES // 2**20} MiB together. "
-            "Split it, or give each job fewer prompts.",
+            f"The jobs of a batch, without their images, may total at most {MAX_BATCH_BYTES // 2**20} MiB. "
+            "Split the batch, or use fewer prompts.",
             status=413,
         )
 
@@ -214,14 +215,14 @@ def _refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoR
         case _:
             raise InvalidRequest(
                 "idempotency_key_reused",
-                "This Idempotency-Key already stands for another body. Use a new key for what is new.",
+                "This Idempotency-Key was already used with another body. Use a new key for a new request.",
             )
 
 
 def over_quota(max_jobs_in_flight: int) -> OverQuota:
     return OverQuota(
         "too_many_jobs_in_flight",
-        f"{max_jobs_in_flight} jobs of yours are queued or running. Wait until some have ended.",
+        f"At most {max_jobs_in_flight} of your jobs may be queued or running. Wait until some have ended.",
     )
 
 
@@ -256,7 +257,7 @@ def _shown(
 def _job_view(job_id: str, door: Services, address: str) -> JobView:
     record = door.ledger.read(job_id)
     if record is None:
-        raise NotFound("job_not_found", "The job of this Idempotency-Key is forgotten by now. Use a new key.")
+        raise NotFound("job_not_found", "The job for this Idempotency-Key no longer exists. Use a new key.")
     return whole_view(record, door, address)
 
 
@@ -264,7 +265,7 @@ def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
     """Return the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
     record = door.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
     if record is None or record.tenant != tenant:
-        raise NotFound("batch_not_found", "You have no batch with this id, or it ended long ago and is forgotten.")
+        raise NotFound("batch_not_found", "You have no batch with this id, or its record has expired.")
     return record
 
 

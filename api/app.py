@@ -40,7 +40,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(_v1())
     if not settings.api_keys:
-        get_logger().info("no_api_keys_in_settings", effect="only keys of `maskfleet keys create` are known")
+        get_logger().info("no_api_keys_in_settings", effect="only keys made with `maskfleet keys create` are accepted")
     return app
 
 

@@ -61,7 +61,7 @@ class ApiKeys:
         caller = matches[0] if matches else self._find(key, digest)
         if caller is None:
             raise Unauthorized(
-                "unknown_api_key", "This API key is not known here: mistyped, revoked or expired. Ask the operator."
+                "unknown_api_key", "Unknown API key: it may be mistyped, revoked or expired. Ask the operator."
             )
         return caller
 
@@ -83,12 +83,12 @@ def _read_pair(pair: str, number: int) -> tuple[Caller, bytes]:
     # The message names the pair by its place: it may hold a secret.
     tenant, _, key = pair.partition(":")
     if not TENANT.fullmatch(tenant):
-        raise ValueError(f"API key {number}: write tenant:key, the tenant in letters, digits, '_', '.' and '-'.")
+        raise ValueError(f"API key {number}: write tenant:key; the tenant may have letters, digits, '_', '.' and '-'.")
     caller = Caller(tenant, f"setting-{number}", frozenset(Scope))
     if not key.startswith(_HASHED):
         if not key:
             raise ValueError(f"API key {number}: the key after the tenant is empty.")
         return caller, hashlib.sha256(key.encode()).digest()
     if not re.fullmatch(r"[0-9a-fA-F]{64}", key.removeprefix(_HASHED)):
-        raise ValueError(f"API key {number}: after sha256: come 64 hex digits.")
+        raise ValueError(f"API key {number}: write 64 hex digits after sha256:.")
     return caller, bytes.fromhex(key.removeprefix(_HASHED))

@@ -15,7 +15,7 @@ blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/live")
-@operation(Operation(summary="This process answers.", scope=None, answers={200: Health}))
+@operation(Operation(summary="Liveness: this process responds.", scope=None, answers={200: Health}))
 def live() -> Response:
     return json_response(Health(status="live"))
 
@@ -23,7 +23,7 @@ def live() -> Response:
 @blueprint.get("/ready")
 @operation(
     Operation(
-        summary="The queue and the object store answer as well.",
+        summary="Readiness: the queue and the object store respond as well.",
         scope=None,
         answers={200: Health},
         problems={503: ("queue_unavailable", "store_unavailable")},
@@ -34,12 +34,12 @@ def ready() -> Response:
     try:
         services().store.ping()
     except NotFound as error:  # the bucket is missing, or not ours
-        raise StoreUnavailable("The object store answers, but does not give this service its bucket.") from error
+        raise StoreUnavailable("The object store responds, but this service cannot access its bucket.") from error
     return json_response(Health(status="ready"))
 
 
 @blueprint.get("/metrics")
-@operation(Operation(summary="Figures for Prometheus.", scope=None, answers={200: "text/plain"}))
+@operation(Operation(summary="Metrics for Prometheus.", scope=None, answers={200: "text/plain"}))
 def metrics() -> Response:
     door = services()
     return Response(door.metrics.exposition(door.settings.model_names), content_type=CONTENT_TYPE_LATEST)

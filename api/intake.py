@@ -48,7 +48,7 @@ def read_submission(max_image_bytes: int) -> Submission:
         raise UnsupportedMediaType
     if submission.image is not None and len(submission.image) > max_image_bytes:
         raise InvalidRequest(
-            "image_file_too_large", f"The image's file is larger than {max_image_bytes:,} bytes.", status=413
+            "image_file_too_large", f"The image file is larger than the limit of {max_image_bytes:,} bytes.", status=413
         )
     return submission
 
@@ -85,7 +85,7 @@ def read_idempotency_key() -> str:
         return ""
     if not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise InvalidRequest(
-            "invalid_idempotency_key", "An Idempotency-Key is 1 to 255 visible ASCII characters.", status=400
+            "invalid_idempotency_key", "An Idempotency-Key must be 1 to 255 visible ASCII characters.", status=400
         )
     return key
 
@@ -109,9 +109,11 @@ def _read_multipart(max_image_bytes: int) -> Submission:
     found: dict[str, bytes] = {}
     for name, part in parts:
         if name not in ("job", "image") or name in found:
-            why = "is there twice" if name in found else "is not known"
+            why = "appears twice" if name in found else "is unknown"
             named = (name or "")[:80]  # a part may lack a name
-            raise InvalidRequest("malformed_multipart", f"The part {named!r} {why}; send one job and one image.")
+            raise InvalidRequest(
+                "malformed_multipart", f"The part {named!r} {why}; send one job part and one image part."
+            )
         limit = MAX_SPEC_BYTES if name == "job" else max_image_bytes
         found[name] = part.stream.read(limit + 1) if isinstance(part, FileStorage) else part.encode()
     for name in ("job", "image"):
@@ -127,12 +129,12 @@ def _with_image(job: bytes) -> bytes:
     try:
         document = from_json(job)
     except ValueError as error:
-        raise InvalidRequest("malformed_json", f"The part 'job' is not JSON: {error}", status=400) from error
+        raise InvalidRequest("malformed_json", f"The part 'job' is not valid JSON: {error}", status=400) from error
     if not isinstance(document, dict):
         return job  # parse_spec says what is wrong with it
     if "image" in document:
         raise InvalidRequest.at(
-            "/image", "invalid_spec", "The image is its own part; leave this out.", fault="image_twice"
+            "/image", "invalid_spec", "The image is sent as its own part; leave this field out.", fault="image_twice"
         )
     return to_json({**document, "image": {"upload_id": UNSTORED}}, inf_nan_mode="constants")
 
@@ -140,6 +142,6 @@ def _with_image(job: bytes) -> bytes:
 def spec_too_large() -> InvalidRequest:
     return InvalidRequest(
         "spec_too_large",
-        f"A job without its image is at most {MAX_SPEC_BYTES // 1024} kB. Split the prompts over several jobs.",
+        f"A job without its image may be at most {MAX_SPEC_BYTES // 1024} KiB. Split the prompts across several jobs.",
         status=413,
     )

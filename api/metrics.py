@@ -48,7 +48,7 @@ class RequestMetrics:
         )
         self._seconds = Histogram(
             "maskfleet_http_request_seconds",
-            "Time to serve a request, without what it waited for a job's end.",
+            "Time to serve a request, without the time that it was held on purpose.",
             ("method", "route"),
             registry=self._registry,
             buckets=_BUCKETS_S,
@@ -84,30 +84,30 @@ class _JobCollector(Collector):
             figures = list(self._figures())
         except QueueUnavailable:
             figures = []
-        yield GaugeMetricFamily("maskfleet_ledger_up", "Whether Redis answered this scrape.", float(bool(figures)))
+        yield GaugeMetricFamily("maskfleet_ledger_up", "Whether Redis responded to this scrape.", float(bool(figures)))
         yield from figures
 
     def _figures(self) -> Iterator[Metric]:
         totals = self._jobs.census.totals()
-        jobs = CounterMetricFamily("maskfleet_jobs", "Jobs since the beginning, by how they ended.", labels=("status",))
+        jobs = CounterMetricFamily("maskfleet_jobs", "Jobs that have ended, by final status.", labels=("status",))
         for status in sorted(ENDED):
             jobs.add_metric((status,), totals.get(status, 0))
         yield jobs
         for name, text in (
-            ("jobs_created", "Jobs taken in since the beginning."),
-            ("attempts_fenced", "Times that a worker was told that a job is no longer its own."),
-            ("jobs_requeued", "Jobs that were taken back from a worker that no longer beat."),
-            ("jobs_retried", "Failed jobs that their owners queued once more."),
+            ("jobs_created", "Jobs accepted."),
+            ("attempts_fenced", "Times that a worker was refused because it no longer held the job."),
+            ("jobs_requeued", "Jobs taken back from a worker whose lease ran out."),
+            ("jobs_retried", "Failed jobs that their owners retried."),
         ):
             yield CounterMetricFamily(f"maskfleet_{name}", text, totals.get(name.rpartition("_")[2], 0))
         webhooks = CounterMetricFamily(
-            "maskfleet_deliveries", "Webhooks since the beginning, by how they ended.", labels=("state",)
+            "maskfleet_deliveries", "Webhooks that have ended, by final state.", labels=("state",)
         )
         for state in DeliveryState:
             if state is not DeliveryState.WAITING:
                 webhooks.add_metric((state,), totals.get(f"webhooks_{state}", 0))
         yield webhooks
-        queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that wait.", labels=("queue",))
+        queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that are waiting.", labels=("queue",))
         queues = tuple(queue for model in self._models for queue in model_queues(model))
         for queue, count in self._jobs.census.queued(queues).items():
             queued.add_metric((queue,), count)
@@ -119,7 +119,7 @@ class _JobCollector(Collector):
         yield workers
         for name, text, value in (
             ("jobs_processing", "Jobs that are running.", self._jobs.census.processing()),
-            ("deliveries_waiting", "Webhooks that have still to be sent.", self._jobs.deliveries.waiting()),
-            ("publishes_due", "Jobs whose message has still to be put into the queue.", self._jobs.outbox.waiting()),
+            ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),
+            ("publishes_due", "Jobs whose message is still to be published.", self._jobs.outbox.waiting()),
         ):
             yield GaugeMetricFamily(f"maskfleet_{name}", text, value)

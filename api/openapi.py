@@ -34,9 +34,9 @@ _WITH_RETRY_AFTER = (429, 503)
 _MODES = ("everything", "point", "box")
 
 _LIMIT_HEADERS = {
-    "RateLimit-Limit": "Requests that your key may send in a time; absent when there is no limit.",
-    "RateLimit-Remaining": "How many are left.",
-    "RateLimit-Reset": "Seconds until more are.",
+    "RateLimit-Limit": "Requests that your key may send per time window; absent when there is no limit.",
+    "RateLimit-Remaining": "Requests left in the current window.",
+    "RateLimit-Reset": "Seconds until some of the quota is restored.",
 }
 DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|(job|batch)_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
 #: The form of ids in paths.
@@ -92,7 +92,7 @@ def document(app: Flask) -> Json:
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Your API key. Each operation names the scope that it needs.",
+                    "description": "Your API key. Each operation names the scope it needs.",
                 }
             },
         },
@@ -198,7 +198,7 @@ def _problem(status: int, codes: tuple[str, ...]) -> Json:
         "content": {PROBLEM_TYPE: {"schema": _ref(Problem), "examples": {code: example(code) for code in codes}}},
     }
     if status in _WITH_RETRY_AFTER:
-        piece["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+        piece["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     return piece
 
 
@@ -213,7 +213,7 @@ def _job_body() -> Json:
                     "required": ["image", "job"],
                     "additionalProperties": False,
                     "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "The image's file."},
+                        "image": {"type": "string", "format": "binary", "description": "The image file."},
                         "job": {"$ref": f"{_REF}JobSpecBesideImage"},
                     },
                 },

@@ -79,7 +79,7 @@ def submission_problems(own: Mapping[int, tuple[str, ...]]) -> Mapping[int, tupl
 
 def idempotency_key_header(made: str, example: str) -> Header:
     """Describe the header ``Idempotency-Key``.  made: what the route makes, a job or a batch."""
-    description = f"The same key and body give the same {made}, for a day."
+    description = f"Repeating a key with the same body returns the same {made}, for a day by default."
     return Header("Idempotency-Key", description, example, f"^{IDEMPOTENCY_KEY}$")
 
 

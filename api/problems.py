@@ -18,15 +18,12 @@ MAX_FAULTS, MAX_TEXT = 50, 500
 
 #: The framework's own refusals: a code and what to do.
 _HTTP_PROBLEMS = {
-    400: ("bad_request", "The request cannot be read as HTTP with the body that its headers declare."),
-    404: ("route_not_found", "There is no such address here; /openapi.json lists them."),
-    405: ("method_not_allowed", "This address knows other methods; the header Allow names them."),
-    413: ("body_too_large", "The body is larger than this service takes in. Upload the image with POST /v1/uploads."),
-    429: (
-        "rate_limited",
-        "This is more than you may ask in that time; the header Retry-After says when to come again.",
-    ),
-    415: ("unsupported_media_type", "Send application/json, or multipart/form-data with parts job and image."),
+    400: ("bad_request", "The request is malformed, or its body does not match its headers."),
+    404: ("route_not_found", "No route matches this URL; /openapi.json lists them all."),
+    405: ("method_not_allowed", "This URL does not support that method; see the Allow header."),
+    413: ("body_too_large", "The request body is too large. Upload the image with POST /v1/uploads."),
+    429: ("rate_limited", "Rate limit exceeded; retry after the time in Retry-After."),
+    415: ("unsupported_media_type", "Send application/json, or multipart/form-data with the parts job and image."),
 }
 
 logger = get_logger()
@@ -74,7 +71,7 @@ def _answer_unforeseen(error: Exception) -> Response:
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "internal_error",
         "Something went wrong",
-        "This is our fault. Send the request again; if it happens twice, tell the operator the instance.",
+        "The service failed unexpectedly. Send the request again; if that fails too, give the operator the instance.",
     )
 
 

@@ -41,13 +41,11 @@ def check_image_source(source: ImageSource, tenant: str, door: Services) -> None
     if source.upload_id is not None:
         stored = door.store.head(upload_key(tenant, source.upload_id))
         if stored is None:
-            raise NotFound(
-                "upload_not_found", "Nothing was uploaded under this id, or it is gone. PUT the image first."
-            )
+            raise NotFound("upload_not_found", "No upload has this id, or it was removed. PUT the image first.")
         if stored.size > door.settings.max_image_bytes:
             raise image_file_too_large(door.settings.max_image_bytes)
         if stored.size == 0:
-            raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+            raise InvalidImage("image_empty", "The image file is empty. Was it uploaded completely?")
 
 
 def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) -> None:
@@ -70,11 +68,13 @@ def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) ->
         else:
             there = _may_have_logits(named, tenant, door)
         if not there:
-            raise InvalidPrompt("mask_input_not_found", f"Prompt {number}: there is no mask of {named} to start from.")
+            raise InvalidPrompt("mask_input_not_found", f"Prompt {number}: {named} has no mask to start from.")
 
 
 def image_file_too_large(max_image_bytes: int) -> InvalidRequest:
-    return InvalidRequest("image_file_too_large", f"An image's file is at most {max_image_bytes:,} bytes.", status=413)
+    return InvalidRequest(
+        "image_file_too_large", f"The image file is larger than the limit of {max_image_bytes:,} bytes.", status=413
+    )
 
 
 def _may_have_logits(job_id: str, tenant: str, door: Services) -> bool:

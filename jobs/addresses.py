@@ -82,15 +82,15 @@ class AddressRules:
         """Raise AddressRefused unless a connection to this may be made."""
         self.check_service(scheme, port)
         if not self.admits(address):
-            raise AddressRefused("url_not_allowed", "The address is not one of the public network.")
+            raise AddressRefused("url_not_allowed", "The address is not on the public internet.")
 
     def check_service(self, scheme: str, port: int) -> None:
         """Raise AddressRefused for a scheme or a port that is not allowed."""
         if scheme not in self.schemes:
-            raise AddressRefused("url_not_allowed", f"Only {', '.join(sorted(self.schemes))} is allowed.")
+            raise AddressRefused("url_not_allowed", f"Only {', '.join(sorted(self.schemes))} URLs are allowed.")
         if self.ports is not None and port not in self.ports:
             allowed = ", ".join(str(one) for one in sorted(self.ports))
-            raise AddressRefused("url_not_allowed", f"The port {port} is not allowed; allowed are {allowed}.")
+            raise AddressRefused("url_not_allowed", f"Port {port} is not allowed; use one of {allowed}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +133,24 @@ def check_url(url: str, rules: AddressRules) -> None:
     rules.check_service(parts.scheme, parts.port)
     last = parts.host.rpartition(".")[2]
     if not rules.local_names and (last == parts.host or last in _LOCAL_NAMES):
-        raise AddressRefused("url_not_allowed", "The host's name is not one of the public network.")
+        raise AddressRefused("url_not_allowed", "The host name is not on the public internet.")
 
 
 def split_url(url: str) -> Url:
     """Read where an http or https URL leads; raises AddressRefused (``invalid_url``) for any unusual form."""
     if _UNSEEN.search(url):
-        raise _invalid("it has a space, a control character or a backslash")
+        raise _invalid("it contains a space, a control character or a backslash")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise _invalid("it cannot be read") from error
+        raise _invalid("it cannot be parsed") from error
     if parts.scheme not in ("http", "https"):
         raise _invalid("it does not start with http:// or https://")
     if "@" in parts.netloc:
-        raise _invalid("it has a user name or password")
+        raise _invalid("it contains a user name or password")
     if "[" in parts.netloc and ":" not in host:
-        raise _invalid("its host is no IPv6 address")
+        raise _invalid("its host is not a valid IPv6 address")
     if port == 0:
         raise _invalid("its port is 0")
     name = _plain(host)
@@ -168,17 +168,17 @@ def _literal(host: str) -> IPAddress | None:
         try:
             return IPv6Address(host)
         except AddressValueError as error:
-            raise _invalid("its host is no IPv6 address") from error
+            raise _invalid("its host is not a valid IPv6 address") from error
     labels = host.split(".")
     if len(host) > 253 or not all(_is_label(label) for label in labels):
-        raise _invalid("its host is no name")
+        raise _invalid("its host is not a valid name")
     if not _NUMBER.fullmatch(labels[-1]):
         return None
     try:
         # The notations that the C library takes, and all that looks names up with it: 127.1, 0x7f000001, 017700000001.
         return IPv4Address(socket.inet_aton(host))
     except OSError as error:
-        raise _invalid("its host is no IPv4 address") from error
+        raise _invalid("its host is not a valid IPv4 address") from error
 
 
 def _is_label(label: str) -> bool:
@@ -189,4 +189,6 @@ def _is_label(label: str) -> bool:
 
 
 def _invalid(why: str) -> AddressRefused:
-    return AddressRefused("invalid_url", f"Give an http or https URL without a user name or password: {why}.")
+    return AddressRefused(
+        "invalid_url", f"Invalid URL: {why}. Use an http or https URL without a user name or password."
+    )

@@ -59,7 +59,7 @@ class CallerError(JobError):
     """The caller must change something; trying again as it is cannot help."""
 
     status = 400
-    title = "The request cannot be carried out"
+    title = "The request cannot be processed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class InvalidRequest(CallerError):
 
 class Unauthorized(CallerError):
     status = 401
-    title = "An API key is needed"
+    title = "An API key is required"
 
 
 class Forbidden(CallerError):
@@ -117,14 +117,14 @@ class NotFound(CallerError):
 
 class Conflict(CallerError):
     status = 409
-    title = "The job is not in the state for this"
+    title = "The job's state does not allow this"
 
 
 class OverQuota(CallerError):
     """The tenant has as many jobs as it may; it must wait until some have ended."""
 
     status = 429
-    title = "Too many jobs at once"
+    title = "Too many jobs in flight"
     retry_after_s = 10
 
 
@@ -146,13 +146,13 @@ class ServiceError(JobError):
     """The service failed; the same request may succeed later."""
 
     status = 503
-    title = "The service is not available just now"
+    title = "The service is temporarily unavailable"
     retry_after_s = 5
 
 
 class QueueUnavailable(ServiceError):
     def __init__(
-        self, detail: str = "The queue does not answer. Nothing was recorded; send the request again."
+        self, detail: str = "The job queue is not responding. Nothing was recorded; send the request again."
     ) -> None:
         super().__init__("queue_unavailable", detail)
 
@@ -167,12 +167,12 @@ class LedgerVersion(ServiceError):
             else "Run the version of maskfleet that wrote it, or a newer one."
         )
         super().__init__(
-            "ledger_version", f"The ledger in Redis is of version {found}, this program needs {needed}. {what_to_do}"
+            "ledger_version", f"The ledger in Redis has version {found}; this program needs {needed}. {what_to_do}"
         )
 
 
 class StoreUnavailable(ServiceError):
-    def __init__(self, detail: str = "The object store does not answer. Send the request again.") -> None:
+    def __init__(self, detail: str = "The object store is not responding. Send the request again.") -> None:
         super().__init__("store_unavailable", detail)
 
 
@@ -189,7 +189,7 @@ class BacklogFull(ServiceError):
     def __init__(self, wait_s: float, max_wait_s: float) -> None:
         super().__init__(
             "backlog_full",
-            f"A job would now wait about {wait_s:.0f} s for a worker. Nothing was recorded; send it again later, "
+            f"A new job would wait about {wait_s:.0f} s for a worker. Nothing was recorded; send it again later, "
             "or with a more urgent priority.",
         )
         # The queue is short enough again after the difference; it may be longer or shorter by then.
@@ -199,7 +199,7 @@ class BacklogFull(ServiceError):
 class TooManyStreams(ServiceError):
     def __init__(self) -> None:
         super().__init__(
-            "too_many_streams", "This service holds as many streams as it can. Look at the job itself, or come again."
+            "too_many_streams", "The service cannot hold another stream open. Poll the job instead, or retry later."
         )
 
 

@@ -44,7 +44,7 @@ def media_type(file_format: str) -> str:
 def check_not_empty(data: bytes) -> None:
     """Raise InvalidImage (``image_empty``)."""
     if not data:
-        raise InvalidImage("image_empty", "The image has no bytes. Was the file uploaded completely?")
+        raise InvalidImage("image_empty", "The image file is empty. Was it uploaded completely?")
 
 
 def check_size(size_wh: Size, max_pixels: int) -> None:
@@ -63,9 +63,9 @@ def not_an_image(data: bytes) -> InvalidImage:
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     is_html = start.startswith((b"<head", b"<body", b"<!--")) or b"<html" in start or b"<!doctype html" in start
     found = (
-        "The bytes are HTML, perhaps a log-in or error page in the image's place."
+        "The file is HTML, perhaps a login or error page instead of the image."
         if is_html
-        else "The bytes are not an image of a format that is accepted."
+        else "The file is not an image in an accepted format."
     )
     return InvalidImage("not_an_image", f"{found} Send one of {', '.join(IMAGE_FORMATS)}.")
 

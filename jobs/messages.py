@@ -118,7 +118,7 @@ def _understood(body: str) -> str:
 
 def _ours(task: str) -> str:
     if task != TASK_NAME:
-        raise ValueError("no task of ours")
+        raise ValueError("unknown task")
     return task
 
 

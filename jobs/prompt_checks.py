@@ -27,7 +27,7 @@ def check_prompts_on_image(prompts: tuple[Prompt, ...], size_wh: tuple[int, int]
             if x_min < 0 or y_min < 0 or x_max > width or y_max > height:
                 raise InvalidPrompt(
                     "box_outside_image",
-                    f"Prompt {number}: the box {[round(v, 2) for v in prompt.box]} reaches outside the image "
+                    f"Prompt {number}: the box {[round(v, 2) for v in prompt.box]} extends outside the image "
                     f"of {width}×{height} pixels.",
                 )
 

@@ -98,7 +98,7 @@ class SharedSettings(BaseSettings):
     def _authorities_are_for_tls(self) -> Self:
         if self.redis_ca and not self.redis_url.get_secret_value().startswith("rediss://"):
             raise ValueError(
-                "redis_ca is set, and redis_url does not begin with rediss://: nothing would be encrypted."
+                "redis_ca is set, but redis_url does not begin with rediss://: nothing would be encrypted."
             )
         return self
 
@@ -159,7 +159,9 @@ class ApiSettings(SharedSettings):
             try:
                 check_url(url, rules)
             except AddressRefused as error:
-                raise ValueError(f"webhook_endpoints: that of {tenant} is not sent to: {error.detail}") from error
+                raise ValueError(
+                    f"webhook_endpoints: the URL for tenant {tenant!r} is not allowed: {error.detail}"
+                ) from error
         return self
 
     def default_webhook(self, tenant: str) -> Webhook | None:
@@ -204,7 +206,7 @@ class WorkerSettings(SharedSettings):
     fetch_timeout_s: float = Field(60.0, gt=0)
     #: What the encoder computes in.  Half is faster on a GPU, and gives masks that are not quite the same.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    torch_threads: int = Field(0, ge=0, description="0: torch's own choice.")
+    torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
 
 
 class CourierSettings(SharedSettings):

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """Where a job stands.  The last four are terminal: they never change."""
+    """The state of a job.  The last four are terminal; only a retry leads out of one, ``failed``."""
 
     QUEUED = "queued"
     PROCESSING = "processing"

@@ -168,14 +168,14 @@ class Store:
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                 )
             if answer.get("Errors"):
-                raise StoreUnavailable("The object store did not remove every object. Send the request again.")
+                raise StoreUnavailable("The object store did not delete every object. Send the request again.")
             count += len(batch)
         return count
 
     def delete_prefix(self, folder: str) -> int:
         """Remove all objects in a folder, whose name ends with a slash; give how many there were."""
         if not folder.endswith("/") or folder.count("/") < 2:
-            raise ValueError(f"{folder!r} is not the folder of one job; a neighbour's name may begin with it.")
+            raise ValueError(f"{folder!r} is not one job's folder: other jobs' keys may begin with it.")
         return self.delete(found.key for found in self.listed(folder))
 
     def ping(self) -> None:
@@ -224,7 +224,7 @@ def allowed_object(s3_uri: str, settings: SharedSettings) -> tuple[str, str]:
     bucket, key = split_s3_uri(s3_uri)
     # Never our own bucket: other tenants' images and masks are in it.
     if bucket not in settings.allowed_buckets or bucket == settings.bucket:
-        raise InvalidRequest("bucket_not_allowed", f"This service does not read the bucket {bucket!r}.", status=403)
+        raise InvalidRequest("bucket_not_allowed", f"This service may not read the bucket {bucket!r}.", status=403)
     return bucket, key
 
 
@@ -269,11 +269,11 @@ def _s3_errors() -> Iterator[None]:
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if _code(error) in _ABSENT:
-            raise NotFound("object_not_found", "There is no such object in the store.") from error
+            raise NotFound("object_not_found", "The object is not in the store.") from error
         if status == 403 and _clock_is_off(error):
-            raise StoreUnavailable("The object store refuses us, for the clock of this machine is wrong.") from error
+            raise StoreUnavailable("The object store rejects requests: this machine's clock is wrong.") from error
         if status == 403:
-            raise ObjectDenied("object_denied", "The store does not let this service read the object.") from error
+            raise ObjectDenied("object_denied", "The object store denies this service access to the object.") from error
         if status >= 500 or _code(error) in ("SlowDown", "RequestTimeout"):
             raise StoreUnavailable from error
         raise

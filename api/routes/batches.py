@@ -19,13 +19,13 @@ blueprint = Blueprint("batches", __name__)
 @blueprint.post("/batches")
 @operation(
     Operation(
-        summary="Send many images as one batch: one job for each, all with the same mode, prompts and params.",
+        summary="Submit many images as one batch: one job for each, all with the same mode, prompts and params.",
         scope=Scope.WRITE,
         description=(
-            "All or nothing: with one image at fault, or more jobs than your quota has room for, none is recorded. "
-            "Each job is like any other, and counts as one. When the last has ended, `batch.completed` is sent to "
-            "the webhook, or to your default endpoint. A job that is retried after that opens the batch again; its "
-            "next end is told anew, under another `webhook-id`."
+            "All or nothing: if one image is invalid, or the batch exceeds your quota, no job is recorded. "
+            "Each job is like any other, and counts towards your quota. When the last has ended, `batch.completed` is "
+            "sent to the webhook, or to your default endpoint. Retrying a job after that reopens the batch; when it "
+            "completes again, the event is sent again, under another `webhook-id`."
         ),
         takes_batch=True,
         answers={202: BatchView},
@@ -46,7 +46,7 @@ def send_batch() -> Response:
 @blueprint.get("/batches/<batch_id>")
 @operation(
     Operation(
-        summary="Look at a batch: how many of its jobs are in each state, and their ids.",
+        summary="Get a batch: how many of its jobs are in each state, and their ids.",
         scope=Scope.READ,
         answers={200: BatchView},
         problems={404: ("batch_not_found",)},
@@ -60,7 +60,7 @@ def show_batch(batch_id: str) -> Response:
 @blueprint.get("/batches/<batch_id>/deliveries")
 @operation(
     Operation(
-        summary="The webhooks that tell of the batch's end, with each try. Those of its jobs are with the jobs.",
+        summary="List the webhooks about the batch's completion, with their delivery attempts; not those of its jobs.",
         scope=Scope.READ,
         answers={200: DeliveryList},
         problems={404: ("batch_not_found",)},

@@ -32,7 +32,7 @@ class MessageId(BaseConverter):
 @blueprint.get("/jobs/<job_id>/deliveries")
 @operation(
     Operation(
-        summary="A job's webhooks, with each try: when, how long it took, and the first 1 kB of the answer.",
+        summary="List a job's webhooks with their delivery attempts: time, duration, first 1 kB of the response.",
         scope=Scope.READ,
         answers={200: DeliveryList},
         problems={404: ("job_not_found",)},
@@ -47,7 +47,7 @@ def list_deliveries(job_id: str) -> Response:
 @blueprint.get("/deliveries/<msg:delivery_id>")
 @operation(
     Operation(
-        summary="Look at one webhook.",
+        summary="Get one webhook.",
         scope=Scope.READ,
         answers={200: DeliveryView},
         problems={404: ("delivery_not_found",)},
@@ -60,11 +60,11 @@ def show_delivery(delivery_id: str) -> Response:
 @blueprint.post("/deliveries/<msg:delivery_id>/redeliver")
 @operation(
     Operation(
-        summary="Send a webhook again, at once, under the same id and with the same bytes.",
+        summary="Resend a webhook at once, under the same id and with the same bytes.",
         scope=Scope.WRITE,
         description=(
-            "Its schedule begins anew. It is sent even to an endpoint that answered 410; a good answer enables that "
-            "again. One that is being sent at this moment is left to that."
+            "Its schedule starts over. It is sent even to an endpoint that responded 410; a 2xx response enables the "
+            "endpoint again. A webhook that is already being sent is left alone."
         ),
         answers={202: DeliveryView},
         problems={404: ("delivery_not_found",)},
@@ -81,9 +81,9 @@ def redeliver(delivery_id: str) -> Response:
 @blueprint.post("/deliveries/redeliver")
 @operation(
     Operation(
-        summary="Send the webhooks of a time again, each under its own id.",
+        summary="Resend the webhooks of a time range, each under its own id.",
         scope=Scope.WRITE,
-        description=f"The oldest first, {MAX_REDELIVERED:,} at most. For when a receiver was away for long.",
+        description=f"Oldest first, at most {MAX_REDELIVERED:,}. For use after a receiver was down for a long time.",
         body=RedeliveryRange,
         answers={202: Redeliveries},
         problems={
@@ -99,7 +99,7 @@ def redeliver_range() -> Response:
     until = wanted.until or datetime.now(UTC)
     if wanted.since > until:
         raise InvalidRequest.at(
-            "/from", "invalid_range", "It is later than the end of the range.", fault="range_is_empty"
+            "/from", "invalid_range", "The start of the range is after its end.", fault="range_is_empty"
         )
     queued = services().deliveries.redeliver_range(tenant(), wanted.since, until, only_failed=wanted.only_failed)
     logger.info("redeliveries_queued", deliveries=len(queued))
@@ -126,4 +126,4 @@ def delivery_url(delivery_id: str) -> str:
 
 
 def _delivery_not_found() -> NotFound:
-    return NotFound("delivery_not_found", "You have no webhook with this id, or it ended long ago and is forgotten.")
+    return NotFound("delivery_not_found", "You have no webhook with this id, or its record has expired.")

@@ -22,7 +22,7 @@ logger = get_logger()
 @blueprint.post("/jobs/<job_id>/retry")
 @operation(
     Operation(
-        summary="Queue a failed job once more, under the same id and with both its clocks anew.",
+        summary="Queue a failed job again, under the same id and with both deadlines restarted.",
         scope=Scope.WRITE,
         answers={202: JobView},
         problems={404: ("job_not_found",), 409: ("job_not_failed",), 429: ("too_many_jobs_in_flight",)},
@@ -39,9 +39,7 @@ def retry_job(job_id: str) -> Response:
     )
     match outcome:
         case Retried.NOT_FAILED:
-            raise Conflict(
-                "job_not_failed", f"The job is {find_job(job_id).status}. Only a failed one is queued again."
-            )
+            raise Conflict("job_not_failed", f"The job is {find_job(job_id).status}. Only failed jobs can be retried.")
         case Retried.OVER_QUOTA:
             raise over_quota(max_in_flight)
         case Retried.UNKNOWN:  # its record expired since it was read
@@ -56,11 +54,11 @@ def retry_job(job_id: str) -> Response:
 @blueprint.delete("/jobs/<job_id>")
 @operation(
     Operation(
-        summary="Delete an ended job: all objects that its attempts wrote, then its record.",
+        summary="Delete an ended job: all objects its attempts wrote, then its record.",
         scope=Scope.WRITE,
         description=(
-            "The image stays: an upload is named by its content and may serve several jobs of yours; "
-            "the operator's rule for the bucket removes it."
+            "The image stays, since other jobs of yours may use the same upload; the operator's lifecycle rule for the "
+            "bucket removes it."
         ),
         answers={204: None},
         problems={404: ("job_not_found",), 409: ("job_not_ended",), 503: ("store_unavailable",)},
@@ -70,7 +68,7 @@ def delete_job(job_id: str) -> Response:
     record, door = find_job(job_id), services()
     match door.ledger.begin_deletion(record.id, tenant()):
         case Deleted.NOT_ENDED:
-            raise Conflict("job_not_ended", f"The job is {record.status}. Cancel it, or wait for its end.")
+            raise Conflict("job_not_ended", f"The job is {record.status}. Cancel it, or wait for it to end.")
         case Deleted.UNKNOWN:  # its record expired since it was read
             raise job_not_found()
     removed = door.store.delete_prefix(f"{result_prefix(record.tenant, record.id)}/")

@@ -20,20 +20,20 @@ blueprint = Blueprint("events", __name__)
 @blueprint.get("/jobs/<job_id>/events")
 @operation(
     Operation(
-        summary="Follow a job: it is sent as it stands, then again with each change, until it has ended.",
+        summary="Follow a job: its current state, then its state after each change, until it has ended.",
         scope=Scope.READ,
         description=(
-            "Server-Sent Events of type `job`: `data` is the job as `GET /v1/jobs/{id}` shows it, `id` a version that "
-            "grows with each change. While a job waits, its place in the queue is looked at every few seconds. "
-            "Comments come while nothing happens. The stream ends after the job's end, or after a time; come again "
-            "with `Last-Event-ID` and nothing that you have seen is sent twice. 204: the job has ended and you have "
-            "seen that."
+            "Server-Sent Events of type `job`: `data` is the job as `GET /v1/jobs/{id}` returns it, `id` a version "
+            "that grows with each change. While a job waits, its position in the queue is checked every few seconds. "
+            "Comments are sent as heartbeats while nothing happens. The stream ends after the job's end, or after a "
+            "time limit; reconnect with `Last-Event-ID`, and nothing that you have seen is sent twice. 204: the job "
+            "has ended and you have seen its last event."
         ),
         answers={200: "text/event-stream", 204: None},
         problems={404: ("job_not_found",), 503: ("too_many_streams",)},
         headers=(
-            Header("Last-Event-ID", "The last `id` that you have seen.", "7"),
-            Header("Prefer", "`wait=N` ends the stream after N seconds at most.", "wait=60"),
+            Header("Last-Event-ID", "The last `id` that you have received.", "7"),
+            Header("Prefer", "`wait=N` ends the stream after at most N seconds.", "wait=60"),
         ),
     )
 )

@@ -37,7 +37,7 @@ logger = get_logger()
 @blueprint.post("/jobs")
 @operation(
     Operation(
-        summary="Send a job: one image, one mode.",
+        summary="Submit a job: one image, one mode.",
         scope=Scope.WRITE,
         takes_job=True,
         answers={202: JobView},
@@ -61,11 +61,13 @@ def send_job() -> Response:
 @blueprint.get("/jobs/<job_id>")
 @operation(
     Operation(
-        summary="Look at a job.",
+        summary="Get a job.",
         scope=Scope.READ,
         answers={200: JobView},
         problems={404: ("job_not_found",)},
-        headers=(Header("Prefer", "`wait=N` holds the answer until the job ends, N seconds at most.", "wait=30"),),
+        headers=(
+            Header("Prefer", "`wait=N` holds the response until the job ends, for at most N seconds.", "wait=30"),
+        ),
     )
 )
 def show_job(job_id: str) -> Response:
@@ -107,7 +109,7 @@ def list_jobs() -> Response:
 @blueprint.post("/jobs/<job_id>/cancel")
 @operation(
     Operation(
-        summary="Cancel a job: at once while it waits (200), else its worker is told to stop (202).",
+        summary="Cancel a job: at once if it is queued (200); otherwise its worker is asked to stop (202).",
         scope=Scope.WRITE,
         answers={200: JobView, 202: JobView},
         problems={404: ("job_not_found",), 409: ("job_already_ended",)},
@@ -118,7 +120,7 @@ def cancel_job(job_id: str) -> Response:
     outcome = services().ledger.cancel(record.id, tenant())
     if outcome is Cancel.ENDED:
         raise Conflict(
-            "job_already_ended", f"The job has ended: {find_job(job_id).status}. There is nothing to cancel."
+            "job_already_ended", f"The job is already {find_job(job_id).status}. There is nothing to cancel."
         )
     if outcome is Cancel.UNKNOWN:  # its record expired since it was read
         raise job_not_found()
@@ -135,7 +137,7 @@ def find_job(job_id: str) -> JobRecord:
 
 
 def job_not_found() -> NotFound:
-    return NotFound("job_not_found", "You have no job with this id, or it ended long ago and is forgotten.")
+    return NotFound("job_not_found", "You have no job with this id, or its record has expired.")
 
 
 def show(record: JobRecord, *, status: int = 200) -> Response:
@@ -204,5 +206,5 @@ def _read_cursor(cursor: str) -> Place:
         text = ""
     found = re.fullmatch(rf"([0-9]{{1,15}}):({JOB_ID})", text)
     if found is None:
-        raise InvalidRequest("invalid_cursor", "The cursor is not one that this service gave. Begin without one.")
+        raise InvalidRequest("invalid_cursor", "The cursor is not one that this service issued. Start without one.")
     return int(found[1]), found[2]

@@ -14,7 +14,7 @@ blueprint = Blueprint("models", __name__)
 
 
 @blueprint.get("/models")
-@operation(Operation(summary="The models, the default first.", scope=Scope.READ, answers={200: ModelList}))
+@operation(Operation(summary="List the models, the default first.", scope=Scope.READ, answers={200: ModelList}))
 def list_models() -> Response:
     settings = services().settings
     served = [worker.model for worker in services().roster.workers()]

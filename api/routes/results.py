@@ -24,7 +24,7 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
 @blueprint.get("/jobs/<job_id>/result")
 @operation(
     Operation(
-        summary="The manifest: every mask in short, every file with a link that works for a while.",
+        summary="Get the manifest: a summary of every mask, and every file with a temporary link.",
         scope=Scope.READ,
         answers={200: Manifest},
         problems={**_NO_RESULT, 503: ("store_unavailable",)},
@@ -40,7 +40,7 @@ def show_result(job_id: str) -> Response:
 @blueprint.get("/jobs/<job_id>/files/<path:name>")
 @operation(
     Operation(
-        summary="One file of the result, by a redirect into the object store.",
+        summary="Get one file of the result, by a redirect to the object store.",
         scope=Scope.READ,
         answers={307: None},
         problems={
@@ -54,23 +54,25 @@ def fetch_file(job_id: str, name: str) -> Response:
     for file in _manifest(job_id).files:
         if file.name == name:
             return Response(status=307, headers={"Location": services().store.link(file.key)})
-    raise NotFound("file_not_found", "The result has no file of this name; GET …/result lists them.")
+    raise NotFound("file_not_found", "The result has no file with this name; GET …/result lists them.")
 
 
 def _manifest(job_id: str) -> Manifest:
     record = find_job(job_id)
     if not record.status.ended:
-        raise Conflict("job_not_ended", f"The job is {record.status}. Ask again when it has ended.")
+        raise Conflict("job_not_ended", f"The job is {record.status}. Try again when it has ended.")
     if record.status is not Status.SUCCEEDED or record.result is None:
         why = f" ({record.error.code}: {record.error.detail})" if record.error else ""
-        raise Conflict("job_without_result", f"The job has ended without a result: {record.status}{why}.")
+        raise Conflict("job_without_result", f"The job ended without a result: {record.status}{why}.")
     try:
         manifest = Manifest.model_validate_json(services().store.read(record.result.manifest_key))
     except NotFound as error:
-        raise NotFound("result_not_found", "The result is gone from the store; results are kept for a time.") from error
+        raise NotFound(
+            "result_not_found", "The result is no longer in the store; results are kept for a limited time."
+        ) from error
     # Links are made for what the manifest names; whatever wrote it, they reach no further than the job's own folder.
     folder = f"{result_prefix(record.tenant, record.id)}/"
     if not all(file.key.startswith(folder) for file in manifest.files):
         logger.error("manifest_names_foreign_keys", job_id=record.id)
-        raise NotFound("result_not_found", "The result in the store is not this job's own.")
+        raise NotFound("result_not_found", "The result in the store does not belong to this job.")
     return manifest

@@ -20,7 +20,7 @@ blueprint = Blueprint("uploads", __name__)
 @blueprint.post("/uploads")
 @operation(
     Operation(
-        summary="Get a link to upload an image to; then name its upload_id in a job.",
+        summary="Get a link to upload an image to; then pass its upload_id in a job.",
         scope=Scope.WRITE,
         body=UploadRequest,
         answers={201: UploadView},

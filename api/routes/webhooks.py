@@ -32,12 +32,12 @@ logger = get_logger()
 @blueprint.post("/webhooks/ping")
 @operation(
     Operation(
-        summary="Send a signed test event, and see the bytes and headers that were signed and what was answered.",
+        summary="Send a signed test event, and see the bytes and headers that were sent and the receiver's response.",
         scope=Scope.WRITE,
         description=(
-            "A courier sends it, once, as it sends all webhooks; the answer is held until it did. 202: no courier "
-            "did in time, `code` is `not_sent_yet`, and `Location` is where its try will be seen. A good answer of "
-            "the receiver enables an endpoint that was disabled by a 410."
+            "A courier sends it once, as it sends all webhooks; the response is held until then. 202: no courier sent "
+            "it in time, `code` is `not_sent_yet`, and `Location` is where its attempt will be listed. A 2xx response "
+            "from the receiver enables an endpoint that was disabled by a 410."
         ),
         body=PingRequest,
         answers={200: PingView, 202: PingView},
@@ -47,7 +47,9 @@ logger = get_logger()
             415: ("unsupported_media_type",),
             422: ("invalid_ping", "url_not_allowed"),
         },
-        headers=(Header("Prefer", f"`wait=N` holds the answer N seconds at most; else {USUAL_WAIT_S}.", "wait=30"),),
+        headers=(
+            Header("Prefer", f"`wait=N` holds the response for at most N seconds. Default: {USUAL_WAIT_S}.", "wait=30"),
+        ),
     )
 )
 def ping() -> Response:
@@ -56,7 +58,7 @@ def ping() -> Response:
     url = read_json(PingRequest, "invalid_ping").url or (default.url if default else None)
     if url is None:
         raise InvalidRequest.at(
-            "/url", "invalid_ping", "This service has no endpoint of yours; name the one to ping.", fault="no_endpoint"
+            "/url", "invalid_ping", "You have no default endpoint here; give the URL to ping.", fault="no_endpoint"
         )
     check_address("/url", url, door.settings)
     body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()

@@ -77,7 +77,9 @@ class KeyStore:
         Raises ValueError for a tenant's name that cannot be one.
         """
         if not TENANT.fullmatch(tenant):
-            raise ValueError("A tenant's name is letters, digits, '_', '.' and '-', at most 64.")
+            raise ValueError(
+                "A tenant's name has at most 64 letters, digits, '_', '.' and '-', and starts with a letter or digit."
+            )
         text = new_key()
         key_id = _id_of(text)
         with redis_errors():

@@ -81,4 +81,4 @@ def redis_errors() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
         raise QueueUnavailable from error
     except redis.exceptions.OutOfMemoryError as error:
-        raise QueueUnavailable("The queue is full. Nothing was recorded; send the request again later.") from error
+        raise QueueUnavailable("The job queue is full. Nothing was recorded; send the request again later.") from error

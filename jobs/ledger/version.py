@@ -73,7 +73,7 @@ def _change_nothing(client: redis.Redis) -> None:
     """Only the version is new."""
 
 
-MIGRATIONS = (Migration(1, "the records stay as they are, and the ledger gets its version", _change_nothing),)
+MIGRATIONS = (Migration(1, "records the ledger's version; changes nothing else", _change_nothing),)
 
 
 def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration]:
@@ -115,9 +115,7 @@ def _turn(client: redis.Redis, dry_run: bool) -> Iterator[Callable[[], None]]:
     if dry_run:
         yield lambda: None
         return
-    conflict = Conflict(
-        "upgrade_under_way", "Another upgrade is under way, or was killed. Run this again in 10 minutes."
-    )
+    conflict = Conflict("upgrade_under_way", "Another upgrade is running, or was killed. Try again in 10 minutes.")
     lock = Lock(client, "mf:upgrade", timeout=LOCK_S, blocking=False, thread_local=False)
     with redis_errors():
         if not lock.acquire():

@@ -17,16 +17,16 @@ from maskfleet.jobs.status import Status
 
 
 class Problem(Wire):
-    """Why a request was not carried out, as RFC 9457 lays it out."""
+    """Why a request failed: a problem document (RFC 9457)."""
 
     type: str = Field(description="A name for this kind of problem.", examples=["urn:maskfleet:problem:job_not_found"])
     title: str
-    status: int = Field(description="The answer's HTTP status.")
-    detail: str = Field(description="What to do.")
+    status: int = Field(description="The HTTP status of the response.")
+    detail: str = Field(description="What is wrong, and what to do.")
     code: str = Field(description="Stable; the last part of `type`. Branch on this.", examples=["job_not_found"])
-    instance: str = Field(description="This one request, as in the header `X-Request-Id`; quote it when you ask us.")
+    instance: str = Field(description="This request, as in the header `X-Request-Id`; quote it when you ask for help.")
     errors: tuple[FieldFault, ...] | None = Field(
-        None, description="Each field at fault; `pointer` is a JSON pointer, or the name of a query parameter."
+        None, description="Each invalid field; `pointer` is a JSON pointer, or the name of a query parameter."
     )
 
 
@@ -35,40 +35,40 @@ class JobQuery(Wire):
 
     status: Status | None = Field(None, description="Only jobs in this state.")
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        None, description="Where to go on: `next_cursor` of the page before."
+        None, description="Where to continue: `next_cursor` of the previous page."
     )
-    limit: int = Field(20, ge=1, le=100, description="Jobs on a page.")
+    limit: int = Field(20, ge=1, le=100, description="Jobs per page.")
 
 
 class JobPage(Wire):
     """Jobs, newest first."""
 
     jobs: tuple[JobView, ...]
-    next: str | None = Field(description="The address of the next page; null on the last one.")
+    next: str | None = Field(description="The URL of the next page; null on the last one.")
     next_cursor: str | None
 
 
 class UploadRequest(Wire):
-    """An image that is to be uploaded, or an earlier mask's logits (application/octet-stream)."""
+    """An image to upload, or an earlier mask's logits (application/octet-stream)."""
 
     content_type: Literal[
         "image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream"
     ]
-    size: int = Field(ge=1, description="Of the file, in bytes.")
+    size: int = Field(ge=1, description="The size of the file in bytes.")
 
 
 class UploadView(Wire):
     """How to upload it: one request, with these headers and the file as its body."""
 
-    upload_id: str = Field(description="For `image.upload_id` of a job, or a prompt's `mask_input`.")
+    upload_id: str = Field(description="For a job's `image.upload_id`, or a prompt's `mask_input`.")
     url: str
     method: Literal["PUT"] = "PUT"
     headers: dict[str, str]
-    expires_at: datetime = Field(description="The link works until then.")
+    expires_at: datetime = Field(description="The link works until this time.")
 
 
 class DeliveryList(Wire):
-    """A job's webhooks, the oldest first."""
+    """The webhooks of a job or a batch, oldest first."""
 
     deliveries: tuple[DeliveryView, ...]
 
@@ -83,53 +83,53 @@ def _read_time(value: object) -> object:
             return datetime.fromisoformat(value.upper())
     except ValueError:  # a 13th month
         pass
-    raise PydanticCustomError("invalid_time", "Write a time with its offset, as in 2026-01-02T03:00:00Z.")
+    raise PydanticCustomError("invalid_time", "Write a time with its UTC offset, as in 2026-01-02T03:00:00Z.")
 
 
 Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 
 
 class RedeliveryRange(Wire):
-    """Which webhooks to send again: those of events in a time, both ends with it."""
+    """Which webhooks to resend: those created in a time range, both ends included."""
 
     since: Time = Field(alias="from", examples=["2026-01-02T03:00:00Z"])
     until: Time | None = Field(None, alias="to", description="Default: now.")
     only_failed: bool = Field(
-        True, description="Only what was refused, given up or not sent to a disabled endpoint; else what arrived, too."
+        True, description="Only those refused, given up or not sent to a disabled endpoint; false: delivered ones, too."
     )
 
 
 class Redeliveries(Wire):
-    """What is sent again."""
+    """The webhooks that are sent again."""
 
-    queued: tuple[str, ...] = Field(description="The webhooks' ids, the oldest first.")
-    more: bool = Field(description="There may be more than one call queues; ask again for a shorter time.")
+    queued: tuple[str, ...] = Field(description="The webhooks' ids, oldest first.")
+    more: bool = Field(description="There may be more than one call can queue; repeat it for a shorter range.")
 
 
 class PingRequest(Wire):
-    """Where a ping is to go."""
+    """Where to send a ping."""
 
-    url: HttpUrl | None = Field(None, description="Default: where your jobs that name no webhook are told of.")
+    url: HttpUrl | None = Field(None, description="Default: your default endpoint, used for jobs that name no webhook.")
 
 
 class PingView(Wire):
-    """A ping: a webhook of type `webhook.ping`, with all that was signed, and what came back."""
+    """A ping: a webhook of type `webhook.ping`, with everything that was signed, and the receiver's response."""
 
     code: Literal["delivered", "not_delivered", "not_sent_yet"] = Field(
-        description="`not_sent_yet`: no courier has tried in time; look at the delivery later."
+        description="`not_sent_yet`: no courier sent it in time; check the delivery later."
     )
-    delivery: DeliveryView = Field(description="Its one try has the receiver's answer, and the time that it took.")
+    delivery: DeliveryView = Field(description="Its one attempt shows the receiver's response and how long it took.")
     body: str = Field(description="The bytes that were sent and signed, as UTF-8.")
     headers: dict[str, str] | None = Field(
-        description="The headers that its try was signed with, the signature among them; null before its try."
+        description="The headers that it was sent with, including the signature; null before its attempt."
     )
 
 
 class ModelView(Wire):
-    """A model that jobs may name."""
+    """A model that jobs may use."""
 
     name: str
-    default: bool = Field(description="Used by jobs that name none.")
+    default: bool = Field(description="Used by jobs that name no model.")
     ready_workers: int = Field(description="Workers that have it loaded. With 0, jobs wait for one to start.")
 
 
@@ -140,6 +140,6 @@ class ModelList(Wire):
 
 
 class Health(Wire):
-    """The service is well."""
+    """The service is healthy."""
 
     status: Literal["live", "ready"]

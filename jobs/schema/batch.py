@@ -16,14 +16,14 @@ from maskfleet.jobs.status import ENDED, Status
 
 
 class BatchStatus(StrEnum):
-    """Where a batch stands.  A job that is retried leads back from the second to the first."""
+    """The state of a batch.  Retrying a job of a completed batch returns it to ``processing``."""
 
     PROCESSING = "processing"
     COMPLETED = "completed"
 
 
 class BatchEnds(Wire):
-    """How many jobs of a batch ended in each way."""
+    """How many jobs of a batch ended in each state."""
 
     succeeded: int
     failed: int
@@ -41,7 +41,7 @@ class BatchCounts(BatchEnds, _Open):
 
 
 class BatchUrls(Wire):
-    """Ready-made addresses for what can be done next."""
+    """Ready-made URLs for the next requests."""
 
     self: str
     deliveries: str
@@ -51,11 +51,11 @@ class BatchView(Wire):
     """A batch as the API shows it."""
 
     id: str
-    status: BatchStatus = Field(description="`completed` when every job has ended, whichever way.")
+    status: BatchStatus = Field(description="`completed` when every job has ended, successfully or not.")
     created_at: datetime
     ended_at: datetime | None = Field(None, description="When the last job ended.")
-    total: int = Field(description="Jobs, one for each image. One that is deleted later still counts.")
-    done: int = Field(description="Jobs that have ended, whichever way.")
+    total: int = Field(description="Jobs, one for each image. Jobs deleted later still count.")
+    done: int = Field(description="Jobs that have ended, successfully or not.")
     counts: BatchCounts
     metadata: dict[str, str] = Field(default_factory=dict)
     job_ids: tuple[str, ...] = Field(description="In the order of the images. Each is a job like any other.")

@@ -26,7 +26,7 @@ from maskfleet.jobs.schema.spec import (
 
 
 class BatchEventName(StrEnum):
-    """What of a batch a webhook tells: that all its jobs have ended, or what each of its jobs tells."""
+    """The events of a batch: that all its jobs have ended, and the events of each job."""
 
     COMPLETED = "completed"
     STARTED = "started"
@@ -37,13 +37,13 @@ class BatchEventName(StrEnum):
 
 
 class BatchWebhook(Wire):
-    """Where to tell of the batch, as a Standard Webhook."""
+    """Where to send the batch's webhooks (Standard Webhooks)."""
 
     url: HttpUrl
     events: tuple[BatchEventName, ...] = Field(
         (BatchEventName.COMPLETED,),
         min_length=1,
-        description="What to tell of: `completed`, the end of the last job; the others, once for each job. "
+        description="The events to send: `completed`, when the last job has ended; the others, once for each job. "
         "Default: `completed` alone.",
     )
 
@@ -61,7 +61,7 @@ class BatchWebhook(Wire):
 
 class _ManyImages(Wire):
     images: tuple[ImageSource, ...] = Field(
-        min_length=1, max_length=MAX_BATCH_IMAGES, description="One job is made for each, in this order."
+        min_length=1, max_length=MAX_BATCH_IMAGES, description="One job is created for each, in this order."
     )
 
 
@@ -74,11 +74,11 @@ class EverythingBatch(Everything, _BatchFields):
 
 
 class PointBatch(Points, _BatchFields):
-    """Segment the objects under the same points of each image."""
+    """Segment the objects at the same points in each image."""
 
 
 class BoxBatch(Boxes, _BatchFields):
-    """Segment the objects inside the same boxes of each image."""
+    """Segment the objects inside the same boxes in each image."""
 
 
 Batch = EverythingBatch | PointBatch | BoxBatch

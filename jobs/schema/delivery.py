@@ -14,7 +14,7 @@ from maskfleet.jobs.schema.base import Wire, utc_time
 
 
 class DeliveryState(StrEnum):
-    """Where a webhook stands.  Only a redelivery leads on from any but the first."""
+    """The state of a webhook.  Only a redelivery leads out of a state other than ``waiting``."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
@@ -33,7 +33,7 @@ FAILED_STATES = (DeliveryState.REFUSED, DeliveryState.GIVEN_UP, DeliveryState.DI
 
 
 class TryOutcome(StrEnum):
-    """What a try came to."""
+    """The outcome of a delivery attempt."""
 
     DELIVERED = "delivered"
     REFUSED = "refused"
@@ -41,17 +41,17 @@ class TryOutcome(StrEnum):
 
 
 class TryView(Wire):
-    """One try at a webhook."""
+    """One attempt to deliver a webhook."""
 
-    number: int = Field(description="Counted from 1, over all redeliveries.")
+    number: int = Field(description="Counted from 1, across redeliveries.")
     at: datetime
     duration_s: float
     outcome: TryOutcome
-    status: int | None = Field(None, description="The HTTP status that the receiver answered.")
-    error: str | None = Field(None, description="What kept it from answering, by name.")
-    detail: str | None = Field(None, description="What follows from it, in words.")
-    answer: str = Field("", description="The first 1 kB of the answer's body.")
-    headers: dict[str, str] | None = Field(None, description="The headers that were sent; of pings only.")
+    status: int | None = Field(None, description="The HTTP status of the receiver's response.")
+    error: str | None = Field(None, description="The name of the error that prevented a response.")
+    detail: str | None = Field(None, description="What this means, in words.")
+    answer: str = Field("", description="The first 1 kB of the response body.")
+    headers: dict[str, str] | None = Field(None, description="The headers that were sent; for pings only.")
 
     @property
     def host_failed(self) -> bool:
@@ -62,17 +62,19 @@ class TryView(Wire):
 class DeliveryView(Wire):
     """A webhook as the API shows it."""
 
-    id: str = Field(description="The header `webhook-id`; the same in every try.")
+    id: str = Field(description="The header `webhook-id`; the same in every attempt.")
     job_id: str | None
     batch_id: str | None = None
-    type: str = Field(description="The event that it tells of.", examples=["job.succeeded"])
+    type: str = Field(description="The event that it reports.", examples=["job.succeeded"])
     url: str
     state: DeliveryState
-    detail: str | None = Field(None, description="How it came to its state, in words.")
+    detail: str | None = Field(None, description="Why it is in this state, in words.")
     created_at: datetime
-    next_try_at: datetime | None = Field(None, description="Not before then; null when it has ended.")
+    next_try_at: datetime | None = Field(
+        None, description="The earliest time of the next attempt; null when it has ended."
+    )
     ended_at: datetime | None = None
-    tries: tuple[TryView, ...] = Field(description="The latest tries, the oldest first.")
+    tries: tuple[TryView, ...] = Field(description="The latest attempts, oldest first.")
 
 
 def subject_ids(subject: str) -> dict[str, str]:

@@ -36,8 +36,8 @@ class EventData(Wire):
     best_score: float | None
     metrics: Metrics | None
     error: Failure | None
-    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
-    urls: JobUrls = Field(description="Where the rest is; ``result`` answers with the manifest.")
+    metadata: dict[str, str] | None = Field(description="Null if it would make the body too long.")
+    urls: JobUrls = Field(description="Where to get the rest; ``result`` returns the manifest.")
 
 
 class Event(Wire):
@@ -55,8 +55,8 @@ class BatchData(Wire):
     status: Literal[BatchStatus.COMPLETED] = BatchStatus.COMPLETED
     total: int
     counts: BatchEnds
-    metadata: dict[str, str] | None = Field(description="Null when the body would be too long with it.")
-    urls: BatchUrls = Field(description="Where the rest is; ``self`` names the jobs.")
+    metadata: dict[str, str] | None = Field(description="Null if it would make the body too long.")
+    urls: BatchUrls = Field(description="Where to get the rest; ``self`` lists the jobs.")
 
 
 class BatchEvent(Wire):

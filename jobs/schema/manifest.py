@@ -16,19 +16,19 @@ class ManifestFile(Wire):
     name: str = Field(description="As in `GET /v1/jobs/{id}/files/{name}`.", examples=["masks/0000.png"])
     key: str = Field(description="The object's key in the bucket.")
     size: int = Field(description="Bytes.")
-    sha256: str = Field(description="Of the object's bytes, in hex.")
+    sha256: str = Field(description="The SHA-256 of the object's bytes, in hex.")
     content_type: str
-    url: str | None = Field(None, description="A presigned link; only in answers of the API, which make it anew.")
+    url: str | None = Field(None, description="A presigned link; only in the API's responses, made for each one.")
 
 
 class MaskSummary(Wire):
-    """One mask in short; its pixels are in the files."""
+    """A summary of one mask; its pixels are in the files."""
 
     area: int
     bbox: tuple[float, float, float, float] = Field(description="[x, y, width, height] in pixels.")
     predicted_iou: float
     stability_score: float
-    prompt: int | None = Field(None, description="The prompt that it answers; null in mode everything.")
+    prompt: int | None = Field(None, description="The number of its prompt, from 0; null in mode everything.")
     candidate: int | None = Field(None, description="Which of the three candidates, with multimask.")
 
 

@@ -20,9 +20,9 @@ Box = tuple[float, float, float, float]
 
 
 class MaskInput(Wire):
-    """Where an earlier mask's logits are, to be refined: an .npy file of the size of the model's own masks.
+    """An earlier mask's logits, to be refined: an .npy file of the size of the model's own masks.
 
-    Exactly one of the three; ``job_id`` names one of your own jobs that had ``logits`` among its outputs.
+    Give exactly one of the three; ``job_id`` names one of your own jobs that had ``logits`` among its outputs.
     """
 
     s3_uri: S3Uri | None = Field(None, description="An object in a bucket that the operator allows.")
@@ -43,7 +43,7 @@ class MaskInput(Wire):
 class Prompt(Wire):
     """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both.
 
-    A ``mask_input`` beside them starts from an earlier mask.
+    With a ``mask_input``, the model starts from an earlier mask.
     """
 
     points: tuple[Point, ...] = Field(
@@ -68,7 +68,9 @@ class Prompt(Wire):
         if self.box is not None:
             x_min, y_min, x_max, y_max = self.box
             if x_max <= x_min or y_max <= y_min:
-                raise PydanticCustomError("invalid_box", "A box is [x_min, y_min, x_max, y_max] with min below max.")
+                raise PydanticCustomError(
+                    "invalid_box", "A box is [x_min, y_min, x_max, y_max], with each min below its max."
+                )
         return self
 
     @property

@@ -27,7 +27,7 @@ class QueuePlace:
 
 
 class Metrics(Wire):
-    """Where a job's time went, and how much it did.  Seconds."""
+    """How long each step of a job took, in seconds, and how much it processed."""
 
     fetch_s: float = 0.0
     embed_s: float = 0.0
@@ -35,18 +35,19 @@ class Metrics(Wire):
     write_s: float = 0.0
     points: int = Field(0, description="Prompts that were decoded.")
     points_per_batch: int = Field(
-        0, description="Points that were decoded at once; fewer than were asked for where memory held no more."
+        0, description="Points that were decoded at once; fewer than requested if memory ran short."
     )
     decoded_again: int = Field(
-        0, description="Prompts that the library's own decoder decoded once more, since many pixels were borderline."
+        0, description="Prompts decoded again by the library's own decoder, because many pixels were borderline."
     )
     decoded_again_exactly: bool = Field(
-        True, description="Whether those have the library's very bits: false on machines whose arithmetic rules it out."
+        True,
+        description="Whether they match the library's bit for bit; false on machines whose arithmetic prevents it.",
     )
 
 
 class ResultSummary(Wire):
-    """What a succeeded job came to.  The masks are in the store, under ``prefix``."""
+    """The result of a job that succeeded.  The masks are in the store, under ``prefix``."""
 
     prefix: str = Field(description="The folder of the result's objects in the bucket.")
     manifest_key: str
@@ -63,22 +64,22 @@ class Failure(Wire):
 
 
 class ProgressView(Wire):
-    """How far a running job is."""
+    """The progress of a running job."""
 
     stage: Stage
-    done: int = Field(0, description="Point batches that are decoded.")
+    done: int = Field(0, description="Point batches decoded so far.")
     total: int = Field(0, description="Point batches in all; 0 while unknown.")
     masks: int = Field(0, description="Masks found so far.")
 
 
 class AttemptView(Wire):
-    """One try of a worker at a job."""
+    """One worker's attempt at a job."""
 
     number: int
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
-    outcome: str | None = Field(None, description="How it ended: a state, the code of what broke it, lease_ran_out, …")
+    outcome: str | None = Field(None, description="How it ended: a status, an error code, lease_ran_out, …")
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -94,7 +95,7 @@ class AttemptView(Wire):
 
 
 class JobUrls(Wire):
-    """Ready-made addresses for what can be done next."""
+    """Ready-made URLs for the next requests."""
 
     self: str
     events: str
@@ -118,18 +119,18 @@ class JobView(Wire):
     run_s: float | None = Field(None, description="From the first start to the end.")
     queue_position: int | None = Field(None, description="Jobs before this one in its queue; null when not queued.")
     starts_in_s: float | None = Field(
-        None, description="A guess from the pace of its queue; null when not queued, or while nothing was measured."
+        None, description="An estimate from the pace of its queue; null when not queued, or when there is no estimate."
     )
     attempt: int = 0
     attempts: tuple[AttemptView, ...] | None = Field(
-        None, description="The latest attempts, the oldest first; null in lists."
+        None, description="The latest attempts, oldest first; null in lists."
     )
     cancel_requested: bool = False
     progress: ProgressView | None = None
     error: Failure | None = None
     result: ResultSummary | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
-    batch_id: str | None = Field(None, description="The batch that it is of.")
+    batch_id: str | None = Field(None, description="The batch that it belongs to.")
     urls: JobUrls
 
 

@@ -33,7 +33,7 @@ MAX_METADATA_KEYS = 16
 
 
 class Output(StrEnum):
-    """A form that results are written in."""
+    """A format that results are written in."""
 
     COCO = "coco"
     PNG = "png"
@@ -43,7 +43,7 @@ class Output(StrEnum):
 
 
 class Priority(StrEnum):
-    """The class of queue that a job waits in; workers drain them in this order."""
+    """The class of queue that a job waits in; workers drain the classes in this order."""
 
     INTERACTIVE = "interactive"
     NORMAL = "normal"
@@ -51,7 +51,7 @@ class Priority(StrEnum):
 
 
 class EventName(StrEnum):
-    """What of a job a webhook tells: its start, or one of its ends."""
+    """The events of a job: its start, and each way that it can end."""
 
     STARTED = "started"
     SUCCEEDED = "succeeded"
@@ -73,12 +73,12 @@ def _is_base64(text: str) -> str:
 
 
 class ImageSource(Wire):
-    """Where the image is: exactly one of the four.  The image part of a multipart request becomes an upload."""
+    """Where to find the image: exactly one of the four.  The image part of a multipart request becomes an upload."""
 
     s3_uri: S3Uri | None = Field(
         None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
     )
-    url: HttpUrl | None = Field(None, description="An address that a worker can fetch the image from.")
+    url: HttpUrl | None = Field(None, description="A URL that a worker can fetch the image from.")
     upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
     base64: Annotated[str, AfterValidator(_is_base64)] | None = Field(
         None, description="The image's bytes in the request itself; for small images."
@@ -93,18 +93,18 @@ class ImageSource(Wire):
 
 
 class EverythingParams(Wire):
-    """The knobs of mode ``everything``: names, meaning and defaults of transformers' mask-generation pipeline.
+    """Parameters of mode ``everything``: names, meanings and defaults of transformers' mask-generation pipeline.
 
     ``crops_suppression`` is our own.
     """
 
-    points_per_batch: int = Field(64, ge=1, le=4096, description="Points that are decoded at once.")
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Points decoded at once.")
     pred_iou_thresh: float = Field(
-        0.88, ge=0, le=1, description="Masks whose predicted IoU is not above it are dropped."
+        0.88, ge=0, le=1, description="Masks whose predicted IoU is not above this are dropped."
     )
     stability_score_thresh: float = Field(0.95, ge=0, le=1, description="Masks less stable than this are dropped.")
     stability_score_offset: float = Field(
-        1.0, gt=0, le=100, description="Shift of the cut-off that stability is measured with."
+        1.0, gt=0, le=100, description="Threshold shift used for the stability score."
     )
     mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
     points_per_crop: int = Field(32, ge=1, le=128, description="Points along one side of the grid.")
@@ -116,32 +116,32 @@ class EverythingParams(Wire):
     )
     crops_suppression: Literal["original", "library"] = Field(
         "original",
-        description="How overlapping masks of several crops are dropped. original, as in SAM's own generator: in each "
-        "crop by predicted IoU, then over all crops in favour of smaller ones. library, as in transformers: once over "
-        "all by predicted IoU.",
+        description="How overlapping masks from different crops are dropped. original, as in SAM's own generator: "
+        "within each crop by predicted IoU, then across all crops in favour of smaller ones. library, as in "
+        "transformers: once across all crops by predicted IoU.",
     )
     crop_overlap_ratio: float = Field(
-        512 / 1500, ge=0, lt=1, description="How far crops overlap, as a part of the image."
+        512 / 1500, ge=0, lt=1, description="How far crops overlap, as a fraction of the image."
     )
     crop_n_points_downscale_factor: int = Field(
-        1, ge=1, le=8, description="The grid's side is divided by it at each layer."
+        1, ge=1, le=8, description="The grid's side is divided by this at each layer."
     )
 
 
 class PromptParams(Wire):
-    """The knobs of modes ``point`` and ``box``."""
+    """Parameters of modes ``point`` and ``box``."""
 
-    multimask: bool = Field(False, description="Give all three candidates of each object; else the best one.")
-    points_per_batch: int = Field(64, ge=1, le=4096, description="Prompts that are decoded at once.")
+    multimask: bool = Field(False, description="Return all three candidates for each object, not only the best one.")
+    points_per_batch: int = Field(64, ge=1, le=4096, description="Prompts decoded at once.")
     mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
 
 
 class Webhook(Wire):
-    """Where to tell of the job, as a Standard Webhook."""
+    """Where to send the job's webhooks (Standard Webhooks)."""
 
     url: HttpUrl
     events: tuple[EventName, ...] = Field(
-        ENDS, min_length=1, description="What to tell of. Default: every end, and not the start."
+        ENDS, min_length=1, description="The events to send. Default: every end, but not the start."
     )
 
 
@@ -157,12 +157,14 @@ Metadata = Annotated[
 class JobOptions(Wire):
     """What a job says beside its image and its mode; for all jobs of a batch the same."""
 
-    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The forms to write the result in.")
+    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
-    start_deadline_s: int = Field(24 * 3600, ge=1, le=7 * 24 * 3600, description="Expire when not started by then.")
-    run_timeout_s: int = Field(900, ge=1, le=3600, description="Fail when one attempt runs for longer.")
-    metadata: Metadata = Field(default_factory=dict, description="Your own strings, given back with the job.")
+    start_deadline_s: int = Field(
+        24 * 3600, ge=1, le=7 * 24 * 3600, description="Seconds after which the job expires if not started."
+    )
+    run_timeout_s: int = Field(900, ge=1, le=3600, description="Seconds that one attempt may run; then the job fails.")
+    metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")
 
 
 class Everything(Wire):
@@ -177,7 +179,7 @@ class Everything(Wire):
 
 
 class Points(Wire):
-    """Segment the objects under points."""
+    """Segment the objects at the given points."""
 
     mode: Literal["point"]
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
@@ -196,7 +198,7 @@ class Points(Wire):
 
 
 class Boxes(Wire):
-    """Segment the objects inside boxes; a box may carry points that refine it."""
+    """Segment the objects inside boxes; points may refine a box."""
 
     mode: Literal["box"]
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
@@ -207,7 +209,7 @@ class Boxes(Wire):
         for number, prompt in enumerate(self.prompts):
             if prompt.box is None:
                 raise PydanticCustomError(
-                    "prompt_mode", "Prompt {number}: mode box takes a box for each prompt.", {"number": number}
+                    "prompt_mode", "Prompt {number}: mode box needs a box in each prompt.", {"number": number}
                 )
         return self
 
@@ -229,11 +231,11 @@ class EverythingJob(Everything, _JobFields):
 
 
 class PointJob(Points, _JobFields):
-    """Segment the objects under points."""
+    """Segment the objects at the given points."""
 
 
 class BoxJob(Boxes, _JobFields):
-    """Segment the objects inside boxes; a box may carry points that refine it."""
+    """Segment the objects inside boxes; points may refine a box."""
 
 
 JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
@@ -270,7 +272,7 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         if fault.code != "too_short" or not any(f.pointer.startswith(f"{fault.pointer}/") for f in faults)
     )
     if faults[0].code == "json_invalid":
-        return InvalidRequest("malformed_json", f"The body is not JSON: {faults[0].detail}", status=400)
+        return InvalidRequest("malformed_json", f"The body is not valid JSON: {faults[0].detail}", status=400)
     first = faults[0]
     return InvalidRequest("invalid_spec", f"{first.pointer or '/'}: {first.detail}", faults=faults)
 

@@ -181,10 +181,10 @@ def test_a_range_that_ends_before_it_begins_is_refused_with_the_field_and_what_i
 
     problem = check_problem(apiary.post("/v1/deliveries/redeliver", body), 422, "invalid_range")
 
-    assert problem.detail == "/from: It is later than the end of the range."
+    assert problem.detail == "/from: The start of the range is after its end."
     assert problem.errors is not None
     assert [(field.pointer, field.code, field.detail) for field in problem.errors] == [
-        ("/from", "range_is_empty", "It is later than the end of the range.")
+        ("/from", "range_is_empty", "The start of the range is after its end.")
     ]
 
 

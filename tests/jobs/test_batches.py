@@ -425,7 +425,10 @@ def test_a_completion_that_was_not_told_before_the_retry_is_dropped(
     retry(ledger, sent.job_ids[0])
 
     [dropped] = deliveries.of(sent.id, "ant")
-    assert (dropped.state, dropped.detail) == (DeliveryState.DROPPED, "A job of the batch was retried first.")
+    assert (dropped.state, dropped.detail) == (
+        DeliveryState.DROPPED,
+        "A job of the batch was retried before this was sent.",
+    )
     assert take_due(deliveries) == []
     assert redis_client.ttl(f"mf:batch:{sent.id}") == -1
 

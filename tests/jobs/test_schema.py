@@ -71,7 +71,7 @@ def test_an_earlier_ledger_is_refused_before_anything_is_changed(
         lambda: ledger.reap(max_attempts=3),
     ):
         with pytest.raises(
-            LedgerVersion, match=rf"version {version}, this .* needs {SCHEMA}.*maskfleet ledger upgrade"
+            LedgerVersion, match=rf"version {version}; this .* needs {SCHEMA}.*maskfleet ledger upgrade"
         ):
             call()
 

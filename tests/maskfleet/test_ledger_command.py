@@ -45,7 +45,7 @@ def test_a_program_does_not_start_on_an_earlier_ledger_and_says_what_to_run(
     )
 
     assert ended.returncode == 1
-    assert f"The ledger in Redis is of version 0, this program needs {SCHEMA}. Run `maskfleet ledger upgrade`" in (
+    assert f"The ledger in Redis has version 0; this program needs {SCHEMA}. Run `maskfleet ledger upgrade`" in (
         ended.stderr
     )
     assert "Traceback" not in ended.stderr

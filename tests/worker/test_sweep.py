@@ -271,7 +271,7 @@ def test_more_objects_than_a_page_are_all_removed(empty_store: Store) -> None:
 
 @pytest.mark.parametrize("folder", ["", "/", "results/", "results/ant/job_1"])
 def test_the_store_removes_no_folder_but_a_jobs_own(empty_store: Store, folder: str) -> None:
-    with pytest.raises(ValueError, match="folder of one job"):
+    with pytest.raises(ValueError, match="one job's folder"):
         empty_store.delete_prefix(folder)
 
 

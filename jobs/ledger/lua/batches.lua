@@ -33,7 +33,7 @@ local function reopen_batch(id, now, retention_ms)
   local batch = redis.call('HMGET', key, 'tenant', 'ends', 'ended_ms')
   if not batch[3] then return end
   redis.call('HDEL', key, 'ended_ms')
-  drop_delivery(delivery_id(id, batch[2], 'completed'), batch[1], 'A job of the batch was retried first.', now, retention_ms)
+  drop_delivery(delivery_id(id, batch[2], 'completed'), batch[1], 'A job of the batch was retried before this was sent.', now, retention_ms)
   redis.call('PERSIST', key)
   redis.call('PERSIST', batch_jobs_key(id))
 end

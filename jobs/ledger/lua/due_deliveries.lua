@@ -47,9 +47,9 @@ local function take_from(tenant, host, share)
     if delivery[1] ~= 'waiting' then
       unqueue_delivery(id, tenant, host)
     elseif now - delivery[7] > GIVEN_UP_MS then
-      end_delivery(id, tenant, delivery[4], 'given_up', 'The receiver was away all the time.', now, retention_ms)
+      end_delivery(id, tenant, delivery[4], 'given_up', 'It could not be delivered within 7 days.', now, retention_ms)
     elseif not delivery[6] and redis.call('EXISTS', disabled_key(tenant, delivery[4])) == 1 then
-      end_delivery(id, tenant, delivery[4], 'disabled', 'The receiver has answered 410 before.', now, retention_ms)
+      end_delivery(id, tenant, delivery[4], 'disabled', 'The endpoint is disabled: it responded 410 earlier.', now, retention_ms)
     else
       take(id, tenant, host, delivery)
       taken = taken + 1

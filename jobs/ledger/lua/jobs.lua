@@ -74,7 +74,7 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
 
   if webhook_url then
     local number = redis.call('HINCRBY', key, 'ends', 1)
-    drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended first.', now, retention_ms)
+    drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended before this was sent.', now, retention_ms)
     if asked_for(webhook_events, status) then
       queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now)
       keep_record_for(id, retention_ms)
@@ -84,11 +84,11 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
 end
 
 local function expire(id, now, retention_ms)
-  end_job(id, 'expired', now, retention_ms, 'start_deadline_passed', 'No worker was free before start_deadline_s.', '')
+  end_job(id, 'expired', now, retention_ms, 'start_deadline_passed', 'No worker started the job within start_deadline_s.', '')
 end
 
 local function exhaust(id, attempts, now, retention_ms)
-  end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job broke off ' .. attempts .. ' times.', '')
+  end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job did not finish in ' .. attempts .. ' attempts.', '')
 end
 
 -- Puts a job back among the queued ones, to be published at due_ms.  The fence moves on, so that whoever
