@@ -1,1 +1,1 @@
-"""The door: a thin Flask API that validates, records, enqueues and answers."""
+"""The API: a thin Flask app that validates jobs, records them, enqueues them and reports on them."""

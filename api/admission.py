@@ -1,7 +1,7 @@
-"""Jobs at the door, one or a batch of them: checked, their images stored, recorded in one step, put into the queue.
+"""Admission of jobs, one or a batch: check them, store their images, record them in one step, enqueue them.
 
-Whatever can be known at once is refused here; then nothing was recorded.  Once recorded, no job is lost: a message
-that cannot be sent now is sent later by the courier.
+Whatever can be checked at once is rejected here, before anything is recorded.  Once recorded, no job is lost: a message
+that cannot be published now is published later by the courier.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
 from maskfleet.jobs.schema.spec import ImageSource, JobOptions, dump_spec
 from maskfleet.jobs.status import Status
 
-#: All specs of a batch together; each of its jobs keeps its own in Redis, which holds small things only.
+#: The limit on all specs of a batch together; each of its jobs keeps its own in Redis, which holds small things only.
 MAX_BATCH_BYTES = 8 * 2**20
 
 Options = TypeVar("Options", bound=JobOptions)
@@ -41,7 +41,7 @@ logger = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Admitted(Generic[View]):
-    """A job or a batch that is recorded.  known: it already was, under the same idempotency key."""
+    """A job or a batch that is recorded.  known: it had been before, under the same idempotency key."""
 
     view: View
     known: bool
@@ -50,7 +50,7 @@ class Admitted(Generic[View]):
 def admit_job(
     submission: Submission, tenant: str, idempotency_key: str, door: Services, address: str
 ) -> Admitted[JobView]:
-    """Check a job, store the image that came with it, record it and put it into the queue."""
+    """Check a job, store the image sent with it, record it and enqueue it."""
     spec, image = _with_model(submission.spec, door), submission.image
     unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
@@ -78,9 +78,9 @@ def admit_job(
 
 
 def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, address: str) -> Admitted[BatchView]:
-    """Check a batch, store the images that came with it, record it and put its jobs into the queue.
+    """Check a batch, store the images sent with it, record it and enqueue its jobs.
 
-    All or nothing: whatever is wrong with one image is said with its place, and then nothing was recorded.
+    All or nothing: an error in one image names the image, and nothing is recorded.
     """
     spec = _with_model(spec, door)
     _check_batch_size(spec, door)
@@ -111,11 +111,11 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
     )
 
 
-# Checked.
+# Check.
 
 
 def _with_model(spec: Options, door: Services) -> Options:
-    """Write the model's name into the spec, so that a later change of the default does not change the job."""
+    """Write the model's name into the spec, so that changing the default later does not change the job."""
     names = door.settings.model_names
     if spec.model is not None and spec.model not in names:
         detail = f"Unknown model; this service has {', '.join(names)}."
@@ -164,16 +164,16 @@ def _json_size(spec: Spec) -> int:
 
 
 def _inline(image: ImageSource) -> bytes | None:
-    """Return the bytes that a batch brings of an image, if any; decoded on demand, since there may be many."""
+    """Return the bytes of an image sent inline with a batch, if any; decoded on demand, since there may be many."""
     return base64.b64decode(image.base64) if image.base64 is not None else None
 
 
 def _digest(*parts: str) -> str:
-    """Return a digest that tells bodies apart; inline images are named in their specs by a hash of their bytes."""
+    """Return a digest that distinguishes bodies; specs name inline images by a hash of their bytes."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# Recorded, and published.
+# Record and publish.
 
 
 def _record(jobs: NewJobs, model: str, door: Services) -> Creation:
@@ -194,19 +194,19 @@ def _record(jobs: NewJobs, model: str, door: Services) -> Creation:
             _refuse(refused, creation.wait_s, jobs.tenant, door)
     for job_id in creation.job_ids:
         if not publish(job_id, jobs.queue, door):
-            break  # the rest is left to the courier as well: a Redis that hangs, hangs for each
+            break  # leave the rest to the courier as well: if Redis hangs, each publish would hang
     return creation
 
 
 def _backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit | None:
-    """How long a job may have to wait; None for any time."""
+    """Return the limit on a new job's expected wait; None for no limit."""
     if not door.settings.max_backlog_s:
         return None
     return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
 
 
 def _refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoReturn:
-    """Raise the error that says why the ledger recorded nothing.  wait_s: with BACKLOG_FULL."""
+    """Raise the error for an outcome in which the ledger recorded nothing.  wait_s: for BACKLOG_FULL."""
     match outcome:
         case Created.OVER_QUOTA:
             raise over_quota(door.settings.jobs_in_flight(tenant))
@@ -227,7 +227,7 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
 
 
 def publish(job_id: str, queue: str, door: Services) -> bool:
-    """Publish a recorded job; return False when that is left to the courier, because Redis is away."""
+    """Publish a recorded job; return False when it is left to the courier, because Redis is unavailable."""
     try:
         door.publisher.publish(job_id, queue)
         door.outbox.published(job_id)
@@ -237,13 +237,13 @@ def publish(job_id: str, queue: str, door: Services) -> bool:
     return True
 
 
-# Shown.
+# Show.
 
 
 def _shown(
     creation: Creation, read: Callable[[], View], as_created: Callable[[], View], **logged: str
 ) -> Admitted[View]:
-    """Read back what is recorded; what is new is shown even if Redis has gone away since, which undoes nothing."""
+    """Read back what was recorded; if Redis has failed since, show a new record as it was created."""
     known = creation.outcome is Created.KNOWN
     try:
         return Admitted(read(), known)
@@ -262,7 +262,7 @@ def _job_view(job_id: str, door: Services, address: str) -> JobView:
 
 
 def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
-    """Return the tenant's batch.  Another tenant's is exactly as unknown as one that never was."""
+    """Return the tenant's batch.  Another tenant's batch looks exactly like one that does not exist."""
     record = door.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
     if record is None or record.tenant != tenant:
         raise NotFound("batch_not_found", "You have no batch with this id, or its record has expired.")

@@ -1,4 +1,4 @@
-"""The door's entry: the Flask app, put together from its parts."""
+"""The entry point of the API: the Flask app, assembled from its parts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from maskfleet.jobs.settings import ApiSettings
 
 
 def create_app(settings: ApiSettings | None = None) -> Flask:
-    """Make the app.  Without settings they are read from the environment, once, here."""
+    """Make the app.  Without settings, read them from the environment, once, here."""
     settings = settings if settings is not None else ApiSettings()
     app = Flask("maskfleet.api", static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        # A multipart request is two parts: the job, whose own limit is told better by intake, and the image,
-        # which goes to a file.
+        # A multipart request has two parts: the job, whose own limit intake reports with a better message, and the
+        # image, which goes to a file.
         MAX_FORM_MEMORY_SIZE=16 * MAX_SPEC_BYTES,
         MAX_FORM_PARTS=8,
     )
     proxies = settings.trusted_proxies
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]  # as told
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]  # as Flask documents
     app.extensions[EXTENSION] = make_services(settings)
     app.url_map.converters["msg"] = deliveries.MessageId
     register_exchange(app)

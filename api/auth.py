@@ -1,7 +1,7 @@
-"""Who is asking: from the header ``Authorization`` to a tenant and what its key allows.
+"""Authentication: from the ``Authorization`` header to a tenant and the scopes of its key.
 
-Keys come from two places.  Those of the settings are for the start: they hold as long as the settings do and allow all.
-Those that `maskfleet keys create` makes are in Redis, can be revoked at any time, and allow what they were made for.
+Keys come from two places.  Keys in the settings are for getting started: they stay valid as long as they are set, and
+allow everything.  Keys made by `maskfleet keys create` are in Redis, can be revoked at any time, and have scopes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from maskfleet.jobs.errors import Forbidden, Unauthorized
 from maskfleet.jobs.ledger.api_keys import TENANT, KeyStore, Scope
 
 _HASHED = "sha256:"
-#: For this long a key of Redis is remembered.  So long it may still open after it was revoked, and while Redis is away.
+#: How long a key found in Redis is cached.  It works for this long after it was revoked, and while Redis is down.
 REMEMBERED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks.  key_id names the key and is no secret."""
+    """Who sent a request.  key_id identifies the key and is not secret."""
 
     tenant: str
     key_id: str
@@ -38,7 +38,7 @@ class Caller:
 
 
 class ApiKeys:
-    """The keys that are known.  Only their SHA-256 is kept in memory."""
+    """The known keys.  Only their SHA-256 is kept in memory."""
 
     def __init__(self, pairs: Iterable[SecretStr], store: KeyStore) -> None:
         """Read ``tenant:key`` and ``tenant:sha256:<hex>`` pairs; raises ValueError for anything else."""
@@ -47,7 +47,7 @@ class ApiKeys:
         self._remembered: dict[bytes, tuple[Caller, float]] = {}
 
     def caller_of(self, authorization: str | None) -> Caller:
-        """Tell who an ``Authorization`` header belongs to.
+        """Return the caller that an ``Authorization`` header identifies.
 
         Raises Unauthorized (``no_api_key``, ``unknown_api_key``), QueueUnavailable.
         """
@@ -56,7 +56,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("no_api_key", "Send your API key in a header: Authorization: Bearer <key>.")
         digest = hashlib.sha256(key.encode()).digest()
-        # Every key is compared, so that the time taken tells nothing of which one matched.
+        # Compare every key, so that the time taken does not reveal which one matched.
         matches = [caller for caller, known in self._set if hmac.compare_digest(known, digest)]
         caller = matches[0] if matches else self._find(key, digest)
         if caller is None:
@@ -66,7 +66,7 @@ class ApiKeys:
         return caller
 
     def _find(self, key: str, digest: bytes) -> Caller | None:
-        # Keys that nobody knows are not remembered, so this grows no further than the list of keys.
+        # Unknown keys are not cached, so this never outgrows the list of keys.
         caller, until = self._remembered.get(digest, (None, 0.0))
         if caller is not None and time.monotonic() < until:
             return caller
@@ -80,7 +80,7 @@ class ApiKeys:
 
 
 def _read_pair(pair: str, number: int) -> tuple[Caller, bytes]:
-    # The message names the pair by its place: it may hold a secret.
+    # The message names the pair by its number, since its text may hold a secret.
     tenant, _, key = pair.partition(":")
     if not TENANT.fullmatch(tenant):
         raise ValueError(f"API key {number}: write tenant:key; the tenant may have letters, digits, '_', '.' and '-'.")

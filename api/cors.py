@@ -1,6 +1,6 @@
-"""Pages of other origins: none may call the API from a browser, unless the operator names their origins.
+"""CORS: no page of another origin may call the API from a browser, unless the operator lists its origin.
 
-Keys travel in a header that a page must set itself, never in cookies, so no credentials are allowed along.
+Keys travel in a header that a page sets itself, never in cookies, so credentials are not allowed.
 Source: the Fetch standard, section "HTTP CORS protocol".
 """
 
@@ -16,12 +16,12 @@ _ANSWER_HEADERS = (
     "Idempotency-Replayed, Location, Preference-Applied, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, "
     "Retry-After, X-Request-Id"
 )
-#: For this long a browser need not ask again; the longest that Chromium takes.
+#: How long a browser may cache a preflight response; the longest that Chromium accepts.
 _REMEMBERED_S = 7200
 
 
 def register_cors(app: Flask) -> None:
-    """To be registered before what asks for keys: a browser sends none with its question beforehand."""
+    """Register the CORS hooks.  Call before those for API keys: a browser sends no key with a preflight request."""
     app.before_request(_answer_preflight)
     app.after_request(_allow)
 

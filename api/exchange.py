@@ -1,4 +1,4 @@
-"""What happens around every request: its id, its log lines, its figures, and the headers that keep browsers safe."""
+"""What surrounds every request: its id, its log lines, its metrics, and the security headers for browsers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from flask import Flask, Response, g, request
 from maskfleet.api.services import services
 from maskfleet.jobs.logs import get_logger
 
-#: Answers are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
+#: Responses are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
-#: A browser that came over https comes by nothing else for so long: two years, as browsers' own lists ask for.
+#: How long a browser that came over https uses nothing else: two years, as browsers' preload lists ask for.
 HTTPS_ONLY_S = 2 * 365 * 24 * 3600
 
 logger = get_logger()
@@ -26,7 +26,7 @@ def register_exchange(app: Flask) -> None:
 
 
 def note_wait(seconds: float) -> None:
-    """Keep the time that a request was held on purpose out of its figures."""
+    """Exclude the time that a request was held on purpose from its metrics."""
     g.waited_s = seconds
 
 
@@ -47,7 +47,7 @@ def _end(answer: Response) -> Response:
     if request.is_secure or services().settings.public_url.startswith("https://"):
         answer.headers["Strict-Transport-Security"] = f"max-age={HTTPS_ONLY_S}"
     answer.headers.setdefault("Content-Security-Policy", DATA_POLICY)
-    # Answers hold presigned links and states that change; no cache may keep them.
+    # Responses hold presigned links and states that change; no cache may keep them.
     answer.headers.setdefault("Cache-Control", "no-store")
     seconds = time.monotonic() - g.began - g.waited_s
     route = request.url_rule.rule if request.url_rule is not None else "unmatched"

@@ -1,6 +1,6 @@
-"""What a request passes before its route: who asks, how often they may ask, what their key allows.
+"""The checks before each route: who sent the request, at what rate they may send, and what their key allows.
 
-A route says the scope that it needs in its ``@operation``; one that says None is open to all.
+A route declares the scope that it needs in its ``@operation``; None means that it is open to everyone.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ def _authorize() -> None:
 
 
 def _needed_scope() -> Scope | None:
-    if request.endpoint is None:  # no such route: it is refused for that
+    if request.endpoint is None:  # no such route: rejected with 404
         return None
     return operation_of(current_app.view_functions[request.endpoint]).scope

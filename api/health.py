@@ -1,4 +1,4 @@
-"""For those who watch over the service: alive, ready, and in figures."""
+"""Health checks and metrics for monitoring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ready() -> Response:
     services().ledger.ping()
     try:
         services().store.ping()
-    except NotFound as error:  # the bucket is missing, or not ours
+    except NotFound as error:  # the bucket is missing, or access is denied
         raise StoreUnavailable("The object store responds, but this service cannot access its bucket.") from error
     return json_response(Health(status="ready"))
 

@@ -1,7 +1,7 @@
-"""What an image's header says, read without decoding anything.
+"""An image's header, read without decoding anything.
 
-Only what is certain is refused here.  Where a header is unusual, the size stays unknown and the worker,
-which decodes the picture, has the last word; it uses the same codes.
+Only what is certain is rejected here.  When a header is unusual, the size stays unknown and the worker,
+which decodes the image, decides; it uses the same codes.
 
 Sources: PNG (W3C) 5.3 and 11.3; JPEG, ITU T.81 annex B; TIFF 6.0 section 2 and the BigTIFF design; GIF89a;
 WebP, RFC 9649; Exif 2.32 section 4.6.4; `tiff:Orientation` of XMP.  Bitmaps: BITMAPCOREHEADER, BITMAPINFOHEADER.
@@ -29,23 +29,23 @@ from maskfleet.jobs.image_types import (
 
 #: Tags of TIFF and Exif, and the one under which a TIFF has XMP.
 _ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
-#: A value that decoders read differently, or that may stand elsewhere: it is the worker's to find.
+#: A value that decoders read differently, or that may be elsewhere in the file: left for the worker to find.
 _OPEN = -1
-#: Orientations that turn the picture by a quarter.
+#: Orientations that turn the image by 90°.
 _TURNED = (5, 6, 7, 8)
-#: The shapes of tags' values, by their kind: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
+#: The struct formats of tags' values, by type: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
 _SHAPES = {3: "H", 4: "I", 8: "h", 9: "i", 13: "I", 16: "Q"}
 #: Flags of the VP8X chunk.  Source: RFC 9649, section 2.7.
 _WEBP_HAS_EXIF, _WEBP_HAS_XMP = 0x08, 0x04
 #: Markers SOS and EOI.  Source: ITU T.81, table B.1.
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-#: A directory with more entries than this is not an image's; each of ours has three at most.
+#: No real image's directory has more entries than this; at most three of them matter here.
 _MAX_TAGS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """size_wh: the picture as a viewer shows it, EXIF orientation applied; None when the header leaves it open."""
+    """size_wh: of the image as a viewer shows it, EXIF orientation applied; None when the header leaves it open."""
 
     content_type: str
     size_wh: Size | None
@@ -74,8 +74,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
     return ImageHeader(content_type, (height, width) if orientation in _TURNED else (width, height))
 
 
-# Each reader gives the size as stored and the orientation, 1 to 8 or _OPEN.  A size of None is one that the header
-# leaves open.
+# Each reader returns the size as stored, None when the header leaves it open, and the orientation, 1 to 8 or _OPEN.
 
 _Reading = tuple[Size | None, int]
 
@@ -94,7 +93,7 @@ def _png(data: bytes) -> _Reading:
         return size, _OPEN
     if orientation:
         return size, orientation
-    # XMP, or EXIF as text, perhaps compressed: the worker's to read.
+    # XMP, or EXIF as text, perhaps compressed: left to the worker.
     as_text = data.find(b"XML:com.adobe.xmp") >= 0 or data.find(b"Raw profile type") >= 0
     return size, _OPEN if as_text else 1
 
@@ -113,14 +112,14 @@ def _jpeg(data: bytes) -> _Reading:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give each segment's marker and extent, the last being the first scan's header."""
+    """Yield each segment's marker and extent; the last is the first scan's header."""
     at = 2
-    while data[at] == 0xFF:  # else it is not where a marker belongs; decoders differ on what to do
+    while data[at] == 0xFF:  # else no marker where one belongs; decoders differ on what to do
         while data[at] == 0xFF:
             at += 1
         marker = data[at]
         at += 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7:  # these stand alone, without a length
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7:  # these have no length
             continue
         (length,) = struct.unpack_from(">H", data, at)
         yield marker, at + 2, at + length
@@ -176,7 +175,7 @@ def _gif(data: bytes) -> _Reading:
         at += 1
     if data[at] != 0x2C:
         return (width, height), _OPEN
-    # A first frame that reaches over the screen's edge makes the picture larger.
+    # A first frame that extends beyond the logical screen makes the image larger.
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
     return (max(width, left + frame_width), max(height, top + frame_height)), 1
 
@@ -192,9 +191,9 @@ _READERS = {
 
 
 def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
-    """Read the first directory's width, height and orientation, of TIFF or BigTIFF, and whether it has XMP.
+    """Read width, height, orientation and the presence of XMP from the first directory of a TIFF or BigTIFF.
 
-    Says also whether the directory is whole; decoders take what there is.
+    Also return whether the directory is complete; decoders use what there is.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
@@ -219,7 +218,7 @@ def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block names; 0 for none, or one that cannot be read."""
+    """Return the orientation in an EXIF block; 0 for none, or an unreadable one."""
     tiff = re.sub(rb"^(?:Exif\x00\x00){1,2}", b"", exif)
     if not tiff.startswith(SIGNATURES["TIFF"]):
         return 0

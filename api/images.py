@@ -1,4 +1,4 @@
-"""Images that come with a request: checked by their first bytes, and stored."""
+"""Images sent with a request: check them by their first bytes, and store them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.settings import ApiSettings
 
-#: Images that are looked up or stored at once; the store's client has 32 connections, for all requests.
+#: Images looked up or stored at once; the store's client has 32 connections, shared by all requests.
 AT_ONCE = 8
 
 Made = TypeVar("Made")
 
 
 def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings) -> None:
-    """Refuse an image that came with the request and is no use, and prompts that are not on it."""
+    """Raise for an unusable image sent with the request, or for prompts outside it."""
     if len(data) > settings.max_image_bytes:
         raise image_file_too_large(settings.max_image_bytes)
     header = read_header(data, settings.max_image_pixels)
@@ -31,7 +31,7 @@ def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings)
 
 
 def store_image(source: ImageSource, data: bytes | None, tenant: str, door: Services) -> ImageSource:
-    """Store an image that came with the request and was checked; return its source from now on."""
+    """Store an image that came with the request and was checked; return its source from then on."""
     if data is None:
         return source
     content_type = read_header(data, door.settings.max_image_pixels).content_type
@@ -39,7 +39,7 @@ def store_image(source: ImageSource, data: bytes | None, tenant: str, door: Serv
 
 
 def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:
-    """Do something with each image of a batch, some at once; what is wrong with one says which, and ends the rest."""
+    """Call ``do`` for each image of a batch, several at once; an error names its image, and ends the rest."""
 
     def do_one(numbered: tuple[int, ImageSource]) -> Made:
         number, image = numbered

@@ -1,4 +1,4 @@
-"""The body of a request, read into what it asks for.  Bytes come in here and nowhere else."""
+"""Request bodies, parsed into typed values.  All input bytes are read here and nowhere else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job as it was sent.  image: the bytes that came with the request, None when the spec only names them."""
+    """A job as it was sent.  image: the bytes sent with the request; None when the spec only names an image."""
 
     spec: Spec
     image: bytes | None
@@ -61,7 +61,7 @@ def read_batch() -> Batch:
 
 
 def read_json(model: type[Model], code: str) -> Model:
-    """Read a small JSON body; raises InvalidRequest (``malformed_json``, or ``code``)."""
+    """Read a small JSON body.  Raises InvalidRequest (``malformed_json``, or ``code``)."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     try:
@@ -71,7 +71,7 @@ def read_json(model: type[Model], code: str) -> Model:
 
 
 def read_query(model: type[Model]) -> Model:
-    """Read the query's parameters; raises InvalidRequest (``invalid_query``)."""
+    """Read the query parameters.  Raises InvalidRequest (``invalid_query``)."""
     try:
         return model.model_validate_strings(request.args.to_dict())
     except ValidationError as error:
@@ -79,7 +79,7 @@ def read_query(model: type[Model]) -> Model:
 
 
 def read_idempotency_key() -> str:
-    """Give the header ``Idempotency-Key``, empty without one."""
+    """Return the ``Idempotency-Key`` header; empty without one."""
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return ""
@@ -125,13 +125,13 @@ def _read_multipart(max_image_bytes: int) -> Submission:
 
 
 def _with_image(job: bytes) -> bytes:
-    """Put the stand-in for the image part into a job's JSON."""
+    """Put a placeholder for the image part into a job's JSON."""
     try:
         document = from_json(job)
     except ValueError as error:
         raise InvalidRequest("malformed_json", f"The part 'job' is not valid JSON: {error}", status=400) from error
     if not isinstance(document, dict):
-        return job  # parse_spec says what is wrong with it
+        return job  # parse_spec reports what is wrong with it
     if "image" in document:
         raise InvalidRequest.at(
             "/image", "invalid_spec", "The image is sent as its own part; leave this field out.", fault="image_twice"

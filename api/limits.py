@@ -1,7 +1,7 @@
-"""How often a caller may ask: counted in Redis for each key, and for each address that shows no known key.
+"""Rate limits, counted in Redis per key, and per client address for requests without a known key.
 
 The headers are those of draft-ietf-httpapi-ratelimit-headers up to version 7: ``RateLimit-Limit``, ``-Remaining`` and
-``-Reset``, the last in seconds until some of the quota comes back.
+``-Reset``, the last in seconds until some of the quota is restored.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from flask_limiter import Limiter
 from maskfleet.api.services import EXTENSION, Services, services
 from maskfleet.jobs.logs import get_logger
 
-#: After Redis did not count, nothing is counted for so long: a Redis that hangs must not hold each request twice.
+#: How long counting pauses after Redis failed to count: a Redis that hangs must not delay each request twice.
 REST_S = 5.0
 
 logger = get_logger()
 
 
 def register_limits(app: Flask) -> None:
-    """Count each request that stands before a route with a scope; it is known by then who asks.
+    """Count each request to a route with a scope; must run after the caller is identified.
 
-    Without Redis, or with a full one, nothing is counted; what needs the ledger answers 503 by itself.
+    When Redis is down or full, nothing is counted; routes that need the ledger respond 503 by themselves.
     """
     door: Services = app.extensions[EXTENSION]
-    # Any: the extension declares strings and numbers; it hands everything on to the storage of the library `limits`.
+    # Any: the extension declares strings and numbers, but passes everything on to the storage of the library `limits`.
     storage: Any = {"connection_pool": door.redis.connection_pool, "key_prefix": "mf:limits"}
     limiter = Limiter(
         _who,
         application_limits=[_limit],
-        # Unlike a fixed window, it never lets twice the number through around the end of a minute.
+        # Unlike a fixed window, it never lets through twice the limit around the end of a minute.
         strategy="sliding-window-counter",
         storage_uri=door.settings.redis_url.get_secret_value(),
         storage_options=storage,
         swallow_errors=True,
     )
-    # It would log a stack for each request that was not counted, and the address of each that was refused.
+    # It would log a stack trace for each request that was not counted, and the address of each that was rejected.
     limiter.logger.disabled = True
     resting_until = 0.0
 
@@ -49,7 +49,7 @@ def register_limits(app: Flask) -> None:
         return bool(_limit()) and time.monotonic() >= resting_until
 
     limiter.request_filter(lambda: not is_to_count())
-    limiter.init_app(app)  # counts, and raises when it is too much
+    limiter.init_app(app)  # counts, and raises above the limit
 
     @app.before_request
     def rest_when_not_counted() -> None:
@@ -81,7 +81,7 @@ def _who() -> str:
 
 
 def _limit() -> str:
-    """The limit on this request; empty for none."""
+    """Return the limit for this request; empty for none."""
     settings = services().settings
     if g.caller is not None:
         return settings.rate_limit
@@ -89,9 +89,9 @@ def _limit() -> str:
 
 
 def _network(address: str) -> str:
-    """Of IPv6, one caller has a whole /64."""
+    """Return the address to count; for IPv6 its /64, since one caller has all of it."""
     try:
         whole = ipaddress.ip_address(address)
-    except ValueError:  # a UNIX socket has none
+    except ValueError:  # a UNIX socket has no address
         return "none"
     return str(ipaddress.ip_network((whole, 64), strict=False)) if whole.version == 6 else address

@@ -1,4 +1,4 @@
-"""Figures for Prometheus: the requests that were served, and what the ledger says at the moment of the scrape."""
+"""Metrics for Prometheus: the requests served, and the state of the ledger at the time of the scrape."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from maskfleet.jobs.status import ENDED
 
 #: prometheus_client's own variable; api/server.py sets it.
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-#: From a look at the ledger to an image of tens of megabytes that is taken in.
+#: From one read of the ledger to the upload of an image of tens of megabytes.
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclass(frozen=True, slots=True)
 class JobFigures:
-    """Where the figures of jobs come from."""
+    """The sources of the metrics about jobs."""
 
     census: Census
     outbox: Outbox
@@ -38,7 +38,7 @@ class JobFigures:
 
 
 class RequestMetrics:
-    """Counts and times requests, over all processes of this server."""
+    """Counts and times requests, across all processes of this server."""
 
     def __init__(self, jobs: JobFigures) -> None:
         self._jobs = jobs
@@ -55,13 +55,13 @@ class RequestMetrics:
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        # A caller may send any word as its method; the label must not grow with it.
+        # A caller may send any word as its method; the label's values must stay few.
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(known, route).observe(seconds)
 
     def exposition(self, models: tuple[str, ...]) -> bytes:
-        """Write all figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         registry = self._registry
         if MULTIPROCESS_DIR in os.environ:
             registry = CollectorRegistry()
@@ -77,7 +77,7 @@ class _JobCollector(Collector):
         self._models = models
 
     def describe(self) -> list[Metric]:
-        return []  # else registering would already ask the ledger
+        return []  # otherwise registering would already query the ledger
 
     def collect(self) -> Iterator[Metric]:
         try:

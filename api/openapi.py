@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the routes and from the very models that check and write their bodies."""
+"""The OpenAPI 3.1 document, generated from the routes and the models that validate and serialise their bodies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskfleet.jobs.schema.base import BATCH_ID, JOB_ID
 from maskfleet.jobs.schema.batch_spec import BatchSpec
 from maskfleet.jobs.schema.spec import JobSpec
 
-Json = dict[str, Any]  # Any: a piece of the document, whose shape is the OpenAPI specification's
+Json = dict[str, Any]  # Any: a part of the document, whose shape the OpenAPI specification defines
 
 _REF = "#/components/schemas/"
 _KEY_PROBLEMS = {
@@ -39,7 +39,7 @@ _LIMIT_HEADERS = {
     "RateLimit-Reset": "Seconds until some of the quota is restored.",
 }
 DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|(job|batch)_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
-#: The form of ids in paths.
+#: The schemas of ids in paths.
 _IDS: dict[str, Json] = {
     "job_id": {"type": "string", "pattern": f"^{JOB_ID}$"},
     "batch_id": {"type": "string", "pattern": f"^{BATCH_ID}$"},
@@ -67,7 +67,7 @@ _EXAMPLE_BATCH: Json = {
 
 
 def document(app: Flask) -> Json:
-    """Describe every route of the app; raises LookupError when one lacks its description."""
+    """Describe every route of the app.  Raises LookupError for a route without a description."""
     routes = list(_routes(app))
     paths: dict[str, Json] = {}
     for path, method, name, described in routes:
@@ -81,7 +81,7 @@ def document(app: Flask) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        # What callers come for first, then what operators look at.
+        # First the routes for callers, then those for operators.
         "paths": dict(sorted(paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0]))),
         "components": {
             "headers": {
@@ -100,7 +100,7 @@ def document(app: Flask) -> Json:
 
 
 def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
-    """Give path, method, name and description of each route; HEAD and OPTIONS follow from the others."""
+    """Yield path, method, name and description of each route; HEAD and OPTIONS follow from the others."""
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<(?:[a-z]+:)?([a-z_]+)>", r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
@@ -167,7 +167,7 @@ def _parameters(path: str, described: Operation) -> list[Json]:
 def _answer(status: int, body: type[BaseModel] | str | None, limited: bool) -> Json:
     piece: Json = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
-        # Of a stream of events, version 3.1 of the specification has no way to describe one.
+        # OpenAPI 3.1 has no way to describe a stream of events.
         is_text = body.startswith("text/") and body != "text/event-stream"
         piece["content"] = {body: {"schema": {"type": "string"} if is_text else {}}}
     elif body is not None:
@@ -251,7 +251,7 @@ def _schemas(described: list[Operation]) -> dict[str, Json]:
 
 
 def _union(kind: str) -> Json:
-    """Give the union over the modes, each with its own model of this kind."""
+    """Return the union over the modes, each with its own model of this kind."""
     mapping = {mode: f"{_REF}{mode.capitalize()}{kind}" for mode in _MODES}
     return {
         "oneOf": [{"$ref": ref} for ref in mapping.values()],
@@ -260,7 +260,7 @@ def _union(kind: str) -> Json:
 
 
 def _beside_image(schemas: dict[str, Json]) -> str:
-    """Add the jobs of a multipart request, which leave the image out; give the kind that they are of."""
+    """Add the job schemas of a multipart request, which leave the image out; return their kind."""
     for name in [f"{mode.capitalize()}Job" for mode in _MODES]:
         schema = copy.deepcopy(schemas[name])
         del schema["properties"]["image"]

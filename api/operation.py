@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of a route, written where the route is."""
+"""The OpenAPI description of a route, written next to the route."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MARK = "maskfleet_operation"
-#: The codes of each bad status that both routes for new jobs answer with.
+#: The error codes, by status, that both routes for new jobs may return.
 _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
     400: ("malformed_json", "invalid_idempotency_key"),
     403: ("bucket_not_allowed",),
@@ -42,7 +42,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that a request may carry.  pattern: what it must look like; any text without one."""
+    """A request header.  pattern: a regular expression that it must match; empty for any text."""
 
     name: str
     description: str
@@ -54,9 +54,9 @@ class Header:
 class Operation:
     """One route.
 
-    scope: what a key must allow to use it; None: no key is needed.
-    answers: the model of each good status; None for no JSON body, a media type for another kind of body.
-    problems: the codes of each bad status, beside those that every route may answer.
+    scope: the scope that a key needs; None: no key is needed.
+    answers: the model of each success status; None for no JSON body, a media type for another kind of body.
+    problems: the codes of each error status, in addition to those that every route may return.
     body: the model of a JSON body; ``takes_job`` and ``takes_batch`` are for the routes whose body is one of those.
     """
 
@@ -73,12 +73,12 @@ class Operation:
 
 
 def submission_problems(own: Mapping[int, tuple[str, ...]]) -> Mapping[int, tuple[str, ...]]:
-    """Return the problems of a route for new jobs.  own: those that only this route has."""
+    """Return the problems of a route for new jobs.  own: those of this route alone."""
     return {status: (*codes, *own.get(status, ())) for status, codes in _SUBMISSION_PROBLEMS.items()}
 
 
 def idempotency_key_header(made: str, example: str) -> Header:
-    """Describe the header ``Idempotency-Key``.  made: what the route makes, a job or a batch."""
+    """Describe the ``Idempotency-Key`` header.  made: what the route creates, a job or a batch."""
     description = f"Repeating a key with the same body returns the same {made}, for a day by default."
     return Header("Idempotency-Key", description, example, f"^{IDEMPOTENCY_KEY}$")
 
@@ -94,7 +94,7 @@ def operation(described: Operation) -> Callable[[Callable[P, R]], Callable[P, R]
 
 
 def operation_of(view: Callable[..., object]) -> Operation:
-    """Give a view function's description; raises LookupError when it has none."""
+    """Return a view function's description.  Raises LookupError when it has none."""
     described = getattr(view, _MARK, None)
     if not isinstance(described, Operation):
         raise LookupError(f"{view.__module__}.{view.__qualname__} lacks its @operation.")

@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457), and the one place where anything unforeseen is caught."""
+"""Errors as problem documents (RFC 9457), and the one place that catches unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from maskfleet.jobs.schema.api import Problem
 
 #: Source: RFC 9457, section 3.
 PROBLEM_TYPE = "application/problem+json"
-#: An answer names at most so many fields, each with so much text: what is wrong may itself be megabytes.
+#: The most fields in one response, and the most text of each: the invalid input may itself be megabytes.
 MAX_FAULTS, MAX_TEXT = 50, 500
 
-#: The framework's own refusals: a code and what to do.
+#: Errors that the framework raises: the code and what to do.
 _HTTP_PROBLEMS = {
     400: ("bad_request", "The request is malformed, or its body does not match its headers."),
     404: ("route_not_found", "No route matches this URL; /openapi.json lists them all."),
@@ -30,14 +30,14 @@ logger = get_logger()
 
 
 def register_problems(app: Flask) -> None:
-    """Make every error of the app a problem document."""
+    """Return every error of the app as a problem document."""
     app.register_error_handler(JobError, answer_problem)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_unforeseen)
 
 
 def answer_problem(error: JobError) -> Response:
-    """Show an error to the caller."""
+    """Return the response for an error."""
     faults = error.faults[:MAX_FAULTS]
     fields = tuple(FieldFault(_cut(fault.pointer), fault.code, _cut(fault.detail)) for fault in faults)
     answer = _answer(error.http_status, error.code, error.title, error.detail, fields)
@@ -54,7 +54,7 @@ def answer_problem(error: JobError) -> Response:
 
 def _answer_http_error(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-    if status < HTTPStatus.BAD_REQUEST:  # a redirect, which Werkzeug raises as well
+    if status < HTTPStatus.BAD_REQUEST:  # a redirect, which Werkzeug also raises
         return Response(status=status, headers=[header for header in error.get_headers() if header[0] == "Location"])
     title = HTTPStatus(status).phrase
     code, detail = _HTTP_PROBLEMS.get(status, (title.lower().replace(" ", "_"), title))

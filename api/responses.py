@@ -1,4 +1,4 @@
-"""What a route answers with, where that is JSON."""
+"""JSON responses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """gunicorn's configuration: ``gunicorn --config python:maskfleet.api.server "maskfleet.api.app:create_app()"``.
 
-gunicorn reads the names below that are settings of its own; options on its command line win over them.
+gunicorn reads its settings from the names below; options on its command line override them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.logs import configure_logs
 from maskfleet.jobs.settings import ApiSettings
 
-#: Where prometheus_client keeps the figures of several processes.
+#: Where prometheus_client keeps the metrics of several processes.
 _FIGURES = "PROMETHEUS_MULTIPROC_DIR"
 
 _settings = ApiSettings()
 
 
 class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
-    """Sends gunicorn's own lines the way of all others."""
+    """Sends gunicorn's own log lines to the same handler as all others."""
 
     def setup(self, cfg: Any) -> None:  # Any: gunicorn ships no types
         super().setup(cfg)
@@ -37,23 +37,23 @@ bind = _settings.bind
 workers = _settings.processes
 worker_class = "gthread"
 threads = _settings.threads
-# A load balancer keeps its connections for a minute; the server must not be the first to close them.
+# A load balancer keeps connections open for a minute; the server must not be the first to close them.
 keepalive = 75
-# Whoever waits for a job's end is let go at once; an image that is just coming in gets this long.
+# Requests that wait for a job to end are released at once; an upload in progress gets this long.
 graceful_timeout = 8
 timeout = 60
-# The workers' heartbeat is a file; a disk that is busy must not look like a worker that hangs.
+# The workers' heartbeat is a file; a busy disk must not look like a hung worker.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 — memory, and gunicorn's own name in it
 logger_class = StructuredLogger
-# The API logs its requests itself, at level debug, with the route in place of the path.
+# The API logs its requests itself, at level debug, with the route instead of the path.
 accesslog = None
 control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
-    """Look at the ledger's version, and make a folder for the figures of all processes.
+    """Check the ledger's version, and make a folder for the metrics of all processes.
 
-    Before any of them imports the library that keeps the figures.
+    This must happen before any of them imports prometheus_client.
     """
     check_at_start(_settings)
     if _FIGURES not in os.environ:
@@ -61,8 +61,8 @@ def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
 
 
 def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
-    """Let go of those who wait as soon as the process is to end."""
-    # Here and not above: this imports prometheus_client, which looks for its folder when it is imported.
+    """Release held requests as soon as the process is told to end."""
+    # Imported here: this imports prometheus_client, which looks for its folder on import.
     from maskfleet.api.services import EXTENSION, Services
 
     services: Services = worker.wsgi.extensions[EXTENSION]
@@ -70,5 +70,5 @@ def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
 
 
 def on_exit(server: Any) -> None:  # Any: gunicorn ships no types
-    """Remove the figures' folder, if it was made here."""
+    """Remove the metrics folder, if it was made here."""
     shutil.rmtree(getattr(server, "figures", ""), ignore_errors=True)

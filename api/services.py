@@ -1,4 +1,4 @@
-"""What a request works with: made once for the app, asked for by the routes."""
+"""The services that a request uses: made once for the app, fetched by the routes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ EXTENSION = "maskfleet"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The settings, and the clients that were made from them.  They connect on first use."""
+    """The settings and the clients made from them.  Clients connect on first use."""
 
     settings: ApiSettings
-    #: For what is no part of the ledger: the rate limits.
+    #: For the rate limits, which are not part of the ledger.
     redis: redis.Redis
     keys: ApiKeys
     ledger: Ledger
@@ -76,17 +76,17 @@ def services() -> Services:
 
 
 def tenant() -> str:
-    """Who asks, on a route that needs a key."""
+    """Return the caller's tenant, on a route that needs a key."""
     return cast(Caller, g.caller).tenant
 
 
 def base_url() -> str:
-    """The address that links in the answer begin with, without a slash at its end."""
+    """Return the base URL of links in responses, without a trailing slash."""
     return (services().settings.public_url or request.host_url).rstrip("/")
 
 
 def whole_view(record: JobRecord, door: Services, address: str) -> JobView:
-    """Show a job with its place in the queue and its attempts.  address: see ``base_url``."""
+    """Return the view of a job with its place in the queue and its attempts.  address: see ``base_url``."""
     default = door.settings.model_name
     place = None
     if record.status is Status.QUEUED:

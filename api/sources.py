@@ -1,6 +1,6 @@
-"""What a job names and does not bring: its image, earlier masks, addresses.  Checked without fetching anything.
+"""Checks of what a job refers to, without fetching it: its image, earlier masks, URLs.
 
-The worker, which fetches, has the last word; it uses the same codes.
+The worker, which fetches them, has the last word; it uses the same codes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maskfleet.jobs.storage import allowed_object, upload_key
 
 
 def check_addresses(spec: Spec, settings: ApiSettings) -> None:
-    """Raise InvalidRequest (``url_not_allowed``) for a URL that this service does not go to; no name is looked up."""
+    """Raise InvalidRequest (``url_not_allowed``) for a URL that is not allowed; no host name is resolved."""
     named = {"/image/url": spec.image.url, "/webhook/url": spec.webhook.url if spec.webhook else None}
     for pointer, url in named.items():
         if url is not None:
@@ -27,7 +27,7 @@ def check_addresses(spec: Spec, settings: ApiSettings) -> None:
 
 
 def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
-    """Raise InvalidRequest for one URL as ``check_addresses`` does.  pointer: where the body names it."""
+    """Raise InvalidRequest for one URL as ``check_addresses`` does.  pointer: its field in the body."""
     try:
         check_url(url, address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports))
     except AddressRefused as error:
@@ -35,7 +35,7 @@ def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
 
 
 def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:
-    """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an upload that is no use."""
+    """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an unusable upload."""
     if source.s3_uri is not None:
         allowed_object(source.s3_uri, door.settings)
     if source.upload_id is not None:
@@ -49,9 +49,9 @@ def check_image_source(source: ImageSource, tenant: str, door: Services) -> None
 
 
 def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) -> None:
-    """Raise InvalidRequest or InvalidPrompt for an earlier mask that cannot be there.
+    """Raise InvalidRequest or InvalidPrompt for an earlier mask that cannot exist.
 
-    Whether a job's record is gone or another tenant's is not told apart: then the worker looks for its masks.
+    A job whose record has expired or is another tenant's passes; then the worker looks for its masks.
     """
     seen: set[str] = set()
     for number, source in ((number, prompt.mask_input) for number, prompt in enumerate(prompts)):

@@ -1,8 +1,8 @@
 """A job's changes as Server-Sent Events.
 
-Each event is the whole job as it stands, under the version of its record: whoever missed some has lost nothing
-with the next one, and whoever comes back says which version it has seen.  The record never leaves a terminal
-state but by a retry, and a stream ends with the first one that it shows.
+Each event is the whole job in its current state, with the version of its record as the event's id: a client that missed
+some is up to date with the next one, and a client that reconnects says which version it has seen.  A record leaves a
+terminal state only by a retry, and a stream ends with the first terminal state that it sends.
 
 Source: the HTML Living Standard, section "Server-sent events".
 """
@@ -19,25 +19,25 @@ from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.status import Status
 
-#: Readers come back after this long when a stream has ended before its job.
+#: Clients reconnect after this long when a stream ended before its job.
 RECONNECT_MS = 1000
-#: A queued job moves up without a change of its own record; its place is looked at this often.
+#: A queued job moves up without a change to its own record; its place is checked this often.
 PLACE_LOOK_S = 2.0
 
 logger = get_logger()
 
 
 def job_events(record: JobRecord, seen: int | None, door: Services, address: str, seconds: float) -> Iterator[bytes]:
-    """Give the job as it stands, then each change, for ``seconds`` at most.
+    """Yield the job in its current state, then after each change, for at most ``seconds``.
 
-    seen: the version that the reader has already; it is not sent again.  address: see ``base_url``.
+    seen: the version that the client already has; it is not sent again.  address: see ``base_url``.
     """
-    # The first bytes take the answer's head along, so that the reader knows at once that it is heard.
+    # The first bytes flush the response's headers, so that the client knows at once that the stream is open.
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     try:
         yield from _changes(record, seen, door, address, time.monotonic() + seconds)
     except QueueUnavailable:
-        # The answer's status is sent, so no problem document can follow.  The reader comes again and is told then.
+        # The status is already sent, so no problem document can follow.  The client reconnects and gets the error then.
         logger.warning("events_broke_off", job_id=record.id)
 
 
@@ -51,7 +51,7 @@ def _changes(record: JobRecord, seen: int | None, door: Services, address: str, 
         place_may_have_moved = status is Status.QUEUED and now - looked_at_place >= PLACE_LOOK_S
         if version != seen or place_may_have_moved:
             latest = door.ledger.read(record.id)
-            if latest is None:  # deleted, or forgotten
+            if latest is None:  # deleted, or expired
                 return
             view = whole_view(latest, door, address)
             if (latest.version, view.queue_position) != (seen, place):

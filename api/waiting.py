@@ -1,4 +1,4 @@
-"""Answers that are held: by `Prefer: wait=N` (RFC 7240) until the job ends, by a stream while it goes on."""
+"""Held responses: long polls (`Prefer: wait=N`, RFC 7240) until the job ends, and streams while they last."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from collections.abc import Callable
 
 from maskfleet.jobs.ledger.jobs import Ledger
 
-#: The ledger is asked soon at first, then less and less often: a short job is noticed at once, a long one costs little.
+#: The ledger is polled often at first, then less and less: a short job is noticed at once, a long one costs little.
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3
 
 
 class Waits:
-    """Holds answers back, a limited number of them at a time."""
+    """Holds responses open, a limited number at a time."""
 
     def __init__(self, ledger: Ledger, slots: int) -> None:
-        """slots: how many may be held at once; each one holds a thread, and some must stay free for the others."""
+        """slots: how many may be held at once; each occupies a thread, and some must stay free for other requests."""
         self._ledger = ledger
         self._slots = threading.BoundedSemaphore(slots)
         self._stopping: Callable[[], bool] = lambda: False
 
     def stop_when(self, stopping: Callable[[], bool]) -> None:
-        """Let go of everyone as soon as ``stopping`` is true, so that the process can end."""
+        """Release all held responses as soon as ``stopping`` returns true, so that the process can end."""
         self._stopping = stopping
 
     def stopping(self) -> bool:
-        """Say whether whoever is held must be let go."""
+        """Return whether held responses must be released."""
         return self._stopping()
 
     def take_slot(self) -> bool:
-        """Take a place for an answer that is held; False when there is none.  It must be given back."""
+        """Take a slot for a held response; return False when none is free.  The slot must be given back."""
         return self._slots.acquire(blocking=False)
 
     def give_slot_back(self) -> None:
         self._slots.release()
 
     def until_ended(self, job_id: str, seconds: float) -> bool:
-        """Wait for a job's end, for so long at most; False when there was no place to wait."""
+        """Wait for a job to end, for at most ``seconds``; return False when no slot was free."""
 
         def ended() -> bool:
             status = self._ledger.status(job_id)
@@ -47,7 +47,7 @@ class Waits:
         return self.until(ended, seconds)
 
     def until(self, is_so: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something is so, for so long at most; False when there was no place to wait."""
+        """Wait until ``is_so`` returns true, for at most ``seconds``; return False when no slot was free."""
         if not self.take_slot():
             return False
         try:
@@ -64,6 +64,6 @@ class Waits:
 
 
 def preferred_wait_s(prefer: str | None) -> int | None:
-    """Read the seconds of ``wait=N``; None when it is not asked for, or not understood, as the RFC wants it."""
+    """Return the seconds of ``wait=N``; None when absent or not understood, which the RFC says to ignore."""
     found = re.search(r'(?:^|[,;])\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=$|[,;])', prefer or "", re.IGNORECASE)
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""Batches: many images sent at once, looked at as one; each image is a job like any other."""
+"""Batches: many images submitted and tracked together; each image is a job like any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's webhooks: each try at them, and sent again on request.  The courier sends; this only asks it to."""
+"""Webhook deliveries: their attempts, and redelivery on request.  The courier sends; these routes only queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = get_logger()
 
 
 class MessageId(BaseConverter):
-    """The part of a path that begins as a webhook's id does, so that ``redeliver`` is none."""
+    """A path segment that begins like a webhook's id, so that ``redeliver`` does not match."""
 
     regex = "msg_[^/]+"
 
@@ -108,7 +108,7 @@ def redeliver_range() -> Response:
 
 
 def find_delivery(delivery_id: str) -> DeliveryRecord:
-    """Give a webhook of the caller's; raises NotFound (``delivery_not_found``)."""
+    """Return one of the caller's webhooks.  Raises NotFound (``delivery_not_found``)."""
     record = services().deliveries.read(delivery_id, tenant())
     if record is None:
         raise _delivery_not_found()

@@ -1,6 +1,6 @@
-"""The API's description: the OpenAPI document, and a page to read and try it on.
+"""The API's documentation: the OpenAPI document, and a page to read it and try the API.
 
-The page is Swagger UI, whose files are in static/swagger-ui: nothing is loaded from anywhere else.
+The page is Swagger UI, whose files are in static/swagger-ui: nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ blueprint = Blueprint("docs", __name__)
 
 _SWAGGER_UI = Path(__file__).parent.parent / "static" / "swagger-ui"
 
-#: The page runs its own scripts and talks to its own host.  Swagger UI carries its pictures in its style sheet.
+#: The page runs its own scripts and talks to its own host.  Swagger UI embeds its images in its style sheet.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

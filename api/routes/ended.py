@@ -1,4 +1,4 @@
-"""Jobs that have ended: queued once more, or deleted with all their objects."""
+"""Ended jobs: retried, or deleted with all their objects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def retry_job(job_id: str) -> Response:
             raise Conflict("job_not_failed", f"The job is {find_job(job_id).status}. Only failed jobs can be retried.")
         case Retried.OVER_QUOTA:
             raise over_quota(max_in_flight)
-        case Retried.UNKNOWN:  # its record expired since it was read
+        case Retried.UNKNOWN:  # its record has expired since it was read
             raise job_not_found()
     logger.info("job_retried", job_id=record.id)
     publish(record.id, record.queue, door)
@@ -69,7 +69,7 @@ def delete_job(job_id: str) -> Response:
     match door.ledger.begin_deletion(record.id, tenant()):
         case Deleted.NOT_ENDED:
             raise Conflict("job_not_ended", f"The job is {record.status}. Cancel it, or wait for it to end.")
-        case Deleted.UNKNOWN:  # its record expired since it was read
+        case Deleted.UNKNOWN:  # its record has expired since it was read
             raise job_not_found()
     removed = door.store.delete_prefix(f"{result_prefix(record.tenant, record.id)}/")
     door.ledger.delete(record.id, tenant())

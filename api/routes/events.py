@@ -1,4 +1,4 @@
-"""A job's events: the job as it stands, and again with each change."""
+"""A job's event stream: its current state, then its state after each change."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ blueprint = Blueprint("events", __name__)
 def follow_job(job_id: str) -> Response:
     record, seen, door = find_job(job_id), _last_event_id(), services()
     if record.status.ended and seen == record.version:
-        return Response(status=204)  # by its standard, an EventSource comes again after any other end
+        return Response(status=204)  # by its standard, an EventSource reconnects after any other response
     if not door.waits.take_slot():
         raise TooManyStreams
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
     seconds = min(door.settings.max_stream_s, wanted_s if wanted_s is not None else door.settings.max_stream_s)
     answer = Response(job_events(record, seen, door, base_url(), seconds), mimetype="text/event-stream")
-    # Not in the generator: one that was never begun runs none of its code when it is closed.
+    # Not in the generator: closing one that never started runs none of its code.
     answer.call_on_close(door.waits.give_slot_back)
-    answer.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back until they fill its buffer
+    answer.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events otherwise
     if wanted_s is not None:
         answer.headers["Preference-Applied"] = f"wait={seconds}"
     return answer

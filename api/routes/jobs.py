@@ -1,4 +1,4 @@
-"""Jobs: sent, looked at, listed, canceled."""
+"""Jobs: submit, get, list, cancel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from maskfleet.jobs.schema.base import JOB_ID
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.status import Status
 
-#: A list that is filtered by state looks at so many records at most before it answers with what it has.
+#: The most records that a list filtered by status reads before it responds with what it has found.
 MAX_LOOKED_AT = 1000
 
 blueprint = Blueprint("jobs", __name__)
@@ -122,14 +122,14 @@ def cancel_job(job_id: str) -> Response:
         raise Conflict(
             "job_already_ended", f"The job is already {find_job(job_id).status}. There is nothing to cancel."
         )
-    if outcome is Cancel.UNKNOWN:  # its record expired since it was read
+    if outcome is Cancel.UNKNOWN:  # its record has expired since it was read
         raise job_not_found()
     logger.info("job_cancel", job_id=record.id, outcome=outcome)
     return show(find_job(job_id), status=200 if outcome is Cancel.CANCELED else 202)
 
 
 def find_job(job_id: str) -> JobRecord:
-    """Give the tenant's job.  Another tenant's is exactly as unknown as one that never was."""
+    """Return the tenant's job.  Another tenant's job looks exactly like one that does not exist."""
     record = services().ledger.read(job_id) if re.fullmatch(JOB_ID, job_id) else None
     if record is None or record.tenant != tenant():
         raise job_not_found()
@@ -145,7 +145,7 @@ def show(record: JobRecord, *, status: int = 200) -> Response:
 
 
 def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
-    """Show jobs without their attempts."""
+    """Return the views of jobs, without their attempts."""
     door = services()
     default = door.settings.model_name
     waiting = any(record.status is Status.QUEUED for record in records)
@@ -161,7 +161,7 @@ def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
 
 
 def _wait_as_preferred(record: JobRecord) -> int | None:
-    """Hold the answer as ``Prefer`` asks; give the seconds that were granted, None when there was no waiting."""
+    """Hold the response as ``Prefer`` asks; return the seconds granted, None when it was not held."""
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
     granted_s = min(wanted_s or 0, services().settings.max_wait_s)
     if granted_s == 0:
@@ -176,7 +176,7 @@ Place = tuple[int, str]
 
 
 def _page(query: JobQuery, place: Place | None) -> tuple[list[JobRecord], Place | None]:
-    """Give a page of jobs, and the place after which the next one begins: None at the end of the list."""
+    """Return a page of jobs, and the place after which the next one begins: None at the end of the list."""
     found: list[JobRecord] = []
     looked_at = 0
     while looked_at < MAX_LOOKED_AT:

@@ -1,4 +1,4 @@
-"""The models that jobs may name."""
+"""The models that jobs may use."""
 
 from __future__ import annotations
 

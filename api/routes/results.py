@@ -1,4 +1,4 @@
-"""What a job came to: its manifest, and its files by way of presigned links made at that moment."""
+"""A job's result: its manifest, and its files through presigned links made on request."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _manifest(job_id: str) -> Manifest:
         raise NotFound(
             "result_not_found", "The result is no longer in the store; results are kept for a limited time."
         ) from error
-    # Links are made for what the manifest names; whatever wrote it, they reach no further than the job's own folder.
+    # Links are made for what the manifest names; whoever wrote it, they must not reach beyond the job's own folder.
     folder = f"{result_prefix(record.tenant, record.id)}/"
     if not all(file.key.startswith(folder) for file in manifest.files):
         logger.error("manifest_names_foreign_keys", job_id=record.id)

@@ -1,4 +1,4 @@
-"""Uploads: an image goes straight into the object store, past this service."""
+"""Uploads: an image goes straight to the object store, bypassing this service."""
 
 from __future__ import annotations
 

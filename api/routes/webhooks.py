@@ -1,4 +1,4 @@
-"""A ping: a webhook that its owner asks for, to see whether a receiver listens and verifies."""
+"""Pings: test webhooks, sent on request, to check that a receiver listens and verifies signatures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskfleet.jobs.schema.api import PingRequest, PingView
 from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryState
 from maskfleet.jobs.schema.events import Ping, PingData
 
-#: Without a ``Prefer``: a courier's look, its time limit for one try, and some.
+#: The wait without a ``Prefer`` header: a courier's poll, its time limit for one attempt, and some slack.
 USUAL_WAIT_S = 20
 
 blueprint = Blueprint("webhooks", __name__)
@@ -81,7 +81,7 @@ def ping() -> Response:
 
 
 def _wait(delivery_id: str) -> DeliveryRecord:
-    """Hold the answer until the ping's try is noted, or the time is over."""
+    """Hold the response until the ping's attempt is recorded, or the time is up."""
     door = services()
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
     granted_s = min(USUAL_WAIT_S if wanted_s is None else wanted_s, door.settings.max_wait_s)
