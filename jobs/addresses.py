@@ -1,7 +1,7 @@
-"""Which addresses the service goes to when a caller names them: for images, and for webhooks.
+"""Which caller-supplied addresses the service may connect to: for images, and for webhooks.
 
-The form of a URL is judged here without resolving its name, at the door and again before each request.  What
-the name resolves to is judged by the same rules when the connection is made (`maskfleet.worker.egress`).
+A URL is checked here without resolving its name, in the API and again before each request.  The addresses that the
+name resolves to are checked by the same rules when the connection is made (`maskfleet.worker.egress`).
 
 Sources: IANA's special-purpose address registries for IPv4 and IPv6; RFC 6052 for NAT64; RFC 6761 for names;
 the WHATWG URL standard, section 3.5, for hosts that end in a number.
@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 IPAddress = IPv4Address | IPv6Address
 
-#: Where https is served to the public.
+#: Ports on which https is served to the public.
 PUBLIC_PORTS = (443, 8443)
 
-#: Every IPv4 block that is not the public network's; and 168.63.129.16, where Azure's hosts answer their guests.
+#: Every IPv4 block that is not public, and 168.63.129.16, where Azure's hosts serve their virtual machines.
 _NOT_PUBLIC_V4 = tuple(
     IPv4Network(block)
     for block in (
@@ -44,12 +44,12 @@ _NOT_PUBLIC_V4 = tuple(
         "240.0.0.0/4",
     )
 )
-#: All of IPv6 that is given out, and what in it is for protocols (Teredo among them), documents, and 6to4.
+#: The allocated part of IPv6, and the blocks in it for protocols (such as Teredo), documentation and 6to4.
 _PUBLIC_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
-#: An IPv6 address that stands for the IPv4 address in its last 32 bits: NAT64, and mapped.
+#: IPv6 blocks whose addresses embed an IPv4 address in the last 32 bits: NAT64, and IPv4-mapped.
 _STANDS_FOR_V4 = tuple(IPv6Network(block) for block in ("64:ff9b::/96", "::ffff:0:0/96"))
-#: Last labels of names that no public server has.
+#: Last labels of host names that no public server has.
 _LOCAL_NAMES = frozenset({"localhost", "localdomain", "local", "internal", "intranet", "lan", "home", "corp", "arpa"})
 
 #: Characters that parsers drop, or read as others.
@@ -61,7 +61,7 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class AddressRefused(Exception):
-    """An address that is not gone to.  code: ``invalid_url`` for its form, else ``url_not_allowed``."""
+    """An address that is not allowed.  code: ``invalid_url`` for a malformed URL, otherwise ``url_not_allowed``."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -71,7 +71,7 @@ class AddressRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AddressRules:
-    """What is gone to.  ports: None for any.  local_names: whether ``localhost`` and its like may be named."""
+    """What is allowed.  ports: None for any.  local_names: whether names like ``localhost`` are allowed."""
 
     schemes: frozenset[str]
     ports: frozenset[int] | None
@@ -79,7 +79,7 @@ class AddressRules:
     admits: Callable[[IPAddress], bool]
 
     def check(self, scheme: str, port: int, address: IPAddress) -> None:
-        """Raise AddressRefused unless a connection to this may be made."""
+        """Raise AddressRefused unless this connection is allowed."""
         self.check_service(scheme, port)
         if not self.admits(address):
             raise AddressRefused("url_not_allowed", "The address is not on the public internet.")
@@ -95,9 +95,9 @@ class AddressRules:
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """A URL's parts that say where it leads.  host: in lower case, without brackets and a last dot.
+    """The parts of a URL that say where to connect.  host: in lower case, without brackets or a trailing dot.
 
-    literal: the address that the host is a notation of; None for a name.
+    literal: the address, if the host is written as one; None for a name.
     """
 
     scheme: str
@@ -107,14 +107,14 @@ class Url:
 
 
 def address_rules(*, allow_private: bool, ports: Iterable[int] = PUBLIC_PORTS) -> AddressRules:
-    """Give the rules of the public network: https, some ports, no private address; or those of a closed one."""
+    """Return the rules for the public internet (https, some ports, no private address), or for a closed network."""
     if allow_private:
         return AddressRules(frozenset({"http", "https"}), None, local_names=True, admits=lambda _: True)
     return AddressRules(frozenset({"https"}), frozenset(ports), local_names=False, admits=is_public)
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address is a host's on the public network, and leads to no other one."""
+    """Return whether an address is on the public internet, and does not embed one that is not."""
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_PUBLIC_V4)
     if address.scope_id is not None:
@@ -125,7 +125,7 @@ def is_public(address: IPAddress) -> bool:
 
 
 def check_url(url: str, rules: AddressRules) -> None:
-    """Raise AddressRefused for a URL that the rules forbid, as far as that shows without resolving its name."""
+    """Raise AddressRefused for a URL that the rules forbid, as far as can be seen without resolving its name."""
     parts = split_url(url)
     if parts.literal is not None:
         rules.check(parts.scheme, parts.port, parts.literal)
@@ -137,7 +137,7 @@ def check_url(url: str, rules: AddressRules) -> None:
 
 
 def split_url(url: str) -> Url:
-    """Read where an http or https URL leads; raises AddressRefused (``invalid_url``) for any unusual form."""
+    """Parse an http or https URL.  Raises AddressRefused (``invalid_url``) for any unusual form."""
     if _UNSEEN.search(url):
         raise _invalid("it contains a space, a control character or a backslash")
     try:
@@ -158,7 +158,7 @@ def split_url(url: str) -> Url:
 
 
 def _plain(host: str) -> str:
-    """Write a host as it is looked up: compatible characters by their plain ones, without the root's dot."""
+    """Normalise a host for look-up: compatibility characters replaced (NFKC), no trailing dot."""
     plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".").lower()
     return plain.removesuffix(".")
 
@@ -175,14 +175,14 @@ def _literal(host: str) -> IPAddress | None:
     if not _NUMBER.fullmatch(labels[-1]):
         return None
     try:
-        # The notations that the C library takes, and all that looks names up with it: 127.1, 0x7f000001, 017700000001.
+        # The notations that the C library accepts, and so all resolvers built on it: 127.1, 0x7f000001, 017700000001.
         return IPv4Address(socket.inet_aton(host))
     except OSError as error:
         raise _invalid("its host is not a valid IPv4 address") from error
 
 
 def _is_label(label: str) -> bool:
-    """Whether this may stand between two dots.  Of other scripts' names the resolver has the last word."""
+    """Return whether this may stand between two dots.  For non-ASCII names the resolver has the last word."""
     if label.isascii():
         return _LABEL.fullmatch(label) is not None
     return len(label) <= 63 and all(char.isalnum() or char == "-" or unicodedata.combining(char) for char in label)

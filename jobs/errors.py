@@ -7,20 +7,20 @@
     │   ├── Forbidden            missing_scope
     │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
-    │   ├── OverQuota            too_many_jobs_in_flight; the one to send again later
+    │   ├── OverQuota            too_many_jobs_in_flight; the only one worth retrying unchanged
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
-        ├── QueueUnavailable     Redis did not answer, or is full
-        ├── LedgerVersion        what Redis holds is of another version; somebody must act
-        ├── StoreUnavailable     S3 did not answer
-        ├── SourceUnavailable    the image's own host did not answer
-        ├── BacklogFull          so many jobs wait that one more would wait too long
-        ├── TooManyStreams       no thread is left that could be held for one more
-        └── AttemptFailed        the attempt itself broke
+        ├── QueueUnavailable     Redis did not respond, or is full
+        ├── LedgerVersion        the data in Redis has another version; an operator must act
+        ├── StoreUnavailable     S3 did not respond
+        ├── SourceUnavailable    the image's own host did not respond
+        ├── BacklogFull          the backlog is so long that another job would wait too long
+        ├── TooManyStreams       no thread is left to hold another stream
+        └── AttemptFailed        the attempt itself failed
 
-A code never changes its meaning.  The same code is used wherever the fault is found: in the answer to
-the request when it can be known at once, on the failed job when only the worker can see it.
+A code never changes its meaning.  The same code is used wherever the error is found: in the response to
+the request if it can be detected at once, on the failed job if only the worker can see it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import ClassVar, Self
 
 
 class JobError(Exception):
-    """A fault with a stable ``code``, an HTTP ``status`` and a sentence that says what to do."""
+    """An error with a stable ``code``, an HTTP ``status`` and a sentence that says what is wrong and what to do."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Something went wrong"
     retry_after_s: int | None = None
-    #: Each field at fault, where that is known.
+    #: Each invalid field, where known.
     faults: tuple[FieldFault, ...] = ()
 
     def __init__(self, code: str, detail: str, *, status: int | None = None) -> None:
@@ -49,14 +49,14 @@ class JobError(Exception):
         return f"{self.code}: {self.detail}"
 
     def locate(self, pointer: str) -> Self:
-        """Say where in the body the fault is, by a JSON pointer; gives the error back, to be raised again."""
+        """Record where in the body the error is, as a JSON pointer; return the error itself, to be raised again."""
         self.faults = (FieldFault(pointer, self.code, self.detail),)
         self.detail = f"{pointer}: {self.detail}"
         return self
 
 
 class CallerError(JobError):
-    """The caller must change something; trying again as it is cannot help."""
+    """The caller must change something; retrying the same request cannot help."""
 
     status = 400
     title = "The request cannot be processed"
@@ -64,12 +64,13 @@ class CallerError(JobError):
 
 @dataclass(frozen=True, slots=True)
 class FieldFault:
-    """One field that is wrong.
+    """One invalid field.
 
-    pointer: a JSON pointer into the body, or the name of a query parameter.  code: which fault.  detail: what to do.
+    pointer: a JSON pointer into the body, or the name of a query parameter.  code: what is wrong with it.  detail: what
+    to do.
     """
 
-    #: As a part of a problem document: a field that it does not know is an error.
+    #: As part of a problem document: an unknown field is an error.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     pointer: str
@@ -91,7 +92,7 @@ class InvalidRequest(CallerError):
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, fault: str | None = None) -> Self:
-        """Return the error for one wrong field.
+        """Return the error for one invalid field.
 
         pointer: the field, as a JSON pointer.  fault: the field's own code, when it is not the request's.
         """
@@ -104,7 +105,7 @@ class Unauthorized(CallerError):
 
 
 class Forbidden(CallerError):
-    """The key is known and does not allow this."""
+    """The key is valid but does not allow this."""
 
     status = 403
     title = "The API key does not allow this"
@@ -121,7 +122,7 @@ class Conflict(CallerError):
 
 
 class OverQuota(CallerError):
-    """The tenant has as many jobs as it may; it must wait until some have ended."""
+    """The tenant has as many jobs as allowed; it must wait until some have ended."""
 
     status = 429
     title = "Too many jobs in flight"
@@ -129,14 +130,14 @@ class OverQuota(CallerError):
 
 
 class InvalidPrompt(CallerError):
-    """A prompt that does not lie on the image."""
+    """A prompt is outside the image, or its earlier mask cannot be used."""
 
     status = 422
     title = "A prompt does not fit the image"
 
 
 class InvalidImage(CallerError):
-    """The image cannot be had, or is not one that is accepted."""
+    """The image cannot be fetched, or is not accepted."""
 
     status = 422
     title = "The image cannot be used"
@@ -158,7 +159,7 @@ class QueueUnavailable(ServiceError):
 
 
 class LedgerVersion(ServiceError):
-    """What Redis holds was written by an older or a newer version of these programs."""
+    """The data in Redis was written by an older or a newer version of these programs."""
 
     def __init__(self, found: int, needed: int) -> None:
         what_to_do = (
@@ -177,14 +178,14 @@ class StoreUnavailable(ServiceError):
 
 
 class SourceUnavailable(ServiceError):
-    """The host that the image is to come from failed, timed out or broke off."""
+    """The image's host failed, timed out or broke off."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("source_unavailable", detail)
 
 
 class BacklogFull(ServiceError):
-    """So many jobs wait that one more would wait too long."""
+    """The backlog is so long that another job would wait too long."""
 
     def __init__(self, wait_s: float, max_wait_s: float) -> None:
         super().__init__(
@@ -192,7 +193,7 @@ class BacklogFull(ServiceError):
             f"A new job would wait about {wait_s:.0f} s for a worker. Nothing was recorded; send it again later, "
             "or with a more urgent priority.",
         )
-        # The queue is short enough again after the difference; it may be longer or shorter by then.
+        # An estimate: by then the backlog should have shrunk to the limit.
         self.retry_after_s = max(1, min(600, math.ceil(wait_s - max_wait_s)))
 
 
@@ -204,6 +205,6 @@ class TooManyStreams(ServiceError):
 
 
 class AttemptFailed(ServiceError):
-    """An attempt broke in a way that another one may not: out of memory, a time limit, a bug."""
+    """An attempt failed in a way that another may not: out of memory, a time limit, a bug."""
 
     status = 500

@@ -1,6 +1,6 @@
-"""Which images are accepted, told by their first bytes, and the refusals that need no more than those.
+"""Which images are accepted, by their first bytes, and the errors that those alone can show.
 
-The API, the worker and the client all sniff with this table, and the API and the worker refuse in the same words.
+The API, the worker and the client all detect formats with this table; the API and the worker share its messages.
 
 Sources: the formats' specifications; PNG (W3C) 11.2.1; WebP, RFC 9649 sections 2.5 to 2.7.
 """
@@ -28,9 +28,9 @@ IMAGE_FORMATS = tuple(SIGNATURES)
 
 
 def image_format(data: bytes) -> str | None:
-    """Return the format of IMAGE_FORMATS that a file begins as; None for any other."""
+    """Return a file's format, one of IMAGE_FORMATS, by its first bytes; None for any other."""
     for file_format, signatures in SIGNATURES.items():
-        # RIFF is the container of other media as well; a file may end before it says of which.
+        # RIFF is also the container of other media; a truncated file may end before it says which.
         if data.startswith(signatures) and (file_format != "WEBP" or data[8:12] in (b"WEBP", b"")):
             return file_format
     return None
@@ -42,13 +42,13 @@ def media_type(file_format: str) -> str:
 
 
 def check_not_empty(data: bytes) -> None:
-    """Raise InvalidImage (``image_empty``)."""
+    """Raise InvalidImage (``image_empty``) for an empty file."""
     if not data:
         raise InvalidImage("image_empty", "The image file is empty. Was it uploaded completely?")
 
 
 def check_size(size_wh: Size, max_pixels: int) -> None:
-    """Raise InvalidImage (``image_too_large``)."""
+    """Raise InvalidImage (``image_too_large``) above ``max_pixels``."""
     width, height = size_wh
     if width * height > max_pixels:
         raise InvalidImage(
@@ -59,7 +59,7 @@ def check_size(size_wh: Size, max_pixels: int) -> None:
 
 
 def not_an_image(data: bytes) -> InvalidImage:
-    """Say what a file is that begins as none of IMAGE_FORMATS."""
+    """Return the error for a file in none of IMAGE_FORMATS."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     is_html = start.startswith((b"<head", b"<body", b"<!--")) or b"<html" in start or b"<!doctype html" in start
     found = (
@@ -71,13 +71,13 @@ def not_an_image(data: bytes) -> InvalidImage:
 
 
 def png_size_wh(data: bytes) -> Size:
-    """Read the size that a PNG declares.  Raises struct.error when the file ends before it."""
+    """Return the size that a PNG declares.  Raises struct.error when the file ends before it."""
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
 
 
 def webp_size_wh(data: bytes) -> Size | None:
-    """Read the size that a WebP file declares; None for a kind that is not known.
+    """Return the size that a WebP file declares; None for an unknown kind.
 
     Raises IndexError or struct.error when the file ends before it.
     """

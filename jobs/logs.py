@@ -1,7 +1,7 @@
-"""Logging: a constant event name plus fields, as one JSON object a line, or coloured text on a terminal.
+"""Logging: a constant event name plus fields, as one JSON object per line, or coloured text on a terminal.
 
-A thing has the name in every program's lines that it has in the API: ``job_id``, ``attempt``, ``batch_id``,
-``delivery_id``, ``worker``.  One filter on ``job_id`` gives a job's whole life.
+Every program uses the API's names for fields: ``job_id``, ``attempt``, ``batch_id``, ``delivery_id``, ``worker``.
+Filtering by ``job_id`` shows everything about a job.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 
 import structlog
 
-#: Libraries that write signed URLs and what they sign, at level DEBUG.
+#: Libraries that log signed URLs and what they sign at level DEBUG.
 _TELL_SECRETS = ("urllib3", "botocore", "boto3", "s3transfer")
 
 
 def configure_logs(level: str, *, program: str, **ids: str) -> None:
-    """Send this process's logs to stderr; to be called once, at the program's entry.
+    """Send this process's logs to stderr; call once, at program start.
 
     level: a name of the logging module, as in ``INFO``.  program, ids: bound to every line.
     """

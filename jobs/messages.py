@@ -1,11 +1,11 @@
-"""The messages of Celery's queues: how one is published, and what a node takes off its queues.
+"""The messages of Celery's queues: how one is published, and which ones a node accepts.
 
-A message holds the job's id and nothing else; what it means is in the ledger.
+A message holds the job's id and nothing else; everything else is in the ledger.
 
-Whoever may write to Redis' lists can put anything there.  kombu and Celery read an entry in the node's own event loop,
-which ends, and with it the node, over the first that they cannot make sense of.  So an entry is read here before: one
-that has not the form that ``Publisher`` writes is dropped, and only what was understood of the others is handed on.
-No job is lost with an entry that is dropped: the outbox publishes what no worker claims once more.
+Anyone who may write to the lists in Redis can put anything there.  kombu and Celery parse messages in the node's own
+event loop, and the first one that they cannot parse ends it, and the node with it.  So messages are validated here
+first: only those of the form that ``Publisher`` writes pass, and only their validated fields are passed on.  Dropping
+one loses no job: the outbox republishes every job that no worker claims.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ logger = get_logger()
 
 
 def celery_app(settings: SharedSettings) -> Celery:
-    """Make the Celery app that API, courier and workers share.  It connects on first use.
+    """Make the Celery app that the API, courier and workers share.  It connects on first use.
 
-    No result backend (the ledger is the truth; a backend makes publishing hang while Redis is down), JSON
-    only, acknowledgement after the work, one message at a time.
+    It has no result backend (the ledger holds the state; a backend makes publishing hang while Redis is down), JSON
+    only, acknowledgement after the work, and no prefetching beyond one message.
     """
     app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
@@ -57,7 +57,7 @@ def celery_app(settings: SharedSettings) -> Celery:
             "queue_order_strategy": UrgencyCycle,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
-            # kombu's own waits would keep whoever publishes for 6 s; a node comes back by Celery's, which are others.
+            # kombu's default retries would block a publisher for 6 s; nodes reconnect by Celery's settings, not these.
             "max_retries": 1,
             "interval_start": 0,
         },
@@ -68,13 +68,13 @@ def celery_app(settings: SharedSettings) -> Celery:
 
 
 class Publisher:
-    """Puts jobs' ids into the queue."""
+    """Publishes jobs' ids to the queues."""
 
     def __init__(self, settings: SharedSettings) -> None:
         self._app = celery_app(settings)
 
     def publish(self, job_id: str, queue: str) -> None:
-        """Send the message; raises QueueUnavailable at once when Redis does not take it."""
+        """Publish a job.  Raises QueueUnavailable at once when Redis does not accept the message."""
         try:
             self._app.send_task(TASK_NAME, args=[job_id], task_id=job_id, queue=queue, retry=False)
         except (OperationalError, OSError) as error:
@@ -82,12 +82,12 @@ class Publisher:
 
 
 def is_job_id(argument: object) -> bool:
-    """Whether this is what a message may name."""
+    """Return whether this is a job id, the only argument that a message may have."""
     return isinstance(argument, str) and re.fullmatch(JOB_ID, argument) is not None
 
 
 class _Known(BaseModel):
-    """What is known of a message; all else in it is left out, since a newer Celery may write more."""
+    """The known fields of a message; others are dropped, since a newer Celery may write more."""
 
     model_config = ConfigDict(frozen=True, strict=True, serialize_by_alias=True)
 
@@ -97,7 +97,7 @@ class _NoKeywords(_Known):
 
 
 class _NothingAfter(_Known):
-    """Other tasks that a message may have run after its own: none."""
+    """Follow-up tasks of a message: there must be none."""
 
     callbacks: None = None
     errbacks: None = None
@@ -105,7 +105,7 @@ class _NothingAfter(_Known):
     chord: None = None
 
 
-#: Arguments, keywords and what follows.  Whether the one argument names a job is the task's own question.
+#: Arguments, keywords and follow-up tasks.  The task itself checks that the one argument is a job id.
 _CALL: TypeAdapter[tuple[tuple[str], _NoKeywords, _NothingAfter]] = TypeAdapter(
     tuple[tuple[str], _NoKeywords, _NothingAfter]
 )
@@ -127,11 +127,11 @@ class _Headers(_Known):
     id: str
     root_id: str | None = None
     retries: int = 0
-    # Celery would wait, drop the message, or end the child at a time of the message's choice.
+    # With these, Celery would wait, drop the message, or kill the child process at a time that the message chooses.
     eta: None = None
     expires: None = None
     timelimit: tuple[None, None] = (None, None)
-    # kombu's mark on a message that a node gave back.
+    # Set by kombu on a message that a node handed back.
     redelivered: bool = False
 
 
@@ -150,7 +150,7 @@ class _Properties(_Known):
 
 
 class Message(_Known):
-    """An entry of a queue, as Celery's protocol 2 and kombu's Redis transport lay it out."""
+    """An entry of a queue, as defined by Celery's protocol 2 and kombu's Redis transport."""
 
     body: Annotated[str, AfterValidator(_understood)]
     content_type: Literal["application/json"] = Field(alias="content-type")
@@ -160,10 +160,10 @@ class Message(_Known):
 
 
 class _Client(redis.Redis):
-    """The client that a node waits with for entries."""
+    """The client with which a node waits for messages."""
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:  # Any: redis-py's own
-        """Read an answer; an entry that is refused is as if none had come in time."""
+        """Read a response; an invalid entry is treated as if none had arrived in time."""
         answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]  # redis-py's
         if command_name != "BRPOP" or not answer:
             return answer
@@ -171,7 +171,7 @@ class _Client(redis.Redis):
         try:
             message = Message.model_validate_json(entry)
         except ValidationError:
-            # Not its text, which may be anything, without end, or a secret; the digest finds its copies.
+            # Not its text, which may be huge, or a secret; the digest identifies copies.
             digest = hashlib.sha256(entry).hexdigest()
             logger.error("entry_refused", queue=queue.decode(), bytes=len(entry), sha256=digest)
             return None
@@ -179,14 +179,14 @@ class _Client(redis.Redis):
 
 
 class Channel(RedisChannel):
-    """kombu's channel, with that client."""
+    """kombu's channel, with the client above."""
 
     def _get_client(self) -> type[redis.Redis]:
-        super()._get_client()  # type: ignore[no-untyped-call]  # kombu's; it looks at redis-py's version
+        super()._get_client()  # type: ignore[no-untyped-call]  # kombu's; it checks redis-py's version
         return _Client
 
 
 class Transport(RedisTransport):
-    """kombu's Redis transport, which hands on nothing but messages."""
+    """kombu's Redis transport, passing on valid messages only."""
 
     Channel = Channel

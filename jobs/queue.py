@@ -1,4 +1,4 @@
-"""The queues on Redis: their names, and the order in which a worker looks into them."""
+"""The queues on Redis: their names, and the order in which a worker polls them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from maskfleet.jobs.schema.spec import Priority
 
 
 def queue_name(model: str, priority: Priority) -> str:
-    """Name the queue of a model and a class, as in ``sam.facebook-sam-vit-base.normal``."""
+    """Return the name of a queue, as in ``sam.facebook-sam-vit-base.normal``."""
     return f"sam.{re.sub(r'[^A-Za-z0-9]+', '-', model).strip('-').lower()}.{priority}"
 
 
 def model_queues(model: str) -> tuple[str, ...]:
-    """Name a model's queues, the most urgent first."""
+    """Return the names of a model's queues, the most urgent first."""
     return tuple(queue_name(model, priority) for priority in Priority)
 
 
 def more_urgent_queues(queue: str) -> tuple[str, ...]:
-    """Name the queues of the same model that workers drain before this one."""
+    """Return the names of the same model's queues that workers drain before this one."""
     model, _, priority = queue.rpartition(".")
     return tuple(f"{model}.{other}" for other in list(Priority)[: list(Priority).index(Priority(priority))])
 
 
 def canary_queue(node: str) -> str:
-    """Name the queue of a node's own, for the message that proves that it consumes."""
+    """Return the name of a node's own queue, for the message that proves that the node consumes."""
     return f"sam.canary.{node}"
 
 
 class UrgencyCycle(round_robin_cycle):
-    """The order in which a worker looks into its queues: always the most urgent first.
+    """The order in which a worker polls its queues: always the most urgent first.
 
-    kombu's own strategy ``priority`` keeps the order in which queues were declared; here their names tell it.
+    kombu's own strategy ``priority`` keeps the order in which queues were declared; this one sorts by their names.
     """
 
     def consume(self, n: int) -> list[str]:

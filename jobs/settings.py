@@ -1,6 +1,6 @@
-"""What each program can be told from outside: one frozen class for each, read once at its entry.
+"""The settings of each program: one frozen class for each, read once at program start.
 
-What several programs must agree on is declared once, in ``SharedSettings``; give it to all of them alike.
+What several programs must agree on is declared once, in ``SharedSettings``; set it to the same value for all of them.
 
 Every setting is an environment variable ``MASKFLEET_`` + the field's name in capitals.
 """
@@ -20,17 +20,17 @@ from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
 
-#: Links start with this where no program is told another address: where ``maskfleet api`` listens by itself.
+#: The base URL of links when none is set: where ``maskfleet api`` listens by default.
 LOCAL_API_URL = "http://127.0.0.1:8000"
 
 Names = Annotated[tuple[str, ...], NoDecode]
-#: A browser sends an origin in just this form.
+#: The exact form in which browsers send an origin.
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[a-z0-9.:\[\]-]+$")], ...], NoDecode]
 RateLimit = Annotated[str, Field(pattern=r"^([1-9][0-9]*/(second|minute|hour|day))?$")]
 
 
 def _split(value: object) -> object:
-    """Read ``a,b`` as a tuple; the environment knows no lists."""
+    """Read ``a,b`` as a tuple; environment variables are strings."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
@@ -44,26 +44,27 @@ def _split_pairs(value: object) -> object:
 
 
 def _split_endpoints(value: object) -> object:
-    """Read ``a:https://…,b:https://…`` as a mapping; a comma in a URL is written %2C."""
+    """Read ``a:https://…,b:https://…`` as a mapping; write a comma in a URL as %2C."""
     if isinstance(value, str):
         return dict(part.strip().partition(":")[::2] for part in value.split(",") if part.strip())
     return value
 
 
 class SharedSettings(BaseSettings):
-    """What the programs share: where Redis and S3 are, how long things are kept, and what they must agree on."""
+    """Settings shared by all programs: where Redis and S3 are, how long data is kept, and what they must agree on."""
 
     model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     #: ``rediss://`` for TLS; the server's certificate is checked.
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    #: A file with the authorities that the certificate may be signed by.  Empty: the system's.
+    #: A file with the certificate authorities to trust.  Empty: the system's.
     redis_ca: str = ""
-    #: Empty: Amazon's own S3, with the credentials that boto3 finds by itself.
+    #: Empty: Amazon S3.
     s3_endpoint: str = ""
-    #: The address that clients reach the same S3 under; presigned links are made for it.  Empty: s3_endpoint.
+    #: The URL at which clients reach the same S3; presigned links use it.  Empty: s3_endpoint.
     s3_public_endpoint: str = ""
     s3_region: str = "us-east-1"
+    #: Empty: the credentials that boto3 finds by itself.
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     bucket: str = "maskfleet"
@@ -71,25 +72,25 @@ class SharedSettings(BaseSettings):
     link_ttl_s: int = Field(3600, ge=1, le=7 * 24 * 3600)
     #: What a worker loads: a hub id, or a folder with a SAM checkpoint.
     model: str = DEFAULT_MODEL
-    #: Ended jobs are forgotten after this time; the sweep then removes their objects, if no rule of the bucket has.
+    #: Records of ended jobs expire after this time; the sweep then deletes their objects, if no bucket rule has.
     retention_s: int = Field(7 * 24 * 3600, ge=60)
-    #: A message that was taken and whose job nobody claimed is taken for lost after this time.
+    #: A message whose job nobody claimed is considered lost after this time.
     republish_s: float = Field(30.0, gt=0)
     log_level: str = "INFO"
-    #: Images and webhooks may use plain http, any port and private addresses.  For closed networks and the demo.
+    #: Whether images and webhooks may use plain http, any port and private addresses: for closed networks and the demo.
     egress_allow_private: bool = False
-    #: Else they use these ports only, and https.
+    #: Otherwise they may use only https, on these ports.
     egress_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = PUBLIC_PORTS
-    #: The largest image that is fetched or taken in.
+    #: The largest image file that is accepted or fetched.
     max_image_bytes: int = Field(64 * 2**20, ge=1)
-    #: The largest image that is decoded, by its header.
+    #: The largest image that is decoded, by the size in its header.
     max_image_pixels: int = Field(100_000_000, ge=1)
     #: Attempts before a job fails with ``attempts_exhausted``; workers and the courier count them.
     max_attempts: int = Field(3, ge=1)
-    #: Buckets that jobs may name in an ``s3_uri``; the API and the workers refuse others.
+    #: Buckets that jobs may name in an ``s3_uri``; the API and the workers reject others.
     allowed_buckets: Names = ()
-    #: The address that clients reach the API under; links in answers and webhooks start with it.  Empty: in answers the
-    #: request's own, in webhooks LOCAL_API_URL.
+    #: The URL at which clients reach the API; links in responses and webhooks start with it.  Empty: the request's own
+    #: in responses, LOCAL_API_URL in webhooks.
     public_url: str = ""
 
     _split_shared = field_validator("egress_ports", "allowed_buckets", mode="before")(_split)
@@ -104,48 +105,48 @@ class SharedSettings(BaseSettings):
 
     @property
     def model_name(self) -> str:
-        """The model's name on the wire: its hub id, or its folder's name."""
+        """The model's name in the API: its hub id, or its folder's name."""
         return model_name(self.model)
 
 
 class ApiSettings(SharedSettings):
-    """The API's own."""
+    """Settings of the API."""
 
     #: ``tenant:key`` pairs.  A key may be given as ``sha256:<hex>``.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    #: Models that jobs may name, beside ``model``.
+    #: Models that jobs may use, in addition to ``model``.
     models: Names = ()
-    #: Where to tell of the ends of a tenant's jobs that name no webhook, as in ``apiary:https://example.com/hook``.
+    #: Tenants' default endpoints, for jobs that name no webhook, as in ``apiary:https://example.com/hook``.
     webhook_endpoints: Annotated[dict[str, HttpUrl], NoDecode] = Field(default_factory=dict, repr=False)
-    #: Jobs of one tenant that are queued or running at once.
+    #: The most jobs of one tenant that may be queued or running at once.
     max_jobs_in_flight: int = Field(10_000, ge=1)
-    #: The same for some tenants, as in ``apiary:100,bakery:50000``.
+    #: The same for individual tenants, as in ``apiary:100,bakery:50000``.
     tenant_jobs_in_flight: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
-    #: Images of one batch.
+    #: The most images in one batch.
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
-    #: A job is refused while what is queued before it would take longer than this; 0 for never.
+    #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
     max_backlog_s: float = Field(0, ge=0)
-    #: Requests of one key, as in ``600/minute``; empty for any number.
+    #: The rate limit per key, as in ``600/minute``; empty for none.
     rate_limit: RateLimit = "6000/minute"
-    #: Requests of one address without a key that is known.
+    #: The rate limit per client address, for requests without a known key.
     anonymous_rate_limit: RateLimit = "60/minute"
-    #: Proxies before the API that set X-Forwarded-For and X-Forwarded-Proto, which callers could else make up.
+    #: Proxies before the API that set X-Forwarded-For and X-Forwarded-Proto, which callers could otherwise forge.
     trusted_proxies: int = Field(0, ge=0)
-    #: Origins whose pages browsers let call the API, as in ``https://masks.example.com``; empty for none.
+    #: Origins whose pages may call the API from a browser, as in ``https://masks.example.com``; empty for none.
     cors_origins: Origins = ()
     max_body_bytes: int = Field(96 * 2**20, ge=1)
     upload_ttl_s: int = Field(900, ge=1)
     #: The longest ``Prefer: wait`` that is honoured.
     max_wait_s: int = Field(60, ge=0)
-    #: A stream of a job's events is ended after this time; its reader comes again by itself.
+    #: The longest that an event stream stays open; clients reconnect by themselves.
     max_stream_s: int = Field(600, ge=1)
-    #: A stream on which nothing happens says so this often, so that nothing on the way takes it for dead.
+    #: How often an idle stream sends a comment, so that no proxy considers it dead.
     heartbeat_s: float = Field(10.0, gt=0)
     idempotency_ttl_s: int = Field(24 * 3600, ge=60)
     #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
     bind: str = "127.0.0.1:8000"
     processes: int = Field(2, ge=1)
-    #: Threads of each process; each serves one request, half of them may wait for a job's end or stream its events.
+    #: Threads of each process; each serves one request, and at most half may hold long polls and event streams.
     threads: int = Field(32, ge=2)
 
     _split_names = field_validator("api_keys", "models", "cors_origins", mode="before")(_split)
@@ -165,81 +166,81 @@ class ApiSettings(SharedSettings):
         return self
 
     def default_webhook(self, tenant: str) -> Webhook | None:
-        """Where to tell of a tenant's jobs that name no webhook."""
+        """Return the webhook for a tenant's jobs that name none; None without a default endpoint."""
         url = self.webhook_endpoints.get(tenant)
         return Webhook(url=url) if url else None
 
     def jobs_in_flight(self, tenant: str) -> int:
-        """How many jobs of a tenant may be queued or running at once."""
+        """Return how many jobs of a tenant may be queued or running at once."""
         return self.tenant_jobs_in_flight.get(tenant, self.max_jobs_in_flight)
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Models that a job may name, the default first."""
+        """Models that jobs may use, the default first."""
         return tuple(dict.fromkeys((self.model_name, *(model_name(model) for model in self.models))))
 
 
 class WorkerSettings(SharedSettings):
-    """A worker's own: one process, one device."""
+    """Settings of a worker: one process, one device."""
 
-    #: ``cpu`` or ``cuda``; which card is set by CUDA_VISIBLE_DEVICES before torch is imported.
+    #: ``cpu`` or ``cuda``; CUDA_VISIBLE_DEVICES selects the GPU, before torch is imported.
     device: str = "cpu"
     node: str = Field(default_factory=socket.gethostname)
     #: A job whose lease runs out is given to another worker.
     lease_s: float = Field(30.0, gt=0)
     beat_s: float = Field(3.0, gt=0)
-    #: An attempt that is told to stop and does not is ended with its process after this time.
+    #: An attempt that does not stop when told to is killed, with its process, after this time.
     stop_grace_s: float = Field(20.0, gt=0)
-    #: A worker that is told to end finishes its job within this time, or hands it back.
+    #: A worker told to shut down finishes its job within this time, or hands it back.
     drain_grace_s: float = Field(25.0, ge=0)
-    #: Where ``/live`` and ``/ready`` answer; 0 for nowhere.
+    #: Where ``/live`` and ``/ready`` are served; port 0 for nowhere.
     health_host: str = "127.0.0.1"
     health_port: int = Field(0, ge=0, le=65535)
-    #: A worker that took nothing for this long sends itself a message.
+    #: A worker that received nothing for this long sends itself a message.
     canary_s: float = Field(10.0, gt=0)
     #: A worker that no message reached for this long is not ready.
     ready_within_s: float = Field(60.0, gt=0)
-    #: So long after a job's first claim, attempts that meet a store or a Redis which is away do not count.
+    #: Until this long after a job's first claim, attempts that fail because S3 or Redis is down do not count.
     outage_patience_s: float = Field(900.0, ge=0)
-    #: Celery waits this long for a child to load its model before it starts another.
+    #: How long Celery waits for a child process to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     fetch_timeout_s: float = Field(60.0, gt=0)
-    #: What the encoder computes in.  Half is faster on a GPU, and gives masks that are not quite the same.
+    #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
 
 
 class CourierSettings(SharedSettings):
-    """The courier's own."""
+    """Settings of the courier."""
 
     #: Standard Webhooks secrets, ``whsec_…``; the first signs, all are sent while keys rotate.
     webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    #: Waits before each try, and up to a fifth more; the last failure gives the delivery up.  The schedule of Standard
-    #: Webhooks: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h, three days in all.
+    #: Delays before each attempt, plus up to a fifth; after the last failure the delivery is given up.  The schedule of
+    #: Standard Webhooks: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h, three days in all.
     webhook_schedule_s: Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode, Field(min_length=1)] = (
         *(0, 5, 5 * 60, 30 * 60),
         *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)),
     )
-    #: The time of one try, from looking the host up to the last byte of its answer.
+    #: The time limit of one attempt, from resolving the host to the last byte of its response.
     webhook_timeout_s: float = Field(15.0, gt=0)
-    #: Webhooks that one courier sends at once; one tenant has three quarters of them at most.
+    #: Webhooks that one courier sends at once; at most three quarters are of one tenant.
     webhook_senders: int = Field(32, ge=1)
-    #: Webhooks of one tenant that are sent to one host at once, by all couriers.
+    #: Webhooks of one tenant that all couriers together send to one host at once.
     webhook_per_host: int = Field(8, ge=1)
-    #: A host that failed so often in a row is left alone; 0 for never.  One that fails a third of the time is not.
+    #: A host that failed this often in a row is paused; 0 for never.  One that fails a third of the time is not.
     webhook_breaker_failures: int = Field(10, ge=0)
-    #: For how long at first; twice as long after each look at it that fails, up to 32 times.
+    #: How long it is paused at first; twice as long after each failed probe, up to 32 times.
     webhook_breaker_s: float = Field(10.0, gt=0)
-    #: How often leases, deadlines and the outbox are looked through.
+    #: How often leases, deadlines and the outbox are checked.
     tick_s: float = Field(1.0, gt=0)
-    #: How often objects that no record names are looked for, by one courier of all; 0 for never.
+    #: How often one of the couriers looks for objects that no record names; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)
-    #: Objects outlive what named them by this time: an attempt that lost, a record that is forgotten.
+    #: How long objects outlive what named them: an attempt that lost its lease, a record that expired.
     sweep_grace_s: float = Field(24 * 3600, ge=0)
 
     _split_names = field_validator("webhook_secrets", "webhook_schedule_s", mode="before")(_split)
 
 
 def model_name(model: str) -> str:
-    """A model's name on the wire: a hub id as it is, a folder (an absolute path, or ./…) by its last part."""
+    """Return a model's name in the API: a hub id unchanged, a folder (an absolute path, or ./…) by its last part."""
     return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".")) else model

@@ -1,4 +1,4 @@
-"""The states of a job, and the stages of a running one; the ledger's scripts are the ways between the states."""
+"""The states of a job, and the stages of a running one; the ledger's scripts are the transitions between states."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The object store: images that come in, masks that go out, and links to both.
+"""The object store: uploaded images, results, and links to both.
 
-Objects of the bucket:
+Objects in the bucket:
 
-    uploads/{tenant}/{upload id}                     an image that a caller brought
+    uploads/{tenant}/{upload id}                     an image that a caller uploaded
     results/{tenant}/{job}/attempt-{n}-{fence}/…     what one attempt wrote
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
 """
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
 
-#: Further apart than this, S3 takes our clock for wrong.  Source: Amazon S3, "Error responses", RequestTimeTooSkewed.
+#: S3 rejects requests from a clock further off than this.  Source: Amazon S3, "Error responses", RequestTimeTooSkewed.
 MAX_SKEW_S = 15 * 60
-#: The answers of S3 that mean "not there".
+#: The error codes of S3 that mean "not there".
 _ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
 DELETED_AT_ONCE = 1000
@@ -41,7 +41,7 @@ DELETED_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What the store says of an object."""
+    """An object's size and type in the store."""
 
     size: int
     content_type: str
@@ -49,7 +49,7 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class PresignedUpload:
-    """How a caller puts an image into the store: one PUT with these headers."""
+    """How a caller uploads an image to the store: one PUT with these headers."""
 
     upload_id: str
     url: str
@@ -58,7 +58,7 @@ class PresignedUpload:
 
 @dataclass(frozen=True, slots=True)
 class ListedObject:
-    """An object as a listing tells of it."""
+    """An object as it appears in a listing."""
 
     key: str
     size: int
@@ -66,29 +66,29 @@ class ListedObject:
 
 
 class ObjectDenied(NotFound):
-    """The store refuses the object to us."""
+    """The store denies us the object."""
 
 
 class Store:
     """The bucket, by key.
 
-    Every method raises StoreUnavailable when the store does not answer, or answers that it cannot now.
+    Every method raises StoreUnavailable when the store does not respond, or responds that it is unavailable.
     """
 
     def __init__(self, settings: SharedSettings) -> None:
         self._settings = settings
         self.bucket = settings.bucket
         self._s3 = _client(settings, settings.s3_endpoint)
-        # A presigned link holds the host's name under its signature, so links are made for the clients' address.
+        # A presigned link's signature covers the host name, so links are made for the address that clients use.
         self._public_s3 = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Write an object, over an older one."""
+        """Write an object, replacing any older one."""
         with _s3_errors():
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
 
     def put_once(self, key: str, data: bytes, content_type: str) -> bool:
-        """Write an object unless there is one; say whether it was written."""
+        """Write an object unless it exists; return whether it was written."""
         try:
             with _s3_errors():
                 self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*")
@@ -99,7 +99,7 @@ class Store:
         return True
 
     def read(self, key: str, *, bucket: str = "", max_bytes: int | None = None) -> bytes:
-        """Give an object's bytes; at most ``max_bytes`` + 1 of them, so that the caller sees what is too long.
+        """Return an object's bytes, at most ``max_bytes`` + 1 of them, so that the caller can see that it is too long.
 
         Raises NotFound (``object_not_found``), ObjectDenied (``object_denied``).
         """
@@ -107,7 +107,7 @@ class Store:
         try:
             with _s3_errors():
                 answer = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
-                # Not the body's own ``with``, which gives the bare connection: its errors are urllib3's.
+                # Not the body's own ``with``, which yields the bare connection, whose errors are urllib3's.
                 with closing(answer["Body"]) as body:
                     return body.read()
         except ClientError as error:
@@ -116,7 +116,7 @@ class Store:
             raise
 
     def head(self, key: str, *, bucket: str = "") -> StoredObject | None:
-        """Give an object's size and type, or None when it is not there."""
+        """Return an object's size and type, or None if it does not exist."""
         try:
             with _s3_errors():
                 answer = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
@@ -125,14 +125,14 @@ class Store:
         return StoredObject(answer["ContentLength"], answer.get("ContentType", ""))
 
     def link(self, key: str) -> str:
-        """Make a link that anyone can read the object with for a while."""
+        """Return a link with which anyone can read the object for a limited time."""
         params = {"Bucket": self.bucket, "Key": key}
         return self._public_s3.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_ttl_s)
 
     def presign_upload(self, tenant: str, content_type: str, size: int, ttl_s: int) -> PresignedUpload:
-        """Make a link that a caller puts one image of exactly this type and size to, once.
+        """Return a link to upload one image of exactly this type and size, once.
 
-        All of it is under the signature; what was put cannot be changed, so that a job reads what it was sent for.
+        The signature covers all of this; an upload cannot be replaced, so a job always reads the image it was sent for.
         """
         upload_id = f"upl_{uuid.uuid4().hex}"
         params = {
@@ -147,20 +147,20 @@ class Store:
         return PresignedUpload(upload_id, url, headers)
 
     def put_upload(self, tenant: str, data: bytes, content_type: str) -> str:
-        """Store an image that came with the request; give its upload id, the same one for the same bytes."""
+        """Store an image that came with the request; return its upload id, the same for the same bytes."""
         upload_id = f"upl_{hashlib.sha256(data).hexdigest()[:32]}"
         self.put(upload_key(tenant, upload_id), data, content_type)
         return upload_id
 
     def listed(self, prefix: str) -> Iterator[ListedObject]:
-        """Give the objects whose keys begin with ``prefix``, in the order of their keys, page by page."""
+        """Yield the objects whose keys begin with ``prefix``, in key order, page by page."""
         with _s3_errors():
             for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for found in page.get("Contents", []):
                     yield ListedObject(found["Key"], found["Size"], found["LastModified"])
 
     def delete(self, keys: Iterable[str]) -> int:
-        """Remove objects, those that are gone already as well; give how many were named."""
+        """Delete objects, whether or not they still exist; return how many keys were given."""
         count, left = 0, iter(keys)
         while batch := list(islice(left, DELETED_AT_ONCE)):
             with _s3_errors():
@@ -173,21 +173,21 @@ class Store:
         return count
 
     def delete_prefix(self, folder: str) -> int:
-        """Remove all objects in a folder, whose name ends with a slash; give how many there were."""
+        """Delete all objects in a folder, whose name must end with a slash; return how many there were."""
         if not folder.endswith("/") or folder.count("/") < 2:
             raise ValueError(f"{folder!r} is not one job's folder: other jobs' keys may begin with it.")
         return self.delete(found.key for found in self.listed(folder))
 
     def ping(self) -> None:
-        """Raise StoreUnavailable or NotFound unless the bucket answers."""
+        """Raise StoreUnavailable or NotFound unless the bucket is reachable."""
         with _s3_errors():
             self._s3.head_bucket(Bucket=self.bucket)
 
     def make_bucket(self) -> None:
-        """Make the bucket, which is missing."""
+        """Create the missing bucket."""
         region = self._settings.s3_region
         with _s3_errors():
-            if region == "us-east-1":  # the one region that S3 does not take by name
+            if region == "us-east-1":  # the one region that S3 does not accept by name
                 self._s3.create_bucket(Bucket=self.bucket)
             else:
                 place = cast("BucketLocationConstraintType", region)
@@ -199,7 +199,7 @@ def upload_key(tenant: str, upload_id: str) -> str:
 
 
 def result_prefix(tenant: str, job_id: str) -> str:
-    """The folder of all that a job's attempts wrote."""
+    """Return the folder of everything that a job's attempts wrote."""
     return f"results/{tenant}/{job_id}"
 
 
@@ -209,20 +209,20 @@ def manifest_key(tenant: str, job_id: str) -> str:
 
 
 def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int) -> str:
-    """The folder of one attempt; the fence keeps apart an attempt that was handed back uncharged."""
+    """Return the folder of one attempt; the fence distinguishes attempts that were handed back uncharged."""
     return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}"
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
-    """Split ``s3://bucket/key`` into the two."""
+    """Split ``s3://bucket/key`` into bucket and key."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 def allowed_object(s3_uri: str, settings: SharedSettings) -> tuple[str, str]:
-    """Split a URI that a job names; raises InvalidRequest (``bucket_not_allowed``)."""
+    """Split a URI that a job names.  Raises InvalidRequest (``bucket_not_allowed``)."""
     bucket, key = split_s3_uri(s3_uri)
-    # Never our own bucket: other tenants' images and masks are in it.
+    # Never our own bucket: it holds other tenants' images and masks.
     if bucket not in settings.allowed_buckets or bucket == settings.bucket:
         raise InvalidRequest("bucket_not_allowed", f"This service may not read the bucket {bucket!r}.", status=403)
     return bucket, key
@@ -242,7 +242,7 @@ def _client(settings: SharedSettings, endpoint: str) -> S3Client:
         read_timeout=20,
         retries={"max_attempts": 2, "mode": "standard"},
         max_pool_connections=32,
-        # S3-compatible servers do not all know the newer default checksums.
+        # Not all S3-compatible servers support the newer default checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -256,7 +256,7 @@ def _code(error: ClientError) -> str:
 
 
 def _clock_is_off(error: ClientError) -> bool:
-    """Whether S3 refused a request for the time in its signature; an answer to HEAD has no body to say so."""
+    """Return whether S3 rejected a request for the time in its signature; a response to HEAD has no body to say so."""
     date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     apart_s = abs(parsedate_to_datetime(date).timestamp() - time.time()) if date else 0.0
     return _code(error) == "RequestTimeTooSkewed" or apart_s > MAX_SKEW_S

@@ -1,1 +1,1 @@
-"""The ledger: every record that is kept in Redis, and every change to one, as one atomic script each."""
+"""The ledger: every record kept in Redis, and every change to one, each as one atomic script."""

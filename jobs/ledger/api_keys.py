@@ -1,14 +1,14 @@
-"""API keys that are made and revoked while the service runs: their form, and where they are kept.
+"""API keys that are created and revoked while the service runs: their format, and how they are stored.
 
     mf_<id: 12 hex digits>_<secret: 48 hex digits><CRC-32 of all before it: 8 hex digits>
 
-The id is no secret: it names the key in lists and logs.  The secret is 192 random bits.  By prefix and checksum,
-scanners tell a key that leaked from other text, and the door a mistyped one without asking Redis.
+The id is not secret: it identifies the key in lists and logs.  The secret is 192 random bits.  Prefix and checksum
+let scanners recognise leaked keys, and let the API reject mistyped ones without querying Redis.
 
 Redis holds, all under ``mf:``:
 
     key:{id}    hash    tenant, scopes, SHA-256 of the key, times; gone when the key expires or is revoked
-    keys        zset    key id → created; forgets expired keys when it is listed
+    keys        zset    key id → created; expired keys are removed when it is listed
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pydantic import SecretStr
 from maskfleet.jobs.ledger.connection import redis_errors
 from maskfleet.jobs.schema.base import utc_time
 
-#: A tenant's name is a part of keys in Redis and of paths in the store.
+#: A tenant's name is part of keys in Redis and of paths in the store.
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _FORM = re.compile(r"(mf_([0-9a-f]{12})_[0-9a-f]{48})([0-9a-f]{8})")
 
 
 class Scope(StrEnum):
-    """What a key allows.  ``admin`` is for operators: it allows all, and alone what concerns the whole service."""
+    """What a key allows.  ``admin`` is for operators: it allows everything, including what only operators may do."""
 
     READ = "jobs:read"
     WRITE = "jobs:write"
@@ -45,7 +45,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of a key; not the key itself."""
+    """The record of a key, without the key itself."""
 
     id: str
     tenant: str
@@ -66,15 +66,15 @@ class Key:
 
 
 class KeyStore:
-    """The keys in Redis.  Every method raises QueueUnavailable when Redis does not answer."""
+    """The keys in Redis.  Every method raises QueueUnavailable when Redis does not respond."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
     def create(self, tenant: str, scopes: Iterable[Scope], *, lifetime_s: int | None = None) -> tuple[Key, SecretStr]:
-        """Make a key and return it, this once; without ``lifetime_s`` it is valid until it is revoked.
+        """Create a key and return it; it cannot be read again.  Without ``lifetime_s`` it is valid until revoked.
 
-        Raises ValueError for a tenant's name that cannot be one.
+        Raises ValueError for an invalid tenant name.
         """
         if not TENANT.fullmatch(tenant):
             raise ValueError(
@@ -102,7 +102,7 @@ class KeyStore:
         return Key.from_fields(key_id, fields), SecretStr(text)
 
     def find(self, text: str) -> Key | None:
-        """Return what is known of a key, or None when it is unknown, expired or revoked."""
+        """Return the record of a key, or None if it is unknown, expired or revoked."""
         key_id = _id_of(text)
         if not key_id:
             return None
@@ -114,7 +114,7 @@ class KeyStore:
         return Key.from_fields(key_id, fields)
 
     def listed(self) -> list[Key]:
-        """Return all keys, the oldest first."""
+        """Return all keys, oldest first."""
         with redis_errors():
             ids = cast("list[str]", self._redis.zrange("mf:keys", 0, -1))
             pipeline = self._redis.pipeline(transaction=False)
@@ -136,13 +136,13 @@ class KeyStore:
 
 
 def new_key() -> str:
-    """Make the text of a key."""
+    """Generate the text of a key."""
     body = f"mf_{secrets.token_hex(6)}_{secrets.token_hex(24)}"
     return body + _checksum(body)
 
 
 def _id_of(text: str) -> str:
-    """Read the id in a key; empty when the text is not of a key's form."""
+    """Return the id in a key; empty when the text is not a well-formed key."""
     form = _FORM.fullmatch(text)
     return form[2] if form and form[3] == _checksum(form[1]) else ""
 

@@ -1,6 +1,6 @@
-"""Batches: many jobs that are recorded together, counted together, and told of together when the last has ended.
+"""Batches: jobs recorded together and counted together, with one webhook when the last has ended.
 
-Ledger.create records them.  Their counts move in the very scripts that move their jobs: see
+Ledger.create records them.  The scripts that change their jobs' states also update their counts: see
 jobs/ledger/lua/batches.lua.
 """
 
@@ -21,7 +21,7 @@ class Batches:
         self._redis = client
 
     def read(self, batch_id: str) -> BatchRecord | None:
-        """Return the record, or None if there is none (any more)."""
+        """Return the record, or None if there is none, or it has expired."""
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(f"mf:batch:{batch_id}"))
         return BatchRecord.from_fields(batch_id, fields) if fields else None

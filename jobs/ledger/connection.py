@@ -1,4 +1,4 @@
-"""The way to Redis: a client that gives up in time, the scripts, and what their faults mean."""
+"""The connection to Redis: a client with timeouts, the scripts, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maskfleet.jobs.settings import SharedSettings
 
 #: The folder of the scripts.
 SCRIPTS = importlib.resources.files("maskfleet.jobs.ledger") / "lua"
-#: What a script stands on, and the flags that it runs with: both are said at its head.
+#: The files that a script requires, and its flags; both are declared at its head.
 _REQUIRES = re.compile(r"^-- requires: (.+)$", re.MULTILINE)
 _SHEBANG = re.compile(r"\A#!lua .*\n")
 
@@ -32,14 +32,14 @@ def connect(settings: SharedSettings) -> redis.Redis:
         socket_connect_timeout=2,
         **tls_options(settings),
         health_check_interval=30,
-        # One immediate retry repairs a pooled connection that the server has closed.  A script may so run twice; what
-        # the second run finds is said at each script.
+        # One immediate retry replaces a pooled connection that the server has closed.  A script may therefore run
+        # twice; each script says what its second run finds.
         retry=Retry(NoBackoff(), 1),
     )
 
 
 def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-py's connections take
-    """How the server's certificate is checked; empty where the URL asks for no TLS."""
+    """Return the options for checking the server's certificate; empty for a URL without TLS."""
     if not settings.redis_url.get_secret_value().startswith("rediss://"):
         return {}
     authorities = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
@@ -47,15 +47,15 @@ def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-
 
 
 def load_script(client: redis.Redis, name: str) -> Script:
-    """Return the script of this name, ready to be called."""
+    """Return the script with this name, ready to be called."""
     return client.register_script(script_text(name))
 
 
 def script_text(name: str) -> str:
-    """Return a script behind what its line ``-- requires: …`` names, each once and after what it requires itself.
+    """Return a script after the files in its line ``-- requires: …``, each once and after its own requirements.
 
-    Its first line may be the shebang with which a full Redis lets it through (``flags=allow-oom``): what was taken in
-    must come to its end, which is what makes room again.  Without one, a full Redis refuses its first write.
+    A script that adds no work begins with the shebang ``flags=allow-oom``, and runs even when Redis is out of memory:
+    accepted jobs must be able to finish, and that frees memory.  Without it, a full Redis rejects the first write.
     """
     texts: dict[str, str] = {}
     _collect(name, texts)
@@ -64,7 +64,7 @@ def script_text(name: str) -> str:
 
 
 def _collect(name: str, texts: dict[str, str]) -> None:
-    """Read a file of ``jobs/ledger/lua`` after those that it requires."""
+    """Read a file of ``jobs/ledger/lua`` into ``texts``, after the files it requires."""
     text = (SCRIPTS / f"{name}.lua").read_text()
     required = _REQUIRES.search(text)
     for part in required[1].split(", ") if required else ():
@@ -75,7 +75,7 @@ def _collect(name: str, texts: dict[str, str]) -> None:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Raise QueueUnavailable for a Redis that does not answer, or is full."""
+    """Raise QueueUnavailable when Redis does not respond, or is full."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:

@@ -1,7 +1,7 @@
-"""Webhooks that have to be sent, and the log of what became of them.
+"""Webhooks to be sent, and the log of their deliveries.
 
-Whoever ends a job, or with it a batch, queues its webhook in the same script.  Couriers take what is due, for a
-limited time, and note each try.  What one tenant sends to one host has a queue and a breaker of its own: see
+The script that ends a job, or with it a batch, also queues its webhook.  Couriers lease what is due, and record each
+attempt.  What one tenant sends to one host has its own queue and its own circuit breaker: see
 jobs/ledger/lua/webhooks.lua.
 """
 
@@ -19,9 +19,9 @@ import redis
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
 from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryRecord, DeliveryState, TryView
 
-#: An endpoint that answered 410 is asked again after this time, if webhooks for it still come.
+#: An endpoint that responded 410 is tried again after this time, if there are still webhooks for it.
 DISABLED_S = 30 * 24 * 3600
-#: Webhooks that one call queues again.
+#: The most webhooks that one call queues again.
 MAX_REDELIVERED = 10_000
 #: Ids that one run of a script takes; Redis does nothing else while it runs.
 _PAGE = 500
@@ -31,9 +31,10 @@ _PAGE = 500
 class Delivery:
     """A webhook that is due.
 
-    subject: the job or batch that it tells of, empty for a ping.
-    tries: since it was queued, with this one.  number: of this try, over all redeliveries.
-    body: empty before the first try.  forced: its owner asked for it.  now_s: Redis' clock, in seconds since the epoch.
+    subject: the job or batch that it is about; empty for a ping.
+    tries: attempts since it was queued, including this one.  number: of this attempt, across redeliveries.
+    body: empty before the first attempt.  forced: its owner asked for it.  now_s: Redis' clock, in seconds since the
+    epoch.
     """
 
     id: str
@@ -50,9 +51,9 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """When a host is left alone: after so many failures in a row (0: never), for ``first_s``, and up to 32 times that.
+    """When a host is paused: after this many failures in a row (0: never), for ``first_s`` and up to 32 times that.
 
-    Then one webhook is sent to see whether the host is back.  Who waits meanwhile is charged no try.
+    Then one webhook is sent to probe whether the host is back.  Webhooks that wait meanwhile use up no attempt.
     """
 
     failures: int = 10
@@ -61,7 +62,7 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What may be sent at once: to one host by all couriers, for one tenant by this one.
+    """How much may be sent at once: to one host by all couriers, for one tenant by this one.
 
     sending: how many this courier is sending for each tenant.
     """
@@ -72,10 +73,10 @@ class Shares:
 
 
 class Redelivered(StrEnum):
-    """What REDELIVER came to."""
+    """The outcome of REDELIVER."""
 
     QUEUED = "queued"
-    #: It is being sent at this moment.
+    #: It is being sent right now.
     WAITING = "waiting"
     UNKNOWN = "unknown"
 
@@ -96,7 +97,7 @@ class Deliveries:
     # The courier's side.
 
     def due(self, limit: int, *, lease_s: float, shares: Shares) -> list[Delivery]:
-        """Take webhooks that are due; one that is not reported on within ``lease_s`` is due again."""
+        """Lease webhooks that are due; one without a reported outcome within ``lease_s`` is due again."""
         sending = [part for tenant, count in shares.sending.items() for part in (tenant, count)]
         with redis_errors():
             flat = self._due(
@@ -118,16 +119,16 @@ class Deliveries:
         ]
 
     def keep_body(self, delivery: Delivery, body: str) -> str:
-        """Keep the bytes that every try sends; return those that were kept first."""
+        """Store the bytes that every attempt sends; return those stored first."""
         with redis_errors():
             return str(self._body(args=[delivery.id, body, self._retention_ms])) or body
 
     def ended(self, delivery: Delivery, state: DeliveryState, made: TryView | None = None, *, detail: str = "") -> None:
-        """Note that a webhook arrived, or need not be sent again; 410 disables its endpoint, 2xx enables it."""
+        """Record that a webhook arrived, or need not be sent again; 410 disables its endpoint, 2xx enables it."""
         self._note(delivery, state, made, detail, delay_s=0)
 
     def postponed(self, delivery: Delivery, delay_s: float, made: TryView | None = None) -> None:
-        """Note that a webhook did not arrive and is to be sent again after a while."""
+        """Record that a webhook did not arrive and must be sent again after ``delay_s``."""
         self._note(delivery, DeliveryState.WAITING, made, "", delay_s=delay_s)
 
     def _note(
@@ -153,19 +154,19 @@ class Deliveries:
     # The owner's side.
 
     def read(self, delivery_id: str, tenant: str) -> DeliveryRecord | None:
-        """Return a webhook, or None when the tenant has none of this id (any more)."""
+        """Return a webhook, or None if the tenant has none with this id, or it has expired."""
         return next(iter(self._read([delivery_id], tenant)), None)
 
     def of(self, subject: str, tenant: str) -> list[DeliveryRecord]:
-        """Return the webhooks that tell of a job or a batch, the oldest first."""
+        """Return the webhooks about a job or a batch, oldest first."""
         with redis_errors():
             ids = cast("list[str]", self._redis.lrange(f"mf:told:{subject}", 0, -1))
         return self._read(ids, tenant)
 
     def redeliver(self, delivery_id: str, tenant: str) -> Redelivered:
-        """Queue a webhook again, at once and with its schedule from the start; its id and its bytes stay.
+        """Queue a webhook again, at once and with its schedule restarted; its id and its bytes stay the same.
 
-        It is sent though its endpoint is disabled or its host left alone; an answer of 2xx enables the endpoint again.
+        It is sent even if its endpoint is disabled or its host paused; a 2xx response enables the endpoint again.
         """
         with redis_errors():
             _, reply = self._redeliver(args=[tenant, "", delivery_id])
@@ -180,10 +181,10 @@ class Deliveries:
         only_failed: bool = True,
         limit: int = MAX_REDELIVERED,
     ) -> tuple[str, ...]:
-        """Queue again what was created in a time, both ends included, the oldest first; return the ids.
+        """Queue again the webhooks created in a time range, both ends included, oldest first; return their ids.
 
-        only_failed: what was refused, given up or not sent to a disabled endpoint; else also what was delivered
-        or waits.  What was dropped stays so.  With as many ids as ``limit`` there may be more.
+        only_failed: those refused, given up or not sent to a disabled endpoint; otherwise also those delivered or
+        waiting.  Dropped ones stay dropped.  If ``limit`` ids are returned, there may be more.
         """
         states = FAILED_STATES if only_failed else tuple(set(DeliveryState) - {DeliveryState.DROPPED})
         queued: list[str] = []
@@ -210,16 +211,16 @@ class Deliveries:
         return tuple(queued)
 
     def ping(self, tenant: str, url: str, body: str) -> str:
-        """Queue a webhook that tells of no job; return its id.  It is tried once, whatever is known of the endpoint."""
+        """Queue a test webhook; return its id.  It is sent once, even to a disabled endpoint."""
         delivery_id = f"msg_ping_{uuid.uuid4().hex}"
         with redis_errors():
             self._ping(args=[delivery_id, tenant, url, body])
         return delivery_id
 
-    # For those who watch.
+    # For monitoring.
 
     def waiting(self) -> int:
-        """Count the webhooks that have still to be sent."""
+        """Count the webhooks still to be sent."""
         with redis_errors():
             return self._redis.zcard("mf:deliveries")
 

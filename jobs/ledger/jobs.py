@@ -1,49 +1,49 @@
-"""The truth about every job, in Redis: one atomic script for each transition, with Redis' own clock.
+"""The authoritative state of every job, in Redis: one atomic script for each transition, by Redis' own clock.
 
-Celery's messages only say "look at this job"; they may be lost or come twice.  What a worker may do is
-decided here.  A claim gives a lease, which the worker beats, and a fencing token: whoever holds an older
+Celery's messages only say "look at this job"; they may be lost or delivered twice.  What a worker may do is
+decided here.  A claim gives the worker a lease, which it renews by beats, and a fencing token: the holder of an older
 token can change nothing.
 
-Keys (all begin with ``mf:``, one Redis, not a cluster; times are milliseconds since the epoch; docs/ledger.md has the
-fields of those that have some):
+Keys (all begin with ``mf:``; one Redis, not a cluster; times are milliseconds since the epoch; docs/ledger.md lists the
+fields):
 
-    job:{id}              hash    the record; expires ``retention_s`` after the job's end, and not before the
-                                  webhook of that end was tried once, or a week has passed
-    jobs:{tenant}         zset    job id → created; the tenant's list; forgets expired records by itself
+    job:{id}              hash    the record; expires ``retention_s`` after the job's end, but not before the
+                                  webhook of that end was attempted once, or a week has passed
+    jobs:{tenant}         zset    job id → created; the tenant's list; drops expired records over time
     inflight:{tenant}     set     ids of jobs that have not ended
     idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
-    queued:{queue}        zset    job id → created; who waits, and at which place
-    leases                zset    job id → when the lease runs out; who is running
+    queued:{queue}        zset    job id → created; the waiting jobs in order
+    leases                zset    job id → when the lease runs out; the running jobs
     deadlines             zset    job id → when it must have started
-    batch:{id}            hash    a batch: whose, when, how many of its jobs are in each state; expires ``retention_s``
-                                  after the end of the last one, and not before its webhook was tried once, or a week
-                                  has passed                                                  (batches.py)
+    batch:{id}            hash    a batch: tenant, times, how many of its jobs are in each state; expires
+                                  ``retention_s`` after the end of the last one, but not before its webhook was
+                                  attempted once, or a week has passed                        (batches.py)
     batch_jobs:{id}       list    ids of its jobs, in the order of its images; expires ``retention_s`` after that end
     attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
-    draining:{node}       string  when the node hands its jobs back; expires a minute later
+    draining:{node}       string  when the node must hand its jobs back; expires a minute later
     pace                  hash    queue → a moving average of the time that one job takes, in ms
-    totals                hash    counts since the beginning: created, each end, fenced, requeued, retried, and
+    totals                hash    counts since the ledger began: created, each end, fenced, requeued, retried, and
                                   webhooks by how they ended
-    outbox                zset    job id → when it is to be published (again); left by the claim  (outbox.py)
-    deliveries            zset    delivery id → when it is to be sent; who waits              (deliveries.py)
-    delivery:{id}         hash    a webhook: whose, what, where, state, its bytes; expires ``retention_s`` after
-                                  its end, and a week after the week in which it is given up at the latest
-    tries:{id}            list    the latest tries at it as JSON; expires as the delivery does
-    deliveries:{tenant}   zset    delivery id → created; the tenant's log; forgets expired ones by itself
-    told:{id}             list    ids of the deliveries that tell of the job or batch; expires two weeks after the last
-    lanes, lanes:{tenant}  zset, zset  tenant, and host → when to look what is due; nothing due, no entry
+    outbox                zset    job id → when to publish it (again); removed by the claim   (outbox.py)
+    deliveries            zset    delivery id → when to send it; the waiting webhooks         (deliveries.py)
+    delivery:{id}         hash    a webhook: tenant, subject, URL, state, bytes; expires ``retention_s`` after its
+                                  end; without an end it is given up after a week, and expires after two
+    tries:{id}            list    its latest attempts as JSON; expires as the delivery does
+    deliveries:{tenant}   zset    delivery id → created; the tenant's log; drops expired ones over time
+    told:{id}             list    ids of the deliveries about the job or batch; expires two weeks after the last
+    lanes, lanes:{tenant}  zset, zset  tenant, and host → when to check what is due; nothing due, no entry
     due:{tenant}:{host}   zset    delivery id → when it is due
-    sending:{tenant}:{host}  zset  delivery id → until when a courier has it
-    breaker:{tenant}:{host}  hash  failures in a row, until when the host is left alone; expires after a day
-    disabled:{tenant}:{sha1}  string  of a URL: when it answered 410; expires after ``DISABLED_S`` (deliveries.py)
+    sending:{tenant}:{host}  zset  delivery id → when the courier's lease on it runs out
+    breaker:{tenant}:{host}  hash  failures in a row, until when the host is paused; expires after a day
+    disabled:{tenant}:{sha1}  string  of a URL: when it responded 410; expires after ``DISABLED_S`` (deliveries.py)
     workers               zset    node → last seen, in seconds                                (workers.py)
-    swept                 string  there while no sweep is due; expires after ``sweep_s``      (sweeps.py)
-    sweep                 string  the lock of the sweep that runs; expires when it is not kept (sweeps.py)
-    schema                string  the version of all this                                     (version.py)
-    upgrade               string  the lock of the upgrade that runs; expires when it is not kept (version.py)
-    worker:{node}         hash    what the node serves; expires when it is not seen           (workers.py)
+    swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
+    sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
+    schema                string  the version of the ledger's schema                          (version.py)
+    upgrade               string  the lock of a running upgrade; expires unless renewed       (version.py)
+    worker:{node}         hash    what the node serves; expires unless renewed                (workers.py)
     keys, key:{id}        zset, hash  API keys                                                (api_keys.py)
-    limits:{…}            string  how often a key or an address asked; expires              (api/limits.py)
+    limits:{…}            string  requests of a key or a client address; expires            (api/limits.py)
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Ledger:
         self._reap = load_script(client, "reap")
 
     def check_version(self) -> None:
-        """Raise LedgerVersion when what Redis holds is of another version; an empty Redis becomes one of this.
+        """Raise LedgerVersion when the data in Redis has another version; an empty Redis is given this one.
 
-        Programs ask when they start.  Whoever starts while Redis is away is refused later, before the first job that
-        it creates, claims or takes back.
+        Programs check at start.  One that starts while Redis is down fails later, before the first job that it creates,
+        claims or takes back.
         """
         self._schema.check()
 
@@ -106,10 +106,10 @@ class Ledger:
     def create(
         self, jobs: NewJobs, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
     ) -> Creation:
-        """Record jobs in state ``queued``, and their batch if they are of one, and owe their publication; all or none.
+        """Record jobs in state ``queued`` and in the outbox, and their batch if they have one; all or none.
 
-        Raises QueueUnavailable when Redis does not answer or is full; then nothing was recorded, or the
-        same idempotency key finds what was.
+        Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
+        the same idempotency key finds what was.
         """
         self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
@@ -149,13 +149,13 @@ class Ledger:
                 return Creation(known, found)
 
     def read(self, job_id: str) -> JobRecord | None:
-        """Return the record, or None if there is none (any more)."""
+        """Return the record, or None if there is none, or it has expired."""
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(f"mf:job:{job_id}"))
         return JobRecord.from_fields(fields) if fields else None
 
     def status(self, job_id: str) -> Status | None:
-        """Return the state alone, for those who wait for it to change."""
+        """Return only the state, which is cheaper to poll."""
         with redis_errors():
             status = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "status"))
         return Status(status) if status else None
@@ -167,7 +167,7 @@ class Ledger:
         return tuple(AttemptView.from_json(attempt) for attempt in attempts)
 
     def version(self, job_id: str) -> int | None:
-        """Return the number that grows with every change of the record that a watcher wants to see."""
+        """Return the record's version, which grows with every change that matters to event streams."""
         with redis_errors():
             version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
         return int(version) if version else None
@@ -191,7 +191,7 @@ class Ledger:
                 offset += len(places)
                 pipeline = self._redis.pipeline(transaction=False)
                 for job_id, created_ms in places:
-                    # Those of a batch are all of one millisecond.
+                    # All jobs of a batch have the same millisecond.
                     if before is None or (int(created_ms), job_id) < before:
                         pipeline.hgetall(f"mf:job:{job_id}")
                 records += (JobRecord.from_fields(fields) for fields in pipeline.execute() if fields)
@@ -203,7 +203,7 @@ class Ledger:
             return Cancel(self._cancel(args=[job_id, tenant, self._retention_ms]))
 
     def retry(self, job_id: str, tenant: str, *, start_deadline_s: int, max_in_flight: int) -> Retried:
-        """Queue a failed job once more, with all its attempts before it."""
+        """Queue a failed job again, with a full number of attempts."""
         with redis_errors():
             token = uuid.uuid4().hex
             return Retried(
@@ -211,19 +211,19 @@ class Ledger:
             )
 
     def begin_deletion(self, job_id: str, tenant: str) -> Deleted:
-        """Close an ended job to retries, so that its objects can be removed."""
+        """Block retries of an ended job, so that its objects can be deleted."""
         with redis_errors():
             return Deleted(self._delete(args=[job_id, tenant, "begin"]))
 
     def delete(self, job_id: str, tenant: str) -> Deleted:
-        """Forget an ended job; its objects are to be removed before."""
+        """Delete the record of an ended job; delete its objects first."""
         with redis_errors():
             return Deleted(self._delete(args=[job_id, tenant, "end"]))
 
     # The worker's side.
 
     def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int) -> JobRecord | None:
-        """Take a job for as long as its lease is beaten; None when it is to be dropped."""
+        """Claim a job for as long as its lease is renewed; return None when the message is to be dropped."""
         self.check_version()
         with redis_errors():
             verdict, *fields = self._claim(
@@ -234,7 +234,7 @@ class Ledger:
         return JobRecord.from_fields(dict(zip(fields[::2], fields[1::2], strict=True)))
 
     def beat(self, record: JobRecord, progress: ProgressView, *, lease_s: float) -> Reply:
-        """Keep the lease and show progress; learn whether to stop."""
+        """Renew the lease and record progress; return whether to stop."""
         with redis_errors():
             return Reply(
                 self._beat(
@@ -252,7 +252,7 @@ class Ledger:
             )
 
     def succeed(self, record: JobRecord, result: ResultSummary) -> Reply:
-        """End a job well; FENCED when it was no longer this worker's to end."""
+        """End a job as succeeded; return FENCED when this worker no longer holds it."""
         return self._end(record, Status.SUCCEEDED, result=result.model_dump_json())
 
     def fail(self, record: JobRecord, code: str, detail: str) -> Reply:
@@ -268,38 +268,38 @@ class Ledger:
             return Reply(self._finish(args=[record.id, record.fence, status, code, detail, result, self._retention_ms]))
 
     def note_fenced(self) -> Reply:
-        """Count an attempt that found by itself that its job is no longer its own."""
+        """Count an attempt that noticed by itself that it no longer holds its job."""
         with redis_errors():
             self._redis.hincrby("mf:totals", "fenced", 1)
         return Reply.FENCED
 
     def release(self, record: JobRecord, *, delay_s: float, charged: bool, outcome: str = "released") -> Reply:
-        """Hand a job back, to be tried again after ``delay_s``; ``charged`` counts the attempt."""
+        """Hand a job back, to be retried after ``delay_s``; ``charged``: whether the attempt counts."""
         with redis_errors():
             return Reply(self._release(args=[record.id, record.fence, int(delay_s * 1000), int(charged), outcome]))
 
     def drain(self, node: str, grace_s: float) -> None:
-        """Have a node's running jobs handed back once ``grace_s`` has passed."""
+        """Have a node's running jobs handed back after ``grace_s``."""
         with redis_errors():
             seconds, _ = self._redis.time()
             self._redis.set(f"mf:draining:{node}", int((seconds + grace_s) * 1000), ex=int(grace_s) + 60)
 
     def undrain(self, node: str) -> None:
-        """Let a node that starts keep its jobs."""
+        """Clear a node's drain when it starts, so that it keeps its jobs."""
         with redis_errors():
             self._redis.delete(f"mf:draining:{node}")
 
     # The courier's side.
 
     def reap(self, *, max_attempts: int, limit: int = 100) -> Reaped:
-        """Take back jobs whose lease ran out, and expire those that waited too long."""
+        """Take back jobs whose lease ran out, and expire jobs that waited too long."""
         self.check_version()
         with redis_errors():
             return Reaped(*self._reap(args=[limit, max_attempts, self._retention_ms]))
 
-    # For those who watch.
+    # For monitoring.
 
     def ping(self) -> None:
-        """Raise QueueUnavailable unless Redis answers."""
+        """Raise QueueUnavailable unless Redis responds."""
         with redis_errors():
             self._redis.ping()

@@ -1,4 +1,4 @@
-"""What the ledger is asked for, and what it answers."""
+"""The arguments and outcomes of the ledger's operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maskfleet.jobs.schema.spec import Webhook
 
 
 class Created(StrEnum):
-    """What CREATE came to."""
+    """The outcome of CREATE."""
 
     CREATED = "created"
     KNOWN = "known"
@@ -20,7 +20,7 @@ class Created(StrEnum):
 
 
 class Reply(StrEnum):
-    """What the ledger tells a worker."""
+    """The ledger's reply to a worker."""
 
     OK = "ok"
     CANCELED = "canceled"
@@ -29,7 +29,7 @@ class Reply(StrEnum):
 
 
 class Cancel(StrEnum):
-    """What CANCEL came to."""
+    """The outcome of CANCEL."""
 
     CANCELED = "canceled"
     REQUESTED = "requested"
@@ -38,7 +38,7 @@ class Cancel(StrEnum):
 
 
 class Retried(StrEnum):
-    """What RETRY came to."""
+    """The outcome of RETRY."""
 
     QUEUED = "queued"
     NOT_FAILED = "not_failed"
@@ -47,7 +47,7 @@ class Retried(StrEnum):
 
 
 class Deleted(StrEnum):
-    """What DELETE came to."""
+    """The outcome of DELETE."""
 
     BEGUN = "begun"
     DELETED = "deleted"
@@ -57,7 +57,7 @@ class Deleted(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BacklogLimit:
-    """How long a job may have to wait.  workers: how many drain its queue, and before it those that are more urgent."""
+    """The limit on a job's expected wait.  workers: how many drain its queue, after the more urgent ones."""
 
     max_wait_s: float
     workers: int
@@ -66,7 +66,7 @@ class BacklogLimit:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a batch is beside its jobs.  completed_url: where its end is told, empty for nowhere."""
+    """A batch, apart from its jobs.  completed_url: where ``batch.completed`` is sent; empty for nowhere."""
 
     completed_url: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class NewBatch:
 class NewJobs:
     """Jobs to be recorded in one step: one, or those of a batch.
 
-    specs_json: one for each.  webhook: what is told of each.  ``idempotency_key`` and ``body_digest`` are empty without
+    specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
     the header.
     """
 
@@ -92,10 +92,10 @@ class NewJobs:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """CREATE's answer.
+    """The result of CREATE.
 
-    id: of the batch, or of the one job, that was recorded or that the idempotency key stands for; else empty.
-    job_ids: of those that were recorded.  wait_s: with BACKLOG_FULL, how long the last job would wait.
+    id: of the batch or the one job that was recorded, now or before under the idempotency key; otherwise empty.
+    job_ids: of the jobs recorded now.  wait_s: for BACKLOG_FULL, how long the last job would wait.
     """
 
     outcome: Created
@@ -106,7 +106,7 @@ class Creation:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """How many jobs a REAP moved."""
+    """How many jobs REAP moved to each state."""
 
     requeued: int
     failed: int

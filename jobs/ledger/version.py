@@ -1,8 +1,7 @@
-"""The version of what Redis holds: checked before a program touches jobs, and raised by ``maskfleet ledger upgrade``.
+"""The version of the data in Redis: checked before a program touches jobs, raised by ``maskfleet ledger upgrade``.
 
-A program works with the one version that it was written for.  Whoever changes the meaning of a key or a field raises
-SCHEMA, adds a migration that brings a ledger of the version before to it, and keeps a ledger of that version for the
-test (tests/jobs/full_ledger.py).
+A program works only with the version that it was written for.  To change the meaning of a key or a field, raise SCHEMA,
+add a migration from the previous version, and keep a ledger of that version for the test (tests/jobs/full_ledger.py).
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from maskfleet.jobs.ledger.connection import connect, load_script, redis_errors
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import SharedSettings
 
-#: What this program reads and writes.
+#: The version that this program reads and writes.
 SCHEMA = 1
-#: An upgrade that was killed holds the next one up for this long; above the time that a step takes.
+#: An upgrade that was killed blocks the next one for this long; longer than any step takes.
 LOCK_S = 600.0
 
 logger = get_logger()
 
 
 class Schema:
-    """Checks, once, that a ledger is of this program's version."""
+    """Checks, once, that a ledger has this program's version."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._script = load_script(client, "schema")
         self._checked = False
 
     def check(self) -> None:
-        """Raise LedgerVersion unless the ledger is of this program's version; an empty Redis becomes one."""
+        """Raise LedgerVersion unless the ledger has this program's version; an empty Redis is given it."""
         if self._checked:
             return
         with redis_errors():
@@ -47,7 +46,7 @@ class Schema:
 
 
 def check_at_start(settings: SharedSettings) -> None:
-    """End this program unless the ledger is of its version.  A Redis that is away is asked later, by Ledger itself."""
+    """End this program unless the ledger has its version.  If Redis is down, Ledger itself checks later."""
     try:
         with connect(settings) as client:
             Schema(client).check()
@@ -59,9 +58,9 @@ def check_at_start(settings: SharedSettings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A step from the version before to ``version``.
+    """A step from the previous version to ``version``.
 
-    run: changes what there is.  It runs again where it broke off, so it must leave alone what is done already.
+    run: changes the data.  After an interruption it runs again, so it must skip what is already done.
     """
 
     version: int
@@ -70,7 +69,7 @@ class Migration:
 
 
 def _change_nothing(client: redis.Redis) -> None:
-    """Only the version is new."""
+    """Do nothing: only the version is new."""
 
 
 MIGRATIONS = (Migration(1, "records the ledger's version; changes nothing else", _change_nothing),)
@@ -79,7 +78,7 @@ MIGRATIONS = (Migration(1, "records the ledger's version; changes nothing else",
 def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration]:
     """Bring a ledger to this program's version, and yield each step once it is done; ``dry_run`` only yields them.
 
-    Raises LedgerVersion for a ledger that is newer, Conflict (``upgrade_under_way``), QueueUnavailable.
+    Raises LedgerVersion for a newer ledger, Conflict (``upgrade_under_way``), QueueUnavailable.
     """
     with _turn(client, dry_run) as check_turn:
         version = _version(client)
@@ -98,7 +97,7 @@ def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration
 
 
 def _version(client: redis.Redis) -> int:
-    """Return the version of what is there; of an empty Redis, this program's."""
+    """Return the ledger's version; for an empty Redis, this program's."""
     with redis_errors():
         pipeline = client.pipeline()
         pipeline.get("mf:schema")
@@ -111,7 +110,7 @@ def _version(client: redis.Redis) -> int:
 
 @contextmanager
 def _turn(client: redis.Redis, dry_run: bool) -> Iterator[Callable[[], None]]:
-    """Hold the lock of all upgrades; yield what raises Conflict once it is another's."""
+    """Hold the upgrade lock; yield a function that raises Conflict if the lock was lost."""
     if dry_run:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""Which workers are there: what each announces of itself, and when it was last seen to take work."""
+"""The registry of workers: what each announces about itself, and when it last consumed work."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import redis
 
 from maskfleet.jobs.ledger.connection import redis_errors
 
-#: A worker that was not seen for this long is no longer counted.
+#: A worker that has not announced itself for this long is no longer counted.
 WORKER_TTL_S = 30
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSeen:
-    """A worker that announced itself lately.
+    """A worker that announced itself recently.
 
-    pid: of the process that holds the model.  jobs: how many it has done.  consumed_s_ago: how long ago it last
-    took a message or beat a lease, by Redis' clock; 0 when it announces itself.
+    pid: of the process that holds the model.  jobs: how many it has done.  consumed_s_ago: seconds since it last
+    took a message or renewed a lease, by Redis' clock; 0 when it announces itself.
     """
 
     node: str
@@ -30,13 +30,13 @@ class WorkerSeen:
 
 
 class Roster:
-    """The workers that announced themselves lately."""
+    """The workers that announced themselves recently."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
     def announce(self, worker: WorkerSeen) -> None:
-        """Announce a worker that is ready; to be repeated well within WORKER_TTL_S."""
+        """Announce a worker that is ready; repeat well within WORKER_TTL_S."""
         with redis_errors():
             seconds, _ = self._redis.time()
             fields = {
@@ -55,7 +55,7 @@ class Roster:
             pipeline.execute()
 
     def withdraw(self, node: str) -> None:
-        """Remove a worker that ends."""
+        """Remove a worker that shuts down."""
         with redis_errors():
             self._redis.zrem("mf:workers", node)
             self._redis.delete(f"mf:worker:{node}")

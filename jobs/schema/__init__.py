@@ -1,1 +1,1 @@
-"""The schema: what callers send and get, what records and manifests hold, as frozen pydantic models."""
+"""The schema: requests, responses, records and manifests, as frozen pydantic models."""

@@ -1,4 +1,4 @@
-"""The API's other bodies: what it is asked beside a job's spec, and what it answers beside a job."""
+"""The API's other request and response bodies, besides those of jobs and batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DeliveryList(Wire):
 
 
 def _read_time(value: object) -> object:
-    """Read a time as RFC 3339 writes it; pydantic would take a number of seconds for one, even in a text."""
+    """Read a time in RFC 3339 form; pydantic would also accept a number of seconds, even in a string."""
     if isinstance(value, datetime):
         return value
     form = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)"

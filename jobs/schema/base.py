@@ -1,4 +1,4 @@
-"""What every value on the wire keeps to, and the forms of addresses in it."""
+"""The base of every value on the wire, and the forms of ids and URLs in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ UPLOAD_ID = r"upl_[0-9a-f]{32}"
 
 
 class Wire(BaseModel):
-    """A frozen value on the wire; a field that it does not know is an error."""
+    """A frozen value on the wire; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def utc_time(ms: int) -> datetime:
-    """Show a time of Redis' clock.  ms: since the epoch."""
+    """Return a time of Redis' clock as a datetime.  ms: since the epoch."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 

@@ -1,4 +1,4 @@
-"""What is known of a batch: how many of its jobs are in each state, and the view of it that callers see."""
+"""A batch as the ledger records it, with the number of its jobs in each state, and as callers see it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class BatchView(Wire):
 class BatchRecord:
     """A batch as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.
 
-    ends: how often it was completed; once more for each time that a job was retried after that.
+    ends: how often it was completed; retrying a job afterwards makes it complete once more.
     """
 
     id: str
@@ -100,16 +100,16 @@ class BatchRecord:
 
     @property
     def completion_id(self) -> str:
-        """The id of the webhook that tells of its latest end."""
+        """The id of the webhook about its latest completion."""
         return f"msg_{self.id}_{self.ends}_completed"
 
     def urls(self, base_url: str) -> BatchUrls:
-        """Give its addresses.  base_url: the API's address, without a slash."""
+        """Return its URLs.  base_url: the API's URL, without a trailing slash."""
         url = f"{base_url}/v1/batches/{self.id}"
         return BatchUrls(self=url, deliveries=f"{url}/deliveries")
 
     def view(self, base_url: str, job_ids: tuple[str, ...]) -> BatchView:
-        """Show the batch to its owner.  base_url: the API's address, without a slash."""
+        """Return the view for its owner.  base_url: the API's URL, without a trailing slash."""
         return BatchView(
             id=self.id,
             status=BatchStatus.PROCESSING if self.ended_ms is None else BatchStatus.COMPLETED,

@@ -1,4 +1,4 @@
-"""What a batch asks for: the request body of ``POST /v1/batches``, validated.  Many images, one job for each."""
+"""The spec of a batch: the request body of ``POST /v1/batches``, validated.  Many images, one job for each."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class BatchWebhook(Wire):
 
     @property
     def of_jobs(self) -> Webhook | None:
-        """What is told of each job, None for nothing."""
+        """The webhook of each job; None without job events."""
         events = tuple(EventName(name) for name in self.events if name is not BatchEventName.COMPLETED)
         return Webhook(url=self.url, events=events) if events else None
 
     @property
     def completed_url(self) -> str:
-        """Where the batch's end is told, empty for nowhere."""
+        """Where ``batch.completed`` is sent; empty for nowhere."""
         return self.url if BatchEventName.COMPLETED in self.events else ""
 
 
@@ -88,7 +88,7 @@ _JOBS: dict[str, type[Spec]] = {"everything": EverythingJob, "point": PointJob, 
 
 
 def parse_batch(text: bytes) -> Batch:
-    """Read a batch from JSON as ``parse_spec`` reads a job; raises InvalidRequest as that does."""
+    """Read a batch from JSON as ``parse_spec`` reads a job.  Raises InvalidRequest as that does."""
     try:
         return _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
@@ -96,7 +96,7 @@ def parse_batch(text: bytes) -> Batch:
 
 
 def job_of(batch: Batch, image: ImageSource) -> Spec:
-    """Give the job of one image; all that it is made of was validated with the batch."""
+    """Return the job of one image; everything in it was validated with the batch."""
     kind = _JOBS[batch.mode]
     shared = {name: getattr(batch, name) for name in kind.model_fields if name not in ("image", "webhook")}
     webhook = batch.webhook.of_jobs if batch.webhook else None

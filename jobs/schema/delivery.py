@@ -1,4 +1,4 @@
-"""What is known of a webhook: where it stands, each try at it, and the view of both that its owner sees."""
+"""A webhook delivery: its state, its attempts, and the view of both for its owner."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class DeliveryState(StrEnum):
 
     WAITING = "waiting"
     DELIVERED = "delivered"
-    #: The receiver answered 410, or its address is one that is not sent to.
+    #: The receiver responded 410, or its URL is not allowed.
     REFUSED = "refused"
-    #: The schedule came to its end.
+    #: The last attempt of the schedule failed.
     GIVEN_UP = "given_up"
-    #: It was not sent, because the receiver had answered 410 before.
+    #: It was not sent, because the receiver had responded 410 before.
     DISABLED = "disabled"
-    #: What it tells is no longer so: the job was retried, has ended, or is forgotten.
+    #: Its event is no longer true: the job was retried, has ended, or its record has expired.
     DROPPED = "dropped"
 
 
-#: What did not arrive, and could still.
+#: Webhooks that did not arrive, but still could.
 FAILED_STATES = (DeliveryState.REFUSED, DeliveryState.GIVEN_UP, DeliveryState.DISABLED)
 
 
@@ -55,7 +55,7 @@ class TryView(Wire):
 
     @property
     def host_failed(self) -> bool:
-        """Whether it was the host that failed, and not just this webhook that was refused."""
+        """Whether the host failed, rather than refusing just this webhook."""
         return self.status is None or self.status >= 500 or self.status == 429
 
 
@@ -78,7 +78,7 @@ class DeliveryView(Wire):
 
 
 def subject_ids(subject: str) -> dict[str, str]:
-    """Name what a webhook tells of: ``job_id`` or ``batch_id``; empty for a ping."""
+    """Return the id of a webhook's subject as a log field, ``job_id`` or ``batch_id``; empty for a ping."""
     kind, _, _ = subject.partition("_")
     return {f"{kind}_id": subject} if kind else {}
 
@@ -87,8 +87,8 @@ def subject_ids(subject: str) -> dict[str, str]:
 class DeliveryRecord:
     """A webhook as the ledger holds it.  Times are Redis' clock, in milliseconds since the epoch.
 
-    subject: the job or batch that it tells of, empty for a ping.
-    body: the bytes that are signed and sent; empty before the first try.
+    subject: the job or batch that it is about; empty for a ping.
+    body: the bytes that are signed and sent; empty before the first attempt.
     """
 
     id: str
@@ -106,7 +106,7 @@ class DeliveryRecord:
 
     @classmethod
     def from_fields(cls, delivery_id: str, fields: Mapping[str, str], tries: Sequence[str]) -> Self:
-        """Read the record's Redis hash, and its list of tries."""
+        """Read the record's Redis hash, and its list of attempts."""
         return cls(
             id=delivery_id,
             tenant=fields["tenant"],
@@ -123,7 +123,7 @@ class DeliveryRecord:
         )
 
     def view(self) -> DeliveryView:
-        """Show the webhook to its owner."""
+        """Return the view for the webhook's owner."""
         kind, _, _ = self.subject.partition("_")
         return DeliveryView(
             id=self.id,

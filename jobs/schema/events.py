@@ -1,6 +1,6 @@
-"""What a webhook says: that a job has started or ended, and how, or that a batch has.
+"""The bodies of webhooks: a job has started or ended, a batch has completed, or a ping.
 
-Thin on purpose; masks are never in it.
+Small on purpose; they never contain masks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from maskfleet.jobs.schema.record import Failure, JobRecord, JobUrls, Metrics
 from maskfleet.jobs.schema.spec import EventName
 from maskfleet.jobs.status import Status
 
-#: Standard Webhooks ask for bodies below this, in bytes.
+#: Standard Webhooks recommends bodies below this, in bytes.
 MAX_BODY_BYTES = 20_000
-#: Characters of an error that are told; the job's record has all of it.
+#: Characters of an error's detail in a webhook; the job's record has all of it.
 _MAX_DETAIL = 1000
 
 
 class EventData(Wire):
-    """The job in short."""
+    """A summary of the job."""
 
     id: str
     status: Status
@@ -41,7 +41,7 @@ class EventData(Wire):
 
 
 class Event(Wire):
-    """The body of a webhook, as the Standard Webhooks specification lays it out: type, timestamp, data."""
+    """The body of a webhook, as Standard Webhooks specifies it: type, timestamp, data."""
 
     type: str
     timestamp: datetime
@@ -49,7 +49,7 @@ class Event(Wire):
 
 
 class BatchData(Wire):
-    """The batch in short."""
+    """A summary of the batch."""
 
     id: str
     status: Literal[BatchStatus.COMPLETED] = BatchStatus.COMPLETED
@@ -60,7 +60,7 @@ class BatchData(Wire):
 
 
 class BatchEvent(Wire):
-    """The body of a webhook that tells of a batch whose jobs have all ended."""
+    """The body of the webhook of a batch whose jobs have all ended."""
 
     type: Literal["batch.completed"] = "batch.completed"
     timestamp: datetime
@@ -68,13 +68,13 @@ class BatchEvent(Wire):
 
 
 class PingData(Wire):
-    """What a ping says."""
+    """The data of a ping."""
 
     url: str
 
 
 class Ping(Wire):
-    """The body of a webhook that its owner asked for, to see whether the receiver listens."""
+    """The body of a test webhook, sent on request to check that the receiver listens."""
 
     type: Literal["webhook.ping"] = "webhook.ping"
     timestamp: datetime
@@ -85,14 +85,14 @@ Told = TypeVar("Told", Event, BatchEvent)
 
 
 def is_true(event: str, record: JobRecord) -> bool:
-    """Whether an event still tells how the job stands: it may have ended, or been retried, since."""
+    """Return whether an event is still true of the job, which may have ended or been retried since."""
     return not record.status.ended if event == EventName.STARTED else str(record.status) == event
 
 
 def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event:
     """Make the event of a job's start or end.
 
-    model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+    model: the name of the model when the spec names none.  base_url: the API's URL, without a trailing slash.
     """
     started = event == EventName.STARTED
     view = record.view(model, base_url)
@@ -120,7 +120,7 @@ def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event
 
 
 def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
-    """Make the event of a batch's end.  base_url: the API's address, without a slash."""
+    """Make the event of a batch's completion.  base_url: the API's URL, without a trailing slash."""
     counts = record.counts
     body = BatchEvent(
         timestamp=utc_time(record.ended_ms or record.created_ms),

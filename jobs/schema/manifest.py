@@ -1,4 +1,4 @@
-"""The manifest: what a succeeded job wrote, object by object.  It is written last and once."""
+"""The manifest: what a job that succeeded wrote, object by object.  It is written last, and once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts: what is said of an object that is to be segmented.
+"""Prompts: how a caller points at an object to segment.
 
 Coordinates are pixels of the original image as a viewer shows it (EXIF orientation applied), origin top left, x to the
 right, y down.

@@ -1,4 +1,4 @@
-"""What is known of a job: the ledger's record, and the view of it that callers see."""
+"""A job as the ledger records it, and as callers see it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Spec = EverythingJob | PointJob | BoxJob
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
-    """Where a queued job stands.  ahead: jobs before it in its queue; starts_in_s: a guess, None without a measure."""
+    """A queued job's place.  ahead: jobs before it in its queue; starts_in_s: an estimate, None when there is none."""
 
     ahead: int
     starts_in_s: float | None
@@ -155,7 +155,7 @@ class JobRecord:
     progress: ProgressView | None
     error: Failure | None
     result: ResultSummary | None
-    #: Grows with every change that a watcher wants to see.
+    #: Grows with every change that matters to event streams.
     version: int
     batch_id: str | None
 
@@ -196,7 +196,7 @@ class JobRecord:
 
     @property
     def tried_for_s(self) -> float:
-        """How long after the first claim the latest one came."""
+        """The seconds between the first claim and the latest."""
         return (self.claimed_ms - self.started_ms) / 1000 if self.started_ms and self.claimed_ms else 0.0
 
     @property
@@ -212,9 +212,9 @@ class JobRecord:
         place: QueuePlace | None = None,
         attempts: tuple[AttemptView, ...] | None = None,
     ) -> JobView:
-        """Show the job to its owner.
+        """Return the view for the job's owner.
 
-        model: the name of the model when the spec names none.  base_url: the API's address, without a slash.
+        model: the name of the model when the spec names none.  base_url: the API's URL, without a trailing slash.
         """
         url = f"{base_url}/v1/jobs/{self.id}"
         return JobView(

@@ -1,4 +1,4 @@
-"""What a job asks for: the request body of ``POST /v1/jobs``, validated.
+"""The spec of a job: the request body of ``POST /v1/jobs``, validated.
 
 The same models generate the OpenAPI document.  Prompts are in ``prompts``.
 """
@@ -24,9 +24,9 @@ from maskfleet.jobs.errors import FieldFault, InvalidRequest
 from maskfleet.jobs.schema.base import HttpUrl, S3Uri, UploadId, Wire
 from maskfleet.jobs.schema.prompts import Prompt
 
-#: Bounds on one request.  A spec is kept in Redis, which holds small things only.
+#: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
-#: The ids of all jobs are in every look at a batch; so many are some 40 kB.
+#: Every view of a batch lists the ids of all its jobs; for this many, that is about 40 kB.
 MAX_BATCH_IMAGES = 1000
 #: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
 MAX_METADATA_KEYS = 16
@@ -60,7 +60,7 @@ class EventName(StrEnum):
     EXPIRED = "expired"
 
 
-#: What is told unless a job says otherwise: each way to end.
+#: The default events: each way to end.
 ENDS = tuple(name for name in EventName if name is not EventName.STARTED)
 
 
@@ -155,7 +155,7 @@ Metadata = Annotated[
 
 
 class JobOptions(Wire):
-    """What a job says beside its image and its mode; for all jobs of a batch the same."""
+    """The fields of a job besides its image and mode; the same for all jobs of a batch."""
 
     outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
@@ -222,7 +222,7 @@ class _JobFields(JobOptions, _OneImage):
     webhook: Webhook | None = None
 
 
-#: Stands in a spec for an image that comes beside it, until that is stored.
+#: A placeholder in a spec for an image sent as its own part, until that is stored.
 IMAGE_COMES_BESIDE = ImageSource(upload_id="upl_" + "0" * 32)
 
 
@@ -243,9 +243,9 @@ _ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
 
 
 def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
-    """Read a spec from JSON, whose types are those of the schema: no number in a text, no truth value for a number.
+    """Read a spec from JSON, with the schema's types exactly: no number in a string, no boolean for a number.
 
-    Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, else ``invalid_spec`` with one
+    Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, otherwise ``invalid_spec`` with one
     fault for each field.
     """
     try:
@@ -260,12 +260,12 @@ def dump_spec(spec: EverythingJob | PointJob | BoxJob) -> str:
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
-    """Translate pydantic's error: a pointer, a code and a sentence for each field; input values are left out."""
+    """Translate pydantic's error to a pointer, a code and a sentence for each field, without the input values."""
     faults = tuple(
         FieldFault(_pointer(fault["loc"]), fault["type"], fault["msg"])
         for fault in error.errors(include_input=False, include_url=False, include_context=False)
     )
-    # pydantic also calls a list too short when each of its items was refused; the items' own faults say it.
+    # pydantic also calls a list too short when all its items are invalid; the items' own faults suffice.
     faults = tuple(
         fault
         for fault in faults
@@ -278,6 +278,6 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    # The tag of the mode's union is not a part of the document.
+    # The tag of the union over modes is not part of the document.
     path = location[1:] if location and location[0] in ("everything", "point", "box") else location
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)

@@ -1,9 +1,9 @@
--- Batches: their counts move with their jobs, and the last end completes them.
+-- Batches: their counts change with their jobs' states, and the last job to end completes them.
 -- requires: keys, webhooks
 --
--- A batch counts its jobs by their state, in one hash: one look tells how far it is, whatever becomes of their records.
+-- A batch counts its jobs by state in one hash: one read shows its progress, even after their records have expired.
 
--- The last job of a batch has ended: its record gets an expiry, and the webhook that was asked for is queued.
+-- Complete a batch whose last job has ended: give its record an expiry, and queue its webhook if it has one.
 local function complete_batch(id, now, retention_ms)
   local key = batch_key(id)
   local batch = redis.call('HMGET', key, 'tenant', 'webhook_url')
@@ -17,23 +17,24 @@ local function complete_batch(id, now, retention_ms)
   end
 end
 
--- A job of a batch goes from one state to another.  retention_ms: needed where it ends.
+-- Count the move of one of a batch's jobs between states.  retention_ms: needed when the job ends.
 local function move_in_batch(id, from, to, now, retention_ms)
   local key = batch_key(id)
-  if redis.call('EXISTS', key) == 0 then return end  -- a job that is retried may outlive it
+  if redis.call('EXISTS', key) == 0 then return end  -- a retried job may outlive its batch
   redis.call('HINCRBY', key, from, -1)
   redis.call('HINCRBY', key, to, 1)
   local open = redis.call('HMGET', key, 'queued', 'processing')
   if open[1] + open[2] == 0 then complete_batch(id, now, retention_ms) end
 end
 
--- A job of a batch is queued once more.  A batch that was complete is so no longer, and whoever was not told yet is not.
+-- Reopen a completed batch, one of whose jobs was retried; its webhook is dropped if it was not sent yet.
 local function reopen_batch(id, now, retention_ms)
   local key = batch_key(id)
   local batch = redis.call('HMGET', key, 'tenant', 'ends', 'ended_ms')
   if not batch[3] then return end
   redis.call('HDEL', key, 'ended_ms')
-  drop_delivery(delivery_id(id, batch[2], 'completed'), batch[1], 'A job of the batch was retried before this was sent.', now, retention_ms)
+  local completion = delivery_id(id, batch[2], 'completed')
+  drop_delivery(completion, batch[1], 'A job of the batch was retried before this was sent.', now, retention_ms)
   redis.call('PERSIST', key)
   redis.call('PERSIST', batch_jobs_key(id))
 end

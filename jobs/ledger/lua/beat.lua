@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- BEAT: keep the lease, take progress up and cancellation down.
+-- BEAT: renew the lease, record progress, and report whether to stop.
 -- ARGV: id, fence, lease_ms, stage, done, total, masks, node
 -- Returns 'ok' | 'canceled' (stop, and finish as canceled) | 'drained' (stop, and hand the job back)
---       | 'fenced' (stop, the job is no longer yours)
+--       | 'fenced' (stop: you no longer hold the job)
 -- requires: keys, jobs
 local id = ARGV[1]
 local key = job_key(id)

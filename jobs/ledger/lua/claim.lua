@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- CLAIM: give a queued job to a worker, for as long as the lease is beaten.
+-- CLAIM: give a queued job to a worker, for as long as it renews the lease.
 -- ARGV: id, worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim)
 -- Returns {'claimed', the record's fields and values …} | {'unknown'} | {'ended'} | {'held'}
 -- requires: keys, webhooks, batches, jobs
@@ -45,7 +45,7 @@ if job[9] then move_in_batch(job[9], 'queued', 'processing', now) end
 begin_attempt(id, attempt + 1, worker, now)
 if attempt == 0 and job[6] and asked_for(job[7], 'started') then
   local delivery = delivery_id(id, tonumber(job[8] or 0) + 1, 'started')
-  -- An attempt that was handed back uncharged was the first one, too.
+  -- After an attempt that was handed back uncharged, the next one is the first again.
   if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, job[5], id, 'started', job[6], now) end
 end
 changed(id)

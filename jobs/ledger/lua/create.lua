@@ -1,32 +1,32 @@
--- CREATE: record jobs, and the batch that they are of if there is one; all or none, once for each idempotency key.
+-- CREATE: record jobs, and their batch if they have one; all or none, once per idempotency key.
 -- ARGV: JSON, job id, spec, job id, spec, …
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events, publish_grace_ms,
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
---   the limits: max_in_flight, max_backlog_ms (0 for any), workers, more_urgent (the queues that are drained before this one),
---   and of a batch: batch = {id, metadata (JSON), completed_url ('' for none: where its end is told)}
+--   the limits: max_in_flight, max_backlog_ms (0 for none), workers, more_urgent (the queues that are drained before this one),
+--   and for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)}
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
---         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, else of the one job
--- A full Redis refuses it, for it has no flag: nothing new is taken in then.
+--         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, otherwise of the one job
+-- It has no flag, so a full Redis rejects it: no new work is accepted then.
 -- requires: keys
 local new, now = cjson.decode(ARGV[1]), now_ms()
 local tenant, queue, batch = new.tenant, new.queue, new.batch
 local jobs = (#ARGV - 1) / 2
 local id = batch and batch.id or ARGV[2]
 
--- What the idempotency key stands for, nil for nothing.
+-- What was recorded under the idempotency key; nil for nothing.
 local function known()
   if new.idempotency_key == '' then return nil end
   local found = redis.call('HMGET', idempotency_key(tenant, new.idempotency_key), 'job', 'digest')
   return found[1] and {found[2] == new.body_digest and 'known' or 'key_reused', found[1]}
 end
 
--- Why so many jobs more are not taken in, nil when they are.
+-- Why this many more jobs are rejected; nil when they are accepted.
 local function refusal()
   local in_flight = redis.call('SCARD', inflight_key(tenant))
   if in_flight + jobs > new.max_in_flight then return {'over_quota', tostring(in_flight)} end
 
-  -- What waits before the last job, at the pace of its queue; nothing is known before the first job or without workers.
+  -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
   local pace = redis.call('HGET', PACE, queue)
   if not pace or new.max_backlog_ms == 0 or new.workers == 0 then return nil end
   local ahead = redis.call('ZCARD', queued_key(queue)) + jobs - 1
@@ -41,7 +41,7 @@ local function record_batch()
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
--- Record a job in state queued, and owe its publication.  place: its number among those of this call.
+-- Record a job in state queued, and put it into the outbox.  place: its number among those of this call.
 local function record_job(job, spec, place)
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
     'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0, 'version', 1)
@@ -57,11 +57,11 @@ local function record_job(job, spec, place)
   redis.call('ZADD', queued_key(queue), exact_now_ms(place / 1000), job)
   redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
   redis.call('ZADD', OUTBOX, now + new.publish_grace_ms, job)
-  -- The first job of a ledger, which may have been emptied since this program looked at it.
+  -- The first job of a ledger, which may have been emptied since this program checked its version.
   if redis.call('HINCRBY', TOTALS, 'created', 1) == 1 then redis.call('SET', SCHEMA, new.schema) end
 end
 
--- The same call once more, because its answer was lost on the way.
+-- A repeated call: the response to the first was lost.
 if redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
 
 local answered = known() or refusal()

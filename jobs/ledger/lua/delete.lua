@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- DELETE: forget an ended job and its webhooks, in two steps with the removal of its objects between them.
--- From the first step on RETRY refuses the job, so that no attempt writes what is just being removed.
+-- DELETE: delete an ended job's record and webhooks, in two steps with the deletion of its objects between them.
+-- From the first step on, RETRY rejects the job, so that no attempt writes what is being deleted.
 -- ARGV: id, tenant, step ('begin' | 'end')
--- Returns 'begun' | 'deleted' | 'not_ended' | 'unknown' (or this very step was run before)
+-- Returns 'begun' | 'deleted' | 'not_ended' | 'unknown' (there is none, or it was deleted before)
 -- requires: keys, webhooks, jobs
 local id, tenant = ARGV[1], ARGV[2]
 local status = owned(id, tenant)

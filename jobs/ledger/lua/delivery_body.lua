@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Keep a webhook's body, so that every try sends the same bytes.
+-- Store a webhook's body, so that every attempt sends the same bytes.
 -- ARGV: id, body, retention_ms
--- Returns the body that is kept, '' when the webhook is unknown.
+-- Returns the stored body, '' when the webhook is unknown.
 -- requires: keys, webhooks
 local key = delivery_key(ARGV[1])
 if redis.call('EXISTS', key) == 0 then return '' end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Note what a try came to.
--- ARGV: id, made (the number of the try), try (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
+-- Record the outcome of a delivery attempt.
+-- ARGV: id, made (the number of the attempt), try (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
 --       state ('waiting': try again), detail, delay_ms, breaker_failures, breaker_ms, disable_ms (0: do not), retention_ms
 -- Returns 'ok' | 'late' (another courier has it by now, or it has ended) | 'unknown'
 -- requires: keys, webhooks
@@ -11,13 +11,13 @@ if not delivery[1] then return 'unknown' end
 local tenant, url, host, now = delivery[1], delivery[2], host_of(delivery[2]), now_ms()
 
 if try ~= '' then
-  if redis.call('LINDEX', tries_key(id), -1) == try then return 'ok' end  -- the same call once more
+  if redis.call('LINDEX', tries_key(id), -1) == try then return 'ok' end  -- a repeated call
   redis.call('RPUSH', tries_key(id), try)
   redis.call('LTRIM', tries_key(id), -TRIES_KEPT, -1)
   redis.call('PEXPIRE', tries_key(id), redis.call('PTTL', key))
 end
 
--- The breaker opens after so many failures in a row, for twice as long after each failure of the one that looks again.
+-- The breaker opens after breaker_failures failures in a row, for twice as long after each failed probe.
 local breaker, failures = breaker_key(tenant, host), tonumber(ARGV[8])
 if ARGV[4] == 'well' then
   redis.call('DEL', breaker)

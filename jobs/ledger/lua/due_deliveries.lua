@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Take the webhooks that are due.  Each is due again after a lease, in case that its courier dies.
--- Tenants take turns, and each tenant's hosts; a host whose breaker is open is left alone but for one webhook at a time.
+-- Lease the webhooks that are due.  Each is due again when its lease runs out, in case its courier dies.
+-- Tenants take turns, and so do each tenant's hosts; a host whose breaker has opened gets nothing until it has passed,
+-- then one webhook at a time.
 -- ARGV: limit, lease_ms, per_host (sent to one host at once, by all couriers), per_tenant (by this courier),
---       breaker_failures (0: there is none), retention_ms, then tenant, how many of its this courier is sending, …
+--       breaker_failures (0: no breaker), retention_ms, then tenant, how many of its webhooks this courier is sending, …
 -- Returns {delivery, tenant, subject, event, url, body, tries, made, forced, now_s, …}
 -- requires: keys, webhooks
 local now = now_ms()
@@ -11,7 +12,7 @@ local breaker_failures, retention_ms = tonumber(ARGV[5]), ARGV[6]
 local sending = {}
 for i = 7, #ARGV, 2 do sending[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- What is looked at in one turn, of all, of a tenant and of a host; the rest has the next.
+-- The most that one call examines: overall, of a tenant and of a host; the rest waits for the next call.
 local MAX_TENANTS, MAX_LANES, MAX_HOSTS, MAX_WEBHOOKS = 256, 512, 64, 100
 local looks = 0
 local due = {}
@@ -26,7 +27,7 @@ local function take(id, tenant, host, delivery)
     tostring(made), delivery[6] or '', tostring(math.floor(now / 1000))}) do table.insert(due, value) end
 end
 
--- How many more may be sent to a host just now.
+-- How many more webhooks may be sent to a host now.
 local function room(tenant, host)
   local under_way = redis.call('ZCARD', sending_key(tenant, host))
   local breaker = redis.call('HMGET', breaker_key(tenant, host), 'failures', 'until_ms')
@@ -59,7 +60,7 @@ local function take_from(tenant, host, share)
   return taken
 end
 
--- Say when a host is to be looked at next: when it has room and something is due, or a lease runs out.
+-- Schedule the next check of a host: when it has room and something is due, or a lease runs out.
 local function settle(tenant, host)
   local next_ms = nil
   local first = redis.call('ZRANGE', due_key(tenant, host), 0, 0, 'WITHSCORES')[2]
@@ -89,7 +90,7 @@ for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'LIMIT',
     end
     local next_ms = redis.call('ZRANGE', lanes_key(tenant), 0, 0, 'WITHSCORES')[2]
     if next_ms then
-      -- Never the past: whoever has just had a turn comes after those that wait for theirs.
+      -- Never the past: a tenant that just had its turn comes after those that wait for theirs.
       redis.call('ZADD', LANES, math.max(tonumber(next_ms), now), tenant)
     else
       redis.call('ZREM', LANES, tenant)

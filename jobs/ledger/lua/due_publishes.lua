@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- The outbox: take the jobs that are due to be published.  Each stays in the outbox until it is claimed, due
--- again after a wait that doubles, so that a message that was lost is sent once more.  While the queue holds as many
--- messages as jobs wait for it, none was lost, and the job's turn has just not come.
+-- The outbox: take the jobs that are due to be published.  Each stays in the outbox until it is claimed, and is due
+-- again after a delay that doubles, so that a lost message is published again.  While the queue holds as many
+-- messages as jobs wait for it, none was lost; the job's turn has simply not come.
 -- ARGV: limit, wait_ms
 -- Returns {id, queue, id, queue, …}
 -- requires: keys

@@ -1,14 +1,14 @@
--- Jobs: who may change one, and the ways in which it leaves a state.
+-- Jobs: who may change one, and its transitions between states.
 -- requires: keys, webhooks, batches
 
 local function is_ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
 end
 
--- The job's record changed in a way that a watcher wants to see.
+-- Note a change of the job's record that matters to event streams.
 local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
 
--- The attempts at a job, oldest first; the last one has no outcome while the job runs.
+-- Add an attempt to a job's list, oldest first; the last one has no outcome while the job runs.
 local function begin_attempt(id, number, worker, now)
   redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
   redis.call('LTRIM', attempts_key(id), -20, -1)
@@ -23,19 +23,19 @@ local function end_attempt(id, outcome, now)
   redis.call('LSET', attempts_key(id), -1, cjson.encode(attempt))
 end
 
--- Whether a worker holds the job: the fence is that of its claim, and nobody has taken the job back since.
+-- Whether a worker holds the job: the fence is from its claim, and the job was not taken back since.
 local function holds(id, fence)
   local job = redis.call('HMGET', job_key(id), 'status', 'fence')
   return job[1] == 'processing' and job[2] == fence
 end
 
--- The state of a tenant's job; nil when the tenant has none of this id.
+-- The state of a tenant's job; nil when the tenant has none with this id.
 local function owned(id, tenant)
   local job = redis.call('HMGET', job_key(id), 'status', 'tenant')
   return job[1] and job[2] == tenant and job[1] or nil
 end
 
--- Whoever holds an older token is told so, and counted.
+-- Count and report a caller that holds an older token.
 local function fenced()
   redis.call('HINCRBY', TOTALS, 'fenced', 1)
   return 'fenced'
@@ -43,8 +43,8 @@ end
 
 local function asked_for(events, event) return string.find(',' .. events .. ',', ',' .. event .. ',', 1, true) end
 
--- Puts a job into a terminal state, with everything that follows from it, in one step: it leaves the queues,
--- its record gets an expiry, and the webhook that was asked for is queued, its batch's too if it was the last one.
+-- Put a job into a terminal state, with all consequences, in one step: it leaves the queues, its record gets an expiry,
+-- and its webhook is queued, as is its batch's if it was the last job.
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
   local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch')
@@ -67,7 +67,7 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   redis.call('HINCRBY', TOTALS, status, 1)
 
   if status == 'succeeded' and job[5] then
-    -- The queue's pace: a moving average of the time that one job takes.
+    -- The queue's pace: a moving average of the time per job.
     local pace = tonumber(redis.call('HGET', PACE, queue) or now - job[5])
     redis.call('HSET', PACE, queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
   end
@@ -91,8 +91,8 @@ local function exhaust(id, attempts, now, retention_ms)
   end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job did not finish in ' .. attempts .. ' attempts.', '')
 end
 
--- Puts a job back among the queued ones, to be published at due_ms.  The fence moves on, so that whoever
--- held the job can change nothing any more.
+-- Return a job to state queued, to be published at due_ms.  The fence moves on, so that the worker that held the job can
+-- no longer change anything.
 local function requeue_job(id, outcome, now, due_ms)
   local key = job_key(id)
   end_attempt(id, outcome, now)

@@ -1,11 +1,11 @@
--- The clock, and every key of the ledger.  No other file spells one; jobs/ledger/jobs.py says what each holds.
+-- The clock, and every key of the ledger.  No other script spells one out; jobs/ledger/jobs.py says what each holds.
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The same with its microseconds, and some later: jobs of one millisecond, or of one script, keep their order.
+-- The same with microseconds, plus later_ms: jobs created in one millisecond, or by one script, keep their order.
 local function exact_now_ms(later_ms)
   local time = redis.call('TIME')
   return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
@@ -27,7 +27,7 @@ local function draining_key(node) return 'mf:draining:' .. node end
 local function batch_key(id) return 'mf:batch:' .. id end
 local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
 
--- Webhooks.  subject: the job or the batch that one tells of.
+-- Webhooks.  subject: the job or the batch that a webhook is about.
 local WAITING, LANES = 'mf:deliveries', 'mf:lanes'
 local function delivery_key(id) return 'mf:delivery:' .. id end
 local function tries_key(id) return 'mf:tries:' .. id end
@@ -43,8 +43,8 @@ local function record_key(subject)
   return string.find(subject, '^batch_') and batch_key(subject) or job_key(subject)
 end
 
--- Add to a sorted set of ids by their time, which forgets what has expired: two looks for each that is added keep it
--- from growing.  key_of: gives the key of an id's record.
+-- Add an id to a sorted set of ids by time, and remove expired ones: checking two for each one added keeps it from
+-- growing.  key_of: returns the key of an id's record.
 local function add_to_log(log, id, now, key_of)
   redis.call('ZADD', log, now, id)
   for _, oldest in ipairs(redis.call('ZRANGE', log, 0, 1)) do

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- PUBLISHED: a job's message is in the queue; the job is looked at again only if nobody claims it.
+-- PUBLISHED: record that a job's message is in the queue; the job is due again only if nobody claims it.
 -- ARGV: id, wait_ms
 -- requires: keys
 local id = ARGV[1]

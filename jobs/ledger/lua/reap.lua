@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- REAP: take back jobs whose worker no longer beats, and expire those that waited too long.
+-- REAP: take back jobs whose lease ran out, and expire jobs that waited too long.
 -- ARGV: limit, max_attempts, retention_ms
 -- Returns {requeued, failed, canceled, expired}
 -- requires: keys, jobs

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Queue webhooks again, at once and with their schedule from its start, each under its own id.
--- Such a webhook is sent though its endpoint is disabled, and though its host's breaker is open: somebody wants to see.
+-- Queue webhooks again, at once and with their schedule restarted, each under its own id.
+-- They are sent even if their endpoint is disabled or their host's breaker is open, since somebody asked for them.
 -- ARGV: tenant, states (',given_up,refused,', or '' for any), id, …
--- Returns {id, 'queued' | 'waiting' (it is being sent just now) | 'skipped' (it is in another state) | 'unknown', …}
+-- Returns {id, 'queued' | 'waiting' (it is being sent right now) | 'skipped' (it is in another state) | 'unknown', …}
 -- requires: keys, webhooks
 local tenant, states, now = ARGV[1], ARGV[2], now_ms()
 local replies = {}

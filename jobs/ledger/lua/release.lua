@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- RELEASE: hand a job back, to be published again after a while.
+-- RELEASE: hand a job back, to be published again after delay_ms.
 -- ARGV: id, fence, delay_ms, charged ('1': the attempt counts), outcome (why)
 -- Returns 'ok' | 'fenced'
 -- requires: keys, jobs

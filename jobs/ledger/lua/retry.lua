@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- RETRY: queue a failed job once more, with all its attempts before it.
+-- RETRY: queue a failed job again, with a full number of attempts.
 -- ARGV: id, tenant, start_deadline_ms, max_in_flight, token (of this call: a second run finds what the first did),
 --       retention_ms
 -- Returns 'queued' | 'not_failed' | 'unknown' | 'over_quota'

@@ -1,7 +1,7 @@
--- SCHEMA: say which version of the ledger's schema Redis holds; an empty ledger becomes one of this program's.
+-- SCHEMA: return the version of the ledger's schema in Redis; an empty ledger is given this program's.
 -- ARGV: the version that this program writes
--- Returns the version that is there; '0' for a ledger from before there were versions
--- A full Redis refuses it only where it writes, for it has no flag: that is where nothing is there yet.
+-- Returns the ledger's version; '0' for a ledger from before there were versions
+-- It has no flag, so a full Redis rejects its write, which happens only for an empty ledger.
 -- requires: keys
 local found = redis.call('GET', SCHEMA)
 if found then return found end

@@ -1,21 +1,22 @@
--- Webhooks: queued, held back, ended.
+-- Webhooks: queue, schedule and end them.
 -- requires: keys
 --
--- A lane is what one tenant sends to one host.  Each has a queue of its own, a list of what is being sent, and a breaker,
--- so that a host that hangs holds up what this tenant sends to it, and nothing else.  Two indexes say where to look next:
--- LANES, tenant → when; lanes_key(tenant), host → when.  Too early costs a look, too late would cost a webhook.
+-- Each tenant has a queue per host, with a list of what is being sent and a breaker, so that a host that hangs delays
+-- only what this tenant sends to it.  Two indexes say which host queue to check next: LANES, tenant → when;
+-- lanes_key(tenant), host → when.  An entry that is too early costs a check; one that is too late would delay a webhook.
 
--- A webhook that no try decided for so long is given up; it is remembered as long again, then for retention_ms.
+-- A webhook that is still waiting after this long is given up.  Its record expires after twice as long, and once it has
+-- ended, after retention_ms.
 local GIVEN_UP_MS = 7 * 86400 * 1000
--- Tries that are remembered of each webhook.
+-- The attempts that are kept of each webhook.
 local TRIES_KEPT = 20
 
--- A webhook's id.  number: how many ends its job or batch has had, with the one that is told of or to come.
+-- A webhook's id.  number: how often its job or batch has ended, including the end that it is about or that comes next.
 local function delivery_id(subject, number, event) return 'msg_' .. subject .. '_' .. number .. '_' .. event end
 
 local function host_of(url) return string.lower(string.match(url, '^%a+://([^/?#]+)') or url) end
 
--- See that a lane is looked at no later than at_ms.
+-- Have a host queue checked no later than at_ms.
 local function wake_lane(tenant, host, at_ms)
   redis.call('ZADD', lanes_key(tenant), 'LT', at_ms, host)
   redis.call('ZADD', LANES, 'LT', at_ms, tenant)
@@ -28,7 +29,7 @@ local function enqueue_delivery(id, tenant, url, due_ms, now)
   wake_lane(tenant, host, math.max(due_ms, now))
 end
 
--- Put a webhook that somebody waits to see before all others, and let its host's breaker look at once.
+-- Put a webhook that somebody asked for before all others, and let it probe its host at once if the breaker is open.
 local function rush_delivery(id, tenant, url, now)
   local host = host_of(url)
   redis.call('HSET', delivery_key(id), 'forced', 1)
@@ -38,7 +39,7 @@ local function rush_delivery(id, tenant, url, now)
   end
 end
 
--- Record a webhook, and queue it to be sent at once.  subject: the job or batch that it tells of, '' for none.
+-- Record a webhook, and queue it to be sent at once.  subject: the job or batch that it is about, '' for none.
 local function queue_delivery(id, tenant, subject, event, url, now)
   redis.call('HSET', delivery_key(id), 'tenant', tenant, 'subject', subject, 'event', event, 'url', url, 'state', 'waiting',
     'tries', 0, 'made', 0, 'created_ms', now, 'queued_ms', now, 'next_ms', now)
@@ -52,26 +53,26 @@ local function queue_delivery(id, tenant, subject, event, url, now)
   enqueue_delivery(id, tenant, url, now, now)
 end
 
--- Take a webhook out of its lane, without saying what became of it.
+-- Remove a webhook from its host queue, without recording an outcome.
 local function unqueue_delivery(id, tenant, host)
   redis.call('ZREM', due_key(tenant, host), id)
   redis.call('ZREM', sending_key(tenant, host), id)
   redis.call('ZREM', WAITING, id)
 end
 
--- A record outlives its retention until the webhook of its end has been tried once: its bytes are made of it.
+-- Keep a record beyond its retention until the webhook of its end was attempted once: its body is made from the record.
 local function keep_record_for(subject, retention_ms)
   if tonumber(retention_ms) < GIVEN_UP_MS then redis.call('PEXPIRE', record_key(subject), GIVEN_UP_MS) end
 end
 
--- The webhook has its bytes, or needs none any more.
+-- Let a record expire on time: the webhook has its body, or no longer needs one.
 local function let_record_go(id, subject, now, retention_ms)
   if subject == '' or redis.call('LINDEX', told_key(subject), -1) ~= id then return end
   local ended_ms = redis.call('HGET', record_key(subject), 'ended_ms')
   if ended_ms then redis.call('PEXPIRE', record_key(subject), math.max(ended_ms + retention_ms - now, 1000)) end
 end
 
--- End a webhook.  detail: why, in words; '' when the state says it.
+-- End a webhook.  detail: why, in words; '' when the state says enough.
 local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   unqueue_delivery(id, tenant, host_of(url))
   redis.call('HSET', delivery_key(id), 'state', state, 'ended_ms', now, 'detail', detail)
@@ -82,7 +83,7 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   let_record_go(id, redis.call('HGET', delivery_key(id), 'subject'), now, retention_ms)
 end
 
--- What a webhook tells is no news any more, unless it is being told at this moment.  detail: why.
+-- Drop a webhook whose event is no longer true, unless it is being sent right now.  detail: why.
 local function drop_delivery(id, tenant, detail, now, retention_ms)
   local delivery = redis.call('HMGET', delivery_key(id), 'state', 'url')
   if delivery[1] ~= 'waiting' then return end
