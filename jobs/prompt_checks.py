@@ -42,7 +42,7 @@ def check_mask_input_sizes(
     """
     for index, prompt in enumerate(prompts):
         if prompt.mask_input is not None and index not in sizes:
-            raise InvalidPrompt("invalid_mask_input", f"Prompt {index}: its mask_input was not handed over.")
+            raise InvalidPrompt("invalid_mask_input", f"Prompt {index}: its mask_input was not passed.")
     for index, size in sizes.items():
         if size != low_hw:
             found = "×".join(map(str, size))

@@ -92,9 +92,9 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
 
 def _what_broke(error: Exception) -> AttemptFailed:
     if is_out_of_memory(error):
-        detail = "The worker's memory did not hold the job, not even one point at a time. Send a smaller image."
+        detail = "The worker ran out of memory, even decoding one point at a time. Send a smaller image."
         return AttemptFailed("out_of_memory", detail)
-    return AttemptFailed("internal_error", f"The attempt broke: {type(error).__name__}.")
+    return AttemptFailed("internal_error", f"The attempt failed with an internal error: {type(error).__name__}.")
 
 
 def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:

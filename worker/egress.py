@@ -109,7 +109,7 @@ class Deadline:
         """Raises TimeoutError when none is left."""
         left = self._at - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the exchange took too long")
+            raise TimeoutError("the request timed out")
         return left
 
 
@@ -160,11 +160,11 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
     try:
         found = _resolved(partial(resolve, host, port, type=socket.SOCK_STREAM), deadline)
     except TimeoutError as error:
-        raise ConnectTimeoutError(connection, f"{host} was not resolved in time") from error
+        raise ConnectTimeoutError(connection, f"resolving {host} timed out") from error
     except socket.gaierror as error:
         raise NameResolutionError(host, connection, error) from error
     except ValueError as error:  # UnicodeError among them: a label that no name may have
-        raise AddressRefused("invalid_url", "The host's name cannot be looked up.") from error
+        raise AddressRefused("invalid_url", "The host name cannot be resolved.") from error
     for *_, address in found:
         rules.check(scheme, port, ip_address(address[0]))
     failure: OSError | None = None
@@ -179,7 +179,7 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
         except OSError as error:  # TimeoutError among them
             made.close()
             failure = error
-    raise NewConnectionError(connection, f"no address of {host} answers: {failure}") from failure
+    raise NewConnectionError(connection, f"no address of {host} accepts a connection: {failure}") from failure
 
 
 def _resolved(look_up: Callable[[], list[tuple[Any, ...]]], deadline: Deadline) -> list[tuple[Any, ...]]:
@@ -233,7 +233,7 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:  # as in io
         if self.bytes_left is not None and self.bytes_left <= 0:
-            raise HTTPException("the answer's header is too long")
+            raise HTTPException("the response headers are too long")
         self._sock.settimeout(self._deadline.left_s())
         count = self._raw.readinto(buffer)
         if self.bytes_left is not None:

@@ -104,7 +104,7 @@ class Lease:
         if self._reply is Reply.CANCELED:
             return Canceled()
         if now - self._started > self._run_timeout_s:
-            return AttemptFailed("timeout", f"The job ran for longer than its run_timeout_s of {self._run_timeout_s}.")
+            return AttemptFailed("timeout", f"The job ran longer than its run_timeout_s of {self._run_timeout_s} s.")
         if self._reply is Reply.DRAINED:
             return Drained()
         return None

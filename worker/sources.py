@@ -41,7 +41,7 @@ def fetch_image(
     elif source.upload_id is not None:
         data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
     else:
-        raise InvalidImage("image_not_stored", "The job's record names no place that its image can be read from.")
+        raise InvalidImage("image_not_stored", "The job's record names no image source.")
     if len(data) > settings.max_image_bytes:
         raise _too_many_bytes(settings)
     return data
@@ -74,14 +74,16 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
             return store.read(of_masks[source.mask], max_bytes=MAX_FILE_BYTES)
     except ObjectDenied as error:
         raise InvalidPrompt(
-            "mask_input_forbidden", f"Prompt {prompt}: the store does not let this service read the mask_input."
+            "mask_input_forbidden", f"Prompt {prompt}: the store denies this service access to the mask_input."
         ) from error
     except NotFound as error:
-        raise InvalidPrompt("mask_input_not_found", f"Prompt {prompt}: its mask_input is not in the store.") from error
+        raise InvalidPrompt(
+            "mask_input_not_found", f"Prompt {prompt}: its mask_input was not found in the store."
+        ) from error
     raise InvalidPrompt(
         "mask_input_not_found",
-        f"Prompt {prompt}: the job {source.job_id} wrote logits of {len(of_masks)} masks, and none of number "
-        f"{source.mask}. Ask for logits among that job's outputs.",
+        f"Prompt {prompt}: the job {source.job_id} wrote logits for {len(of_masks)} masks, but not for mask "
+        f"{source.mask}. Add logits to that job's outputs.",
     )
 
 
@@ -89,9 +91,9 @@ def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) 
     try:
         return store.read(key, bucket=bucket, max_bytes=settings.max_image_bytes)
     except ObjectDenied as error:
-        raise InvalidImage("image_forbidden", "The store does not let this service read the image.") from error
+        raise InvalidImage("image_forbidden", "The store denies this service access to the image.") from error
     except NotFound as error:
-        raise InvalidImage("image_not_found", "There is no such object in the store.") from error
+        raise InvalidImage("image_not_found", "The image was not found in the store.") from error
 
 
 def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> bytes:
@@ -106,13 +108,13 @@ def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> 
                     raise _too_many_bytes(settings)
             expected = answer.headers.get("Content-Length", "")
             if expected.isdigit() and "Content-Encoding" not in answer.headers and len(data) < int(expected):
-                raise SourceUnavailable("The image's host broke off before the end.")
+                raise SourceUnavailable("The image's host closed the connection before the end of the file.")
     except AddressRefused as error:
-        raise InvalidImage(error.code, f"This service does not fetch from there. {error.detail}") from error
+        raise InvalidImage(error.code, f"The image URL is not allowed: {error.detail}") from error
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-        raise InvalidImage("invalid_url", "The image's address cannot be fetched from.") from error
+        raise InvalidImage("invalid_url", "The image URL is invalid.") from error
     except requests.RequestException as error:
-        raise SourceUnavailable("The image's host did not answer as it should, or not in time.") from error
+        raise SourceUnavailable("The image's host did not respond properly or in time.") from error
     return bytes(data)
 
 
@@ -127,22 +129,22 @@ def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Res
             return answer
         answer.close()  # without its body, which may be of any length
         url = urljoin(url, answer.headers["Location"])
-    raise InvalidImage("url_redirects", "The image's address redirects too often.")
+    raise InvalidImage("url_redirects", "The image URL redirects too many times.")
 
 
 def _check_status(answer: requests.Response) -> None:
     status = answer.status_code
     if status in (404, 410):
-        raise InvalidImage("image_not_found", f"The image's host answers {status}.")
+        raise InvalidImage("image_not_found", f"The image's host responded {status}.")
     if status in (401, 403):
-        raise InvalidImage("image_forbidden", f"The image's host answers {status}; give a link that needs no log-in.")
+        raise InvalidImage("image_forbidden", f"The image's host responded {status}; use a link that needs no login.")
     if status == 429 or status >= 500:
-        raise SourceUnavailable(f"The image's host answers {status}.")
+        raise SourceUnavailable(f"The image's host responded {status}.")
     if status != 200:
-        raise InvalidImage("image_not_found", f"The image's host answers {status} and sends no image.")
+        raise InvalidImage("image_not_found", f"The image's host responded {status} instead of sending the image.")
 
 
 def _too_many_bytes(settings: WorkerSettings) -> InvalidImage:
     return InvalidImage(
-        "image_file_too_large", f"The image's file is larger than {settings.max_image_bytes / 2**20:.0f} MiB."
+        "image_file_too_large", f"The image file is larger than {settings.max_image_bytes / 2**20:.0f} MiB."
     )

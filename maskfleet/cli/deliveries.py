@@ -19,10 +19,10 @@ class Time(click.ParamType[datetime]):
         try:
             return datetime.fromisoformat(value.upper()).astimezone()
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time as in 2026-01-02T03:00:00Z.", param, ctx)
+            self.fail(f"{value!r} is not a time such as 2026-01-02T03:00:00Z.", param, ctx)
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
 @click.command("deliveries")
@@ -30,7 +30,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON,
 @_json_option
 @server_options
 def deliveries_command(name: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
-    """Show the webhooks of the job or batch ID, or the one webhook ID (msg_…), with each try and what came back."""
+    """Show the webhooks of the job or batch ID, or the one webhook ID (msg_…), with every attempt and its response."""
     with reporting_errors(), connect(api_url, api_key) as client:
         found = (client.delivery(name),) if name.startswith("msg_") else client.deliveries(name)
     for delivery in found:
@@ -39,9 +39,9 @@ def deliveries_command(name: str, as_json: bool, api_url: str | None, api_key: s
 
 @click.command("redeliver")
 @click.argument("delivery_id", metavar="[DELIVERY]", required=False)
-@click.option("--from", "since", type=Time(), help="In place of DELIVERY: all that failed since then …")
-@click.option("--to", "until", type=Time(), help="… up to then.  [default: now]")
-@click.option("--all", "every", is_flag=True, help="With --from: what arrived, too.")
+@click.option("--from", "since", type=Time(), help="Instead of DELIVERY: every webhook that failed from this time on.")
+@click.option("--to", "until", type=Time(), help="With --from: only up to this time.  [default: now]")
+@click.option("--all", "every", is_flag=True, help="With --from: also those that were delivered.")
 @_json_option
 @server_options
 def redeliver_command(
@@ -53,9 +53,9 @@ def redeliver_command(
     api_url: str | None,
     api_key: str | None,
 ) -> None:
-    """Have the webhook DELIVERY sent again, at once and under its id; or those of a time."""
+    """Send the webhook DELIVERY again now, under the same id; or, with --from, those of a time range."""
     if (delivery_id is None) == (since is None) or (delivery_id is not None and (until is not None or every)):
-        raise click.UsageError("Give one DELIVERY, or a time with --from (and --to, --all).")
+        raise click.UsageError("Give either DELIVERY or --from; --to and --all need --from.")
     with reporting_errors(), connect(api_url, api_key) as client:
         if since is None:
             queued = client.redeliver(str(delivery_id))
@@ -64,6 +64,6 @@ def redeliver_command(
         several = client.redeliver_range(since, until, only_failed=not every)
     for line in [several.model_dump_json()] if as_json else several.queued:
         click.echo(line)
-    click.echo(f"{len(several.queued)} webhooks are sent again.", err=True)
+    click.echo(f"{len(several.queued)} webhooks will be sent again.", err=True)
     if several.more:
-        click.echo("There may be more: ask for the rest of the time in shorter pieces.", err=True)
+        click.echo("There may be more: repeat with shorter time ranges.", err=True)

@@ -67,12 +67,18 @@ class Checked:
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Where to write the results.",
+)
 def demo_command(out: Path) -> None:
     """Start a local stack, send it one job of each mode, and show what comes back.
 
-    The exit status is 0 only when every job succeeded, every webhook came and was verified, every file is
-    there as its manifest says, and everything that was started has stopped.
+    The exit status is 0 only if every job succeeded, every webhook arrived and was verified, every file matches
+    its manifest, and everything that was started has stopped.
     """
     require("server", "worker")
     for name in (signal.SIGTERM, signal.SIGHUP):
@@ -96,7 +102,7 @@ def demo_command(out: Path) -> None:
     faults += [f"{name} did not stop" for name in left]
     if faults:
         raise click.ClickException("\n".join(faults))
-    console.print(f"3 jobs succeeded, 3 signed webhooks verified, everything stopped.  Look at {out}/*/overlay.png.")
+    console.print(f"3 jobs succeeded, 3 signed webhooks verified, everything stopped.  See {out}/*/overlay.png.")
 
 
 def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console: Console) -> dict[str, Checked]:
@@ -143,7 +149,7 @@ def _check(client: Client, job: JobView, receiver: Receiver, folder: Path) -> Ch
         event = receiver.wait_for(job.id, WEBHOOK_S)
         masks = job.result.masks if job.result else None
         if str(event.data.status) != str(job.status) or event.data.masks != masks:
-            faults.append("the webhook tells another end than the API")
+            faults.append("the webhook and the API disagree on how the job ended")
     except TimeoutError as error:
         faults.append(str(error))
     if job.result is not None:
@@ -160,11 +166,11 @@ def _file_faults(manifest: Manifest, folder: Path) -> list[str]:
     faults = [f"{name} is not in the manifest" for name in sorted(expected - names)]
     pictures = sum(name.startswith("masks/") for name in names)
     if pictures != len(manifest.masks):
-        faults.append(f"{len(manifest.masks)} masks, but {pictures} mask pictures")
+        faults.append(f"{len(manifest.masks)} masks, but {pictures} mask images")
     for file in manifest.files:
         path = folder / file.name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-            faults.append(f"{path} is not the file of the manifest")
+            faults.append(f"{path} does not match the manifest")
     return faults
 
 
@@ -206,7 +212,7 @@ def _clear(out: Path) -> None:
     for mode in JOBS:
         folder = out / mode
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-            raise click.ClickException(f"{folder} holds something that is not the demo's. Give another --out.")
+            raise click.ClickException(f"{folder} contains files that the demo did not write. Use another --out.")
         shutil.rmtree(folder, ignore_errors=True)
 
 

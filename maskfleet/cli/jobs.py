@@ -24,31 +24,42 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes 
 def server_options(command: _Function) -> _Function:
     """Add the options that say which server; see ``connect``."""
     url = click.option(
-        "--api-url", envvar="MASKFLEET_API_URL", help="Default: MASKFLEET_API_URL, else a local stack's."
+        "--api-url",
+        envvar="MASKFLEET_API_URL",
+        help="The server's URL.  [default: MASKFLEET_API_URL, else the local stack's]",
     )
     key = click.option(
-        "--api-key", envvar="MASKFLEET_API_KEY", help="Default: MASKFLEET_API_KEY, else a local stack's."
+        "--api-key",
+        envvar="MASKFLEET_API_KEY",
+        help="The API key.  [default: MASKFLEET_API_KEY, else the local stack's]",
     )
     return url(key(command))
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the job as one line of JSON.")
-_timeout_option = click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Wait no longer.")
+_timeout_option = click.option(
+    "--timeout", "timeout_s", type=float, metavar="SECONDS", help="Stop waiting after this time."
+)
 
 
 @click.command("submit")
 @click.argument("photo")
 @spec_options
-@click.option("--model", help="One of the server's models.  [default: its first]")
+@click.option("--model", help="One of the server's models.  [default: the first]")
 @click.option("--priority", type=click.Choice([str(priority) for priority in Priority]), help="[default: normal]")
-@click.option("--start-deadline-s", type=int, help="Expire when not started by then.")
-@click.option("--run-timeout-s", type=int, help="Fail when one attempt runs for longer.")
-@click.option("--webhook", "webhook_url", metavar="URL", help="Where to tell of the job's end.")
+@click.option("--start-deadline-s", type=int, help="Let the job expire unless it starts within this time.")
+@click.option("--run-timeout-s", type=int, help="Fail the job if one attempt runs longer.")
+@click.option("--webhook", "webhook_url", metavar="URL", help="The URL to send the job's webhooks to.")
 @click.option(
-    "--webhook-event", multiple=True, type=click.Choice([str(name) for name in EventName]), help="[default: each end]"
+    "--webhook-event",
+    multiple=True,
+    type=click.Choice([str(name) for name in EventName]),
+    help="An event to send; repeatable.  [default: all but started]",
 )
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Your own strings, given back with the job.")
-@click.option("--idempotency-key", help="The same key finds the same job again.  [default: made up]")
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", help="Your own strings, returned with the job; repeatable."
+)
+@click.option("--idempotency-key", help="Submitting again with the same key returns the same job.  [default: random]")
 @click.option("--wait", "and_wait", is_flag=True, help="Wait until the job has ended.")
 @_timeout_option
 @_json_option
@@ -122,7 +133,7 @@ def cancel_command(job_id: str, as_json: bool, api_url: str | None, api_key: str
 @_json_option
 @server_options
 def retry_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
-    """Queue the failed job ID once more."""
+    """Queue the failed job ID again."""
     with reporting_errors(), connect(api_url, api_key) as client:
         job = client.retry(job_id)
     _end(job, as_json=as_json, must_succeed=False)
@@ -132,17 +143,19 @@ def retry_command(job_id: str, as_json: bool, api_url: str | None, api_key: str 
 @click.argument("job_id", metavar="ID")
 @server_options
 def delete_command(job_id: str, api_url: str | None, api_key: str | None) -> None:
-    """Delete the ended job ID and all that it wrote; the image that was sent with it stays."""
+    """Delete the ended job ID and everything it wrote, but not the image that was sent with it."""
     with reporting_errors(), connect(api_url, api_key) as client:
         client.delete(job_id)
 
 
 @click.command("fetch")
 @click.argument("job_id", metavar="ID")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder.  [default: the job's id]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write the files.  [default: the job's id]"
+)
 @server_options
 def fetch_command(job_id: str, out: Path | None, api_url: str | None, api_key: str | None) -> None:
-    """Download the result of the job ID, each file checked by its sha256.  Prints the files' paths."""
+    """Download the result of the job ID and check each file's sha256.  Prints the files' paths."""
     folder = out or Path(job_id)
     with reporting_errors(), connect(api_url, api_key) as client, progress_bars() as bars:
         task = bars.add_task("fetching", total=None)
@@ -166,7 +179,7 @@ def connect(api_url: str | None, api_key: str | None) -> Client:
     local = local_server(Path(".maskfleet"))
     if local is None:
         raise InvalidRequest(
-            "no_server", "Name a server with --api-url or MASKFLEET_API_URL, or start one here: maskfleet up."
+            "no_server", "No server given. Set --api-url or MASKFLEET_API_URL, or start one here with `maskfleet up`."
         )
     return Client(local.api_url, api_key or local.api_key)
 
@@ -189,6 +202,6 @@ def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise InvalidRequest.at(
-            "/metadata", "invalid_spec", f"{text!r} is not of the form KEY=VALUE.", fault="invalid_option"
+            "/metadata", "invalid_spec", f"{text!r} does not have the form KEY=VALUE.", fault="invalid_option"
         )
     return key, value

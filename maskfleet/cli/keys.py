@@ -25,63 +25,63 @@ class Lifetime(click.ParamType[int]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         form = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", value)
         if form is None:
-            self.fail(f"{value!r} is not a number of minutes, hours or days, as in 90d.", param, ctx)
+            self.fail(f"{value!r} is not a number of minutes, hours or days, such as 90d.", param, ctx)
         return int(form[1]) * _UNITS_S[form[2]]
 
 
 @click.group("keys")
 def keys_command() -> None:
-    """Make, list and revoke API keys.
+    """Create, list and revoke API keys.
 
-    They are kept in Redis, only as their SHA-256: in that of MASKFLEET_REDIS_URL, else of the stack that runs from
-    ./.maskfleet. The API knows a new one at once, and forgets a revoked one within five seconds.
+    Only their SHA-256 is stored, in the Redis of MASKFLEET_REDIS_URL, else of the stack running from ./.maskfleet.
+    The API accepts a new key at once and rejects a revoked one within five seconds.
     """
 
 
 @keys_command.command("create")
-@click.option("--tenant", required=True, help="Whose jobs the key reaches; made up by you.")
+@click.option("--tenant", required=True, help="The tenant whose jobs the key can access; any name you like.")
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     required=True,
     type=click.Choice([str(scope) for scope in Scope]),
-    help="What it allows; may be given several times. admin allows all.",
+    help="What the key allows; repeatable. admin allows everything.",
 )
-@click.option("--expires", "lifetime_s", type=Lifetime(), help="After this time it opens nothing.  [default: never]")
+@click.option("--expires", "lifetime_s", type=Lifetime(), help="How long the key is valid.  [default: forever]")
 def create_command(tenant: str, scopes: tuple[str, ...], lifetime_s: int | None) -> None:
-    """Make a key and print it.  It cannot be shown again."""
+    """Create a key and print it.  It cannot be shown again."""
     with reporting_errors():
         try:
             key, text = _store().create(tenant, [Scope(scope) for scope in scopes], lifetime_s=lifetime_s)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--tenant") from error
-    click.echo(f"The key {key.id} of {key.tenant}; keep it, it is not shown again:", err=True)
+    click.echo(f"Key {key.id} for {key.tenant}. Save it now; it will not be shown again:", err=True)
     click.echo(text.get_secret_value())
 
 
 @keys_command.command("list")
-@click.option("--tenant", help="Only this tenant's.")
+@click.option("--tenant", help="Only this tenant's keys.")
 def list_command(tenant: str | None) -> None:
-    """List the keys that were made here: id, tenant, scopes, when made, when they expire."""
+    """List the keys created here: id, tenant, scopes, creation date and expiry."""
     with reporting_errors():
         keys = _store().listed()
     for key in keys:
         if tenant in (None, key.tenant):
             expires = f"{key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "never"
             scopes = ",".join(sorted(key.scopes))
-            click.echo(f"{key.id}  {key.tenant}  {scopes}  made {key.created_at:%Y-%m-%d}  expires {expires}")
+            click.echo(f"{key.id}  {key.tenant}  {scopes}  created {key.created_at:%Y-%m-%d}  expires {expires}")
 
 
 @keys_command.command("revoke")
 @click.argument("key_id", metavar="ID")
 def revoke_command(key_id: str) -> None:
-    """Revoke the key ID, which `list` shows and which stands in the key after mf_."""
+    """Revoke the key ID, as shown by `list` and found in the key after mf_."""
     with reporting_errors():
         revoked = _store().revoke(key_id)
     if not revoked:
-        raise click.ClickException(f"There is no key {key_id}; it may have expired, or be one of MASKFLEET_API_KEYS.")
-    click.echo(f"The key {key_id} is revoked.")
+        raise click.ClickException(f"There is no key {key_id}; it may have expired, or be set in MASKFLEET_API_KEYS.")
+    click.echo(f"Key {key_id} is revoked.")
 
 
 def _store() -> KeyStore:

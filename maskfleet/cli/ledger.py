@@ -13,16 +13,16 @@ from maskfleet.jobs.settings import SharedSettings
 
 @click.group("ledger")
 def ledger_command() -> None:
-    """Look after the ledger: the jobs and webhooks in Redis, that of MASKFLEET_REDIS_URL."""
+    """Maintain the ledger: the jobs and webhooks in the Redis of MASKFLEET_REDIS_URL."""
 
 
 @ledger_command.command("upgrade")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 def upgrade_command(dry_run: bool) -> None:
-    """Bring the ledger to the version that this program needs.
+    """Upgrade the ledger to the version that this program needs.
 
-    Stop the API, the workers and the couriers before, and start those of this version after. Jobs wait meanwhile. It
-    may be run again, and goes on where it broke off.
+    Stop the API, the workers and the couriers first, and start those of this version afterwards; jobs wait meanwhile.
+    If interrupted, run it again: it continues where it stopped.
     """
     configure_logs("WARNING", program="ledger")
     steps = 0
@@ -31,4 +31,4 @@ def upgrade_command(dry_run: bool) -> None:
             click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
             steps += 1
     if not (dry_run and steps):
-        click.echo(f"The ledger is of version {SCHEMA}.")
+        click.echo(f"The ledger is at version {SCHEMA}.")

@@ -35,17 +35,17 @@ class Listener:
         with self._turn:
             name = given.get(ID, "")
             self._came[name] += 1
-            again = f", here for the {_nth(self._came[name])} time" if name and self._came[name] > 1 else ""
+            again = f", received for the {_nth(self._came[name])} time" if name and self._came[name] > 1 else ""
             self._say(
                 f"{datetime.now(UTC):%H:%M:%S} UTC  {printable(kind)}  {printable(name) or '(no id)'}{again}\n"
-                f"  {verdict}; signed {printable(_when(given.get(TIMESTAMP, '')))}; answered {status}\n"
+                f"  {verdict}; signed {printable(_when(given.get(TIMESTAMP, '')))}; responded {status}\n"
                 f"{body_lines}\n"
             )
         return status
 
     def _judge(self, body: bytes, headers: Mapping[str, str]) -> tuple[bool, str]:
         if not self._secrets:
-            return True, "not verified, for want of a secret"
+            return True, "not verified (no secret)"
         try:
             verify_webhook(body, headers, self._secrets)
         except WebhookRejected as error:
@@ -61,14 +61,14 @@ def _read(body: bytes) -> tuple[str, str]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return text, "(no JSON)"
+        return text, "(not JSON)"
     kind = document.get("type") if isinstance(document, dict) else None
     return json.dumps(document, indent=2, ensure_ascii=False), kind if isinstance(kind, str) else "(no type)"
 
 
 def _when(timestamp: str) -> str:
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 11):
-        return timestamp or "at no time"
+        return timestamp or "at an unknown time"
     return f"at {datetime.fromtimestamp(int(timestamp), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

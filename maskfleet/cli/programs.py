@@ -11,8 +11,8 @@ from maskfleet.cli.extras import require
 
 
 @click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[server]`.")
-@click.option("--host", help="The address to listen on; 0.0.0.0 for all.  [default: that of MASKFLEET_BIND]")
-@click.option("--port", type=click.IntRange(1, 65535), help="[default: that of MASKFLEET_BIND]")
+@click.option("--host", help="The address to listen on; 0.0.0.0 for all.  [default: from MASKFLEET_BIND]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: from MASKFLEET_BIND]")
 def api_command(host: str | None, port: int | None) -> None:
     require("server")
     from maskfleet.jobs.settings import ApiSettings
@@ -31,7 +31,7 @@ def api_command(host: str | None, port: int | None) -> None:
     default="all",
     show_default=True,
     metavar="all|0,2|cpu",
-    help="Every GPU, those with these numbers, or the processor.",
+    help="Every GPU, the GPUs with these numbers, or the CPU.",
 )
 def worker_command(devices: str) -> None:
     require("worker")
@@ -48,15 +48,17 @@ def worker_command(devices: str) -> None:
         raise click.ClickException(str(error)) from error
 
 
-@click.command("courier", help="Run the courier: it sends webhooks and looks after leases and deadlines.")
+@click.command("courier", help="Run the courier: it sends webhooks and enforces leases and deadlines.")
 def courier_command() -> None:
     from maskfleet.worker.courier.courier import main
 
     main()
 
 
-@click.command("sweep", help="Remove objects under results/ that no job's record names, as the courier does by itself.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.command(
+    "sweep", help="Remove objects under results/ that no job's record refers to; the courier does this, too."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def sweep_command(dry_run: bool) -> None:
     from maskfleet.cli.terminal import reporting_errors
     from maskfleet.jobs.ledger.connection import connect

@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 @click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @spec_options
 @click.option("--model", metavar="DIR_OR_ID", help="The checkpoint: a folder or a hub id.  [default: the bundled demo]")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("masks-out"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("masks-out"),
+    show_default=True,
+    help="Where to write the files.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 def segment_command(photo: Path, model: str | None, out: Path, device: str, **options: object) -> None:
-    """Segment PHOTO in this process, without services, and write masks and scores to a folder.
+    """Segment PHOTO in this process, without a server, and write masks and scores to a folder.
 
-    The jobs and the files are those of the service: coco.json always, and what --outputs names.
+    Jobs and output files are the same as in the service: always coco.json, and whatever --outputs names.
     """
     with reporting_errors():
         # The file itself is read below; a spec has no place for a path.

@@ -41,19 +41,19 @@ def spec_options(command: _Function) -> _Function:
             "--point",
             multiple=True,
             metavar="X,Y[;X,Y…]",
-            help="The points of one object, in pixels.  Repeat for more objects; with --box, for each box in turn.",
+            help="Points for one object, in pixels.  Repeat for more objects; with --box, once per box in order.",
         ),
         click.option(
             "--label",
             multiple=True,
             metavar="1,0…",
-            help="For each point of that --point: 1 on the object, 0 off it.  [default: all 1]",
+            help="One label per point of the matching --point: 1 on the object, 0 off it.  [default: all 1]",
         ),
         click.option(
             "--box", multiple=True, metavar="X0,Y0,X1,Y1", help="A box around one object, in pixels.  Repeat for more."
         ),
         click.option(
-            "--outputs", metavar="NAME,…", help=f"What to write, of {', '.join(Output)}.  [default: {Output.COCO}]"
+            "--outputs", metavar="NAME,…", help=f"What to write: any of {', '.join(Output)}.  [default: {Output.COCO}]"
         ),
         *(_param_option(name, field) for name, field in _PARAMS.items()),
     ]
@@ -135,5 +135,7 @@ def _numbers(text: str, count: int | None, pointer: str, form: str) -> list[floa
     except ValueError:
         numbers = []
     if not numbers or count not in (None, len(numbers)):
-        raise InvalidRequest.at(pointer, "invalid_spec", f"{text!r} is not of the form {form}.", fault="invalid_option")
+        raise InvalidRequest.at(
+            pointer, "invalid_spec", f"{text!r} does not have the form {form}.", fault="invalid_option"
+        )
     return numbers

@@ -53,7 +53,7 @@ def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -
     """Bring a job's bar up to date: its place in the queue, the stage it is in, the batches that are done."""
     words = str(job.status)
     if job.queue_position:
-        words += f", {job.queue_position} before it"
+        words += f", {job.queue_position} ahead of it"
     done, total = (1, 1) if job.status == "succeeded" else (0, None)
     if job.progress is not None:
         words = f"{job.progress.stage}, {job.progress.masks} masks" if job.progress.masks else str(job.progress.stage)
@@ -73,13 +73,13 @@ def delivery_summary(delivery: DeliveryView) -> str:
     if delivery.detail:
         lines.append(f"  {printable(delivery.detail)}")
     if delivery.next_try_at is not None:
-        lines.append(f"  next try at {delivery.next_try_at:%Y-%m-%d %H:%M:%S} UTC")
+        lines.append(f"  next attempt at {delivery.next_try_at:%Y-%m-%d %H:%M:%S} UTC")
     return "\n".join(lines)
 
 
 def try_summary(made: TryView) -> str:
     """Tell a try at a webhook in a line: number, time, how long it took, and what came back."""
-    said = str(made.status) if made.status is not None else made.error or "no answer"
+    said = str(made.status) if made.status is not None else made.error or "no response"
     words = "  ".join(printable(text) for text in (said, made.detail or "", made.answer) if text)
     return f"{made.number}  {made.at:%Y-%m-%d %H:%M:%S} UTC  {made.duration_s:.2f} s  {words}"
 
@@ -88,7 +88,7 @@ def summary(job: JobView) -> str:
     """Tell a job in a few lines."""
     lines = [f"{job.id}  {job.status}", f"  mode {job.mode}, model {job.model}, attempt {job.attempt}"]
     if job.queue_position is not None:
-        lines.append(f"  {job.queue_position} jobs before it")
+        lines.append(f"  {job.queue_position} jobs ahead of it")
     if job.progress is not None:
         lines.append(f"  {job.progress.stage}: {job.progress.done} of {job.progress.total or '?'} batches")
     if job.queue_s is not None:

@@ -16,12 +16,14 @@ from maskfleet.cli.extras import require
     default=Path(".maskfleet"),
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="The folder for all that it keeps; the same folder finds its earlier jobs.",
+    help="The data folder; use the same one again to keep its jobs.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Say in one line of JSON what runs where, once it is ready.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Once ready, print URLs, keys and process ids as one line of JSON."
+)
 @click.option("--model", default="", help="A hub id or a folder.  [default: MASKFLEET_MODEL, or the demo checkpoint]")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="The API's port.  [default: that of last time, 8000, or a free one]"
+    "--port", type=click.IntRange(1, 65535), help="The API's port.  [default: the last one used, 8000, or a free one]"
 )
 def up_command(data: Path, as_json: bool, model: str, port: int | None) -> None:
     require("server", "worker")

@@ -31,11 +31,11 @@ class Secret(click.ParamType[str]):
 
 @click.group("webhook")
 def webhook_command() -> None:
-    """Listen for webhooks on this machine, and have the service send one."""
+    """Receive webhooks on this machine, or have the service send a test one."""
 
 
 @webhook_command.command("listen")
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 for any that is free.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 for any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 for all.")
 @click.option(
     "--secret",
@@ -43,18 +43,18 @@ def webhook_command() -> None:
     multiple=True,
     type=Secret(),
     envvar="MASKFLEET_WEBHOOK_SECRETS",
-    help="To verify with; may be given several times.  [default: MASKFLEET_WEBHOOK_SECRETS, else a local stack's]",
+    help="A secret to verify with; repeatable.  [default: MASKFLEET_WEBHOOK_SECRETS, else the local stack's]",
 )
 @click.option(
     "--answer",
     type=click.IntRange(200, 599),
     metavar="STATUS",
-    help="Answer everything with this, to see what is done about a failure.  [default: 204, or 400 when invalid]",
+    help="Always respond with this status, to try out failures.  [default: 204, or 400 if invalid]",
 )
 def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int | None) -> None:
     """Print and verify the webhooks that arrive, until Ctrl-C.
 
-    The service sends to this machine only when it is told so, by MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
+    The service sends to this machine only with MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
     """
     if not secrets and (local := local_webhook_secret(Path(".maskfleet"))) is not None:
         secrets = (local.get_secret_value(),)
@@ -67,12 +67,12 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
         server = HookServer(listener.take, host=host, port=port)
     except OSError as error:
         raise click.ClickException(
-            f"{host}:{port} cannot be listened on: {error.strerror}. Give another --port, 0 for any that is free."
+            f"Cannot listen on {host}:{port}: {error.strerror}. Use another --port, or 0 for any free one."
         ) from error
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background program inherits that it is ignored
     with suppress(KeyboardInterrupt), server:
-        verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: give a --secret"
-        click.echo(f"Listening on {server.url}, {verified}. Ctrl-C ends it.\n")
+        verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: no --secret given"
+        click.echo(f"Listening on {server.url}, {verified}. Press Ctrl-C to stop.\n")
         threading.Event().wait()
 
 
@@ -83,15 +83,15 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
 def ping_command(url: str | None, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Have the service send a signed test event to URL, or to your tenant's own endpoint.
 
-    Prints the headers and bytes that were signed, and what was answered. The exit status is 0 when it arrived.
+    Prints the headers and body that were signed, and the response. The exit status is 0 if it was delivered.
     """
     with reporting_errors(), connect(api_url, api_key) as client:
         ping = client.ping_webhook(url)
     click.echo(ping.model_dump_json() if as_json else _shown(ping))
     if ping.code != "delivered":
         why = {
-            "not_delivered": "the receiver did not take it",
-            "not_sent_yet": f"no courier has sent it in time; look later with: maskfleet deliveries {ping.delivery.id}",
+            "not_delivered": "the receiver did not accept it",
+            "not_sent_yet": f"no courier has sent it yet; check later with: maskfleet deliveries {ping.delivery.id}",
         }
         click.echo(f"{ping.code}: {why[ping.code]}", err=True)
         sys.exit(EXIT_SERVICE)

@@ -192,7 +192,10 @@ class Client:
             if job.status.ended:
                 return
             if time.monotonic() >= deadline:
-                raise WaitedTooLong("waited_too_long", f"{job_id} is still {job.status} at the deadline. It goes on.")
+                raise WaitedTooLong(
+                    "waited_too_long",
+                    f"Timed out waiting for {job_id}, which is still {job.status}. The job continues.",
+                )
             # A server that does not hold its answers is not to be asked without a pause.
             time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
 

@@ -41,7 +41,7 @@ def download(
 
 def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
     if file.url is None:
-        raise Refused("no_link", f"The manifest has no link for {file.name}; ask the API for it anew.")
+        raise Refused("no_link", f"The manifest has no link for {file.name}; request it from the API again.")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     part = path.with_name(f"{path.name}.part")
@@ -55,10 +55,12 @@ def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
                 size += len(chunk)
                 written.write(chunk)
         if size != file.size or digest.hexdigest() != file.sha256:
-            raise DamagedFile("damaged_file", f"{file.name} is not the file of the manifest. Fetch it again.")
+            raise DamagedFile("damaged_file", f"{file.name} does not match the manifest. Fetch it again.")
         part.replace(path)
     except requests.RequestException as error:
-        raise Unavailable("download_broken_off", f"The store broke off while it sent {file.name}.") from error
+        raise Unavailable(
+            "download_broken_off", f"The download of {file.name} was interrupted. Fetch it again."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -82,7 +82,7 @@ def problem_of(answer: requests.Response) -> ApiError:
         problem = Problem.model_validate_json(answer.content)
     except ValidationError:
         # The store's, or a proxy's own page.
-        detail = f"The server answered {answer.status_code} {answer.reason}."
+        detail = f"The server responded {answer.status_code} {answer.reason}."
         return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
     return kind(problem.code, problem.detail, status=answer.status_code, errors=problem.errors or ())
 

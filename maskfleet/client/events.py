@@ -22,7 +22,9 @@ def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) 
         headers["Prefer"] = f"wait={int(seconds)}"
     with transport.stream(f"/v1/jobs/{job_id}/events", headers) as answer:
         if answer.headers.get("Content-Type", "").partition(";")[0] != "text/event-stream":
-            raise Unavailable("not_a_stream", f"The server answered {answer.status_code} and no stream of events.")
+            raise Unavailable(
+                "not_a_stream", f"The server responded {answer.status_code}, but not with an event stream."
+            )
         version = seen
         try:
             # Byte by byte, so that no read waits for more than there is; an event is about a kilobyte.
@@ -33,4 +35,4 @@ def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) 
                 elif name == b"data":
                     yield version, JobView.model_validate_json(value)
         except requests.RequestException as error:
-            raise Unavailable("no_answer", "The stream of events broke off.") from error
+            raise Unavailable("no_answer", "The event stream was interrupted.") from error

@@ -73,7 +73,7 @@ def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -
     """
     if spec is not None:
         if fields:
-            raise TypeError("Give a ready spec or its fields as keywords, not both.")
+            raise TypeError("Pass either a spec or its fields as keywords, not both.")
         return spec.model_copy(update={"image": source}) if source else spec
     document = {**fields, "image": source} if source else dict(fields)
     try:

@@ -95,7 +95,7 @@ class Transport:
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 if last:
                     host = request.url.partition("?")[0]
-                    raise Unavailable("no_answer", f"{host} does not answer after {tried} tries.") from error
+                    raise Unavailable("no_answer", f"No response from {host} (attempts: {tried}).") from error
                 time.sleep(_wait_s(tried, ""))
                 continue
             if answer.status_code < 300:

@@ -37,24 +37,28 @@ def verify_webhook(
     """
     signers = _signers([secrets] if isinstance(secrets, str) else list(secrets))
     if not signers:
-        raise ValueError("Give at least one secret to verify webhooks with.")
+        raise ValueError("At least one secret is needed to verify webhooks.")
     given = {name.lower(): value for name, value in headers.items()}
     missing = [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]
     if missing:
-        raise WebhookRejected("missing_header", f"It lacks the header {missing[0]}.")
+        raise WebhookRejected("missing_header", f"The header {missing[0]} is missing.")
     signed_at = _signed_at(given[TIMESTAMP], tolerance_s)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise WebhookRejected("wrong_signature", "Its body is no text, so it was not signed as it is.") from error
+        raise WebhookRejected(
+            "wrong_signature", "The body is not UTF-8 text, so it cannot be what was signed."
+        ) from error
     expected = [signer.sign(given[ID], signed_at, text).encode() for signer in signers]
     shown = [one.encode() for one in given[SIGNATURE].split(" ")]
     if not any(hmac.compare_digest(one, other) for one in expected for other in shown):
-        raise WebhookRejected("wrong_signature", "It was signed with another secret, or changed on its way.")
+        raise WebhookRejected("wrong_signature", "It was signed with another secret or changed in transit.")
     try:
         return _EVENTS.validate_json(body)
     except ValidationError as error:
-        raise WebhookRejected("unknown_event", "It is signed, but no event that this version knows.") from error
+        raise WebhookRejected(
+            "unknown_event", "The signature is correct, but this version does not know the event."
+        ) from error
 
 
 def check_secrets(secrets: Iterable[str]) -> None:
@@ -66,15 +70,17 @@ def _signers(secrets: Iterable[str]) -> list[Signer]:
     try:
         return [Signer(secret) for secret in secrets]
     except (EmptyWebhookSecretError, ValueError) as error:
-        raise ValueError("A webhook secret is whsec_ and base64 after it, as the operator has it.") from error
+        raise ValueError("A webhook secret is whsec_ followed by base64, exactly as the operator's.") from error
 
 
 def _signed_at(timestamp: str, tolerance_s: float) -> datetime:
     if not re.fullmatch(r"[0-9]{1,11}", timestamp, re.ASCII):
-        raise WebhookRejected("invalid_timestamp", "Its timestamp is no number of seconds.")
+        raise WebhookRejected("invalid_timestamp", "The timestamp is not a number of seconds.")
     age_s = time.time() - int(timestamp)
     if abs(age_s) > tolerance_s:
         side = f"{age_s:.0f} s ago" if age_s > 0 else f"{-age_s:.0f} s from now"
         code = "too_old" if age_s > 0 else "too_new"
-        raise WebhookRejected(code, f"It was signed {side} by this clock; {tolerance_s:g} s are tolerated.")
+        raise WebhookRejected(
+            code, f"It was signed {side} by this machine's clock; the tolerance is {tolerance_s:g} s."
+        )
     return datetime.fromtimestamp(int(timestamp), UTC)

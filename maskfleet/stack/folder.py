@@ -91,7 +91,7 @@ class StackFolder:
         except FileNotFoundError:
             return kept()
         except ValidationError as error:
-            raise FolderInUse(f"{self.path / name} is not what `maskfleet up` wrote. Move it away.") from error
+            raise FolderInUse(f"{self.path / name} was not written by `maskfleet up`. Move it away.") from error
 
     def _write(self, name: str, text: str) -> None:
         """Write a file that only its owner can read, whole or not at all."""
@@ -109,5 +109,7 @@ def lock_file(path: Path, *, wait: bool) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(descriptor)
-        raise FolderInUse(f"`maskfleet up` runs on {path.parent} already. Give another folder with --data.") from error
+        raise FolderInUse(
+            f"`maskfleet up` is already running on {path.parent}. Use another folder with --data."
+        ) from error
     return descriptor

@@ -102,7 +102,7 @@ class StackProcess:
             line = self._process.stdout.readline() if selector.select(READY_S) else b""
         if not line:
             ended = self._process.poll() is not None
-            why = "ended at its start" if ended else f"was not ready within {READY_S:g} s"
+            why = "exited during startup" if ended else f"was not ready within {READY_S:g} s"
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
             raise StackNotReady(f"The local stack {why}.\n{tail}")
         return StackLine.model_validate_json(line)

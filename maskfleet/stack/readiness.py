@@ -26,7 +26,7 @@ def check_redis(settings: SharedSettings) -> None:
     try:
         Ledger(connect(settings), settings.retention_s).ping()
     except JobError as error:
-        raise StackFailed(f"Redis does not answer under the URL that MASKFLEET_REDIS_URL gives. {error}") from error
+        raise StackFailed(f"The Redis of MASKFLEET_REDIS_URL does not respond. {error}") from error
     try:
         Schema(connect(settings)).check()
     except JobError as error:
@@ -48,7 +48,7 @@ def check_store(settings: SharedSettings) -> None:
         Store(settings).ping()
     except JobError as error:
         raise StackFailed(
-            f"The store that MASKFLEET_S3_ENDPOINT gives does not show us the bucket {settings.bucket!r}. {error}"
+            f"Cannot access the bucket {settings.bucket!r} of the store at MASKFLEET_S3_ENDPOINT. {error}"
         ) from error
 
 

@@ -59,7 +59,7 @@ class Receiver:
         with self._news:
             event = self._news.wait_for(found, timeout_s)
             if event is None:
-                raise TimeoutError(f"No verified webhook for {job_id} came within {timeout_s:g} s.")
+                raise TimeoutError(f"No verified webhook for {job_id} arrived within {timeout_s:g} s.")
             return event
 
     def _take(self, body: bytes, headers: Mapping[str, str]) -> int:

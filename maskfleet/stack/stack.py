@@ -101,7 +101,7 @@ class Stack:
         turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
         try:
             if port and free_port(preferred=port) != port:
-                raise StackFailed(f"Port {port} is taken. Give another --port, or none for one that is free.")
+                raise StackFailed(f"Port {port} is taken. Use another --port, or omit it to use a free one.")
             self._start_servers()
             self._start_api(port or free_port(preferred=self._folder.ports.api))
         finally:
@@ -170,7 +170,7 @@ class Stack:
         """Say in one line what a person needs."""
         return (
             f"maskfleet is ready: {self._api_url} (docs at /docs)  key {self._settings.api_key}  "
-            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  Ctrl-C ends it"
+            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  Ctrl-C stops it"
         )
 
     def _start_servers(self) -> None:
@@ -236,7 +236,7 @@ class Stack:
             if self._signals.count:
                 raise Stopped
             if child.process.poll() is not None or time.monotonic() > deadline:
-                why = "ended at its start" if child.process.poll() is not None else "is not ready"
+                why = "exited during startup" if child.process.poll() is not None else "is not ready"
                 raise StackFailed(f"The {name} {why}. {last_lines(self._folder.log(name))}")
             time.sleep(POLL_S)
 

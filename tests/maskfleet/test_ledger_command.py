@@ -60,7 +60,7 @@ def test_an_upgrade_is_told_made_and_made_once(cli: Cli, redis_client: redis.Red
 
     assert [line[:17] for line in told.stdout.splitlines()] == [f"to do: version {n}," for n in range(1, SCHEMA + 1)]
     assert made.stdout == f"{told.stdout.replace('to do:', 'done:')}{again.stdout}"
-    assert again.stdout == f"The ledger is of version {SCHEMA}.\n"
+    assert again.stdout == f"The ledger is at version {SCHEMA}.\n"
     assert [run.returncode for run in (told, made, again)] == [0, 0, 0]
     assert redis_client.get("mf:schema") == str(SCHEMA)
 

@@ -44,7 +44,7 @@ def test_redis_finds_its_data_again_after_a_kill(tmp_path: Path) -> None:
 def test_a_redis_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(ServerFailed, match="redis ended with status 1") as failure,
+        pytest.raises(ServerFailed, match="redis exited with status 1") as failure,
     ):
         start_redis(tmp_path, log=tmp_path / "log", port=taken.getsockname()[1])
 

@@ -160,7 +160,7 @@ def test_keys_can_be_read_by_their_owner_alone(stack: Up, data: Path) -> None:
 
 
 def test_a_second_stack_on_the_same_folder_is_refused(stack: Up, data: Path, start: Starter) -> None:
-    assert "runs on" in start.refused("--data", data)
+    assert "already running on" in start.refused("--data", data)
     assert stack.get("/ready").status_code == 200
 
 

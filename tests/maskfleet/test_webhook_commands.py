@@ -139,9 +139,9 @@ def test_the_command_pings_and_its_exit_status_says_whether_it_arrived(cli: Cli,
 
 def test_faults_of_the_caller_end_with_status_2(cli: Cli, server: dict[str, str]) -> None:
     for arguments, said in (
-        (("redeliver",), "Give one DELIVERY"),
-        (("redeliver", UNKNOWN, "--all"), "Give one DELIVERY"),
-        (("redeliver", "--from", "yesterday"), "is no time"),
+        (("redeliver",), "Give either DELIVERY or --from"),
+        (("redeliver", UNKNOWN, "--all"), "Give either DELIVERY or --from"),
+        (("redeliver", "--from", "yesterday"), "is not a time"),
         (("redeliver", UNKNOWN), "delivery_not_found: "),
         (("deliveries", UNKNOWN), "delivery_not_found: "),
         (("deliveries", f"job_{'0' * 32}"), "job_not_found: "),

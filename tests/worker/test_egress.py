@@ -486,7 +486,7 @@ def test_a_header_without_end_is_refused() -> None:
             handler.wfile.write(b"X-%d: " % number + b"x" * 60_000 + b"\r\n")
         handler.wfile.write(b"Content-Length: 0\r\n\r\n")
 
-    with serving(answer) as port, pytest.raises(requests.RequestException, match="header is too long"):
+    with serving(answer) as port, pytest.raises(requests.RequestException, match="headers are too long"):
         egress_session(allow_private=True).get(f"http://127.0.0.1:{port}/", timeout=5)
 
 

@@ -179,14 +179,14 @@ def test_all_takes_gpus_and_slices_that_are_named_by_their_uuid(start_fleet: Fle
 @pytest.mark.parametrize(
     ("devices", "gpus", "visible", "answer"),
     [
-        ("7", "2", None, "There is no device '7'. There are: 0 (Card 0), 1 (Card 1)"),
+        ("7", "2", None, "There is no device '7'. Available: 0 (Card 0), 1 (Card 1)"),
         ("0,x", "2", None, "There is no device 'x'."),
-        ("0,0", "2", None, "named twice"),
+        ("0,0", "2", None, "names a device twice"),
         ("all", "0", None, "Use `--devices cpu`"),
         ("all", "no driver", None, "Use `--devices cpu`"),
         ("all", "2", "", "Use `--devices cpu`"),
         ("all", "2", "5", "this machine has 2 GPUs"),
-        ("all", "2", "GPU-9", "none of this machine's GPUs"),
+        ("all", "2", "GPU-9", "not one of this machine's GPUs"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_with_what_to_do(

@@ -131,7 +131,7 @@ def test_a_mask_of_another_size_than_the_models_is_refused(model: SegmentationMo
 
 
 def test_a_mask_that_is_named_and_not_there_is_refused(model: SegmentationModel, wide: Photo) -> None:
-    with pytest.raises(InvalidPrompt, match="not handed over"):
+    with pytest.raises(InvalidPrompt, match="was not passed"):
         segment(wide, boxes(BOX), model)
 
 
@@ -170,10 +170,12 @@ def _declaring(shape: str) -> bytes:
         pytest.param(_npy(np.zeros((4, 4), dtype=">f4")), "holds >f4", id="big-endian"),
         pytest.param(_npy(np.zeros((2, 4, 4), dtype="f4")), "has 3 dimensions", id="two masks"),
         pytest.param(_npy(np.zeros(16, dtype="f4")), "has 1 dimensions", id="a row"),
-        pytest.param(_npy(np.full((4, 4), np.nan, dtype="f4")), "not finite", id="no numbers"),
-        pytest.param(_npy(np.zeros((4, 4), dtype="f4"))[:-4], "another number of bytes", id="too short"),
-        pytest.param(_declaring("(100000, 100000)"), "another number of bytes", id="a huge shape"),
-        pytest.param(_declaring("(-1, -4)"), "another number of bytes", id="sides under zero"),
+        pytest.param(_npy(np.full((4, 4), np.nan, dtype="f4")), "holds NaN or infinite values", id="no numbers"),
+        pytest.param(
+            _npy(np.zeros((4, 4), dtype="f4"))[:-4], "number of bytes that its header declares", id="too short"
+        ),
+        pytest.param(_declaring("(100000, 100000)"), "number of bytes that its header declares", id="a huge shape"),
+        pytest.param(_declaring("(-1, -4)"), "number of bytes that its header declares", id="sides under zero"),
     ],
 )
 def test_what_is_no_file_of_logits_is_refused(data: bytes, fault: str) -> None:
@@ -247,7 +249,7 @@ def test_a_mask_that_the_job_did_not_write_is_not_found(bench: Workbench, reposi
     photo = (repository / "examples" / "coins.png").read_bytes()
     job = _run(bench, photo, "ant", [_bare(BOX)])
 
-    with pytest.raises(InvalidPrompt, match="wrote logits of 0 masks") as refused:
+    with pytest.raises(InvalidPrompt, match="wrote logits for 0 masks") as refused:
         fetch_mask_inputs(_masked({"job_id": job.id, "mask": 0}), "ant", bench.store, bench.settings)
 
     assert refused.value.code == "mask_input_not_found"
@@ -258,7 +260,7 @@ def test_no_more_of_a_file_is_read_than_a_mask_can_hold(bench: Workbench) -> Non
     assert len(too_long) > MAX_FILE_BYTES
     prompts = _masked({"upload_id": bench.store.put_upload("ant", too_long, "application/octet-stream")})
 
-    with pytest.raises(InvalidPrompt, match="another number of bytes"):
+    with pytest.raises(InvalidPrompt, match="number of bytes that its header declares"):
         fetch_mask_inputs(prompts, "ant", bench.store, bench.settings)
 
 

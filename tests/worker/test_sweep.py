@@ -331,7 +331,7 @@ def test_the_command_tells_what_it_would_remove_and_then_does(
     before = results(empty_store)
     done = command()
 
-    line = f"results/ant/{record.id}/  3 objects, 15 bytes: attempts that do not count\n"
+    line = f"results/ant/{record.id}/  3 objects, 15 bytes: not part of the job's result\n"
     assert told == f"{line}3 objects, 15 bytes would be removed.\n"
     assert done == f"{line}3 objects, 15 bytes were removed.\n"
     assert (len(before), results(empty_store)) == (3, [])

@@ -151,7 +151,11 @@ class Courier:
         if record is None and delivery.body:  # a short retention does not cut the schedule short
             return delivery.body
         if record is None or not _is_true(delivery, record):
-            detail = "It is forgotten." if record is None else "A job was retried, or has ended since."
+            detail = (
+                "Its record no longer exists."
+                if record is None
+                else "Out of date: a job was retried or has ended since."
+            )
             self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
             logger.info("webhook_dropped", detail=detail)
             return ""
@@ -173,9 +177,7 @@ class Courier:
             self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
             logger.warning("webhook_refused", **fields)
         elif delivery.tries >= len(schedule) or not delivery.subject:  # whoever sends a ping looks at it at once
-            self._deliveries.ended(
-                delivery, DeliveryState.GIVEN_UP, made, detail="The last try of the schedule failed."
-            )
+            self._deliveries.ended(delivery, DeliveryState.GIVEN_UP, made, detail="The last scheduled attempt failed.")
             logger.warning("webhook_given_up", **fields)
         else:
             delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
@@ -194,7 +196,7 @@ def main() -> None:
     settings = CourierSettings()
     configure_logs(settings.log_level, program="courier")
     if not settings.webhook_secrets:
-        raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks are signed, and there is nothing to sign them with.")
+        raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks must be signed, and no secret is set.")
     check_at_start(settings)
     signals = StopSignals()
     logger.info("courier_started")

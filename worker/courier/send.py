@@ -68,7 +68,7 @@ def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: reque
             delivery.url, data=body.encode(), headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
         )
     except AddressRefused as error:
-        refused = f"This service does not send to that address: {error.detail}"
+        refused = f"The webhook URL is not allowed: {error.detail}"
         return Sent(made(TryOutcome.REFUSED, refused, error=error.code))
     except requests.RequestException as error:
         return Sent(made(TryOutcome.FAILED, error=type(error).__name__))
@@ -82,9 +82,9 @@ def _judged(status: int) -> tuple[TryOutcome, str | None]:
     if 200 <= status < 300:
         return TryOutcome.DELIVERED, None
     if status == 410:
-        return TryOutcome.REFUSED, "The receiver wants no more: this endpoint is disabled."
+        return TryOutcome.REFUSED, "The receiver responded 410 Gone, so this endpoint is disabled."
     if 300 <= status < 400:
-        return TryOutcome.FAILED, "Redirects are not followed; name the address that the receiver is at."
+        return TryOutcome.FAILED, "Redirects are not followed; set the URL that the receiver redirects to."
     return TryOutcome.FAILED, None
 
 

@@ -104,14 +104,18 @@ class Sweep:
         if record is None:
             # Nobody knows when the record went.  It outlives its job by the retention, and the job its objects.
             gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
-            return Leftover(folder, "its record is gone", found) if now_ms - gone_ms >= self._grace_ms else None
+            return (
+                Leftover(folder, "the job's record no longer exists", found)
+                if now_ms - gone_ms >= self._grace_ms
+                else None
+            )
         if record.tenant != tenant or record.ended_ms is None or not record.status.ended:
             return None
         if now_ms - record.ended_ms < self._grace_ms:
             return None
         named = self._named(folder, found)
         lost = tuple(item for item in found if item.key not in named)
-        return Leftover(folder, "attempts that do not count", lost) if lost else None
+        return Leftover(folder, "not part of the job's result", lost) if lost else None
 
     def _named(self, folder: str, found: tuple[ListedObject, ...]) -> set[str]:
         """Give the keys that the job's manifest names, and its own."""

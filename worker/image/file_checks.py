@@ -112,10 +112,11 @@ def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage
     # -9 is Pillow's own number for it, which its reader of TIFFs does not put into words.
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or str(error) == "decoder error -9":
         return InvalidImage(
-            "image_needs_too_much_memory", f"The {file_format} file needs far more memory than its picture has pixels."
+            "image_needs_too_much_memory",
+            f"Decoding the {file_format} file needs far more memory than its pixels do. Re-save the image.",
         )
     if "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(file_format, data):
-        return InvalidImage("image_truncated", f"The {file_format} file ends before its picture does. Upload it again.")
+        return InvalidImage("image_truncated", f"The {file_format} file is truncated. Upload it again.")
     return InvalidImage("image_corrupt", f"The {file_format} file is damaged and cannot be decoded.")
 
 

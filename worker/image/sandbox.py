@@ -88,7 +88,7 @@ class Sandbox:
             raise
         if photo is None:
             raise InvalidImage(
-                "image_crashes_decoder", "The image's decoder crashes over this file. Write the picture to a new file."
+                "image_crashes_decoder", "This file crashes the image decoder. Re-save the image and try again."
             )
         return photo
 
@@ -104,8 +104,7 @@ class Sandbox:
             if isinstance(error, _Hangs) or status == -signal.SIGALRM:
                 raise InvalidImage(
                     "image_takes_too_long",
-                    f"The image was not decoded within {self._timeout_s:g} s. Write the picture to a new file, or "
-                    "scale it down.",
+                    f"The image was not decoded within {self._timeout_s:g} s. Re-save or downscale it and try again.",
                 ) from error
             return None
 

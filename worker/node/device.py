@@ -49,7 +49,7 @@ def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Devi
         return (CPU,)
     devices = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
     if not devices:
-        raise NoSuchDevice("No GPU is to be seen here. Use `--devices cpu` to work on the processor.")
+        raise NoSuchDevice("No GPU found. Use `--devices cpu` to run on the CPU.")
     if selection == "all":
         return devices
     numbers = [part.strip() for part in selection.split(",")]
@@ -57,9 +57,9 @@ def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Devi
     for number in numbers:
         if number not in known:
             listed = ", ".join(f"{number} ({device.model})" for number, device in known.items())
-            raise NoSuchDevice(f"There is no device {number!r}. There are: {listed}; or say `all` or `cpu`.")
+            raise NoSuchDevice(f"There is no device {number!r}. Available: {listed}; or use `all` or `cpu`.")
     if len(set(numbers)) < len(numbers):
-        raise NoSuchDevice(f"A device is named twice in {selection!r}; each runs one worker.")
+        raise NoSuchDevice(f"{selection!r} names a device twice; each device runs one worker.")
     return tuple(known[number] for number in numbers)
 
 
@@ -74,7 +74,7 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise NoSuchDevice(
-            f"NVIDIA's driver does not answer ({error}). Use `--devices cpu` to work on the processor."
+            f"The NVIDIA driver does not respond ({error}). Use `--devices cpu` to run on the CPU."
         ) from error
     try:
         count = pynvml.nvmlDeviceGetCount()
@@ -89,11 +89,11 @@ def _gpu(entry: str, count: int) -> Device:
     if not entry.isdigit():
         known = [_model(number) for number in range(count) if _uuid(number).startswith(entry)]
         if not entry.startswith("MIG-") and len(known) != 1:
-            raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry!r}, which is none of this machine's GPUs.")
+            raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry!r}, which is not one of this machine's GPUs.")
         slice_or_gpu, _, number = entry.lower().partition("-")
         return Device(f"{slice_or_gpu}-{number[:8]}", "cuda", entry, known[0] if known else "MIG slice")
     if int(entry) >= count:
-        raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry}; this machine has {count} GPUs, from 0 on.")
+        raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry}; this machine has {count} GPUs, numbered from 0.")
     return Device(f"gpu{entry}", "cuda", entry, _model(int(entry)))
 
 

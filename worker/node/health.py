@@ -24,7 +24,7 @@ def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -
     """
     own = [worker for worker in workers if worker.node.endswith(node)]
     if not own:
-        return "No such worker has announced itself lately; its model may be loading."
+        return "The worker has not announced itself recently; its model may still be loading."
     idle_s = min(worker.consumed_s_ago for worker in own)
     if idle_s > ready_within_s:
         return f"No message has reached the worker for {idle_s} s."
@@ -46,7 +46,7 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
                     reason = str(error)
                 self._answer(503 if reason else 200, reason or "ready")
             else:
-                self._answer(404, "Ask for /live or /ready.")
+                self._answer(404, "There is only /live and /ready.")
 
         def _answer(self, status: int, text: str) -> None:
             body = f"{text}\n".encode()

@@ -36,8 +36,8 @@ def make_artifacts(
     if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
         raise InvalidRequest(
             "too_many_masks",
-            f"There are {len(segmentation.masks):,} masks and a label map holds {MAX_LABELS:,}. "
-            "Ask for coco or png, or raise the thresholds.",
+            f"There are {len(segmentation.masks):,} masks, but a label map holds at most {MAX_LABELS:,}. "
+            "Use coco or png instead, or raise the thresholds.",
         )
     for output in dict.fromkeys(spec.outputs):
         if output is Output.COCO:

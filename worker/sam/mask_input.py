@@ -33,17 +33,17 @@ def read_logits(data: bytes, prompt: int) -> npt.NDArray[np.floating]:
     except (ValueError, KeyError, EOFError, OverflowError, TypeError, SyntaxError) as error:
         raise _invalid(prompt, "is not an .npy file") from error
     if dtype not in (np.dtype("<f2"), np.dtype("<f4")):
-        raise _invalid(prompt, f"holds {dtype}; send float16 or float32, little-endian")
+        raise _invalid(prompt, f"holds {dtype}; send little-endian float16 or float32")
     values = data[buffer.tell() :]
     if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != len(values):
-        raise _invalid(prompt, "has another number of bytes than its header says")
+        raise _invalid(prompt, "does not have the number of bytes that its header declares")
     logits: npt.NDArray[np.floating] = np.frombuffer(values, dtype).reshape(shape, order="F" if by_column else "C")
     if not np.isfinite(logits).all():
-        raise _invalid(prompt, "holds values that are not finite")
+        raise _invalid(prompt, "holds NaN or infinite values")
     if logits.ndim == 3 and len(logits) == 1:
         logits = logits[0]
     if logits.ndim != 2:
-        raise _invalid(prompt, f"has {logits.ndim} dimensions; send one mask, (h, w)")
+        raise _invalid(prompt, f"has {logits.ndim} dimensions; send one mask of shape (h, w)")
     return logits.copy()  # the file's bytes cannot be written to, and torch wants what can
 
 

@@ -47,7 +47,7 @@ def load_model(ref: str, device: str, precision: str = "float32") -> Segmentatio
     except OSError as error:
         raise AttemptFailed(
             "model_not_found",
-            f"The model {ref} was not found, here or on the hub. Give a hub id such as facebook/sam-vit-base, or a "
+            f"The model {ref} was not found locally or on the hub. Use a hub id such as facebook/sam-vit-base, or a "
             "folder with config.json, preprocessor_config.json and model.safetensors.",
         ) from error
     try:

@@ -62,11 +62,11 @@ class FastSam:
         if len(layers) != 2:
             return f"its decoder has {len(layers)} layers instead of 2"
         if [layer.skip_first_layer_pe for layer in layers] != [True, False]:
-            return "its decoder adds the tokens' first form in other layers"
+            return "its decoder skips the tokens' positional encoding in other layers"
         if any(one.kernel_size != (2, 2) or one.stride != (2, 2) for one in convolutions):
-            return "it upscales by other convolutions"
+            return "its upscaling uses other convolutions"
         if not isinstance(decoder.activation, torch.nn.GELU) or decoder.activation.approximate != "none":
-            return "it upscales with another activation"
+            return "its upscaling uses another activation"
         return None
 
     def __init__(self, network: Any, together: int | None = None, held_bytes: int | None = None) -> None:

@@ -30,7 +30,7 @@ class FastSam2(FastSam):
         expected = [[times * side, times * other] for times in (4, 2, 1)]
         sizes = [list(size) for size in network.backbone_feature_sizes]
         if sizes != expected:
-            return f"its maps of the image are of the sizes {sizes} instead of {expected}"
+            return f"its image feature maps have the sizes {sizes} instead of {expected}"
         return super().unsuited(network)
 
     def image_state(self, embeddings: Any) -> ImageState:
