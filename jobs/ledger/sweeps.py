@@ -37,7 +37,7 @@ class SweepTurns:
         lock = Lock(self._redis, "mf:sweep", timeout=LOCK_S, blocking=False, thread_local=False)
         with redis_errors():
             if not lock.acquire():
-                raise Conflict("sweep_under_way", "Another sweep is under way. Let it come to its end.")
+                raise Conflict("sweep_under_way", "Another sweep is running. Wait until it has finished.")
         renewed = time.monotonic()
 
         def keep() -> None:
@@ -47,7 +47,7 @@ class SweepTurns:
                     with redis_errors():
                         lock.reacquire()
                 except LockError as error:
-                    raise Conflict("sweep_under_way", "Another sweep took over; this one was too slow.") from error
+                    raise Conflict("sweep_under_way", "Another sweep took over because this one was too slow.") from error
                 renewed = time.monotonic()
 
         try:

@@ -1,4 +1,4 @@
-"""``maskfleet deliveries`` and ``redeliver``: what became of webhooks, and sending them again."""
+"""``maskfleet deliveries`` and ``redeliver``: show the deliveries of webhooks, and send webhooks again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maskfleet.cli.terminal import delivery_summary, reporting_errors
 
 
 class Time(click.ParamType[datetime]):
-    """A time like 2026-01-02T03:00 or 2026-01-02T03:00:00Z; without an offset it is this machine's."""
+    """A time like 2026-01-02T03:00 or 2026-01-02T03:00:00Z; without an offset, in this machine's time zone."""
 
     name = "TIME"
 

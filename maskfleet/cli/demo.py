@@ -36,7 +36,7 @@ from maskfleet.stack.receiver import Receiver
 JOB_S = 600.0
 WEBHOOK_S = 60.0
 
-#: Coins of the photo, which is 384×303: the middle of each, and beside it a point on the ground.
+#: Coins of the photo, which is 384×303: the middle of each, and a point on the ground next to it.
 _POINTS = (
     Prompt(points=((153, 126),)),
     Prompt(points=((270, 118), (306, 120)), labels=(1, 0)),
@@ -50,7 +50,7 @@ _BOXES = (
     Prompt(box=(143, 235, 202, 288)),
 )
 JOBS: dict[str, JobFields] = {
-    # A little below and well below the defaults: so the demo checkpoint finds each of the coins, and each once.
+    # A little below and well below the defaults: with these, the demo checkpoint finds every coin exactly once.
     "everything": {"mode": "everything", "params": {"pred_iou_thresh": 0.85, "crops_nms_thresh": 0.3}},
     "point": {"mode": "point", "prompts": _POINTS},
     "box": {"mode": "box", "prompts": _BOXES},
@@ -59,7 +59,7 @@ JOBS: dict[str, JobFields] = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A job of the demo at its end: what it came to, and what was wrong, if anything."""
+    """An ended job of the demo: its result, and what was wrong, if anything."""
 
     job: JobView
     manifest: Manifest | None
@@ -86,7 +86,7 @@ def demo_command(out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     _clear(out)
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
-    # The stack and the receiver are on this machine, which webhooks must not reach unless told so.
+    # The stack and the receiver are on this machine, where webhooks are not sent unless this is set.
     settings = {"MASKFLEET_EGRESS_ALLOW_PRIVATE": "1", "MASKFLEET_WEBHOOK_SECRETS": secret}
     with tempfile.TemporaryDirectory(prefix="maskfleet-demo-") as data, Receiver(secret) as receiver:
         try:
@@ -122,11 +122,11 @@ def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console
 
 
 def _watch(client: Client, ids: dict[str, str], progress: DemoProgress) -> dict[str, JobView]:
-    """Show all jobs until the last one has ended."""
+    """Show the progress of all jobs until the last one has ended."""
     ended: dict[str, JobView] = {}
     deadline = time.monotonic() + JOB_S
     while len(ended) < len(ids):
-        # The server holds the answer on the first of those that go on; the others are asked in passing.
+        # Long-poll the first unfinished job; ask for the others without waiting.
         going_on = [mode for mode in ids if mode not in ended]
         for mode in going_on:
             job = client.get(ids[mode], held_s=1 if mode == going_on[0] else 0)
@@ -139,7 +139,7 @@ def _watch(client: Client, ids: dict[str, str], progress: DemoProgress) -> dict[
 
 
 def _check(client: Client, job: JobView, receiver: Receiver, folder: Path) -> Checked:
-    """See that the job succeeded, its webhook came, and its files are what the manifest says."""
+    """Check that the job succeeded, its webhook arrived, and its files match the manifest."""
     faults: list[str] = []
     manifest: Manifest | None = None
     if job.status != "succeeded":
@@ -208,7 +208,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo left, so that no mask of it is taken for one of this."""
+    """Remove what an earlier demo left, so that its masks cannot be mistaken for new ones."""
     for mode in JOBS:
         folder = out / mode
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
@@ -217,5 +217,5 @@ def _clear(out: Path) -> None:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    # As Ctrl-C: through every ``finally``, so that the stack is stopped.
+    # As with Ctrl-C: unwind through every ``finally``, so that the stack is stopped.
     raise KeyboardInterrupt

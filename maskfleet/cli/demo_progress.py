@@ -1,4 +1,4 @@
-"""The demo's live view: bars on a terminal, a line for each change elsewhere."""
+"""The demo's progress view: bars on a terminal, one line per change elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DemoProgress:
         self._bars.stop()
 
     def show(self, label: str, job: JobView) -> None:
-        """Bring the job's bar up to date, or say that its state has changed."""
+        """Update the job's bar, or print its state if that has changed."""
         if not self._bars.disable:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=None)

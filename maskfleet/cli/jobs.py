@@ -1,4 +1,4 @@
-"""The commands that speak to a server: submit, status, wait, cancel, retry, delete, fetch."""
+"""The commands that talk to a server: submit, status, wait, cancel, retry, delete, fetch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes 
 
 
 def server_options(command: _Function) -> _Function:
-    """Add the options that say which server; see ``connect``."""
+    """Add the options that choose the server; see ``connect``."""
     url = click.option(
         "--api-url",
         envvar="MASKFLEET_API_URL",
@@ -170,9 +170,9 @@ def fetch_command(job_id: str, out: Path | None, api_url: str | None, api_key: s
 
 
 def connect(api_url: str | None, api_key: str | None) -> Client:
-    """Make a client for the server that was named, or for the stack that runs from ./.maskfleet.
+    """Return a client for the given server, or for the stack running from ./.maskfleet.
 
-    Raises InvalidRequest (``no_server``) when there is neither.
+    Raises InvalidRequest (``no_server``) if there is neither.
     """
     if api_url:
         return Client(api_url, api_key or "")

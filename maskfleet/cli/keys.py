@@ -1,4 +1,4 @@
-"""``maskfleet keys``: make, list and revoke API keys, for whoever runs the service and may reach its Redis."""
+"""``maskfleet keys``: create, list and revoke API keys; for operators, who can reach the Redis of the service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS_S = {"m": 60, "h": 3600, "d": 24 * 3600}
 
 
 class Lifetime(click.ParamType[int]):
-    """A time like 90d, 12h or 30m; seconds for the command."""
+    """A duration such as 90d, 12h or 30m; converted to seconds."""
 
     name = "90d|12h|30m"
 

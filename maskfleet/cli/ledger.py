@@ -1,4 +1,4 @@
-"""``maskfleet ledger``: look after what Redis holds, for whoever runs the service and may reach its Redis."""
+"""``maskfleet ledger``: maintain the data in Redis; for operators, who can reach the Redis of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``maskfleet webhook listen`` does with each webhook: verify it, show it, answer."""
+"""What ``maskfleet webhook listen`` does with each webhook: verify it, show it, respond."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from maskfleet.client.webhooks import ID, TIMESTAMP, verify_webhook
 
 
 class Listener:
-    """Shows what arrives, one webhook at a time, and counts how often each came."""
+    """Shows webhooks one at a time as they arrive, and counts how often each one came."""
 
     def __init__(self, secrets: tuple[str, ...], answer: int | None, say: Callable[[str], object]) -> None:
-        """secrets: with none, nothing is verified.  answer: the status for everything; None: 204, or 400 if invalid."""
+        """secrets: if empty, nothing is verified.  answer: the status for everything; None: 204, or 400 if invalid."""
         self._secrets = secrets
         self._answer = answer
         self._say = say
@@ -25,12 +25,12 @@ class Listener:
         self._came: Counter[str] = Counter()
 
     def take(self, body: bytes, headers: Mapping[str, str]) -> int:
-        """Show a webhook and give the status to answer with."""
+        """Show a webhook and return the status to respond with."""
         given = {name.lower(): value for name, value in headers.items()}
         believed, verdict = self._judge(body, given)
         status = self._answer or (204 if believed else 400)
         text, kind = _read(body)
-        # Indented, so that no body can pass for a line of ours.
+        # Indented, so that no body can pass for a line of this program.
         body_lines = "\n".join(f"  {printable(line)}" for line in text.split("\n"))
         with self._turn:
             name = given.get(ID, "")
@@ -49,14 +49,14 @@ class Listener:
         try:
             verify_webhook(body, headers, self._secrets)
         except WebhookRejected as error:
-            # Whoever sends something newer than this program is believed all the same.
+            # A signed event that this program is too old to know is accepted all the same.
             signed = error.code == "unknown_event"
             return signed, f"{'valid, but' if signed else 'invalid:'} {error}"
         return True, "valid"
 
 
 def _read(body: bytes) -> tuple[str, str]:
-    """Give the body as a person reads it, and the type of event that it names."""
+    """Return the body in readable form, and the event type that it names."""
     text = body.decode(errors="backslashreplace")
     try:
         document = json.loads(text)

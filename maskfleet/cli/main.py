@@ -1,4 +1,4 @@
-"""The command line.  A subcommand's module is imported when it is called, so ``submit`` never waits for torch."""
+"""The command line.  A subcommand's module is imported only when called, so ``submit`` never waits for torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``maskfleet api``, ``worker``, ``courier`` and ``sweep``: the service's programs, each to run on its own machines."""
+"""``maskfleet api``, ``worker``, ``courier`` and ``sweep``: the service's programs, each on its own machines."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def sweep_command(dry_run: bool) -> None:
     configure_logs("WARNING", program="sweep")
     objects = size = 0
     with reporting_errors():
-        Schema(connect(settings)).check()  # it removes what it finds no record of
+        Schema(connect(settings)).check()  # a sweep removes whatever has no record
         for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
             click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
             objects, size = objects + len(leftover.objects), size + leftover.size

@@ -1,4 +1,4 @@
-"""``maskfleet segment``: one photo, segmented in this process, without a service."""
+"""``maskfleet segment``: segment one photo in this process, without a server."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         spec = build_spec(image=ImageSource(base64=""), **options)  # type: ignore[arg-type]  # click's options, by name
         spec = spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})
         started = time.perf_counter()
-        # The worker's parts are not needed to print the help; and torch takes seconds to import: not before the
-        # photo and the prompts are known to be right.
+        # Imported late: printing the help needs none of the worker, and torch takes seconds to import, so the photo
+        # and the prompts are checked first.
         from maskfleet.jobs.settings import SharedSettings
         from maskfleet.worker.image.decode import decode_photo
 
@@ -75,7 +75,7 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
 
 
 class _BarAfterASecond:
-    """Shows the batches on stderr once they have taken a second; a job that is quick stays silent."""
+    """Shows progress on stderr once the batches have taken a second; a quick job prints none."""
 
     def __init__(self) -> None:
         self._bars = progress_bars()

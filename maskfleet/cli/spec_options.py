@@ -1,7 +1,7 @@
 """The options that describe a job on the command line, generated from the job's own models.
 
-``segment`` and ``submit`` take the same ones.  An option that was not given stays out of the spec, so
-the defaults are the models'.
+``segment`` and ``submit`` take the same ones.  An option that is not given stays out of the spec, so
+the models' defaults apply.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes 
 
 
 def spec_options(command: _Function) -> _Function:
-    """Add the options of a job: mode, prompts, outputs and one for each field of the modes' params.
+    """Add the options of a job: mode, prompts, outputs and one per field of the modes' params.
 
-    The command gets ``mode``, ``point``, ``label``, ``box``, ``outputs`` and the params' names; all of them
-    go to ``build_spec`` as they are.
+    The command gets ``mode``, ``point``, ``label``, ``box``, ``outputs`` and the params' names; pass all of
+    them to ``build_spec`` unchanged.
     """
     options = [
         click.option(
@@ -72,10 +72,10 @@ def build_spec(
     outputs: str | None = None,
     **options: object,
 ) -> Spec:
-    """Make the job that the options describe.
+    """Return the job that the options describe.
 
-    options: fields of the mode's params, and of the job itself (``model``, ``webhook``, …); None is "not given".
-    Raises InvalidRequest, ``invalid_spec``, with one fault for each option that is wrong.
+    options: fields of the mode's params, and of the job itself (``model``, ``webhook``, …); None means "not given".
+    Raises InvalidRequest (``invalid_spec``) with one fault per invalid option.
     """
     document: dict[str, object] = {
         "mode": mode or ("box" if box else "point" if point else "everything"),
@@ -86,7 +86,7 @@ def build_spec(
     if outputs is not None:
         document["outputs"] = [name.strip() for name in outputs.split(",") if name.strip()]
     given = {name: value for name, value in options.items() if value is not None}
-    # A flag that is off was not given: it may not belong to the mode.
+    # A flag that is off counts as not given: the mode may not have it.
     params = {name: value for name, value in given.items() if name in _PARAMS and value is not False}
     if params:
         document["params"] = params

@@ -1,4 +1,4 @@
-"""How the command line speaks: faults as ``code: detail`` with an exit status, progress bars on stderr."""
+"""Terminal output: errors as ``code: detail`` with an exit status, progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIT_CALLER = 2
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a JobError or an ApiError as ``code: detail``, its further faults below, and exit 2 (the caller's) or 1."""
+    """Print a JobError or an ApiError as ``code: detail`` with its further faults; exit 2 (caller's error) or 1."""
     try:
         yield
     except (JobError, ApiError) as error:
@@ -36,7 +36,7 @@ def reporting_errors() -> Iterator[None]:
 
 
 def progress_bars() -> Progress:
-    """Make progress bars on stderr; where stderr is no terminal they stay silent."""
+    """Return progress bars on stderr; they print nothing if stderr is not a terminal."""
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
@@ -50,7 +50,7 @@ def progress_bars() -> Progress:
 
 
 def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -> None:
-    """Bring a job's bar up to date: its place in the queue, the stage it is in, the batches that are done."""
+    """Update a job's bar: its place in the queue, its stage, the batches that are done."""
     words = str(job.status)
     if job.queue_position:
         words += f", {job.queue_position} ahead of it"
@@ -62,12 +62,12 @@ def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -
 
 
 def printable(text: str) -> str:
-    """Write out what a terminal would obey, in what others may have written."""
+    """Escape the control characters in untrusted text, so that a terminal does not act on them."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def delivery_summary(delivery: DeliveryView) -> str:
-    """Tell a webhook and its tries, a line each."""
+    """Summarise a webhook and its delivery attempts, one line each."""
     lines = [f"{delivery.id}  {delivery.type}  {delivery.state}  {printable(delivery.url)}"]
     lines += [f"  {try_summary(one)}" for one in delivery.tries]
     if delivery.detail:
@@ -78,14 +78,14 @@ def delivery_summary(delivery: DeliveryView) -> str:
 
 
 def try_summary(made: TryView) -> str:
-    """Tell a try at a webhook in a line: number, time, how long it took, and what came back."""
+    """Summarise a delivery attempt in one line: number, time, duration and response."""
     said = str(made.status) if made.status is not None else made.error or "no response"
     words = "  ".join(printable(text) for text in (said, made.detail or "", made.answer) if text)
     return f"{made.number}  {made.at:%Y-%m-%d %H:%M:%S} UTC  {made.duration_s:.2f} s  {words}"
 
 
 def summary(job: JobView) -> str:
-    """Tell a job in a few lines."""
+    """Summarise a job in a few lines."""
     lines = [f"{job.id}  {job.status}", f"  mode {job.mode}, model {job.model}, attempt {job.attempt}"]
     if job.queue_position is not None:
         lines.append(f"  {job.queue_position} jobs ahead of it")

@@ -1,4 +1,4 @@
-"""``maskfleet webhook``: what a developer of a receiver needs."""
+"""``maskfleet webhook``: tools for developing a webhook receiver."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
         raise click.ClickException(
             f"Cannot listen on {host}:{port}: {error.strerror}. Use another --port, or 0 for any free one."
         ) from error
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background program inherits that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits SIGINT as ignored
     with suppress(KeyboardInterrupt), server:
         verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: no --secret given"
         click.echo(f"Listening on {server.url}, {verified}. Press Ctrl-C to stop.\n")

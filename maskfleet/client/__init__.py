@@ -1,4 +1,4 @@
-"""The client: a server's jobs from Python, and the check of the webhooks that it sends.
+"""The client: a server's jobs from Python, and the verification of its webhooks.
 
 Its names are exported by ``maskfleet`` itself: ``from maskfleet import Client``.
 """

@@ -48,21 +48,21 @@ from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobView, Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, ImageSource
 
-#: A photo above this goes straight to the store, not through the API.
+#: Photos larger than this are uploaded straight to the store, not through the API.
 MULTIPART_BYTES = 8 * 2**20
-#: How long the API is asked to hold an answer: long when only the end matters, short to see progress.
+#: How long the API may hold a response: long if only the end matters, short to see progress.
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
-#: A ping's try takes a courier's look and the receiver's time to answer, 15 s by default.
+#: A ping takes a courier's tick and the receiver's time to respond, 15 s by default.
 HELD_FOR_PING_S = 20
-#: A stream is not worth its while, or is no stream, when it is shorter than this.
+#: A stream that lasts less than this is not worth opening, or is not a stream.
 SHORTEST_STREAM_S = 1.0
 
 
 class Client:
     """A connection to one server; close it, or use it in a ``with``.
 
-    A call that fails raises one of ``errors.ApiError``'s children.  While the server is away it
-    is asked again for about ten seconds: every call is safe to repeat.
+    A call that fails raises a subclass of ``errors.ApiError``.  While the server is unavailable, calls are
+    retried for about ten seconds; every call is safe to repeat.
     """
 
     def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
@@ -75,7 +75,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._transport.close()
 
     def submit(
@@ -86,9 +86,9 @@ class Client:
         idempotency_key: str | None = None,
         **fields: Unpack[JobFields],
     ) -> JobView:
-        """Send a job: a ready ``spec``, or its fields as keywords; ``photo`` in place of the image's source.
+        """Submit a job: a ``spec``, or its fields as keywords; ``photo`` replaces the image's source.
 
-        idempotency_key: made up when none is given; give your own to make a later call find this job again.
+        idempotency_key: random by default; pass your own so that a repeated call returns this job again.
         Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
         """
         try:
@@ -112,14 +112,14 @@ class Client:
         return JobView.model_validate_json(answer.content)
 
     def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
-        """Send many photos as one batch, with the fields that all its jobs share.  Each call makes a batch.
+        """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.
 
-        Photos that are files or bytes are uploaded first, one by one.  The webhook's event ``completed`` tells of the
-        whole.  Raises Refused (``invalid_spec``, …), OSError when a photo cannot be read.
+        Photos that are files or bytes are uploaded first, one by one.  The webhook event ``completed`` is for the whole
+        batch.  Raises Refused (``invalid_spec``, …), OSError when a photo cannot be read.
         """
         images: list[ImageSource] = []
         try:
-            batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)  # what is wrong is to be known before any upload
+            batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)  # report errors before any upload
             for photo in photos:
                 source, data = source_of(photo)
                 images.append(source if data is None else ImageSource(upload_id=self.upload(data)))
@@ -131,11 +131,11 @@ class Client:
         return BatchView.model_validate_json(answer.content)
 
     def batch(self, batch_id: str) -> BatchView:
-        """Give a batch as it stands: how many of its jobs are in each state, and their ids."""
+        """Return a batch: how many of its jobs are in each state, and their ids."""
         return BatchView.model_validate_json(self._transport.call("GET", f"/v1/batches/{batch_id}").content)
 
     def get(self, job_id: str, *, held_s: int = 0) -> JobView:
-        """Give a job as it stands, at once or when it has ended within ``held_s``."""
+        """Return a job now, or wait up to ``held_s`` for its end."""
         headers = {"Prefer": f"wait={held_s}"} if held_s else {}
         answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
         return JobView.model_validate_json(answer.content)
@@ -147,9 +147,9 @@ class Client:
         timeout_s: float | None = None,
         on_progress: Callable[[JobView], object] | None = None,
     ) -> JobView:
-        """Give the job once it has ended, however it did.
+        """Return the job once it has ended, in whatever way.
 
-        on_progress: called with the job as it stands, then with each change.  Raises WaitedTooLong after ``timeout_s``.
+        on_progress: called with the job now, then after each change.  Raises WaitedTooLong after ``timeout_s``.
         """
         deadline = _deadline(timeout_s)
         for job in self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline):
@@ -158,14 +158,14 @@ class Client:
         return job
 
     def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[JobView]:
-        """Give the job as it stands, then with each change, the last time when it has ended.
+        """Yield the job as it is now, then after each change; the last one has ended.
 
         Raises WaitedTooLong after ``timeout_s``.
         """
         yield from self._watch(job_id, _deadline(timeout_s))
 
     def _watch(self, job_id: str, deadline: float) -> Iterator[JobView]:
-        """Follow the job's events; where that is refused, or something on the way bars it, ask again and again."""
+        """Follow the job's event stream; fall back to polling if it is refused or blocked on the way."""
         seen, left = "", deadline - time.monotonic()
         while left > SHORTEST_STREAM_S:
             began = time.monotonic()
@@ -176,14 +176,14 @@ class Client:
                     if job.status.ended:
                         return
             except ApiError:
-                break  # what is wrong, if it is more than the stream, is told to whoever asks next
+                break  # if more than the stream is broken, the next call reports it
             if time.monotonic() - began < SHORTEST_STREAM_S:
                 break
             left = deadline - time.monotonic()
         yield from self._poll(job_id, deadline, HELD_FOR_PROGRESS_S)
 
     def _poll(self, job_id: str, deadline: float, held_s: int) -> Iterator[JobView]:
-        """Ask for the job until it has ended.  held_s: for so long the API is asked to hold each answer."""
+        """Poll the job until it has ended.  held_s: how long the API may hold each response."""
         while True:
             asked = time.monotonic()
             hold_s = int(max(0, min(held_s, deadline - asked)))
@@ -196,11 +196,11 @@ class Client:
                     "waited_too_long",
                     f"Timed out waiting for {job_id}, which is still {job.status}. The job continues.",
                 )
-            # A server that does not hold its answers is not to be asked without a pause.
+            # Pause between polls if the server does not hold its responses.
             time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
 
     def jobs(self, *, status: str | None = None) -> Iterator[JobView]:
-        """Give your jobs, newest first, page by page as they are asked for."""
+        """Yield your jobs, newest first; pages are fetched as needed."""
         params = {"status": status} if status else {}
         while True:
             page = JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
@@ -210,14 +210,14 @@ class Client:
             params["cursor"] = page.next_cursor
 
     def cancel(self, job_id: str) -> JobView:
-        """Ask for a job's end: a queued one ends at once, a running one within seconds.
+        """Cancel a job: a queued one ends at once, a running one within seconds.
 
-        Raises WrongState when it has ended otherwise.
+        Raises WrongState if it has already ended in another way.
         """
         try:
             answer = self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
         except WrongState:
-            # Canceled already, perhaps by a try of ours whose answer was lost.
+            # Already canceled, perhaps by an earlier try whose response was lost.
             job = self.get(job_id)
             if job.status == "canceled":
                 return job
@@ -225,11 +225,11 @@ class Client:
         return JobView.model_validate_json(answer.content)
 
     def retry(self, job_id: str) -> JobView:
-        """Queue a failed job once more, under the same id.  Raises WrongState when it has not failed."""
+        """Queue a failed job again, under the same id.  Raises WrongState if it has not failed."""
         try:
             answer = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
         except WrongState:
-            # On its way already, perhaps by a try of ours whose answer was lost.
+            # Already queued or running, perhaps by an earlier try whose response was lost.
             job = self.get(job_id)
             if not job.status.ended:
                 return job
@@ -237,14 +237,14 @@ class Client:
         return JobView.model_validate_json(answer.content)
 
     def delete(self, job_id: str) -> None:
-        """Delete an ended job and all that it wrote; the image that was sent with it stays.
+        """Delete an ended job and everything it wrote, but not the image that was sent with it.
 
-        Raises WrongState when it has not ended, NotThere when it is unknown, or deleted already.
+        Raises WrongState if it has not ended, NotThere if it is unknown or already deleted.
         """
         self._transport.call("DELETE", f"/v1/jobs/{job_id}")
 
     def result(self, job_id: str) -> Manifest:
-        """Give a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
+        """Return a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
         return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result").content)
 
     def fetch(
@@ -252,7 +252,7 @@ class Client:
     ) -> Manifest:
         """Download a result's files into a folder, each checked against the manifest, which is written last.
 
-        on_file: called with a file's name, how many files are done, and of how many.
+        on_file: called with the file's name, the number of files done, and the total.
         Raises WrongState (no result yet), DamagedFile.
         """
         manifest = self.result(job_id)
@@ -260,49 +260,49 @@ class Client:
         return manifest
 
     def upload(self, photo: Path | str | bytes) -> str:
-        """Put an image into the store; give the upload id that a job may name."""
+        """Upload an image to the store; return the upload id for a job to name."""
         data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
         body = {"content_type": image_type(data), "size": len(data)}
         upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
         try:
             self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
         except Refused as error:
-            # The link takes one object, once: it was there already, by a try of ours whose answer was lost.
+            # The link accepts one object once: an earlier try has stored it, but its response was lost.
             if error.status != requests.codes.precondition_failed:
                 raise
         return upload.upload_id
 
     def deliveries(self, name: str) -> tuple[DeliveryView, ...]:
-        """Give the webhooks of a job or a batch, by its id, the oldest first, each with its tries."""
+        """Return the webhooks of a job or batch, oldest first, each with its delivery attempts."""
         kind = "batches" if name.startswith("batch_") else "jobs"
         answer = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
         return DeliveryList.model_validate_json(answer.content).deliveries
 
     def delivery(self, delivery_id: str) -> DeliveryView:
-        """Give one webhook with its tries."""
+        """Return one webhook with its delivery attempts."""
         return DeliveryView.model_validate_json(self._transport.call("GET", f"/v1/deliveries/{delivery_id}").content)
 
     def redeliver(self, delivery_id: str) -> DeliveryView:
-        """Have a webhook sent again, at once, under its id."""
+        """Send a webhook again now, under the same id."""
         answer = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
         return DeliveryView.model_validate_json(answer.content)
 
     def redeliver_range(
         self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
     ) -> Redeliveries:
-        """Have the webhooks of a time sent again: those that failed, or all.
+        """Send the webhooks of a time range again: those that failed, or all.
 
-        since, until: with their time zone; without ``until`` up to now.  Raises Refused (``invalid_range``).
+        since, until: with a time zone; ``until`` defaults to now.  Raises Refused (``invalid_range``).
         """
         body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
         answer = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
         return Redeliveries.model_validate_json(answer.content)
 
     def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
-        """Have a signed test event sent, to your tenant's own endpoint without a URL; give what came of it.
+        """Have a signed test event sent to ``url``, or to your tenant's own endpoint; return the outcome.
 
-        held_s: how long the API is to wait for a courier to send it; then the ping's ``code`` is ``not_sent_yet``.
-        A ping whose answer is lost on its way back is sent a second time.  Raises Refused (``url_not_allowed``, …).
+        held_s: how long the API waits for a courier to send it; after that the ping's ``code`` is ``not_sent_yet``.
+        A ping whose response is lost is sent a second time.  Raises Refused (``url_not_allowed``, …).
         """
         answer = self._transport.call(
             "POST",
@@ -314,7 +314,7 @@ class Client:
         return PingView.model_validate_json(answer.content)
 
     def models(self) -> tuple[str, ...]:
-        """Name the models that a job may ask for, the default first."""
+        """Return the models that a job may name, the default first."""
         answer = self._transport.call("GET", "/v1/models")
         return tuple(model.name for model in ModelList.model_validate_json(answer.content).models)
 

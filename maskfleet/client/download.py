@@ -1,4 +1,4 @@
-"""From a manifest's links to files on disk, each checked before it gets its name."""
+"""Download the files of a manifest, each checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def download(
 ) -> None:
     """Write a result's files into a folder, and then ``manifest.json``, without its short-lived links.
 
-    Raises DamagedFile when size or sha256 differ; the file is then not there under its name.
+    Raises DamagedFile if the size or sha256 differs; that file does not appear under its name.
     """
     total = len(manifest.files)
     for done, file in enumerate(manifest.files):
@@ -66,7 +66,7 @@ def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
 
 
 def _safe(name: str) -> Path:
-    # The names come over the network: none may lead out of the folder.
+    # The names come from the network: none may point outside the folder.
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise DamagedFile("damaged_file", f"The manifest names a file {name!r} outside the result's folder.")

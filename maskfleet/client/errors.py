@@ -1,12 +1,12 @@
-"""What can go wrong when talking to a server, as one tree.
+"""The errors of talking to a server, as one tree.
 
 ApiError                    code, detail, status, errors: the server's problem document
 ├── Refused                 4xx: the request must change
 │   ├── KeyRefused          401: no API key, or an unknown one
 │   ├── NotThere            404: no such job, upload or file (or another tenant's)
 │   └── WrongState          409: the job has not ended yet, or has ended already
-├── Unavailable             5xx, or no answer at all: the same call may succeed later
-├── WaitedTooLong           the deadline of a wait passed; the job goes on
+├── Unavailable             5xx, or no response at all: the same call may succeed later
+├── WaitedTooLong           the deadline of a wait passed; the job continues
 └── DamagedFile             a downloaded file is not the one in the manifest
 WebhookRejected             code, detail: a webhook that is not from the server, or is too old
 """
@@ -21,7 +21,7 @@ from maskfleet.jobs.schema.api import Problem
 
 
 class ApiError(Exception):
-    """A call that failed: the stable ``code``, the ``detail`` for people, the HTTP ``status`` (0: no answer)."""
+    """A call that failed: the stable ``code``, the ``detail`` for people, the HTTP ``status`` (0: no response)."""
 
     def __init__(self, code: str, detail: str, *, status: int = 0, errors: tuple[FieldFault, ...] = ()) -> None:
         super().__init__(f"{code}: {detail}")
@@ -32,7 +32,7 @@ class ApiError(Exception):
 
 
 class Refused(ApiError):
-    """The request must change; sending it again as it is cannot help."""
+    """The request must change; sending it again unchanged cannot help."""
 
 
 class KeyRefused(Refused):
@@ -40,30 +40,30 @@ class KeyRefused(Refused):
 
 
 class NotThere(Refused):
-    """There is no such thing, or it is another tenant's."""
+    """It does not exist, or belongs to another tenant."""
 
 
 class WrongState(Refused):
-    """The job is not in the state for this: it has not ended yet, or has ended already."""
+    """The job is in the wrong state for this: it has not ended yet, or has already ended."""
 
 
 class Unavailable(ApiError):
-    """The server did not answer, or cannot now; it was asked several times."""
+    """The server did not respond, or cannot handle the request now, even after several attempts."""
 
 
 class WaitedTooLong(ApiError):
-    """The job did not end before the deadline.  It goes on."""
+    """The job did not end before the deadline.  It continues."""
 
 
 class DamagedFile(ApiError):
-    """A downloaded file's size or sha256 is not the manifest's."""
+    """A downloaded file's size or sha256 does not match the manifest."""
 
 
 class WebhookRejected(ValueError):
-    """A webhook that is not to be trusted, or not understood.
+    """A webhook that must not be trusted, or is not understood.
 
     ``code``: ``missing_header``, ``invalid_timestamp``, ``too_old``, ``too_new``, ``wrong_signature``;
-    ``unknown_event`` for one that is signed and tells of nothing that is known here.
+    ``unknown_event`` for a correctly signed event that this version does not know.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -76,17 +76,17 @@ _BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: Wr
 
 
 def problem_of(answer: requests.Response) -> ApiError:
-    """Read the server's problem document; make one up when the answer holds none."""
+    """Return the error for the server's problem document, or one for the status if the response has none."""
     kind = _BY_STATUS.get(answer.status_code, Unavailable if answer.status_code >= 500 else Refused)
     try:
         problem = Problem.model_validate_json(answer.content)
     except ValidationError:
-        # The store's, or a proxy's own page.
+        # An error page of the store or of a proxy.
         detail = f"The server responded {answer.status_code} {answer.reason}."
         return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
     return kind(problem.code, problem.detail, status=answer.status_code, errors=problem.errors or ())
 
 
 def refused_here(error: InvalidRequest) -> Refused:
-    """Show a request that was found invalid before it was sent as the server would."""
+    """Return the server's error for a request that was found invalid before it was sent."""
     return Refused(error.code, error.detail, status=error.http_status, errors=error.faults)

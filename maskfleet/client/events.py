@@ -1,4 +1,4 @@
-"""A job's event stream, read as it comes."""
+"""A job's event stream, read as it arrives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from maskfleet.jobs.schema.record import JobView
 
 
 def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) -> Iterator[tuple[str, JobView]]:
-    """Give the job, under the version that it has, with each change after the version ``seen`` (empty: from now).
+    """Yield the job and its version, for each change after the version ``seen`` (empty: from now).
 
-    Ends after the job's end, after ``seconds``, or when the server ends the stream.  Raises ApiError's children:
-    Unavailable when the stream breaks off, is not one, or the server holds no more of them.
+    Ends after the job's end, after ``seconds``, or when the server ends the stream.  Raises ApiError's subclasses:
+    Unavailable if the stream is interrupted, is not an event stream, or the server has no room for another.
     """
     headers = {"Last-Event-ID": seen} if seen else {}
     if seconds is not None:
@@ -27,7 +27,7 @@ def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) 
             )
         version = seen
         try:
-            # Byte by byte, so that no read waits for more than there is; an event is about a kilobyte.
+            # Byte by byte, so that no read waits for more than has arrived; an event is about a kilobyte.
             for line in answer.iter_lines(chunk_size=1, decode_unicode=False):
                 name, _, value = line.partition(b": ")
                 if name == b"id":

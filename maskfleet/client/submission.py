@@ -1,4 +1,4 @@
-"""From what a caller of the client says of a job to the spec and the bytes that are sent."""
+"""From the arguments of the client's caller to the spec and the bytes that are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskfleet.jobs.schema.spec import (
     invalid_request,
 )
 
-#: A file, an image's bytes, or a place that a worker can read: ``s3://…``, ``https://…``.
+#: A file, an image's bytes, or a URL that a worker can read: ``s3://…``, ``https://…``.
 Photo = str | Path | bytes
 
 _SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
@@ -46,15 +46,15 @@ class JobFields(TypedDict, total=False):
 
 
 def image_type(data: bytes) -> str:
-    """Tell an image's media type from its first bytes; ``application/octet-stream`` when it is none we know."""
+    """Return an image's media type by its first bytes; ``application/octet-stream`` if unknown."""
     file_format = image_format(data)
     return media_type(file_format) if file_format else "application/octet-stream"
 
 
 def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
-    """Give the image's source for the spec, and the bytes that go along with it when they must be sent.
+    """Return the image's source for the spec, and its bytes if they must be uploaded.
 
-    Raises InvalidRequest for an address that is none, OSError when a file cannot be read.
+    Raises InvalidRequest for an invalid URL, OSError if a file cannot be read.
     """
     if isinstance(photo, bytes):
         return IMAGE_COMES_BESIDE, photo
@@ -67,7 +67,7 @@ def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
 
 
 def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:
-    """Make one spec of a ready one or of keywords, with the photo's source in the image's place.
+    """Return a spec, from a ready one or from keywords, with the photo's source as its image.
 
     Raises InvalidRequest (``invalid_spec``).
     """
@@ -83,7 +83,7 @@ def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -
 
 
 def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
-    """Write a batch as the API reads it.  Raises InvalidRequest (``invalid_spec``)."""
+    """Serialise a batch for the API.  Raises InvalidRequest (``invalid_spec``)."""
     try:
         batch = _BATCH.validate_python({**fields, "images": tuple(images)})
     except ValidationError as error:
@@ -92,6 +92,6 @@ def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
 
 
 def document_of(spec: Spec, *, with_image: bool) -> bytes:
-    """Write a spec as the API reads it.  What was left to the defaults stays so: they are the server's."""
+    """Serialise a spec for the API.  Fields left to their defaults are omitted: the server's defaults apply."""
     exclude = set() if with_image else {"image"}
     return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude=exclude).encode()

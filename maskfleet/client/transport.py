@@ -1,4 +1,4 @@
-"""One HTTP session to a server, which asks again when that is safe and may help."""
+"""One HTTP session to a server, which retries where that is safe and can help."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import requests
 
 from maskfleet.client.errors import Unavailable, problem_of
 
-#: Answers that say "not now" and that nothing was done.  429 does when it says until when.
+#: Statuses that mean "not now" and that nothing was done; 429 only with ``Retry-After``.
 RETRIED = frozenset({429, 502, 503, 504})
-#: An attempt and up to four more; with the waits below about ten seconds in all, a server's restart.
+#: One attempt and up to four more: about ten seconds with the waits below, enough for a server to restart.
 MAX_TRIES = 5
 #: The first wait between tries, doubled each time, with up to as much again of jitter.
 FIRST_WAIT_S = 0.5
-#: A longer ``Retry-After`` than this is not waited for.
+#: The longest ``Retry-After`` that is waited for.
 LONGEST_WAIT_S = 30.0
-#: Time to connect, and to go on reading.
+#: Time to connect, and to wait for more data.
 CONNECT_S, READ_S = 5.0, 60.0
 
 
@@ -55,9 +55,9 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         held_s: float = 0.0,
     ) -> requests.Response:
-        """Ask the API and give its answer.  held_s: how long the server may hold it.
+        """Send a request to the API and return its response.  held_s: how long the server may hold it.
 
-        Raises ApiError's children: Refused for 4xx, Unavailable for 5xx and silence.
+        Raises ApiError's subclasses: Refused for 4xx, Unavailable for 5xx or no response.
         """
         request = requests.Request(
             method,
@@ -72,14 +72,14 @@ class Transport:
         return self.send(request, held_s=held_s)
 
     def stream(self, path: str, headers: Mapping[str, str]) -> requests.Response:
-        """Ask the API once for an answer that is read as it comes; to be closed."""
+        """Send a request once and return its response, to be read as it arrives and then closed."""
         request = requests.Request("GET", f"{self.api_url}{path}", headers=dict(headers), auth=self._with_key)
         return self.send(request, stream=True, max_tries=1)
 
     def send(
         self, request: requests.Request, *, held_s: float = 0.0, stream: bool = False, max_tries: int | None = None
     ) -> requests.Response:
-        """Send any request, to the store as well, where the API key must not go."""
+        """Send any request, including those to the store, which must not carry the API key."""
         request.auth = request.auth or _without_key
         # Prepared once, so that each try sends the same bytes: a multipart body has a random boundary.
         prepared = self._session.prepare_request(request)
@@ -114,7 +114,7 @@ class Transport:
 
 
 def _without_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    # With any auth given, requests looks for none in a .netrc.
+    # If any auth is given, requests does not look in .netrc.
     return request
 
 

@@ -1,4 +1,4 @@
-"""The receiving side of webhooks: is this one ours, and what does it say."""
+"""The receiving side of webhooks: verify the signature and parse the event."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from maskfleet.client.errors import WebhookRejected
 from maskfleet.jobs.schema.events import BatchEvent, Event, Ping
 
-#: The time that a webhook may have been on its way, and clocks apart.  Source: Standard Webhooks' own libraries.
+#: How long a webhook may be in transit, including the clocks' difference.  Source: Standard Webhooks' own libraries.
 TOLERANCE_S = 300.0
-#: The headers that must be there.  Source: the Standard Webhooks specification, section "Webhook Headers".
+#: The required headers.  Source: the Standard Webhooks specification, section "Webhook Headers".
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 
-#: What a webhook tells: of a job, of a batch, or that its receiver is to be seen listening.
+#: What a webhook reports: a job, a batch, or a ping that tests its receiver.
 WebhookEvent = Event | BatchEvent | Ping
 _EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
 
@@ -28,12 +28,12 @@ _EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
 def verify_webhook(
     body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, tolerance_s: float = TOLERANCE_S
 ) -> WebhookEvent:
-    """Check a webhook's signature and give the event that it tells of.
+    """Check a webhook's signature and return its event.
 
-    body: the request's bytes as they came.  headers: their names in any case.  secrets: one as the operator has
-    it, ``whsec_…``, or several while they are rotated; any one of them may fit any one of the signatures.
-    A webhook may come more than once: its ``webhook-id`` header is then the same.
-    Raises WebhookRejected, whose ``code`` says why; ValueError for a secret that is none, or when there are none.
+    body: the request's raw bytes.  headers: names in any case.  secrets: the operator's secret, ``whsec_…``, or
+    several during a rotation; it is enough that one of them matches one of the signatures.
+    A webhook may arrive more than once, with the same ``webhook-id`` header.
+    Raises WebhookRejected, whose ``code`` says why; ValueError for a malformed secret, or if there are none.
     """
     signers = _signers([secrets] if isinstance(secrets, str) else list(secrets))
     if not signers:
@@ -62,7 +62,7 @@ def verify_webhook(
 
 
 def check_secrets(secrets: Iterable[str]) -> None:
-    """Raise ValueError for a secret that is none; the message does not show it."""
+    """Raise ValueError for a malformed secret; the message does not contain it."""
     _signers(secrets)
 
 

@@ -1,4 +1,4 @@
-"""``python -m maskfleet.stack.buckets``: make the bucket, and those that jobs may name, where they are missing."""
+"""``python -m maskfleet.stack.buckets``: create the bucket and those that jobs may name, if they are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = get_logger()
 
 
 def make_buckets(settings: ApiSettings) -> None:
-    """Make what is missing; raises StoreUnavailable when the store does not answer."""
+    """Create the missing buckets; raises StoreUnavailable if the store does not respond."""
     for bucket in dict.fromkeys((settings.bucket, *settings.allowed_buckets)):
         store = Store(settings.model_copy(update={"bucket": bucket}))
         try:

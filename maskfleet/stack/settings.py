@@ -1,4 +1,4 @@
-"""What the local stack's programs are told: the settings that are given, and the stack's own for the rest."""
+"""The settings of the local stack's programs: those given, and the stack's own for the rest."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from maskfleet.data import DEMO_MODEL
 from maskfleet.jobs.settings import ApiSettings, CourierSettings
 from maskfleet.stack.folder import StackKeys
 
-#: A second bucket, which jobs may name in an ``s3_uri`` at once.
+#: A second bucket, which jobs may name in an ``s3_uri`` without further setup.
 PHOTOS_BUCKET = "photos"
 #: The tenant of the stack's own key.
 TENANT = "local"
 
 
 class NoModel(RuntimeError):
-    """There is no model to work with; the message says what to set."""
+    """There is no model to use; the message says what to set."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackSettings:
     """The settings of a local stack.
 
-    ``redis_url`` and ``s3_endpoint`` are None where the stack starts its own.  ``environment`` goes to every program.
+    ``redis_url`` and ``s3_endpoint`` are None if the stack starts its own.  ``environment`` goes to every program.
     """
 
     redis_url: str | None
@@ -41,7 +41,7 @@ class StackSettings:
 
     @classmethod
     def read(cls, keys: StackKeys, model: str) -> Self:
-        """Read the environment; what it does not say comes from the folder's keys.  Raises NoModel."""
+        """Read the environment, and the folder's keys for what it does not set.  Raises NoModel."""
         api, courier = ApiSettings(), CourierSettings()
         given = api.model_fields_set
         own_store = "s3_endpoint" not in given
@@ -49,7 +49,7 @@ class StackSettings:
         if own_store:
             access_key, secret_key = access_key or keys.s3_access_key, secret_key or keys.s3_secret_key
         pairs = [pair.get_secret_value() for pair in api.api_keys]
-        # A key that is given as its digest opens nothing for the user of this stack, who needs one in clear.
+        # A key given as a digest is of no use to the user of this stack, who needs one in plain text.
         clear = [key for _, _, key in (pair.partition(":") for pair in pairs) if key and not key.startswith("sha256:")]
         if not clear:
             pairs, clear = [*pairs, f"{TENANT}:{keys.api_key}"], [keys.api_key]
@@ -82,14 +82,14 @@ def _choose_model(wanted: str) -> str:
         if model.startswith(("/", ".")):
             raise NoModel(f"There is no folder {model}; a model is a hub id or a folder with a SAM checkpoint.")
         return model
-    # The programs run in the data folder, where a relative path would mean another place.
+    # The programs run in the data folder, where a relative path would point elsewhere.
     return str(Path(model).resolve())
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use; torch itself sees all of the machine's and would contend for them."""
+    """Count the cores that this process may use; torch counts all of the machine's and would contend for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # the container's share, by the kernel's control groups, version 2
+    try:  # the container's CPU limit, from cgroups v2
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"

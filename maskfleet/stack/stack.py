@@ -1,4 +1,4 @@
-"""The local stack: Redis, S3, the API, one worker and the courier on this machine, kept going and ended together."""
+"""The local stack: Redis, S3, the API, one worker and the courier on this machine, run and stopped together."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from maskfleet.worker.node.supervisor import KeptChild, StopSignals, kill_child,
 
 logger = get_logger()
 
-#: Loading a large model from a cold disk takes a minute or two, fetching it from the hub some more.
+#: Loading a large model from a cold disk takes a minute or two, downloading it from the hub longer.
 READY_DEADLINE_S = 900.0
-#: All ends within 15 s.  A running job has this long to come to its end …
+#: Everything stops within 15 s.  A running job has this long to finish …
 DRAIN_S = 8.0
-#: … a worker that is then told to give it up this long …
+#: … a worker that must then abandon it has this long …
 GIVE_UP_S = 1.5
-#: … and Redis and S3 this long to save their data.
+#: … and Redis and S3 have this long to save their data.
 SAVE_S = 4.0
 #: How often the stack looks at what it started: often beside the times above.
 POLL_S = 0.1
 
 
 class Stopped(Exception):
-    """The user ended the stack before it was ready."""
+    """The user stopped the stack before it was ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What the command line says.  ``port`` is the API's."""
+    """The command line's options.  ``port`` is the API's."""
 
     data: Path
     as_json: bool = False
@@ -56,10 +56,10 @@ class StackOptions:
 
 
 def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
-    """Run the stack until SIGTERM or SIGINT; give the exit status.
+    """Run the stack until SIGTERM or SIGINT; return the exit status.
 
-    say: is told one line as soon as all of it answers.
-    Raises StackFailed, ServerFailed, NoModel, FolderInUse; nothing that was started runs any more then.
+    say: called with one line once everything responds.
+    Raises StackFailed, ServerFailed, NoModel, FolderInUse, after stopping everything that was started.
     """
     signals = StopSignals()
     folder = StackFolder(options.data)
@@ -80,7 +80,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
 
 
 class Stack:
-    """The stack's children, and how they are started, kept and ended."""
+    """The stack's child processes: starts them, keeps them running, stops them."""
 
     def __init__(self, folder: StackFolder, settings: StackSettings, signals: StopSignals) -> None:
         self._folder = folder
@@ -92,12 +92,12 @@ class Stack:
         self._api_url = ""
 
     def start(self, port: int | None) -> None:
-        """Start what the settings do not give, and wait until a job could run."""
+        """Start everything that the settings do not provide, and wait until a job could run."""
         if self._settings.redis_url is not None:
             check_redis(self._shared())
         if self._settings.s3_endpoint is not None:
             check_store(self._shared())
-        # Stacks choose and take their ports one after the other, so that no two choose the same.
+        # One stack at a time chooses and takes its ports, so that no two choose the same.
         turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
         try:
             if port and free_port(preferred=port) != port:
@@ -108,7 +108,7 @@ class Stack:
             os.close(turn)
         shared = self._shared()
         roster = Roster(connect(shared))
-        # What a stack that was killed left announced must not be taken for the new worker.
+        # An entry left by a stack that was killed must not be mistaken for the new worker.
         roster.withdraw(node_name(CPU))
         worker_log = LogSince(self._run("worker", "--devices", "cpu"))
         self._run("courier", MASKFLEET_PUBLIC_URL=self._settings.public_url or self._api_url)
@@ -121,7 +121,7 @@ class Stack:
         self._await("worker", worker_announced)
 
     def keep(self) -> None:
-        """Start again what dies, until told to stop."""
+        """Restart whatever dies, until a signal says to stop."""
         while not self._signals.count:
             restarted = [name for name, child in self._children.items() if child.look()]
             if restarted:
@@ -129,14 +129,14 @@ class Stack:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """End all children: first those that write, then those that save what was written."""
+        """Stop all children: first those that write, then the servers that store what they wrote."""
         stops = self._signals.count
         programs = [self._children[name] for name in ("api", "worker", "courier") if name in self._children]
         for child in programs:
             _send(child, signal.SIGTERM)
         self._await_end(programs, DRAIN_S, stops)
         for child in programs:
-            _send(child, signal.SIGTERM)  # the fleet takes the second one to kill its nodes
+            _send(child, signal.SIGTERM)  # on the second one the fleet kills its nodes
         self._await_end(programs, GIVE_UP_S, stops)
         for child in programs:
             kill_child(child.process)
@@ -148,7 +148,7 @@ class Stack:
             kill_child(child.process)
 
     def line(self) -> str:
-        """Say all of it in one line of JSON."""
+        """Describe the stack in one line of JSON."""
         pids = {
             name: self._children[name].process.pid if name in self._children else None
             for name in ("api", "worker", "courier", "redis", "s3")
@@ -167,7 +167,7 @@ class Stack:
         return json.dumps(line)
 
     def summary(self) -> str:
-        """Say in one line what a person needs."""
+        """Describe the stack in one line for people."""
         return (
             f"maskfleet is ready: {self._api_url} (docs at /docs)  key {self._settings.api_key}  "
             f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  Ctrl-C stops it"
@@ -180,7 +180,7 @@ class Stack:
             redis = start_redis(data / "redis", log=self._folder.log("redis"), port=port)
             self._children["redis"] = KeptChild("redis", redis.start, redis.process)
             self._redis_url, ports = redis.url, ports.model_copy(update={"redis": port})
-            # Nobody else uses this ledger, and nobody could while it does not run.
+            # Nobody else uses this ledger, and nobody could have while its Redis was down.
             upgrade_ledger(self._shared())
         if self._settings.s3_endpoint is None:
             port = free_port(preferred=ports.s3)
@@ -203,7 +203,7 @@ class Stack:
         self._await("api", lambda: answers(f"{self._api_url}/live"))
 
     def _run(self, program: str, *arguments: str, **environment: str) -> Path:
-        """Start one of maskfleet's own programs; give its log."""
+        """Start one of maskfleet's own programs; return the path of its log."""
         command = [sys.executable, "-m", "maskfleet", program, *arguments]
         log_path = self._folder.log(program)
         env = {
@@ -215,7 +215,7 @@ class Stack:
         }
 
         def start() -> subprocess.Popen[bytes]:
-            # Not in the user's folder: a folder of theirs that is called `maskfleet` would be imported for ours.
+            # Not in the user's folder: a folder named `maskfleet` there would be imported instead of ours.
             return start_child(command, env=env, log=log_path, cwd=self._folder.path)
 
         self._children[program] = KeptChild(program, start)
@@ -241,7 +241,7 @@ class Stack:
             time.sleep(POLL_S)
 
     def _await_end(self, children: list[KeptChild], grace_s: float, stops: int) -> None:
-        """Wait for children to end; a further Ctrl-C cuts that short."""
+        """Wait for children to exit; a further Ctrl-C cuts this short."""
         deadline = time.monotonic() + grace_s
         while any(child.process.poll() is None for child in children):
             if time.monotonic() > deadline or self._signals.count > stops:
