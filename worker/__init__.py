@@ -1,1 +1,1 @@
-"""The work: from a job's image to its masks, and the courier that tells of it."""
+"""The worker: from a job's image to its masks; and the courier, which reports the outcome."""

@@ -1,7 +1,7 @@
-"""Runs one worker node.
+"""Run one worker node.
 
-A module of its own: a spawned child imports the parent's main module once more, under another name, and
-must not find the task and its signals there.
+A separate module: a spawned child imports the parent's main module again under another name, and must not
+find the task and its signal handlers there.
 """
 
 from maskfleet.worker.app import main

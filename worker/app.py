@@ -1,7 +1,7 @@
 """The worker, ``python -m maskfleet.worker``: one Celery node for one device, one child that holds the model.
 
-Celery queues, routes, supervises the child and enforces limits; what is true of a job is in the ledger.
-The parent never imports torch.  The child is spawned, not forked, so that CUDA is safe in it.
+Celery queues, routes, supervises the child and enforces limits; the ledger holds a job's true state.
+The parent never imports torch.  The child is spawned, not forked, so that it can use CUDA safely.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
 logger = get_logger()
 
-#: The hard end of a task, above the longest run_timeout_s that a spec may ask for; the lease ends it before.
+#: A task's hard limit, above the longest run_timeout_s that a spec may set; the lease ends the job earlier.
 HARD_LIMIT_S = 3600 + 300
-#: A child that cannot load its model waits this long before it ends and another one tries.
+#: A child that cannot load its model waits this long before it exits and another one tries.
 LOAD_RETRY_S = 10.0
 
-#: The child of this process; Celery gives a task no other way to what its process holds.
+#: What this child process holds; Celery gives a task no other way to reach it.
 _child: WorkerChild | None = None
 
 
 @shared_task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
 def segment_job(job_id: str) -> None:
-    """Celery's one task: look at this job."""
+    """Handle a job's message; this is the only Celery task."""
     if _child is None:
         raise RuntimeError("the task runs outside a worker's child process")
     if not is_job_id(job_id):
-        logger.error("message_refused", argument=repr(job_id)[:80])  # somebody else writes to our queues
+        logger.error("message_refused", argument=repr(job_id)[:80])  # something else is writing to our queues
         return
     _child.work(job_id)
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def load(**_: object) -> None:
-    """Load the model in a child process that has just started; end the child when that fails."""
+    """Load the model in a newly started child process; exit the child if that fails."""
     global _child
     settings = WorkerSettings()
     try:
@@ -76,7 +76,7 @@ def leave(**_: object) -> None:
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def drain(**_: object) -> None:
-    """Have a job that does not end within the grace time handed back, without charging it an attempt."""
+    """Start the drain: a job that does not finish within the grace time goes back to the queue, uncharged."""
     settings = WorkerSettings()
     try:
         Ledger(connect(settings), settings.retention_s).drain(settings.node, settings.drain_grace_s)
@@ -91,7 +91,7 @@ def set_up_logs(**_: object) -> None:
 
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
-    """Connect to the services, load the model and compile what follows it."""
+    """Connect to the services, load the model and compile the mask kernels."""
     import torch
 
     from maskfleet.worker.masks import mask
@@ -109,7 +109,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
 
 
 def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
-    """Connect to the services; a worker without torch is one whose ``segment`` needs none."""
+    """Connect to the services; the worker needs torch only if ``segment`` does."""
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
     from maskfleet.worker.egress import egress_session
@@ -128,7 +128,7 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
 def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench) -> None:
     """Run a node until it is told to stop.
 
-    make_workbench: a module's function, called in the child process, which finds it by its name.
+    make_workbench: a module-level function; the child process finds it by name and calls it.
     """
     settings = WorkerSettings()
     configure_logs(settings.log_level, program="worker", worker=settings.node)
@@ -136,7 +136,7 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
     try:
         Ledger(connect(settings), settings.retention_s).undrain(settings.node)
     except QueueUnavailable:
-        logger.warning("queue_unavailable")  # Celery waits for it
+        logger.warning("queue_unavailable")  # Celery waits for Redis
     if settings.health_port:
         serve_health(settings)
     app = celery_app(settings)
@@ -151,11 +151,11 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
         worker_enable_remote_control=False,
         make_workbench=make_workbench,
     )
-    # Celery's own tasks would run whatever a message tells them to, of ours and of theirs.
+    # Celery's built-in tasks would let a message run any registered task.
     app.finalize()
     for name in [name for name in app.tasks if name != TASK_NAME]:
         app.tasks.unregister(name)
     queues = ",".join((*model_queues(settings.model_name), canary_queue(settings.node)))
-    # No events: nobody listens to them, and a worker may publish to no channel.
+    # No events: nothing consumes them, and a worker may not publish to any channel.
     without = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", settings.node, *without])

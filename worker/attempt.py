@@ -1,4 +1,4 @@
-"""One attempt at a job, from the claim to its end: the worker's whole story."""
+"""One attempt at a job, from the claim to its outcome."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from maskfleet.worker.sources import fetch_image, fetch_mask_inputs
 
 logger = get_logger()
 
-#: A finished job whose end Redis does not take is offered again for this long.
+#: How long to retry recording a job's outcome while Redis is unavailable.
 FINISH_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """What a worker process holds between jobs.  segment: has the model, and is the one part that needs torch."""
+    """What a worker process holds between jobs.  segment: holds the model, and is the only part that needs torch."""
 
     ledger: Ledger
     store: Store
@@ -47,7 +47,7 @@ class Workbench:
 
 
 def attempt_job(job_id: str, bench: Workbench) -> None:
-    """Claim the job that a message names, do it, and end it; or drop the message."""
+    """Claim the job that a message names, run it and record the outcome; or drop the message."""
     settings, ledger = bench.settings, bench.ledger
     record = ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     if record is None:
@@ -67,12 +67,12 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
             _end(ledger.note_fenced, "job_fenced")
         except JobError as error:
             _give_back_or_fail(error, record, bench)
-        except Exception as error:  # the task's border: whatever breaks, the job must not hang
+        except Exception as error:  # the outermost handler: whatever breaks, the job must not hang
             logger.exception("attempt_broke")
             _give_back_or_fail(_what_broke(error), record, bench)
             if is_lost_device(error):
                 logger.error("device_lost")
-                kill_this_process()  # every further call on the device would fail as well
+                kill_this_process()  # every further call on the device would fail, too
 
 
 def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
@@ -82,7 +82,7 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
     mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
     photo = bench.sandbox.decode(data, bench.settings.max_image_pixels, lease.check)
-    del data  # up to max_image_bytes, which the masks need not wait beside
+    del data  # up to max_image_bytes, not needed while segmenting
     fetch_s = time.monotonic() - started
     segmented = bench.segment(photo, record.spec, lease, mask_inputs)
     lease.stage(Stage.WRITING)
@@ -98,7 +98,7 @@ def _what_broke(error: Exception) -> AttemptFailed:
 
 
 def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> None:
-    """Queue the job again after a while, or end it as failed."""
+    """Queue the job again after a delay, or mark it as failed."""
     ledger = bench.ledger
     patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
     match decide(error, record.attempt, record.tried_for_s, patience, random.random()):  # noqa: S311 (jitter)
@@ -110,7 +110,7 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
-    """Tell the ledger, with patience: while Redis restarts the work need not be lost."""
+    """Record the outcome in the ledger, retrying so that a restart of Redis does not lose the work."""
     deadline = time.monotonic() + FINISH_PATIENCE_S
     while True:
         try:

@@ -1,8 +1,8 @@
-"""The one way out to addresses that callers name: image URLs and webhooks.
+"""Outgoing requests to caller-supplied URLs: images and webhooks.
 
-Unless a closed network is declared, only https to public addresses.  Each connection resolves its name once, checks
-every address of the answer, and goes to one that was checked; the name stays in Host, in SNI and in the certificate's
-check.  ``timeout`` is the time of the whole exchange, from the look-up to the last byte of the answer.
+Only https to public addresses, unless the settings allow private ones.  Each connection resolves its host name once,
+checks every address it gets, and connects to one of those; the name stays in Host, in SNI and in the certificate
+check.  ``timeout`` covers the whole exchange, from the DNS lookup to the last byte of the response.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, address_rules, check_url
 
-#: How often an image's address may redirect; who follows is `maskfleet.worker.sources`.
+#: How often an image URL may redirect; `maskfleet.worker.sources` follows the redirects.
 MAX_REDIRECTS = 3
-#: What an answer may send before its body; browsers stop at some 256 KiB.
+#: The largest response headers; browsers stop at about 256 KiB.
 MAX_HEADER_BYTES = 64 * 1024
-#: One of several addresses of a name that is silent is left for the next after this time.
+#: If a name has several addresses, one that does not respond is given up after this time.
 CONNECT_TIMEOUT_S = 5.0
 
 #: As `socket.getaddrinfo`.
@@ -45,21 +45,21 @@ def egress_session(
     ports: Iterable[int] = PUBLIC_PORTS,
     resolve: Resolve = socket.getaddrinfo,
 ) -> requests.Session:
-    """Make the session; ``allow_private`` admits plain http, any port and any address."""
+    """Return a session; ``allow_private`` allows plain http, any port and any address."""
     return EgressSession(address_rules(allow_private=allow_private, ports=ports), resolve)
 
 
 class EgressSession(requests.Session):
-    """A session that checks where it goes.  Several threads may use it.
+    """A session that checks where it connects to.  Thread-safe.
 
-    Every request needs a ``timeout`` in seconds.  No redirect is followed, no proxy of the environment used, no
-    cookie kept.  Raises AddressRefused, or what requests raises.
+    Every request needs a ``timeout`` in seconds.  It follows no redirects, ignores proxies in the environment and
+    keeps no cookies.  Raises AddressRefused, or what requests raises.
     """
 
     def __init__(self, rules: AddressRules, resolve: Resolve = socket.getaddrinfo) -> None:
         super().__init__()
         self._rules = rules
-        self.trust_env = False  # a proxy would make the connection, to wherever it resolves
+        self.trust_env = False  # a proxy would resolve the name itself and connect unchecked
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one job's must not go with another's
         self.headers["User-Agent"] = "maskfleet"
         self.headers["Accept-Encoding"] = "identity"
@@ -68,12 +68,12 @@ class EgressSession(requests.Session):
             self.mount(scheme, _CheckedAdapter(rules, resolve))
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        """Check the address as it was written, before requests puts it into its own form."""
+        """Check the URL as it was written, before requests normalises it."""
         check_url(str(request.url), self._rules)
         return super().prepare_request(request)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Follow none: requests would read the whole body of a redirect."""
+        """Return None: requests would read the whole body of a redirect."""
 
 
 class _CheckedAdapter(HTTPAdapter):
@@ -100,25 +100,25 @@ class _CheckedAdapter(HTTPAdapter):
 
 
 class Deadline:
-    """The end of one exchange's time."""
+    """When the time of one exchange is up."""
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
 
     def left_s(self) -> float:
-        """Raises TimeoutError when none is left."""
+        """The seconds left; raises TimeoutError if there are none."""
         left = self._at - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request timed out")
         return left
 
 
-#: That of the request which this thread sends; urllib3 has no other way to its connections.
+#: The deadline of the request that this thread is sending; urllib3 has no other way to pass it on.
 _deadline: ContextVar[Deadline] = ContextVar("deadline")
 
 
 def _pools(rules: AddressRules, resolve: Resolve) -> dict[str, type[HTTPConnectionPool]]:
-    """Make urllib3's pools with connections that go only where the rules let them."""
+    """Return urllib3 pool classes whose connections go only where the rules allow."""
 
     class Plain(HTTPConnection):
         response_class = _TimedResponse
@@ -150,12 +150,12 @@ def _pools(rules: AddressRules, resolve: Resolve) -> dict[str, type[HTTPConnecti
 
 
 def _let_time_run(connection: HTTPConnection) -> None:
-    if connection.sock is not None:  # else it is still to be made, with its own time
+    if connection.sock is not None:  # otherwise it is still to be connected, with its own timeout
         connection.sock.settimeout(_deadline.get().left_s())
 
 
 def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resolve: Resolve) -> socket.socket:
-    """Resolve a connection's host once, check every address of the answer, and connect to one of them."""
+    """Resolve a connection's host once, check every address it resolves to, and connect to one of them."""
     host, port, deadline = connection._dns_host, connection.port or 0, _deadline.get()
     try:
         found = _resolved(partial(resolve, host, port, type=socket.SOCK_STREAM), deadline)
@@ -163,7 +163,7 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
         raise ConnectTimeoutError(connection, f"resolving {host} timed out") from error
     except socket.gaierror as error:
         raise NameResolutionError(host, connection, error) from error
-    except ValueError as error:  # UnicodeError among them: a label that no name may have
+    except ValueError as error:  # includes UnicodeError: a label that is not valid in a host name
         raise AddressRefused("invalid_url", "The host name cannot be resolved.") from error
     for *_, address in found:
         rules.check(scheme, port, ip_address(address[0]))
@@ -176,14 +176,14 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.settimeout(deadline.left_s())
             return made
-        except OSError as error:  # TimeoutError among them
+        except OSError as error:  # includes TimeoutError
             made.close()
             failure = error
     raise NewConnectionError(connection, f"no address of {host} accepts a connection: {failure}") from failure
 
 
 def _resolved(look_up: Callable[[], list[tuple[Any, ...]]], deadline: Deadline) -> list[tuple[Any, ...]]:
-    """Look a name up in a thread of its own: the C library waits for a silent name server as long as it likes."""
+    """Resolve a name in a thread of its own: the C library may wait for a silent name server for any length of time."""
     answers: SimpleQueue[list[tuple[Any, ...]] | Exception] = SimpleQueue()
 
     def answer() -> None:
@@ -203,7 +203,7 @@ def _resolved(look_up: Callable[[], list[tuple[Any, ...]]], deadline: Deadline) 
 
 
 class _TimedResponse(HTTPResponse):
-    """An answer whose every read ends with the exchange's time, and whose header is bounded."""
+    """A response whose reads all respect the exchange's deadline, and whose headers are bounded."""
 
     def __init__(
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
@@ -219,7 +219,7 @@ class _TimedResponse(HTTPResponse):
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket.  bytes_left: None for as many as come."""
+    """Reads a socket.  bytes_left: how much may still be read; None for no limit."""
 
     def __init__(self, sock: socket.socket, deadline: Deadline, bytes_left: int | None) -> None:
         super().__init__()

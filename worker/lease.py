@@ -1,4 +1,4 @@
-"""Holding a job: a thread beats its lease, takes progress up, and brings back the word to stop."""
+"""Hold a job: a thread renews its lease, reports progress, and learns when to stop."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Canceled(Stopped):
 
 
 class Drained(Stopped):
-    """The worker is told to end; the job is handed back."""
+    """The worker is shutting down; the job goes back to the queue."""
 
 
 class Fenced(Stopped):
-    """The job is no longer this worker's: the lease ran out, or may have."""
+    """The job no longer belongs to this worker: the lease has expired, or may have."""
 
 
 def kill_this_process() -> None:
-    """End the child at once; Celery starts another one, and a native call that hangs cannot prevent it."""
+    """Kill this child process at once, even in a native call that hangs; Celery starts another one."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Lease:
-    """A context that keeps a claimed job.
+    """A context manager that holds a claimed job.
 
-    It is also what `segment` reports to: each report takes the progress along and raises when the attempt
-    must end, so a running job stops within one batch of points.  An attempt that does not heed that within
-    ``stop_grace_s`` is ended with its process.
+    It is also the watch that `segment` reports to: each report passes on the progress and raises if the attempt
+    must end, so a running job stops within one batch of points.  An attempt that does not stop within
+    ``stop_grace_s`` is killed with its process.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Lease:
         self.check()
 
     def batch(self, done: int, total: int, masks: int) -> None:
-        """Report that ``done`` of ``total`` batches of points are decoded and gave ``masks`` masks."""
+        """Report that ``done`` of ``total`` batches of points are decoded, with ``masks`` masks so far."""
         self._progress = self._progress.model_copy(update={"done": done, "total": total, "masks": masks})
         self.check()
 
     def check(self) -> None:
-        """Raise when the attempt must end: Canceled, Drained, Fenced, or AttemptFailed (``timeout``)."""
+        """Raise if the attempt must end: Canceled, Drained, Fenced, or AttemptFailed (``timeout``)."""
         reason = self._reason_to_stop()
         if reason is not None:
             raise reason
@@ -110,7 +110,7 @@ class Lease:
         return None
 
     def _keep(self) -> None:
-        with bound_contextvars(**self._record.log_ids):  # a thread begins without those of the one that started it
+        with bound_contextvars(**self._record.log_ids):  # a new thread does not inherit them
             while not self._over.wait(self._settings.beat_s):
                 self._beat()
                 self._end_if_unheeded()
@@ -128,7 +128,7 @@ class Lease:
             self._kept_at = sent_at
 
     def _end_if_unheeded(self) -> None:
-        """End a process that hangs in a call that cannot be told to stop, and say in the ledger how the job ended."""
+        """Kill a process that hangs in an uninterruptible call, and record in the ledger how the job ended."""
         reason = self._reason_to_stop()
         if reason is None:
             return
@@ -145,6 +145,6 @@ class Lease:
                 case JobError(code=code, detail=detail):
                     self._ledger.fail(self._record, code, detail)
         except QueueUnavailable:
-            logger.warning("hung_attempt_not_recorded")  # the reaper ends it
+            logger.warning("hung_attempt_not_recorded")  # the courier reaps its lease
         self._over.set()
         self._end_process()

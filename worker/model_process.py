@@ -1,4 +1,4 @@
-"""The process that holds the model: what it owns, and how it shows that it takes work."""
+"""The process that holds the model: its resources, and how it proves that it takes work."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 logger = get_logger()
 
-#: A job id that no job has.  Its message, sent to a node's own queue, proves that the node consumes.
+#: A job id that no job has.  A message with it, sent to a node's own queue, proves that the node consumes.
 CANARY_ID = f"job_{'0' * 32}"
-#: A parent that does not end at SIGTERM within this time is killed.
+#: A parent that does not exit within this time after SIGTERM is killed.
 END_GRACE_S = 5.0
 
 
 class WorkerChild:
-    """The workbench, and a thread that announces it with the time of the last message that it took.
+    """The workbench, and a thread that announces the worker with the time of the last message it received.
 
-    A connection to Redis may look well and deliver nothing.  So an idle node sends itself a canary through
-    the broker; while its messages come, the node is ready.  A node that hears none of its canaries for
-    ``ready_within_s`` is ended, for whoever keeps it to start it again: Celery does not notice by itself that an
-    acknowledgement failed while Redis was away, and takes no message any more.
+    A connection to Redis may look healthy and deliver nothing.  So an idle node sends itself a canary through
+    the broker; as long as messages arrive, the node is ready.  A node that receives no canary for
+    ``ready_within_s`` exits, so that its supervisor restarts it: Celery does not notice when an acknowledgement
+    failed while Redis was down, and then takes no more messages.
     """
 
     def __init__(self, bench: Workbench, roster: Roster, publisher: Publisher) -> None:
@@ -48,7 +48,7 @@ class WorkerChild:
         threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
 
     def work(self, job_id: str) -> None:
-        """Look at the job that a message names."""
+        """Run the job that a message names, or note a canary."""
         self._consumed_at = time.monotonic()
         self._unheard_since = None
         if job_id == CANARY_ID:
@@ -64,7 +64,7 @@ class WorkerChild:
             self._consumed_at = time.monotonic()
 
     def leave(self) -> None:
-        """Withdraw from the roster, and end what this process started."""
+        """Withdraw from the worker registry, and end what this process started."""
         self._over.set()
         self._bench.sandbox.close()
         try:
@@ -78,13 +78,13 @@ class WorkerChild:
                 self._announce()
             except QueueUnavailable:
                 logger.warning("worker_not_announced")
-                self._unheard_since = None  # nobody could have heard it
+                self._unheard_since = None  # nothing could have been delivered
             self._over.wait(min(WORKER_TTL_S / 6, self._bench.settings.canary_s))
 
     def _announce(self) -> None:
         settings = self._bench.settings
         now = time.monotonic()
-        # While it works, the lease tells whether it is well.
+        # While it runs a job, the lease shows whether it is healthy.
         idle_s = 0 if self._busy else int(now - self._consumed_at)
         self._roster.announce(
             WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
@@ -98,7 +98,7 @@ class WorkerChild:
             self._end_node()
 
     def _end_node(self) -> None:
-        """End the node's parent, which a new one is started for, and this process."""
+        """End the node's parent process, which its supervisor then restarts, and this process."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if os.getppid() != self._node_pid:  # it has ended already
                 break

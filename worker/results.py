@@ -1,4 +1,4 @@
-"""From masks to objects in the store, and the manifest that names them."""
+"""From masks to objects in the store, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def write_result(
     model: str,
     fetch_s: float,
 ) -> ResultSummary:
-    """Write what the job asked for under the attempt's own folder, then the manifest.
+    """Write the job's outputs to the attempt's own folder, then the manifest.
 
-    The manifest is written once for each job.  When an earlier attempt has written it, that attempt's
-    result stands and this one's objects are left unnamed.
+    The manifest is written once per job.  If an earlier attempt has written it, that attempt's result stands
+    and no manifest lists this one's objects.
     """
     started = time.monotonic()
     prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence)

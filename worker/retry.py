@@ -1,4 +1,4 @@
-"""Whether a broken attempt is followed by another, and when: a pure function of the error and what was before."""
+"""Whether a failed attempt is retried, and when: a pure function of the error and the job's history."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from maskfleet.jobs.errors import CallerError, JobError, QueueUnavailable, StoreUnavailable
 
-#: About how long the job waits after its first broken attempt; each further one doubles it.
+#: About how long the job waits after its first failed attempt; each further one doubles it.
 FIRST_WAIT_S = 2.0
 #: A job comes back within about so long after an outage, however long that was.
 LONGEST_WAIT_S = 300.0
-#: What another attempt would only meet again.
+#: Errors that another attempt would only repeat.
 FINAL_CODES = frozenset({"timeout"})
-#: All jobs meet these alike, so no job is to blame: while they last, attempts do not count.
+#: Outages hit all jobs alike, so no job is to blame: while they last, attempts are not charged.
 OUTAGES = (StoreUnavailable, QueueUnavailable)
 
 
@@ -34,22 +34,22 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """What a job is granted: attempts that count, and how long after its first claim an outage's do not."""
+    """A job's limits: how many charged attempts it has, and how long after its first claim outages are not charged."""
 
     max_attempts: int
     outage_s: float
 
 
 def decide(error: JobError, attempt: int, tried_for_s: float, patience: Patience, jitter: float) -> TryAgain | GiveUp:
-    """Decide after attempt number ``attempt``, from 1, broke with ``error``.
+    """Decide what follows after attempt number ``attempt``, from 1, failed with ``error``.
 
     tried_for_s: how long after the job's first claim the attempt began.
-    jitter: a random number in [0, 1), which spreads the waits over half to one and a half times their length.
+    jitter: a random number in [0, 1), which scales the wait to between half and one and a half times its length.
     """
     if isinstance(error, CallerError) or error.code in FINAL_CODES:
         return GiveUp(error.code, error.detail)
     if isinstance(error, OUTAGES) and tried_for_s < patience.outage_s:
-        # To wait as long as it has been tried doubles that time with each attempt; no count is needed.
+        # Waiting as long as the job has been tried so far doubles that time with each attempt; no counter is needed.
         return TryAgain(_wait_s(tried_for_s, jitter), charged=False)
     if attempt >= patience.max_attempts:
         return GiveUp(error.code, error.detail)

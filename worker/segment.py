@@ -1,4 +1,4 @@
-"""The story of a job: a photo and a spec in, masks out.
+"""How a job is segmented: a photo and a spec in, masks out.
 
 Read it from ``segment`` down.  All arithmetic stands in the modules named here, in the order in which they are used.
 """
@@ -60,7 +60,7 @@ def segment(
 ) -> Segmentation:
     """Segment a photo as the spec says.
 
-    mask_inputs: what the prompts' own ``mask_input`` name.
+    mask_inputs: the logits that the prompts' ``mask_input`` name, by the index of the prompt.
     Raises InvalidPrompt for a prompt outside the photo or with a mask of another size than the model's, and whatever
     the watch raises.
     """

@@ -1,4 +1,4 @@
-"""From where a job says its image is, to the image's bytes; and so for the earlier masks that its prompts name."""
+"""Fetch a job's image from its source, and the earlier masks that its prompts name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _CHUNK = 1 << 20
 def fetch_image(
     source: ImageSource, tenant: str, store: Store, egress: requests.Session, settings: WorkerSettings
 ) -> bytes:
-    """Fetch the image's bytes, of which there may be ``settings.max_image_bytes``.
+    """Fetch the image's bytes, at most ``settings.max_image_bytes``.
 
-    Raises InvalidImage when it cannot be had, SourceUnavailable or StoreUnavailable when it may be later.
+    Raises InvalidImage if it cannot be fetched, SourceUnavailable or StoreUnavailable if a retry may help.
     """
     if source.url is not None:
         data = _fetch_url(source.url, egress, settings)
@@ -48,7 +48,7 @@ def fetch_image(
 
 
 def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, settings: WorkerSettings) -> MaskInputs:
-    """Fetch the earlier masks that prompts name, by the index of the prompt.
+    """Fetch the earlier masks that prompts name, keyed by the index of the prompt.
 
     Raises InvalidPrompt (``mask_input_not_found``, ``mask_input_forbidden``, ``invalid_mask_input``), InvalidRequest
     for a bucket that is not allowed, StoreUnavailable.
@@ -119,7 +119,7 @@ def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> 
 
 
 def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Response:
-    """Get a URL's answer, behind a few redirects; the session checks each of their addresses as it did the first."""
+    """Return a URL's response, following a few redirects; the session checks each of them like the first URL."""
     for _ in range(MAX_REDIRECTS + 1):
         left_s = deadline - time.monotonic()
         if left_s <= 0:
@@ -127,7 +127,7 @@ def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Res
         answer = egress.get(url, stream=True, timeout=left_s)
         if not answer.is_redirect:
             return answer
-        answer.close()  # without its body, which may be of any length
+        answer.close()  # without reading its body, which may be of any length
         url = urljoin(url, answer.headers["Location"])
     raise InvalidImage("url_redirects", "The image URL redirects too many times.")
 

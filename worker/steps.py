@@ -23,11 +23,11 @@ from maskfleet.worker.sam.reference import BatchSlot
 
 @dataclass(frozen=True, slots=True)
 class SegmentMetrics:
-    """What the work was and how long it took.
+    """How much work it was and how long it took.
 
     points: prompts decoded; points_per_batch: as it was used; candidates: masks measured.
-    decoded_again: prompts that the library's decoder decoded once more, for their borderline pixels;
-    decoded_again_exactly: whether with the library's very bits, as far as was found on this machine.
+    decoded_again: prompts that the library's decoder decoded again, for their borderline pixels;
+    decoded_again_exactly: whether bit for bit as the library, as far as was tested on this machine.
     """
 
     embed_s: float
@@ -42,7 +42,7 @@ class SegmentMetrics:
 
 
 class Watch(Protocol):
-    """Is told of progress, and may raise to stop the job: cancellation, a time limit, another attempt."""
+    """Receives progress, and may raise to stop the job: cancellation, a time limit, another attempt."""
 
     def stage(self, stage: Stage) -> None: ...
 
@@ -66,10 +66,10 @@ SILENT: Watch = _Silent()
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What bounds a job's memory, and its distance from the library's masks.
+    """Limits for a job's memory and for its difference from the library's masks.
 
-    borderline_pixels: that a mask may have before its prompt is decoded again.  outline_bytes: logits that masks may
-    hold until they are written.
+    borderline_pixels: how many a mask may have before its prompt is decoded again.  outline_bytes: logits that masks
+    may hold until they are written.
     """
 
     borderline_pixels: int = MAX_BORDERLINE_PIXELS
@@ -113,7 +113,7 @@ class Work:
     def decode(
         self, embedding: Embedding, batches: Iterable[PromptBatch], *, multimask: bool = True
     ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        """Decode one batch after the other."""
+        """Decode the batches one after another."""
 
         def decode(part: PromptBatch) -> Candidates:
             return self.model.family.decode(embedding, part, multimask=multimask)
@@ -133,7 +133,7 @@ class Work:
     ) -> Candidates:
         """Decode one prompt with the library's decoder, as in its slot there.
 
-        embedding: what the family gives ``for_library``.
+        embedding: from the family's ``for_library``.
         """
         started = time.perf_counter()
         candidates = self.model.family.decode_in_slot(embedding, prompt, slot, multimask=multimask)

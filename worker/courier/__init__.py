@@ -1,1 +1,1 @@
-"""The courier: sends webhooks, looks after leases and deadlines, and sweeps the store; it needs no model."""
+"""The courier: sends webhooks, enforces leases and deadlines, and sweeps the store; it needs no model."""

@@ -1,6 +1,6 @@
-"""The courier: tells callers that jobs have ended, and puts right what processes that died left behind.
+"""The courier: sends webhooks when jobs end, and recovers what dead processes left behind.
 
-CPU only.  Several may run: whatever one takes, it takes by a script of the ledger, for a limited time.
+CPU only.  Several may run: each claims its work through a ledger script, for a limited time.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ logger = get_logger()
 #: One tenant has so much of a courier's senders at most, however many receivers of its own hang; the rest is left to
 #: the others (docs/decisions/0026-webhooks-in-lanes.md).
 TENANT_SHARE = 0.75
-#: A courier reports on what it took within so many of a receiver's time limits, or another courier takes it.
+#: A claimed delivery is leased for this many webhook timeouts; after that another courier may take it.
 LEASE_TIMEOUTS = 4
-#: Even a receiver's own Retry-After and the schedule are spread by this much, so that tries do not come in step.
+#: Delays from the schedule and from Retry-After are lengthened by up to this share, so that attempts spread out.
 JITTER = 0.2
-#: A courier asks this often at least whether it is its turn to sweep, so that one that ended is soon replaced.
+#: A courier checks at least this often whether to sweep, so that one that exited is soon replaced.
 LONGEST_UNASKED_S = 60.0
 
 
 class Courier:
-    """The loop over what is due."""
+    """The loop over everything that is due."""
 
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
@@ -63,13 +63,13 @@ class Courier:
         self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
-        #: The tenants of the webhooks that are being sent.
+        #: The tenant of each webhook in flight.
         self._sending: dict[Future[None], str] = {}
         self._sent = threading.Event()
 
     def run(self, is_over: Callable[[], bool]) -> None:
-        """Work until ``is_over`` says so; then end the tries under way."""
-        # One more than senders: a sweep takes its time, and no webhook waits for it.
+        """Work until ``is_over`` returns True, then finish the deliveries in flight."""
+        # One more than the senders: a sweep takes long, and no webhook should wait for it.
         with ThreadPoolExecutor(self._settings.webhook_senders + 1, thread_name_prefix="sender") as senders:
             next_look = 0.0
             while not is_over():
@@ -83,15 +83,15 @@ class Courier:
                     self._take(senders)
                 except QueueUnavailable:
                     logger.warning("queue_unavailable")
-                    self._sent.clear()  # what ends meanwhile is no reason to ask again at once
-                # A sender that is free again takes what is due without waiting for the next look.
+                    self._sent.clear()  # deliveries that end meanwhile are no reason to ask again at once
+                # A sender that becomes free takes what is due without waiting for the next tick.
                 self._sent.wait(max(0.0, next_look - time.monotonic()))
 
     def _take(self, senders: ThreadPoolExecutor) -> None:
         settings = self._settings
         self._sent.clear()
         self._sending = {future: tenant for future, tenant in self._sending.items() if not future.done()}
-        # No more than can be sent at once: what waits here would wait on its lease, and lose a try by it.
+        # No more than can be sent at once: a delivery waiting here would use up its lease, and with it an attempt.
         free = settings.webhook_senders - len(self._sending)
         if free == 0:
             return
@@ -125,7 +125,7 @@ class Courier:
         try:
             folders = sum(1 for _ in self._sweep.run(is_over=is_over))
             logger.info("sweep_done", folders=folders)
-        except JobError as error:  # Redis or the store is away, or a person sweeps: there is a next time
+        except JobError as error:  # Redis or the store is down, or an operator is sweeping: the next sweep will do
             logger.warning("sweep_broke_off", code=error.code)
         except Exception:  # as in _deliver
             logger.exception("sweep_broke")
@@ -139,16 +139,16 @@ class Courier:
                     self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
             except QueueUnavailable:
                 logger.warning("delivery_not_noted")  # it is due again when its lease ends
-            except Exception:  # a sender's thread has no one above it; the delivery is due again when its lease ends
+            except Exception:  # nothing above this thread would catch it; the delivery is due again when its lease ends
                 logger.exception("delivery_broke")
 
     def _body(self, delivery: Delivery) -> str:
-        """Give the bytes to send; empty, and the webhook is dropped, when they would not be true any more."""
+        """Return the body to send; if it would no longer be true, drop the webhook and return an empty string."""
         if delivery.forced and delivery.body:
             return delivery.body
         of_batch = delivery.subject.startswith("batch_")
         record = self._batches.read(delivery.subject) if of_batch else self._ledger.read(delivery.subject)
-        if record is None and delivery.body:  # a short retention does not cut the schedule short
+        if record is None and delivery.body:  # a short retention must not cut the schedule short
             return delivery.body
         if record is None or not _is_true(delivery, record):
             detail = (
@@ -176,7 +176,7 @@ class Courier:
         elif made.outcome is TryOutcome.REFUSED:
             self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
             logger.warning("webhook_refused", **fields)
-        elif delivery.tries >= len(schedule) or not delivery.subject:  # whoever sends a ping looks at it at once
+        elif delivery.tries >= len(schedule) or not delivery.subject:  # a ping gets a single attempt
             self._deliveries.ended(delivery, DeliveryState.GIVEN_UP, made, detail="The last scheduled attempt failed.")
             logger.warning("webhook_given_up", **fields)
         else:
@@ -186,7 +186,7 @@ class Courier:
 
 
 def _is_true(delivery: Delivery, record: JobRecord | BatchRecord) -> bool:
-    if isinstance(record, BatchRecord):  # a job of it that is retried opens it again, and its next end is another
+    if isinstance(record, BatchRecord):  # a retried job reopens its batch, which then completes under a new id
         return record.ended_ms is not None and delivery.id == record.completion_id
     return is_true(delivery.event, record)
 

@@ -1,4 +1,4 @@
-"""One try at telling a caller of a job: signed as Standard Webhooks say."""
+"""One delivery attempt of a webhook, signed as Standard Webhooks specifies."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from maskfleet.jobs.addresses import AddressRefused
 from maskfleet.jobs.ledger.deliveries import Delivery
 from maskfleet.jobs.schema.delivery import TryOutcome, TryView
 
-#: The first bytes of an answer that are kept, for its owner to see.
+#: How many bytes of a response are kept, for the receiver's owner to see.
 ANSWER_BYTES = 1024
-#: A receiver that asks to be left alone is, for no longer than this.
+#: The longest ``Retry-After`` of a receiver that is honoured.
 LONGEST_RETRY_AFTER_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A try, and how long the receiver asked to be left alone."""
+    """A delivery attempt, and how long the receiver asked us to wait before the next."""
 
     made: TryView
     retry_after_s: float = 0.0
 
 
 def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: datetime) -> dict[str, str]:
-    """Sign a body with every secret that is live, so that receivers can change theirs at their own time.
+    """Sign a body with every active secret, so that receivers can rotate theirs in their own time.
 
     Source: the Standard Webhooks specification, sections "Webhook Headers" and "Signature scheme".
     """
@@ -44,8 +44,8 @@ def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: d
 
 
 def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Sent:
-    """Post the body once.  Redirects are not followed: a receiver that moved must be told by its owner."""
-    # Redis' clock and not ours: a receiver refuses what is signed at another time than its own.
+    """Post the body once.  Redirects are not followed: if a receiver moves, its owner must change the URL."""
+    # Redis' clock, not this machine's: receivers reject a timestamp that is too far from their own time.
     now = datetime.fromtimestamp(delivery.now_s, UTC)
     headers = signed_headers(delivery.id, body, secrets, now)
     began = time.monotonic()
@@ -89,9 +89,9 @@ def _judged(status: int) -> tuple[TryOutcome, str | None]:
 
 
 def _beginning(answer: requests.Response) -> str:
-    """Read the first bytes of an answer as text; whatever cannot be one is replaced."""
+    """Read the first bytes of a response as text, replacing undecodable and unprintable characters."""
     data = b""
-    with suppress(HTTPError, OSError):  # the status has come, and is what counts
+    with suppress(HTTPError, OSError):  # the status has arrived, and is what counts
         while len(data) < ANSWER_BYTES and (more := answer.raw.read1(ANSWER_BYTES - len(data), decode_content=False)):
             data += more
     text = data.decode("utf-8", errors="replace")

@@ -1,13 +1,13 @@
-"""The sweep: removes objects under ``results/`` that no record names.
+"""The sweep: removes objects under ``results/`` that no record refers to.
 
-    an ended job's objects that its manifest does not name      attempts that lost, or broke off
-    everything of a job whose record is gone                    its retention is over, or it was deleted meanwhile
+    an ended job's objects that its manifest does not list      from attempts that lost or were cut off
+    all objects of a job whose record no longer exists          its retention is over, or it was deleted meanwhile
 
-Only what is so for longer than a grace time goes, and nothing of a job that is queued or running.  A job that is
-retried between our look and the removal loses nothing: its attempts write to folders of their own, so what was
-listed before belongs to older ones, and what a manifest names stays.
+Objects are removed only after a grace time, and never while their job is queued or running.  A job that is retried
+between the check and the removal loses nothing: each attempt writes to its own folder, so whatever was listed
+before belongs to older attempts, and what a manifest lists stays.
 
-CPU only, and safe to run beside everything else.  One runs at a time, which spares the store.
+CPU only, and safe to run alongside everything else.  One runs at a time, to spare the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Objects of one job that no record names.  why: for people."""
+    """Objects of one job that no record refers to.  why: for people."""
 
     folder: str
     why: str
@@ -46,12 +46,12 @@ class Leftover:
 
     @property
     def size(self) -> int:
-        """All bytes together."""
+        """The total size, in bytes."""
         return sum(found.size for found in self.objects)
 
 
 class Sweep:
-    """One look through the results of all jobs, as often as it is asked for."""
+    """A pass through the results of all jobs."""
 
     def __init__(self, ledger: Ledger, turns: SweepTurns, store: Store, *, retention_s: float, grace_s: float) -> None:
         """retention_s: how long records outlive their jobs.  grace_s: how long objects outlive what named them."""
@@ -71,10 +71,10 @@ class Sweep:
         return self._turns.is_due(every_s)
 
     def run(self, *, dry_run: bool = False, is_over: Callable[[], bool] = lambda: False) -> Iterator[Leftover]:
-        """Remove what is left over, job by job, and tell of each; ``dry_run`` only tells.
+        """Remove leftovers job by job and yield each; with ``dry_run`` only yield them.
 
-        Ends early once ``is_over`` says so.  Raises Conflict (``sweep_under_way``), QueueUnavailable,
-        StoreUnavailable; what is removed by then stays so.
+        Stops early once ``is_over`` returns True.  Raises Conflict (``sweep_under_way``), QueueUnavailable,
+        StoreUnavailable; what has been removed by then stays removed.
         """
         turn = nullcontext(_keep_nothing) if dry_run else self._turns.hold()
         with turn as keep_turn:
@@ -97,12 +97,12 @@ class Sweep:
                 yield leftover
 
     def _leftover(self, folder: str, found: tuple[ListedObject, ...]) -> Leftover | None:
-        """Judge one job's objects, which were listed before its record is read."""
+        """Return one job's leftovers, if any; its objects must have been listed before this reads its record."""
         tenant = folder.split("/")[1]
         record = self._ledger.read(_job_of(folder))
         now_ms = self._turns.now_ms()
         if record is None:
-            # Nobody knows when the record went.  It outlives its job by the retention, and the job its objects.
+            # When the record expired is unknown: the retention after the job's end, which is after its last object.
             gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
             return (
                 Leftover(folder, "the job's record no longer exists", found)
@@ -118,17 +118,17 @@ class Sweep:
         return Leftover(folder, "not part of the job's result", lost) if lost else None
 
     def _named(self, folder: str, found: tuple[ListedObject, ...]) -> set[str]:
-        """Give the keys that the job's manifest names, and its own."""
+        """Return the keys that the job's manifest lists, and its own."""
         manifest_key = f"{folder}manifest.json"
         keys = {item.key for item in found}
         if manifest_key not in keys:
             return set()
         if len({key.split("/")[3] for key in keys}) == 2:
-            return keys  # as almost always: the manifest, and the one attempt that there was
+            return keys  # the usual case: the manifest and a single attempt
         try:
             manifest = Manifest.model_validate_json(self._store.read(manifest_key))
         except NotFound:
-            return keys  # it is just being deleted
+            return keys  # the job is being deleted right now
         except ValidationError:
             logger.warning("manifest_not_understood", job_id=_job_of(folder), key=manifest_key)
             return keys
@@ -144,6 +144,6 @@ def _job_of(folder: str) -> str:
 
 
 def _job_folder(found: ListedObject) -> str:
-    """Give the folder of the job that an object belongs to, with a slash at its end; empty for a stranger."""
+    """Return the folder of the job that an object belongs to, with a trailing slash; empty if it is not one of ours."""
     match = _FOLDER.match(found.key)
     return match[0] if match else ""

@@ -1,1 +1,1 @@
-"""Images: strangers' files, checked and decoded in a process of their own."""
+"""Images: untrusted files, checked and decoded in a separate process."""

@@ -1,4 +1,4 @@
-"""An image file, made into the picture that a viewer would show: upright, in colours of 8 bits, band by band."""
+"""Decode an image file as a viewer would show it: upright, in 8-bit colours, band by band."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from maskfleet.worker.image.file_checks import DECODER_ERRORS, open_image, refused_when_broken
 
-#: What each EXIF orientation but the first wants done.  Source: Exif 2.32, 4.6.4.
+#: The transpose for each EXIF orientation but the first.  Source: Exif 2.32, 4.6.4.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,10 +22,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Those that make rows of columns, and those after which the last stored row is the first row or column.
+#: Those that turn rows into columns, and those after which the last stored row is the first row or column.
 _QUARTERS = {_TURNS[number] for number in (5, 6, 7, 8)}
 _LAST_ROW_FIRST = {_TURNS[number] for number in (3, 4, 6, 7)}
-#: A band has about so many pixels: few beside an image, many beside what each band costs.
+#: About the pixels in a band: few compared with an image, enough to make the cost per band negligible.
 _BAND_PIXELS = 2**20
 
 
@@ -33,7 +33,7 @@ _BAND_PIXELS = 2**20
 class Photo:
     """A decoded image.
 
-    pixels: (H, W, 3) RGB, upright.  size_wh: of these pixels.  format: what the file was, one of IMAGE_FORMATS.
+    pixels: (H, W, 3) RGB, upright.  size_wh: of these pixels.  format: the file's, one of IMAGE_FORMATS.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A part of the upright picture.  pixels: (h, w, 3) RGB, of which the first is at ``top_left``."""
+    """A part of the upright picture.  pixels: (h, w, 3) RGB, the first of them at ``top_left``."""
 
     top_left: tuple[int, int]
     pixels: npt.NDArray[np.uint8]
@@ -62,9 +62,9 @@ class Picture:
         return self.image.width * self.image.height
 
     def decoded(self) -> tuple[tuple[int, int], Iterator[Band]]:
-        """Decode the first frame; give its upright size (W, H), and its parts until they cover it.
+        """Decode the first frame; return its upright size (W, H) and an iterator over bands that cover it.
 
-        Beside Pillow's own copy there is one band at a time.
+        Apart from Pillow's own copy, one band is in memory at a time.
         Raises InvalidImage: ``image_truncated``, ``image_corrupt``, ``image_needs_too_much_memory``.
         """
         with refused_when_broken(self.format, self.data):
@@ -89,7 +89,7 @@ class Picture:
 def decode_photo(data: bytes, max_pixels: int) -> Photo:
     """Decode an image's first frame as a viewer shows it: upright, transparent parts white.
 
-    In this process, which a broken file may end; a worker asks `sandbox` instead.
+    Runs in this process, which a broken file may crash; a worker uses `sandbox` instead.
     Raises InvalidImage, as open_picture and Picture.decoded do.
     """
     with open_picture(data, max_pixels) as picture:
@@ -110,7 +110,7 @@ def open_picture(data: bytes, max_pixels: int) -> Iterator[Picture]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How the EXIF orientation wants the picture turned; metadata that cannot be read is passed over, as viewers do."""
+    """Return the transpose for the EXIF orientation; unreadable metadata is ignored, as in viewers."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODER_ERRORS:
@@ -118,10 +118,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _rgb(image: Image.Image, rows: int) -> Callable[[Image.Image], Image.Image]:
-    """Give what converts a band of an image, of any mode, to RGB of 8 bits.
+    """Return a function that converts a band of an image, of any mode, to 8-bit RGB.
 
     Transparent pixels are laid on white.  Many viewers do so, and transformers' image processors; its
-    pipeline drops alpha first, and shows colours that nobody has ever seen.
+    pipeline drops alpha first, which reveals colours that nobody was meant to see.
     """
     if image.mode.startswith("I") or image.mode == "F":
         low, high = _black_and_white(image, rows)
@@ -137,10 +137,10 @@ def _on_white(band: Image.Image) -> Image.Image:
 
 
 def _black_and_white(image: Image.Image, rows: int) -> tuple[float, float]:
-    """Choose the values of a deep grey image that are black and white.
+    """Choose which values of a grey image deeper than 8 bits are black and white.
 
-    16-bit files are scaled by their depth.  32-bit and floating files name no white: they are taken as 8-bit,
-    16-bit or 0..1 when all values fit there, else stretched from their lowest value to their highest.
+    16-bit files are scaled by their depth.  32-bit and float files define no white: they are taken as 8-bit,
+    16-bit or 0..1 if all values fit there, else stretched from their lowest value to their highest.
     """
     if image.mode.startswith("I;16"):
         return 0.0, 65535.0
@@ -155,7 +155,7 @@ def _black_and_white(image: Image.Image, rows: int) -> tuple[float, float]:
 
 
 def _eight_bits(band: Image.Image, low: float, high: float) -> Image.Image:
-    """Scale deep grey values to 0..255; Pillow's own conversion clips them."""
+    """Scale deep grey values to 0..255; Pillow's own conversion would clip them."""
     return Image.fromarray(np.rint((_deep(band) - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8))
 
 

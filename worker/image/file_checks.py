@@ -1,4 +1,4 @@
-"""A file's bytes and what they claim to be: an image whose header can be read and is small enough, or a refusal."""
+"""Check a file before it is decoded: its format is known, its header readable, its size within the limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskfleet.jobs.image_types import (
     webp_size_wh,
 )
 
-#: What Pillow's decoders raise on files that are broken, as found by the fuzzing tests.
+#: What Pillow's decoders raise on broken files, as found by the fuzzing tests.
 DECODER_ERRORS = (
     OSError,
     EOFError,
@@ -43,13 +43,13 @@ DECODER_ERRORS = (
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
-    """Read a file's header, and compare its size with max_pixels.  Gives the image and its format.
+    """Read a file's header and check its size against max_pixels.  Yields the image and its format.
 
     Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``,
     ``image_corrupt``, ``image_needs_too_much_memory``.
     """
     check_not_empty(data)
-    # Pillow's own limit is one number for the whole process; max_pixels stands in its place here.
+    # Pillow's own limit is global to the process; max_pixels replaces it here.
     Image.MAX_IMAGE_PIXELS = None
     if declared := _declared_size_wh(data):
         check_size(declared, max_pixels)
@@ -57,13 +57,13 @@ def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]
         image = _open(data)
     with image:
         check_size(image.size, max_pixels)
-        # A JPEG with a second picture, as some telephones write, is called MPO by Pillow.
+        # Pillow calls a JPEG with a second picture, as some phones write, MPO.
         yield image, "JPEG" if image.format == "MPO" else str(image.format)
 
 
 @contextmanager
 def refused_when_broken(file_format: str, data: bytes) -> Iterator[None]:
-    """Say what is wrong with a file, in place of what a decoder raises over it."""
+    """Raise InvalidImage with what is wrong with a file, in place of the decoder's own error."""
     with _quiet():
         try:
             yield
@@ -74,7 +74,7 @@ def refused_when_broken(file_format: str, data: bytes) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata, not for an operator's log
+        warnings.simplefilter("ignore")  # about odd metadata, of no use in an operator's log
         yield
 
 
@@ -92,9 +92,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _declared_size_wh(data: bytes) -> Size | None:
-    """The size that a PNG or WebP header declares, read without Pillow.
+    """Return the size that a PNG or WebP header declares, read without Pillow.
 
-    Pillow does not open a PNG without pixels, and makes WebP's canvas while it opens the file: too late for
+    Pillow does not open a PNG without pixels, and allocates WebP's canvas while opening the file: too late for
     a file that declares a huge one.  None for the other formats and for short headers.
     """
     try:
@@ -109,7 +109,7 @@ def _declared_size_wh(data: bytes) -> Size | None:
 
 
 def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage:
-    # -9 is Pillow's own number for it, which its reader of TIFFs does not put into words.
+    # -9 is Pillow's code for out of memory; its TIFF reader gives no text for it.
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or str(error) == "decoder error -9":
         return InvalidImage(
             "image_needs_too_much_memory",
@@ -121,7 +121,7 @@ def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage
 
 
 def _ends_early(file_format: str, data: bytes) -> bool:
-    """Whether a file that could not be decoded lacks its end, by its format's own mark."""
+    """Return True if a file that could not be decoded lacks its format's end marker."""
     if len(data) < 30:
         return True
     if file_format == "WEBP":

@@ -1,4 +1,4 @@
-"""Decodes images in a process of its own: a file that crashes a decoder ends that process and not the worker."""
+"""Decode images in a separate process, so that a file that crashes a decoder does not crash the worker."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ logger = get_logger()
 COMMAND = (sys.executable, "-m", "maskfleet.worker.image.sandbox_process")
 #: A 100 MP image of the slowest format takes some seconds.  The process ends itself after this time.
 DECODE_TIMEOUT_S = 60.0
-#: One that has not ended itself by then, because it is stopped or does not keep to the rules, is killed.
+#: A process that has not ended itself by then, because it is stopped or misbehaves, is killed.
 KILL_GRACE_S = 5.0
-#: How often whoever waits for an image asks whether it is still wanted.
+#: How often ``check`` is called while an image is being decoded.
 LOOK_S = 0.1
-#: All that the process is told: where its code is.  No key, no secret, no address.
+#: The whole environment of the process: where its code is.  No keys, no secrets, no addresses.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
-#: Linux gives a pipe 64 kB, which makes two processes take turns; it allows anyone 1 MB.
+#: Linux pipes hold 64 kB by default, which makes the two processes take turns; any user may set 1 MB.
 _PIPE_BYTES = 2**20
-#: A refusal or a size is shorter than this.
+#: The longest error or size message, in bytes.
 _JSON_BYTES = 2**16
 
 
 class _Ended(Exception):
-    """The process ended in the midst of an answer, or its answer makes no sense."""
+    """The process ended in the middle of a response, or its response is malformed."""
 
 
 class _Hangs(Exception):
-    """The process neither answers nor ends in time."""
+    """The process neither responds nor ends in time."""
 
 
 def _go_on() -> None:
-    """Nobody stops it."""
+    """Never stop."""
 
 
 class Sandbox:
-    """One decoding process, kept from image to image; a new one takes its place when it has ended.
+    """A decoding process, reused from image to image and replaced when it has ended.
 
-    For one thread, with which it ends.  command: what to start.
+    For use by one thread; the process ends with that thread.  command: what to start.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Sandbox:
     def decode(self, data: bytes, max_pixels: int, check: Callable[[], None] = _go_on) -> Photo:
         """Decode an image, as `decode.decode_photo` does.
 
-        check: asked again and again; what it raises ends the process at once, and is raised.
-        Raises InvalidImage: its codes, and ``image_crashes_decoder`` when a new process ended over it as well, or
-        ``image_takes_too_long``.
+        check: called repeatedly; if it raises, the process is killed and the error passed on.
+        Raises InvalidImage: the codes of `decode_photo`, ``image_crashes_decoder`` if a new process crashed on the file
+        as well, or ``image_takes_too_long``.
         """
         self._check = check
         try:
-            # The first may have been harmed by an earlier image, or killed from outside: that blames nobody.
+            # The first process may have been damaged by an earlier image or killed from outside: that proves nothing.
             photo = self._try(data, max_pixels) or self._try(data, max_pixels)
         except InvalidImage:
             raise
-        except BaseException:  # what is left of the answer must not be taken for the next one's
+        except BaseException:  # the rest of this response must not be read as part of the next one
             self._process.kill()
             self._replace()
             raise
@@ -93,9 +93,9 @@ class Sandbox:
         return photo
 
     def _try(self, data: bytes, max_pixels: int) -> Photo | None:
-        """Ask once; None, with a new process in place, when the process ended."""
+        """Try once; if the process ended, replace it and return None."""
         if self._process.poll() is not None:
-            self._replace()  # it ends by itself when a file has left much behind
+            self._replace()  # it exits by itself if a file has left too much memory behind
         try:
             return self._ask(data, max_pixels)
         except (_Ended, _Hangs, BrokenPipeError) as error:
@@ -114,12 +114,12 @@ class Sandbox:
         return status
 
     def close(self) -> int:
-        """End the process; give its status."""
+        """End the process and return its exit status."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(1)  # it has ended, or ends as it hears no more
+            return self._process.wait(1)  # it has ended, or does so now that its stdin is closed
         self._process.kill()
         return self._process.wait()
 
@@ -137,7 +137,7 @@ class Sandbox:
             if sys.platform == "linux":
                 import fcntl
 
-                with suppress(OSError):  # as large as it is, then
+                with suppress(OSError):  # then it keeps its size
                     fcntl.fcntl(_descriptor(pipe), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return process
 
@@ -157,7 +157,7 @@ class Sandbox:
                 (width, height), file_format = head["size_wh"], str(head["format"])
                 if not (0 < width <= max_pixels and 0 < height <= max_pixels // width):
                     raise _Ended
-                # Zeros: whatever the process leaves out is none of this process's memory.
+                # Zeros: pixels that the process leaves out must not expose this process's memory.
                 pixels = np.zeros((height, width, 3), np.uint8)
             elif kind == BAND and pixels is not None:
                 self._read_band(pixels)
@@ -200,7 +200,7 @@ class Sandbox:
         rest = memoryview(data)
         while rest:
             self._await(self._stdin, select.POLLOUT)
-            with suppress(BlockingIOError):  # less room than a page: poll and write see that differently
+            with suppress(BlockingIOError):  # less than a page is free: poll and write disagree about that
                 rest = rest[os.write(self._stdin, rest) :]
 
     def _await(self, descriptor: int, event: int) -> None:

@@ -1,7 +1,7 @@
-"""The process that decodes what callers send: ``python -m maskfleet.worker.image.sandbox_process``, run by `sandbox`.
+"""The process that decodes callers' images: ``python -m maskfleet.worker.image.sandbox_process``, run by `sandbox`.
 
-It knows no secret and no address, may use so much memory and time for each image, and a native decoder that crashes
-ends nothing but it.  Requests come on stdin; what they are answered with goes to what was stdout.
+It has no secrets and no addresses, its memory and time per image are limited, and a crash in a native decoder ends
+nothing else.  Requests arrive on stdin; responses go to the original stdout.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from PIL import Image
 from maskfleet.jobs.errors import InvalidImage
 from maskfleet.worker.image.decode import open_picture
 
-#: A request: the file's length, the most pixels, and seconds.  Then comes the file.
+#: A request: the file's length, the pixel limit, and the time limit in seconds.  Then comes the file.
 REQUEST = struct.Struct("<QQd")
-#: Before each part of an answer: its kind, its length.
+#: Before each part of a response: its kind and length.
 PART = struct.Struct("<cQ")
-#: Kinds of parts: a refusal or the size, as JSON; a band of pixels; the end.
+#: Kinds of parts: an error or the size, as JSON; a band of pixels; the end.
 REFUSED, SIZE, BAND, END = b"r", b"s", b"b", b"e"
 #: Before a band's pixels: top, left, height, width.
 PLACE = struct.Struct("<4Q")
 
-#: Address space for each pixel of an image: WebP's decoder holds two canvases of 4 bytes beside what it gives to
-#: Pillow, 4 bytes, and Pillow's own 4; no other format needs more.
+#: Address space for each pixel of an image: WebP's decoder holds two canvases of 4 bytes each besides what it
+#: passes to Pillow, 4 bytes, and Pillow's own 4; no other format needs more.
 BYTES_PER_PIXEL = 16
-#: And for the file itself, of which decoders make copies, and what does not depend on either.
+#: Also for the file itself, which decoders copy, and for what depends on neither.
 FILE_COPIES, ELSE_BYTES = 3, 192 * 2**20
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 
 
 def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
-    """Decode one file within its share of memory.  used: what the process has without any, in bytes."""
+    """Decode one file within its memory limit.  used: address space that the process has without an image, in bytes."""
     try:
         _limit_memory(used, len(data), max_pixels)
         with open_picture(data, max_pixels) as picture:
@@ -58,29 +58,29 @@ def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Answer requests until there are no more, or until the worker ends, however it does."""
-    if sys.platform == "linux":  # elsewhere a native call goes on until its time is over
+    """Handle requests until there are no more, or until the worker exits in any way."""
+    if sys.platform == "linux":  # elsewhere a native call runs until its time limit
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
-    # Whatever the worker does with this signal, here it ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the worker
+    # Whatever the worker does on this signal, here it ends the process.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What libraries print of a file, which may be without end, must stand neither among the answers nor in the log.
+    # What libraries print about a file may be endless, and belongs neither in the responses nor in the log.
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    logging.disable()  # so must what Pillow says of it
-    Image.init()  # else the first image of a rare format would wait for it
+    logging.disable()  # nor do log messages of Pillow
+    Image.init()  # or the first image of a rare format would wait for it
     used = _address_space()
     while len(head := sys.stdin.buffer.read(REQUEST.size)) == REQUEST.size:
         length, max_pixels, limit_s = REQUEST.unpack(head)
         data = sys.stdin.buffer.read(length)
         if len(data) < length:
             return
-        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its signal ends even a native call
+        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its signal interrupts even a native call
         try:
             answer(data, max_pixels, used, out)
         except BrokenPipeError:
@@ -89,11 +89,11 @@ def main() -> None:
         del data
         _limit_address_space(resource.RLIM_INFINITY)  # the next file may be larger
         if _address_space() - used > ELSE_BYTES // 2:
-            return  # what this file left behind would be missing for the next one
+            return  # the next file would lack the memory that this one left in use
 
 
 def _write(out: BinaryIO, kind: bytes, *parts: bytes) -> None:
-    """Write one part of an answer; a pipe takes as much at a time as it can hold."""
+    """Write one part of a response; a pipe takes no more at a time than it can hold."""
     for part in (PART.pack(kind, sum(map(len, parts))), *parts):
         rest = memoryview(part)
         while rest:
@@ -105,7 +105,7 @@ def _limit_memory(used: int, file_bytes: int, pixels: int) -> None:
 
 
 def _limit_address_space(limit: int) -> None:
-    if sys.platform == "linux":  # elsewhere there is no such limit, or it is not kept
+    if sys.platform == "linux":  # elsewhere the limit does not exist or is not enforced
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         if most != resource.RLIM_INFINITY and not 0 <= limit <= most:
             limit = most

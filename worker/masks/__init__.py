@@ -1,1 +1,1 @@
-"""Masks: from candidates' logits to measured, chosen and run-length-encoded masks of the image's size."""
+"""Masks: from candidates' logits to measured, filtered and run-length-encoded masks of the image's size."""

@@ -1,4 +1,4 @@
-"""Loops over pixels, compiled: once on a machine, kept beside the code or where the user's caches are."""
+"""Compiled loops over pixels, cached next to the code or in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: whatever the loop takes
+_Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: a loop takes any arguments
 
 
 def kernel(function: _Function) -> _Function:
-    """Compile a function at its first call, to run without the interpreter and its lock.
+    """Compile a function at its first call, to run without the interpreter and the GIL.
 
-    What was compiled is kept in ``__pycache__``, else in the user's cache folder or in NUMBA_CACHE_DIR.  Where none can
-    be written, as in a container without a home, it is compiled anew in each process: some seconds at its start.
+    The compiled code is cached in ``__pycache__``, else in the user's cache folder or in NUMBA_CACHE_DIR.  If none of
+    them is writable, as in a container without a home, each process compiles again, which takes seconds at its start.
     """
     try:
         compiled = njit(nogil=True, cache=True, error_model="numpy")(function)
@@ -34,5 +34,5 @@ def _fma(_context: Any, _a: Any, _b: Any, _c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), build
 
 
-#: Gives a · b + c with one rounding, in float32; only inside a kernel.
+#: Returns a · b + c with a single rounding, in float32; only for use in a kernel.
 fused_multiply_add = cast("Callable[[float, float, float], float]", _fma)

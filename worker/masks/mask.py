@@ -1,4 +1,4 @@
-"""What a mask is, and which of a decoder's candidates are worth one."""
+"""What a mask is, and which of a decoder's candidates become one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Mask:
     """One mask on the original image, with SA-1B's measures.
 
     counts: COCO's compressed RLE, for size_hw.  bbox_xywh: COCO's box, from the first pixel to past the last,
-    so a mask of one pixel is 1 wide (SA-1B's own boxes end one pixel earlier); an empty mask's has no size.
-    stability_score: in [0, 1].  predicted_iou: the model's guess, not bounded.  point_coords: the points
-    given, or the point of the grid.  crop_box_xywh: the part of the image that was looked at.
+    so a mask of one pixel is 1 wide (SA-1B's own boxes end one pixel earlier); an empty mask's is 0 wide and high.
+    stability_score: in [0, 1].  predicted_iou: the model's estimate, not bounded.  point_coords: the points
+    given, or the point of the grid.  crop_box_xywh: the part of the image that was segmented.
     prompt: index into the job's prompts, None in mode everything.  candidate: 0 to 2 with multimask, else None.
-    logits: (h, w) at the model's low resolution, of the crop; only where they were asked for.
+    logits: (h, w) at the model's low resolution, of the crop; only if requested.
     """
 
     counts: str
@@ -43,7 +43,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where logits are cut, and how stable a mask must be under a shift of the cut; 0 takes them all."""
+    """The threshold on logits, and how stable a mask must be when it is shifted; 0 accepts every mask."""
 
     threshold: float
     stability_offset: float = 1.0
@@ -67,14 +67,14 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Candidates worth a mask.  rows: of the prompt in its batch; columns: of the candidate; both (K,)."""
+    """Candidates that become masks.  rows: the prompts in their batch; columns: the candidates; both (K,)."""
 
     rows: Tensor
     columns: Tensor
 
 
 def choose_promising(candidates: Candidates, pred_iou_thresh: float) -> Chosen:
-    """Keep candidates of a predicted IoU above the threshold; 0 keeps all, as in transformers."""
+    """Keep candidates with a predicted IoU above the threshold; 0 keeps all, as in transformers."""
     promising = (
         candidates.predicted_iou > pred_iou_thresh if pred_iou_thresh > 0 else candidates.predicted_iou.isfinite()
     )
@@ -83,7 +83,7 @@ def choose_promising(candidates: Candidates, pred_iou_thresh: float) -> Chosen:
 
 
 def choose_best(candidates: Candidates) -> Chosen:
-    """Keep each prompt's candidate of the highest predicted IoU."""
+    """Keep each prompt's candidate with the highest predicted IoU."""
     columns = candidates.predicted_iou.argmax(dim=1)
     return Chosen(torch.arange(len(columns), device=columns.device), columns)
 
@@ -95,11 +95,11 @@ def choose_all(candidates: Candidates) -> Chosen:
 
 
 def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:
-    """Read a mask's pixels back.  Returns (H, W), columns contiguous."""
+    """Decode a mask's pixels.  Returns (H, W), columns contiguous."""
     return decode_runs(mask.counts, mask.size_hw)
 
 
 def warm_up() -> None:
-    """Compile what measures and writes masks, or find it compiled: some seconds on a machine's first time."""
+    """Compile the kernels that measure and encode masks, or load them from the cache; the first time takes seconds."""
     measure.warm_up()
     rle.warm_up()

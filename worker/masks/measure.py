@@ -1,4 +1,4 @@
-"""Masks measured from their logits, and traced later: what of them is needed, kept small in between."""
+"""Measure masks from their logits, and keep just the logits that are needed to trace them later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from maskfleet.worker.masks.resampling import Geometry, one_step
 from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_turned, trace_mask
 
-#: How far a value must be beyond a cut for its mixes to be so surely: a part of the cut, and a least distance, for cuts
-#: of 0, below which products would underflow.
+#: How far values must exceed a cut so that their mixes surely do: a fraction of the cut, and for cuts of 0 a least
+#: distance, below which products would underflow.
 _MARGIN, _LEAST_MARGIN = np.float32(2**-18), np.float32(1e-30)
 #: Masks that a thread takes at once: few, since masks differ in size and so in work, and threads are to end together.
 _MASKS_A_PART = 4
@@ -20,11 +20,11 @@ _MASKS_A_PART = 4
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What K masks measure on the image or the crop that the geometry leads to.
+    """The measures of K masks on the image or crop that the geometry maps to.
 
     areas: (K, 3), pixels above threshold - offset, threshold, threshold + offset.  boxes_xyxy: (K, 4), past the last
     pixel; all 0 for an empty mask.  windows: (K, 4), first and last row, first and last column of the logits that
-    matter; the last before the first if none does.
+    matter; last < first if none do.
     """
 
     areas: Integers
@@ -34,21 +34,21 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The logits that a mask can be traced from: a few kilobytes, for most masks are small.
+    """The logits that a mask is traced from: a few kilobytes, since most masks are small.
 
-    window: as measured.  turned: (columns, rows), the window and as far around it as pixels inside reach.
+    window: as measured.  turned: (columns, rows), the window, widened as far as pixels inside it depend on.
     """
 
     window: Integers
     turned: Floats
 
 
-#: What is left to trace of a mask that is written.
+#: The outline of a mask that has been written: nothing is left to trace.
 NO_OUTLINE = Outline(np.array([0, -1, 0, -1]), np.zeros((0, 0), np.float32))
 
 
 def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float, threads: int = 1) -> Measures:
-    """Measure masks without drawing them.  logits: (K, h, w), as ``geometry.prepare`` gives them."""
+    """Measure masks without rendering them.  logits: (K, h, w), as returned by ``geometry.prepare``."""
     count = len(logits)
     measures = Measures(np.zeros((count, 3), np.int64), np.zeros((count, 4), np.int64), np.zeros((count, 4), np.int64))
     cuts = _cuts(threshold - offset, threshold, threshold + offset)
@@ -58,7 +58,7 @@ def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float,
         tables = (measures.areas[mine], measures.boxes_xyxy[mine], measures.windows[mine])
         measure_masks(logits[mine], geometry.grid, cuts, *tables)
 
-    # Parts of a few masks, because masks differ in size and so in work.
+    # Parts of a few masks each, because masks differ in size and so in work.
     size = max(1, count) if threads == 1 else _MASKS_A_PART
     if count <= size:
         part(0)
@@ -80,7 +80,7 @@ def stability(measures: Measures) -> npt.NDArray[np.float32]:
 
 
 def keep_outline(logits: Floats, window: Integers, geometry: Geometry) -> Outline:
-    """Copy what is needed of one mask's logits (h, w) to trace it later.  window: as measured."""
+    """Copy the part of one mask's logits (h, w) that is needed to trace it later.  window: as measured."""
     top, bottom, left, right = window.tolist()
     above, beside = geometry.grid.rows.reach, geometry.grid.columns.reach
     part = logits[max(0, top - above) : bottom + 1 + above, max(0, left - beside) : right + 1 + beside]
@@ -90,10 +90,11 @@ def keep_outline(logits: Floats, window: Integers, geometry: Geometry) -> Outlin
 def trace(
     outline: Outline, geometry: Geometry, threshold: float, image_height: int, offset_xy: tuple[int, int] = (0, 0)
 ) -> Integers:
-    """Find where a mask begins and ends, down the columns of the image that the geometry's part lies in at offset_xy.
+    """Find where a mask starts and stops down the columns of the image.
 
-    threshold: as measured.  Returns positions x · image_height + y, ascending: pixels from the first up to the second
-    are inside, and so on.
+    threshold: as measured.  offset_xy: where the geometry's part lies in the image.
+    Returns positions x · image_height + y, ascending: pixels from the first up to, but not including, the
+    second are inside, and so on.
     """
     if outline.window[1] < outline.window[0]:
         return np.zeros(0, np.int64)
@@ -104,7 +105,7 @@ def trace(
 def count_near(outline: Outline, geometry: Geometry, threshold: float, distance: float) -> int:
     """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance.
 
-    Where it was measured with an offset below the distance, some of those under the threshold may be missed.
+    If it was measured with an offset smaller than the distance, some of those below the threshold may be missed.
     """
     if outline.window[1] < outline.window[0]:
         return 0
@@ -114,7 +115,7 @@ def count_near(outline: Outline, geometry: Geometry, threshold: float, distance:
 
 
 def warm_up() -> None:
-    """Compile, or find what was compiled before: some seconds on a machine's first time."""
+    """Compile the kernels, or load them from the cache; the first time takes seconds."""
     geometry, logits = one_step((4, 4), (200, 200)), np.ones((1, 4, 4), np.float32)
     measures = measure(logits, geometry, 0.0, 1.0)
     outline = keep_outline(logits[0], measures.windows[0], geometry)

@@ -1,4 +1,4 @@
-"""The process's memory, as the system sees it."""
+"""The process's memory, as the operating system sees it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def give_back() -> None:
-    """Hand what was freed back to the system.  Elsewhere than with glibc, which keeps it in pieces, nothing happens."""
+    """Return freed memory to the system.  Only glibc holds on to it in fragments; elsewhere this does nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

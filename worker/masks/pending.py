@@ -13,17 +13,17 @@ from maskfleet.worker.sam.prompts import PromptBatch
 
 #: Logits that unwritten masks may hold.  Mostly some 10 kB each; a mask of the whole image holds 256 kB.
 OUTLINE_BYTES = 64 * 2**20
-#: A pixel is borderline whose logit is so near to the threshold.  Of 600 masks at 18 and 100 MP, none differed from the
+#: A pixel is borderline if its logit is this near the threshold.  Of 600 masks at 18 and 100 MP, none differed from the
 #: library's in more pixels than it has this near; at 1e-4 two did.
 _BORDERLINE = 3e-4
 
 
 @dataclass(frozen=True, slots=True)
 class PendingMask:
-    """A mask that is measured and not written yet: its counts are empty.
+    """A mask that is measured but not encoded yet: its counts are empty.
 
-    batch, row, column: the batch that it is from, its prompt there, and which of the prompt's candidates it is.
-    outline: what it is traced from.  borderline: its borderline pixels, counted when the outline is given up.
+    batch, row, column: its batch, its prompt in the batch, and which of the prompt's candidates it is.
+    outline: what it is traced from.  borderline: its borderline pixels, counted when the outline is dropped.
     """
 
     mask: Mask
@@ -37,15 +37,15 @@ class PendingMask:
 
     @property
     def prompt(self) -> int:
-        """The prompt's index in the job's list, or the point's in the grid."""
+        """The index of the prompt in the job's list, or of the point in the grid."""
         return self.batch.indices[self.row]
 
     def prompt_alone(self) -> PromptBatch:
-        """Its prompt by itself, without what pads it."""
+        """Its prompt by itself, without padding."""
         return self.batch.alone(self.row)
 
     def written(self) -> Mask:
-        """Trace the mask and write its runs."""
+        """Trace the mask and return it with its runs encoded."""
         if self.mask.counts:
             return self.mask
         size_hw, (left, top, _, _) = self.mask.size_hw, self.view.crop.box_xyxy
@@ -53,20 +53,20 @@ class PendingMask:
         return replace(self.mask, counts=write_runs(changes, size_hw))
 
     def without_outline(self) -> PendingMask:
-        """The same, written: a few bytes for each run in place of its logits."""
+        """Return the same mask encoded: a few bytes per run instead of its logits."""
         return replace(self, mask=self.written(), borderline=self.borderline_pixels(), outline=NO_OUTLINE)
 
     def borderline_pixels(self) -> int:
-        """Count the pixels so near to the threshold that the library may have them on its other side."""
+        """Count the pixels so near the threshold that the library may have them on the other side."""
         if self.mask.counts:
             return self.borderline
         return count_near(self.outline, self.geometry, self.view.cut.threshold, _BORDERLINE)
 
 
 class PendingMasks:
-    """The masks found so far: unwritten, since most are suppressed in the end; written where memory is short.
+    """The masks found so far: not encoded, since most will be suppressed, except where memory is short.
 
-    outline_bytes: logits that unwritten ones may hold.
+    outline_bytes: the logits that unencoded ones may hold.
     """
 
     def __init__(self, outline_bytes: int = OUTLINE_BYTES) -> None:
@@ -89,13 +89,13 @@ class PendingMasks:
         self.held_bytes += mask.outline.turned.nbytes
 
     def put(self, place: int, mask: PendingMask) -> None:
-        """Put another mask in the place of one."""
+        """Replace a mask by another."""
         self.held_bytes -= self._pending[place].outline.turned.nbytes
         self._pending[place] = mask = self._lightened(mask)
         self.held_bytes += mask.outline.turned.nbytes
 
     def keep(self, choose: Callable[[Sequence[Mask]], Sequence[int]], first: int = 0) -> None:
-        """Of the masks from first on, keep those that are chosen, in the order of the choice."""
+        """Of the masks from index ``first`` on, keep the chosen ones, in the order given."""
         rest = self._pending[first:]
         self._pending[first:] = [rest[index] for index in choose([one.mask for one in rest])]
         self.held_bytes = sum(one.outline.turned.nbytes for one in self._pending)
@@ -104,7 +104,7 @@ class PendingMasks:
         return tuple(one.written() for one in self._pending)
 
     def _lightened(self, mask: PendingMask) -> PendingMask:
-        """Give up a mask's outline where there is no room for it."""
+        """Encode a mask and drop its outline if there is no room for it."""
         if self.held_bytes + mask.outline.turned.nbytes > self._outline_bytes:
             return mask.without_outline()
         return mask

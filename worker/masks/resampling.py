@@ -1,19 +1,19 @@
-"""How a mask's low-resolution logits become the original's pixels: tables of torch's own bilinear weights.
+"""How a mask's low-resolution logits map to the original's pixels: tables of torch's own bilinear weights.
 
 A step of bilinear scaling makes each output value from two inputs along each axis.  SAM takes two steps: low
-resolution → the model's padded input → (padding off) → the original.  SAM 2 takes one.  Both are the same value here:
-each output coordinate names two middle coordinates, each middle coordinate two low-resolution ones, so that an output
-pixel depends on a band of at most three rows and three columns of the logits (two after one step).
+resolution → the model's padded input → (padding off) → the original.  SAM 2 takes one.  Here both have the
+same form: each output coordinate has two middle coordinates, each middle coordinate two low-resolution ones, so an
+output pixel depends on a band of at most three rows and three columns of the logits (two after one step).
 
 The numbers are those of ``torch.nn.functional.interpolate`` on a CPU, bit for bit, in float32:
 
-- scale = in / out; source(d) = scale · (d + ½) - ½, not under 0; its whole part is the first input, the next one the
-  second, its fraction f the second's weight and 1 - f the first's;
-- a value is first · (1 - f) + second · f: the columns of both rows first, then the rows.  Where torch was compiled for
+- scale = in / out; source(d) = scale · (d + ½) - ½, at least 0; its integer part is the first input, the next one
+  the second, its fraction f is the second's weight and 1 - f the first's;
+- a value is first · (1 - f) + second · f: the columns of both rows first, then the rows.  If torch was compiled for
   fused multiply-add, the product first · (1 - f) and scale · (d + ½) are not rounded;
-- outputs of H + W ≤ 128 come from another kernel, with another order of sums: torch itself makes those few pixels.
-  When torch has one thread, that kernel also takes tensors of exactly three channels, as the library has them: only
-  then the library's logits may differ from these in the last bit.
+- outputs of H + W ≤ 128 come from another kernel, which sums in another order: torch itself computes those few pixels.
+  With a single thread torch uses that kernel for tensors of exactly three channels, too, as in the library: only then
+  may the library's logits differ from these in the last bit.
 
 See docs/decisions/0018-masks-without-full-size-pixels.md.
 """
@@ -36,7 +36,7 @@ from maskfleet.worker.sam.embedding import Frame
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-#: Up to this H + W of its output, torch's CPU kernel is another one (aten/src/ATen/native/cpu/UpSampleKernel.cpp).
+#: Up to this H + W of the output, torch uses another CPU kernel (aten/src/ATen/native/cpu/UpSampleKernel.cpp).
 _OTHER_KERNEL_SIDES = 128
 #: Masks that are scaled by torch at once: 4 MB each at SAM's input size.
 _MASKS_BY_TORCH = 8
@@ -45,7 +45,7 @@ _MASKS_BY_TORCH = 8
 class Taps(NamedTuple):
     """One bilinear step along one axis: output i is input[first[i]] · first_weight[i] + the same of the second.
 
-    The first is the one whose product is not rounded, if any.
+    If one of the products is not rounded, it is the first.
     """
 
     first: Indices
@@ -60,7 +60,7 @@ class Axis(NamedTuple):
     outer: original ← middle.  inner: middle ← low resolution.  band_start, band_end: the low-resolution coordinates,
     both inclusive, that an output depends on.  first_from, end_until: for each low-resolution coordinate, the first
     output whose band begins there or later, and the first whose band ends later.  same_until: for each output, the next
-    one that has other middle coordinates.  reach: how far a band goes beyond its first coordinate, at most.
+    one with other middle coordinates.  reach: how far a band goes beyond its first coordinate, at most.
     """
 
     outer: Taps
@@ -75,7 +75,7 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One bilinear step: scale to to_hw, of which the corner kept_hw at the top left stays."""
+    """One bilinear step: scale to to_hw, then keep the top left corner of size kept_hw."""
 
     to_hw: tuple[int, int]
     kept_hw: tuple[int, int]
@@ -96,13 +96,13 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The grid of an image's pixels over logits, after the steps that torch takes itself because they are small."""
+    """The grid of an image's pixels over logits, after the small steps that torch computes itself."""
 
     grid: Grid
     by_torch: tuple[Step, ...] = ()
 
     def prepare(self, logits: Tensor) -> Floats:
-        """Bring logits (K, h, w), of any device, to where the axes begin."""
+        """Apply torch's own steps to logits (K, h, w) on any device, and return them ready for the axes."""
         values = logits.to("cpu", torch.float32)
         if self.by_torch:  # a few masks at a time: the middle may be large though the output is small
             values = torch.cat([self._stepped(few) for few in torch.split(values, _MASKS_BY_TORCH)])
@@ -117,12 +117,12 @@ class Geometry:
 def two_steps(
     low_hw: tuple[int, int], padded_hw: tuple[int, int], scaled_hw: tuple[int, int], original_hw: tuple[int, int]
 ) -> Geometry:
-    """SAM's way: to the model's padded input, the padding off, to the original."""
+    """Return SAM's mapping: scale to the model's padded input, crop the padding, scale to the original."""
     return _compose(low_hw, Step(padded_hw, scaled_hw), Step(original_hw, original_hw))
 
 
 def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> Geometry:
-    """SAM 2's way: the logits cover the whole image and are scaled once."""
+    """Return SAM 2's mapping: the logits cover the whole image and are scaled once."""
     return _compose(low_hw, Step(original_hw, original_hw))
 
 
@@ -135,7 +135,7 @@ def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
 
 @functools.lru_cache(maxsize=8)
 def _compose(low_hw: tuple[int, int], *steps: Step) -> Geometry:
-    """Compose the steps after the last one that torch must take itself."""
+    """Compose the steps that follow the last one that torch must compute itself."""
     small = [sum(step.to_hw) <= _OTHER_KERNEL_SIDES for step in steps]
     own = steps[len(small) - small[::-1].index(True) :] if any(small) else steps
     by_torch = steps[: len(steps) - len(own)]
@@ -153,7 +153,7 @@ def _axis(start: int, steps: list[tuple[int, int]], rounding: Rounding) -> Axis:
         taps.append(_taps(size, to, kept, rounding))
         size = kept
     while len(taps) < 2:
-        # A step from a size to the same is a copy: v · 1 + v · 0.
+        # A step that keeps the size is a copy: v · 1 + v · 0.
         taps.insert(0, _taps(start, start, start, rounding))
     inner, outer = taps
     band_start = np.minimum(inner.first, inner.second)[np.minimum(outer.first, outer.second)]
@@ -174,14 +174,14 @@ def _changes(*tables: Indices) -> npt.NDArray[np.bool_]:
 
 
 def _taps(size: int, to: int, kept: int, rounding: Rounding) -> Taps:
-    """The first kept outputs of a step from size to another, as ATen's compute_source_index_and_lambda has them."""
+    """Return the first kept outputs of a step between two sizes, as in ATen's compute_source_index_and_lambda."""
     ones, zeros = np.ones(kept, dtype=np.float32), np.zeros(kept, dtype=np.float32)
     if size == to:
         same = np.arange(kept)
         return Taps(same, ones, same, zeros)
     half = np.float32(0.5)
     scale, middles = np.float32(size) / np.float32(to), np.arange(kept, dtype=np.float32) + half
-    # A product of two float32 is exact in float64, so that one rounding is left: that of the fused operation.
+    # A product of two float32 is exact in float64, which leaves one rounding: that of the fused operation.
     source = (scale.astype(np.float64) * middles - 0.5).astype(np.float32)
     if rounding is Rounding.NEITHER:
         source = scale * middles - half
@@ -204,16 +204,16 @@ class Rounding(Enum):
 
 @functools.cache
 def torch_rounding() -> Rounding:
-    """Ask torch how it rounds: it depends on the processor, on its compiler and on ATEN_CPU_CAPABILITY.
+    """Find out how torch rounds: it depends on the processor, on torch's compiler and on ATEN_CPU_CAPABILITY.
 
-    On x86-64 with AVX2 the first product is fused, without it neither.
+    On x86-64 with AVX2 the first product is fused, without AVX2 neither is.
     """
     size, to = 50, 333
     row = np.sin(np.arange(size, dtype=np.float32) ** 2) * 9
     theirs = Step((1, to), (1, to)).take(torch.from_numpy(row)[None, None])[0, 0].numpy()
     for rounding in (Rounding.FIRST, Rounding.SECOND):
         taps = _taps(size, to, to, rounding)
-        exact = row[taps.first].astype(np.float64) * taps.first_weight  # 24 + 24 bits: nothing is lost
+        exact = row[taps.first].astype(np.float64) * taps.first_weight  # 24 + 24 bits: exact
         if np.array_equal(theirs, (exact + row[taps.second] * taps.second_weight).astype(np.float32)):
             return rounding
     return Rounding.NEITHER

@@ -1,19 +1,19 @@
-"""Masks from low-resolution logits without their full-size pixels: areas, boxes and runs, equal to the library's.
+"""Masks from low-resolution logits without full-size pixels: areas, boxes and runs, identical to the library's.
 
-A column of the original is walked from top to bottom.  Both ends of a bilinear mix bound it, so where all the logits
-that an output can see (its band, see resampling.py) are on one side of a cut, the output is too: such stretches
-are counted whole.  Only stretches at a crossing are computed, value by value, in torch's own order of float32 sums.
+Each column of the original is scanned from top to bottom.  A bilinear mix lies between its two inputs, so where all the
+logits that an output depends on (its band, see resampling.py) are on one side of a cut, so is the output: such
+stretches are counted whole.  Only stretches at a crossing are computed, value by value, in torch's float32 order.
 
-1. Around logits above the lowest cut: the window, widened by a band's reach (2).  Outside it all pixels are out.
-2. Neighbouring columns mostly mix the same two middle columns.  For such a pair, once: the low-resolution rows of both
-   (that is how torch begins), and for each row how many cuts both exceed, or "undecided" if they differ.
-3. So the output rows fall into stretches, decided where the rows of their bands agree.  In the others, column by
-   column: the two middle values that a few output rows mix; if these do not agree either, each output.
+1. Find the window of logits above the lowest cut, widened by a band's reach (2).  Outside it no pixel is in the mask.
+2. Neighbouring columns mostly mix the same two middle columns.  Once per such pair, compute the low-resolution rows of
+   both (as torch does first), and for each row how many cuts both exceed, or "undecided" if they differ.
+3. This splits the output rows into stretches, decided where the rows of their bands agree.  In the others, column by
+   column, compute the two middle values that a few output rows mix; if these do not agree either, each output.
 
-Rounding moves a mix beyond its ends by parts in 2**24, so "exceeds" keeps a margin of parts in 2**18 of the cut.
-Nothing here has the original's size, and an output costs something at a mask's outline only.
+Rounding moves a mix past its inputs by parts in 2**24, so "exceeds" keeps a margin of parts in 2**18 of the cut.
+Nothing here is of the original's size, and only outputs at a mask's outline cost anything.
 
-One file holds all kernels of this: numba's cache does not see that a kernel of another file has changed.
+All these kernels are in one file: numba's cache does not notice that a kernel in another file has changed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ from maskfleet.worker.masks.resampling import Axis, Grid
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
-#: The code of rows that are on both sides of a cut; of others it is the number of cuts they exceed, 0 to 3.
+#: The code of rows on both sides of a cut; other codes are the number of cuts exceeded, 0 to 3.
 _UNDECIDED = 4
 
 
 class Cuts(NamedTuple):
-    """Three levels, ascending.  surely, perhaps: what a mix's lower and upper end must exceed so that it does."""
+    """Three levels, ascending.
+
+    surely, perhaps: a mix surely exceeds a level if its lower bound exceeds ``surely``, and may exceed it if its upper
+    bound exceeds ``perhaps``.
+    """
 
     levels: Floats
     surely: Floats
@@ -64,7 +68,7 @@ def measure_masks(
 
 @kernel
 def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
-    """Measure one mask: add to its areas (3,) and widen its box (4,).  turned: as ``trace_mask`` takes it."""
+    """Measure one mask: add to its areas (3,) and widen its box (4,).  turned: as in ``trace_mask``."""
     rows = grid.rows
     seen, row_start, row_stop, top, left = _extent(window, grid)
     lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
@@ -111,7 +115,7 @@ def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, are
 def trace_mask(
     turned: Floats, window: Integers, grid: Grid, cuts: Cuts, image_height: int, image_left: int, image_top: int
 ) -> Integers:
-    """Find where a mask at the middle cut begins and ends, as positions x · image_height + y of an image.
+    """Find where a mask at the middle cut starts and stops, as positions x · image_height + y in an image.
 
     turned: the logits of the widened window, columns first.  image_left, image_top: where the grid lies in the image.
     """
@@ -152,7 +156,7 @@ def trace_mask(
 
 @kernel
 def _window(logits: Floats, cut: float, grid: Grid) -> tuple[int, int, int, int]:
-    """First and last row and column of the logits above a cut, of those that outputs see; last < first if none."""
+    """Return the first and last row and column of logits above a cut that outputs depend on; last < first if none."""
     height, width = grid.rows.band_end[-1] + 1, grid.columns.band_end[-1] + 1
     top, bottom, left, right = height, -1, width, -1
     for y in range(height):
@@ -174,7 +178,7 @@ def _window(logits: Floats, cut: float, grid: Grid) -> tuple[int, int, int, int]
 
 @kernel
 def _extent(window: Integers, grid: Grid) -> tuple[range, int, int, int, int]:
-    """The output columns and rows that see into a window, and where the logits that they see begin."""
+    """Return the output columns and rows that depend on a window, and where the logits they depend on start."""
     rows, columns = grid.rows, grid.columns
     seen = range(np.searchsorted(columns.band_end, window[2]), np.searchsorted(columns.band_start, window[3] + 1))
     row_start, row_stop = np.searchsorted(rows.band_end, window[0]), np.searchsorted(rows.band_start, window[1] + 1)
@@ -183,7 +187,7 @@ def _extent(window: Integers, grid: Grid) -> tuple[range, int, int, int, int]:
 
 @kernel
 def _take_pair(turned: Floats, grid: Grid, column: int, left: int, held: Integers, lows: Floats) -> bool:
-    """Bring lows to the two middle columns that an output column mixes; False if they are there.  held: which are."""
+    """Load into lows the two middle columns that an output column mixes; False if already there.  held: which are."""
     first, second = grid.columns.outer.first[column], grid.columns.outer.second[column]
     if held[0] == first and held[1] == second:
         return False
@@ -198,7 +202,7 @@ def _take_pair(turned: Floats, grid: Grid, column: int, left: int, held: Integer
 
 @kernel
 def _low_column(turned: Floats, grid: Grid, middle: int, left: int, out: Floats) -> None:
-    """A middle column at the window's low-resolution rows."""
+    """Compute a middle column at the window's low-resolution rows."""
     taps = grid.columns.inner
     first, second = turned[taps.first[middle] - left], turned[taps.second[middle] - left]
     first_weight, second_weight = taps.first_weight[middle], taps.second_weight[middle]
@@ -214,7 +218,7 @@ def _code_rows(lows: Floats, cuts: Cuts, codes: Codes) -> None:
 
 @kernel
 def _list_stretches(codes: Codes, rows: Axis, row: int, row_stop: int, top: int, starts: Integers, kinds: Codes) -> int:
-    """Cut the output rows from row on into decided and undecided stretches; each goes from its start to the next."""
+    """Split the output rows from row on into decided and undecided stretches; each ends where the next starts."""
     count, low = 0, 0
     while low < len(codes):
         code, last = codes[low], low
@@ -246,7 +250,7 @@ def _code(one: float, other: float, cuts: Cuts) -> int:
 
 @kernel
 def _middle_pair(lows: Floats, grid: Grid, top: int, row: int, column: int) -> tuple[float, float]:
-    """What an output row mixes: the values that its column sees in two middle rows."""
+    """Return what an output row mixes: the values of its column in two middle rows."""
     rows = grid.rows.outer
     return _middle(lows, grid, top, rows.first[row], column), _middle(lows, grid, top, rows.second[row], column)
 
@@ -286,7 +290,7 @@ def _add(areas: Integers, code: int, pixels: int) -> None:
 
 @kernel
 def _put(changes: Integers, count: int, position: int) -> int:
-    """Note a change; two at one place, at the end of a column and the beginning of the next, are none."""
+    """Append a change; two at the same position, at the end of a column and the start of the next, cancel out."""
     if count and changes[count - 1] == position:
         return count - 1
     changes[count] = position

@@ -1,4 +1,4 @@
-"""Which of the masks found stay: those that a crop's edge does not cut off, and of those that overlap the better."""
+"""Which masks are kept: those that a crop's edge does not cut off, and the better ones of those that overlap."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from maskfleet.worker.masks.mask import Mask
 
-#: A box this near to its crop's edge counts as cut off by it, in pixels; from the original's generator.
+#: A box this near its crop's edge, in pixels, counts as cut off by it; from the original's generator.
 _EDGE_TOLERANCE_PX = 20
 
 
 def is_cut_off(mask: Mask, size_wh: tuple[int, int]) -> bool:
-    """Whether a mask ends at an edge of its crop that is not an edge of the image."""
+    """Return True if a mask ends at an edge of its crop that is not an edge of the image."""
     box, crop = _corners(mask.bbox_xywh), _edges(mask.crop_box_xywh)
     return any(
         abs(side - crop_edge) <= _EDGE_TOLERANCE_PX and abs(side - image_edge) > _EDGE_TOLERANCE_PX
@@ -29,7 +29,7 @@ def better_of_overlapping(masks: Sequence[Mask], iou_thresh: float) -> list[int]
 def smaller_crop_of_overlapping(masks: Sequence[Mask], iou_thresh: float) -> list[int]:
     """Drop masks whose box overlaps that of one from a smaller crop, where it was seen larger; smallest crops first.
 
-    Masks of crops of one size keep their order and suppress each other in it.
+    Masks from crops of the same size keep their order, and earlier ones suppress later ones.
     Source: facebookresearch/segment-anything, automatic_mask_generator.py.
     """
     areas = [mask.crop_box_xywh[2] * mask.crop_box_xywh[3] for mask in masks]
@@ -37,7 +37,7 @@ def smaller_crop_of_overlapping(masks: Sequence[Mask], iou_thresh: float) -> lis
 
 
 def _suppress(masks: Sequence[Mask], scores: Sequence[float], iou_thresh: float) -> list[int]:
-    """Of overlapping boxes keep the one of the higher score, or the first; highest scores first."""
+    """Of overlapping boxes keep the one with the higher score, or the first; highest scores first."""
     order = np.argsort([-np.float32(score) for score in scores], kind="stable")
     boxes = np.array([_corners(masks[index].bbox_xywh) for index in order], dtype=np.float32).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -61,6 +61,6 @@ def _edges(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, f
 
 
 def _corners(box_xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The first and the last pixel of a box: the corners that the library measures overlaps with."""
+    """Return the first and the last pixel of a box: the corners that the library measures overlaps with."""
     x, y, width, height = box_xywh
     return x, y, x + max(width - 1, 0), y + max(height - 1, 0)

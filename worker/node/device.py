@@ -1,4 +1,4 @@
-"""Which devices a machine's workers use.  Asks NVML, the driver's own library; never imports torch."""
+"""Choose the devices of a machine's workers.  Asks NVML, the driver's own library; never imports torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pynvml
 
 
 class NoSuchDevice(ValueError):
-    """A device was asked for that is not there; the message says what is."""
+    """The requested device does not exist; the message says which do."""
 
 
-#: To be set before torch is imported.  OpenMP's threads otherwise spin while they wait for each other; where another
+#: Must be set before torch is imported.  Otherwise OpenMP's threads spin while they wait for each other; if another
 #: process wants the same core, 1,024 points of the bundled model took 65 s with two threads and take 3 s with this.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -21,7 +21,7 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 class Device:
     """A device for one worker node.
 
-    label: ``cpu``, or as in ``gpu0``.  kind: ``cpu`` or ``cuda``.  visible: its CUDA_VISIBLE_DEVICES.
+    label: ``cpu``, or such as ``gpu0``.  kind: ``cpu`` or ``cuda``.  visible: its CUDA_VISIBLE_DEVICES.
     """
 
     label: str
@@ -31,8 +31,8 @@ class Device:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Give the variables that show a process this device alone; they count before torch is imported."""
-        # NVML numbers by PCI bus; CUDA does so only when told.
+        """Return the environment variables that show a process only this device; set them before torch is imported."""
+        # NVML numbers GPUs by PCI bus; CUDA does so only with this setting.
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.visible}
 
 
@@ -40,9 +40,9 @@ CPU = Device("cpu", "cpu", "", "CPU")
 
 
 def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Device, ...]:
-    """Find the devices for ``cpu``, ``all`` or numbers as in ``0,2``.
+    """Return the devices for ``cpu``, ``all`` or numbers such as ``0,2``.
 
-    Where CUDA_VISIBLE_DEVICES is set already, ``all`` and the numbers count its entries, as CUDA itself does.
+    If CUDA_VISIBLE_DEVICES is set, ``all`` and the numbers refer to its entries, as in CUDA itself.
     Raises NoSuchDevice.
     """
     if selection == "cpu":
@@ -64,9 +64,9 @@ def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Devi
 
 
 def list_gpus(visible: str | None) -> tuple[Device, ...]:
-    """List the machine's GPUs, or those that ``visible``, a CUDA_VISIBLE_DEVICES, leaves.
+    """List the machine's GPUs, or those that ``visible``, a value of CUDA_VISIBLE_DEVICES, selects.
 
-    Raises NoSuchDevice when the driver does not answer, or an entry names nothing.
+    Raises NoSuchDevice if the driver does not respond or an entry names no GPU.
     """
     if visible is not None and visible.strip() in ("", "-1"):
         return ()
@@ -85,7 +85,7 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
 
 
 def _gpu(entry: str, count: int) -> Device:
-    """Describe an entry of CUDA_VISIBLE_DEVICES: a number, or the (beginning of the) UUID of a GPU or a MIG slice."""
+    """Return the device for an entry of CUDA_VISIBLE_DEVICES: a number, or the UUID (prefix) of a GPU or MIG slice."""
     if not entry.isdigit():
         known = [_model(number) for number in range(count) if _uuid(number).startswith(entry)]
         if not entry.startswith("MIG-") and len(known) != 1:
@@ -106,19 +106,19 @@ def _uuid(number: int) -> str:
 
 
 def _text(answer: bytes | str) -> str:
-    """NVML's Python package answered in bytes before its version 12."""
+    """Decode a string of NVML; its Python package returned bytes before version 12."""
     return answer.decode() if isinstance(answer, bytes) else answer
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not hold what was wanted, a device's or the machine's; told by its name, as below."""
+    """Return True if the device or the machine ran out of memory; judged by name, as below."""
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError")
 
 
 def is_lost_device(error: BaseException) -> bool:
-    """Whether an error leaves the process's CUDA context unusable, as an illegal memory access does.
+    """Return True if an error leaves the process's CUDA context unusable, such as an illegal memory access.
 
-    Told by its name and text, so that torch need not be imported here.
+    Judged by name and text, so that torch need not be imported here.
     """
     text = str(error)
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in text or "device-side assert" in text

@@ -1,4 +1,4 @@
-"""The fleet of one machine: a worker node for each device, started again when it dies, drained together."""
+"""The fleet of one machine: one worker node per device, restarted when it dies; all are drained together."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ logger = get_logger()
 
 #: One node: a Celery worker with one child process, on the one device that it sees.
 NODE_COMMAND = (sys.executable, "-m", "maskfleet.worker")
-#: How soon the fleet sees that a node has ended, or that it is to stop.
+#: How often the fleet checks whether a node has exited, or a signal has arrived.
 POLL_S = 0.1
 
 
 def run_fleet(
     selection: str, environment: Mapping[str, str], command: Sequence[str] = NODE_COMMAND, *, health_port: int = 0
 ) -> None:
-    """Run a node on each device until SIGTERM or SIGINT, which let each end its job; a second one kills them.
+    """Run a node on each device until SIGTERM or SIGINT, on which each finishes its job; a second signal kills them.
 
-    selection: ``cpu``, ``all`` or numbers as in ``0,2``.  health_port: of the first node, the others take those after
-    it; 0 for none.  Raises NoSuchDevice.
+    selection: ``cpu``, ``all`` or numbers such as ``0,2``.  health_port: the first node's; the others use the ports
+    after it; 0 for none.  Raises NoSuchDevice.
     """
     signals = StopSignals()
     nodes = [
@@ -43,7 +43,7 @@ def run_fleet(
 
 
 def node_name(device: Device) -> str:
-    """Name a device's node, as in ``sam-gpu0@host``."""
+    """Return the name of a device's node, such as ``sam-gpu0@host``."""
     return f"sam-{device.label}@{socket.gethostname()}"
 
 
@@ -82,4 +82,4 @@ def _drain(nodes: list[KeptChild], signals: StopSignals) -> None:
             running.remove(node)
         time.sleep(POLL_S)
     for node in nodes:
-        kill_child(node.process)  # and whatever a node that ended left behind
+        kill_child(node.process)  # and whatever a node that exited left behind

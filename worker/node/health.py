@@ -1,7 +1,7 @@
-"""Whether a worker takes work, for an orchestrator: over HTTP, or as ``python -m maskfleet.worker.node.health``.
+"""A worker's health for an orchestrator: over HTTP, or with ``python -m maskfleet.worker.node.health``.
 
-Alive is not enough.  A worker is ready when its model is loaded and a message reached it lately, be it a job or
-the canary that it sends itself.
+Being alive is not enough.  A worker is ready if its model is loaded and a message has reached it recently, be it a
+job or the canary that it sends itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from maskfleet.jobs.settings import WorkerSettings
 
 
 def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -> str | None:
-    """Say why a node is not ready, None when it is.
+    """Return why a node is not ready, or None if it is.
 
-    node: a node's name, or its end, as ``@host`` for any of a machine.
+    node: a node's name, or a suffix such as ``@host`` for any node of a machine.
     """
     own = [worker for worker in workers if worker.node.endswith(node)]
     if not own:
@@ -32,7 +32,7 @@ def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -
 
 
 def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
-    """Answer ``/live`` and ``/ready`` on ``health_port`` from a thread."""
+    """Serve ``/live`` and ``/ready`` on ``health_port`` from a thread."""
     roster = Roster(connect(settings))
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-            """Probes come every few seconds; they are not news."""
+            """Log nothing: probes arrive every few seconds."""
 
     server = ThreadingHTTPServer((settings.health_host, settings.health_port), Handler)
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""Child processes: they die with the process that started them, and come back when they die by themselves."""
+"""Child processes that die with their parent, and are restarted if they exit by themselves."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ logger = get_logger()
 
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
-#: A child that ended is started again after the first wait, then twice as long, up to the longest.
+#: A child that exited is restarted after the first wait, doubled each time up to the longest.
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
-#: A child that lived this long is taken to be sound; its next wait is the first one again.
+#: A child that lived this long counts as healthy; its next wait is the first one again.
 SOUND_AFTER_S = 60.0
 
 
 class KeptChild:
-    """A child that is started again, after a growing wait, when it ends by itself."""
+    """A child that is restarted, with growing delays, when it exits by itself."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class KeptChild:
         start: Callable[[], subprocess.Popen[bytes]],
         running: subprocess.Popen[bytes] | None = None,
     ) -> None:
-        """Start it; or keep ``running``, which was started before."""
+        """Start it; or adopt ``running``, which was started before."""
         self.name = name
         self._start = start
         self._wait_s = FIRST_WAIT_S
@@ -47,11 +47,11 @@ class KeptChild:
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """The one that runs now, or ran last."""
+        """The process that runs now, or ran last."""
         return self._process
 
     def look(self) -> bool:
-        """Notice that it has ended, and start it again when that is due; say if so.  To be called often."""
+        """Check whether it has exited, and restart it when that is due; return True if so.  To be called often."""
         if self._process.poll() is None:
             return False
         now = time.monotonic()
@@ -72,7 +72,7 @@ class KeptChild:
 
 
 class StopSignals:
-    """Counts SIGTERM and SIGINT from when it is made; the handler itself does nothing that could deadlock."""
+    """Counts SIGTERM and SIGINT from its creation on; the handler does nothing that could deadlock."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -86,9 +86,9 @@ class StopSignals:
 def start_child(
     command: Sequence[str], *, env: Mapping[str, str], log: Path | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; on Linux it is killed when this process dies, however it dies.
+    """Start a command in its own session; on Linux it is killed when this process dies in any way.
 
-    Its output is added to ``log``, or goes where this process's goes.
+    Its output is appended to ``log``, or goes where this process's goes.
     """
     before_exec = _death_with_parent()
 
@@ -103,7 +103,7 @@ def start_child(
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=before_exec,  # it only calls into libc, loaded beforehand
+                preexec_fn=before_exec,  # it only calls into libc, which is already loaded
             )
         finally:
             if output:
@@ -113,7 +113,7 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-    """Ask a child to end; after ``grace_s`` kill it with its whole process group."""
+    """Ask a child to exit; after ``grace_s`` kill it with its whole process group."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -130,9 +130,9 @@ def kill_child(process: subprocess.Popen[bytes]) -> None:
 
 @cache
 def _nursery() -> ThreadPoolExecutor:
-    """Make the thread that all children are started by.
+    """Return the thread that starts all children.
 
-    Linux sends the death signal when the *thread* that forked ends; this one lives as long as the process.
+    Linux sends the death signal when the *thread* that forked exits; this one lives as long as the process.
     """
     return ThreadPoolExecutor(1, thread_name_prefix="nursery")
 
@@ -145,7 +145,7 @@ def _death_with_parent() -> Callable[[], None] | None:
 
     def die_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
     return die_with_parent

@@ -1,1 +1,1 @@
-"""Outputs: a job's masks as the files that it asks for."""
+"""Outputs: a job's masks as the files it requested."""

@@ -1,6 +1,6 @@
-"""What the step from an image to masks hands on to be written.
+"""The interface of the step from an image to masks, whose results are then written.
 
-A worker node knows no more of that step than is said here, and imports no torch for it.
+The rest of a worker node knows no more about that step than this, and imports no torch for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One file of a result.  name: its path below the result's own place."""
+    """One file of a result.  name: its path within the result."""
 
     name: str
     content_type: str
@@ -29,7 +29,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """A job's masks, ready to be written.  metrics: of this step.  artifacts: each is made when it is asked for."""
+    """A job's masks, ready to be written.  metrics: of this step.  artifacts: each is created on demand."""
 
     masks: tuple[MaskSummary, ...]
     metrics: Metrics
@@ -37,6 +37,6 @@ class Segmented:
 
 
 class SegmentStep(Protocol):
-    """Segments a photo as a spec asks, and reports to the watch, which may raise to stop it."""
+    """Segments a photo as the spec says, and reports to the watch, which may raise to stop it."""
 
     def __call__(self, photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs) -> Segmented: ...

@@ -1,4 +1,4 @@
-"""Masks, written in the forms that users ask for."""
+"""Masks in the output formats of the spec."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
 from maskfleet.worker.segment import Segmentation
 
-#: Ids that a 16-bit label map has beside 0, the background.
+#: The ids of a 16-bit label map, not counting 0, the background.
 MAX_LABELS = 65_535
 
 
 def make_artifacts(
     photo: Photo, spec: Spec, segmentation: Segmentation, file_name: str | None = None
 ) -> Iterator[Artifact]:
-    """Make the outputs that the spec names, one file at a time.
+    """Yield the outputs that the spec names, one file at a time.
 
-    file_name: the image's own, for its record.
-    Raises InvalidRequest: ``too_many_masks`` when a label map has too few ids.
+    file_name: the image's, for the COCO record.
+    Raises InvalidRequest (``too_many_masks``) if a label map has too few ids.
     """
     if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
         raise InvalidRequest(
@@ -53,9 +53,9 @@ def make_artifacts(
 
 
 def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes:
-    """Write records with SA-1B's fields, one line for each mask.
+    """Return records with SA-1B's fields as JSON, one line per mask.
 
-    Beside them: ``prompt``, the index of the prompt that a mask answers, and ``candidate`` with multimask.
+    Additional fields: ``prompt``, the index of the mask's prompt, and ``candidate`` with multimask.
     """
     width, height = segmentation.size_wh
     image = {"width": width, "height": height} | ({"file_name": file_name} if file_name else {})
@@ -67,14 +67,14 @@ def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes
 
 
 def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
-    """One picture of 1 bit a pixel for each mask, white inside, numbered from 0 in the order of the records."""
+    """Yield a 1-bit PNG for each mask, white inside, numbered from 0 in the order of the records."""
     for number, mask in enumerate(segmentation.masks):
         name = _numbered("masks/", number, segmentation, "png")
         yield Artifact(name, "image/png", _png(Image.fromarray(decode_rle(mask))))
 
 
 def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
-    """One .npy file for each mask: its logits at the model's own resolution, which a ``mask_input`` may name."""
+    """Yield a .npy file for each mask: its logits at the model's resolution, for use as a ``mask_input``."""
     for number, mask in enumerate(segmentation.masks):
         if mask.logits is not None:
             name = _numbered(LOGITS_FOLDER, number, segmentation, "npy")
@@ -89,10 +89,10 @@ def write_logits(logits: npt.NDArray[np.float32]) -> bytes:
 
 
 def label_map_png(segmentation: Segmentation) -> bytes:
-    """One picture of 16 bits a pixel: 0 is background, else the id of a mask's record.
+    """Return a 16-bit PNG: 0 is background, other values are the ids of the masks' records.
 
-    Where masks overlap the smaller one is on top, so that parts are not hidden by what they belong to.
-    At its peak it holds the labels and one mask, three bytes a pixel, which is more than any other output.
+    Where masks overlap the smaller one is on top, so that parts are not hidden by the objects they belong to.
+    Peak memory is the labels and one mask, three bytes a pixel, more than for any other output.
     """
     width, height = segmentation.size_wh
     labels = np.zeros((height, width), dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""The picture for people: masks over the photo, with the prompts that they answer."""
+"""The overlay picture: masks drawn over the photo, with their prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskfleet.worker.masks.mask import Mask, decode_rle
 _LONGEST_EDGE = 2048
 #: Half of it, since panels stand side by side.
 _LONGEST_PANEL_EDGE = 1024
-#: Rows of the picture that are scaled at once, and how far Pillow's widest filter, Lanczos, reaches.
+#: Rows that are scaled at once, and the reach of Pillow's widest filter, Lanczos.
 _STRIP_ROWS = 64
 _FILTER_REACH = 3
 #: How opaque a mask's colour is; a mask of most of the photo is fainter.
@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 def draw_overlay(photo: Photo, spec: Spec, masks: Sequence[Mask]) -> Image.Image:
     """Draw masks over the photo, larger ones first, and the spec's boxes and points on top.
 
-    The picture has the photo's size, or 2048 pixels on its longer side when that is less.  A multimask job of
+    The picture has the photo's size, or 2048 pixels on its longer side if that is less.  A multimask job of
     one object becomes three panels side by side, one for each candidate; of several objects, the best
     candidate of each is drawn.
     """
@@ -45,9 +45,9 @@ def draw_overlay(photo: Photo, spec: Spec, masks: Sequence[Mask]) -> Image.Image
 
 
 def colour_of(index: int) -> Colour:
-    """A colour for the index-th object: the same in every picture, and far from its neighbours'.
+    """Return a colour for the index-th object: the same in every picture, and far from its neighbours'.
 
-    Hues step by the golden angle; lightness and chroma are even to the eye.
+    Hues step by the golden angle; lightness and chroma are perceptually uniform.
     Source: B. Ottosson 2020, "A perceptual color space for image processing" (OKLab).
     """
     hue = math.radians(255 + index * 137.50776)
@@ -58,7 +58,7 @@ def colour_of(index: int) -> Colour:
         if all(-0.001 <= value <= 1.001 for value in rgb) or chroma < 0.02:
             red, green, blue = (round(255 * min(max(value, 0), 1)) for value in rgb)
             return red, green, blue
-        chroma -= 0.01  # out of a screen's range: paler, with the same hue
+        chroma -= 0.01  # outside the sRGB gamut: make it paler, with the same hue
 
 
 def _from_oklab(lightness: float, a: float, b: float) -> list[float]:
@@ -102,11 +102,11 @@ def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: fl
         return
     part = _soft(mask, (width, height), (left, top, right, bottom), line)
     soft = np.asarray(part).astype(np.float32)[..., None] / 255
-    # Near the edge the blurred mask falls from 1 to 0: 0.5 is the edge, and the distance from 0.5 that from it.
+    # The blurred mask falls from 1 to 0 across the edge: |value - 0.5| measures the distance from it.
     off_edge = np.abs(soft - 0.5)
     region = canvas[top:bottom, left:right]
     tint = np.array(colour, dtype=np.float32)
-    # A mask of most of the photo would drown it: the larger, the fainter.
+    # A mask that covers most of the photo would hide it: the larger, the fainter.
     fill = _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
     _blend(region, tint, fill * np.clip((soft - 0.3) / 0.4, 0, 1))
     _blend(region, tint * 0.25, 0.55 * np.clip((0.47 - off_edge) / 0.12, 0, 1))
@@ -114,9 +114,9 @@ def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: fl
 
 
 def _soft(mask: Mask, size_wh: tuple[int, int], bounds: tuple[int, int, int, int], line: float) -> Image.Image:
-    """The part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
+    """Return the part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
     pixels = Image.fromarray(_resized(decode_rle(mask), size_wh, Image.Resampling.BOX))
-    # The blur repeats edge pixels outwards, so a mask gets no contour along the picture's own edge.
+    # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
     return pixels.crop(bounds).filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
 
 
@@ -128,7 +128,7 @@ def _resized(
     out = np.empty((size_wh[1], size_wh[0], *pixels.shape[2:]), dtype=np.uint8)
     for first in range(0, size_wh[1], _STRIP_ROWS):
         last = min(first + _STRIP_ROWS, size_wh[1])
-        # With the rows around the strip that the filter reaches: but for rounding, the result is that of the whole.
+        # With the rows around the strip that the filter reaches, only rounding differs from scaling the whole.
         reach = math.ceil(_FILTER_REACH * max(1.0, step)) + 1
         top, bottom = max(0, int(first * step) - reach), min(height, math.ceil(last * step) + reach)
         strip = pixels[top:bottom].view(np.uint8) * np.uint8(255 if pixels.dtype == np.bool_ else 1)
@@ -160,8 +160,8 @@ def _draw_box(picture: Image.Image, box_xyxy: Sequence[float], colour: Colour, l
 
 
 def _draw_point(picture: Image.Image, x: float, y: float, label: int, radius: float) -> None:
-    """A disc with a white rim: green with a plus on the object, red with a minus off it."""
-    # Drawn large and reduced, because Pillow's own shapes have hard edges.
+    """Draw a disc with a white rim: green with a plus on the object, red with a minus off it."""
+    # Drawn large and scaled down, because Pillow's shapes have hard edges.
     finer, side = 8, math.ceil(2 * radius) + 2
     large = Image.new("RGBA", (side * finer, side * finer))
     draw = ImageDraw.Draw(large)
@@ -178,7 +178,7 @@ def _draw_point(picture: Image.Image, x: float, y: float, label: int, radius: fl
 
 
 def _panels(photo: Photo, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
-    """One panel for each candidate of an object, with its scores below."""
+    """Draw one panel for each candidate of an object, with its score below."""
     scenes = [_scene(photo, prompts, [mask], _LONGEST_PANEL_EDGE) for mask in masks]
     width, height = scenes[0].size
     gap = max(6, round(max(width, height) / 48))

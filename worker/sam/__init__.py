@@ -1,1 +1,1 @@
-"""Segment Anything: from an image and prompts to scored mask candidates, with no part of the job service."""
+"""Segment Anything: from an image and prompts to scored mask candidates, independent of the job service."""

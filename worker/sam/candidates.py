@@ -1,4 +1,4 @@
-"""What a decoder proposes for a batch of prompts, and the library's own decoders, asked for it."""
+"""The mask candidates of a decoder for a batch of prompts; and decoding with the library's own decoders."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from maskfleet.worker.sam.prompts import PromptBatch
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What the decoder proposes for N prompts, C candidates each.
+    """The decoder's candidates for N prompts, C each.
 
-    predicted_iou: (N, C), the model's own guess of how good each is; not bounded to [0, 1].
-    logits(rows, columns): the low-resolution masks (K, h, w) of K candidates, made when they are asked for, since most
-    are not worth it; rows, columns: (K,), of the prompt in its batch and of the candidate.  A mask is where its logits
+    predicted_iou: (N, C), the model's own estimate of how good each is; not bounded to [0, 1].
+    logits(rows, columns): the low-resolution masks (K, h, w) of K candidates, computed on demand, since most
+    are never used; rows, columns: (K,), the prompts in their batch and the candidates.  A mask is where its logits
     are above the threshold.
-    object_score: (N,), above 0 where the model sees an object at all; None for families that do not say.
+    object_score: (N,), above 0 where the model sees an object at all; None for families without it.
     """
 
     predicted_iou: Tensor
@@ -28,15 +28,15 @@ class Candidates:
     object_score: Tensor | None = None
 
     def from_column(self, first: int) -> Candidates:
-        """Those of the same prompts from one candidate on."""
+        """Return the candidates of the same prompts from one column on."""
         return Candidates(
             self.predicted_iou[:, first:], lambda rows, columns: self.logits(rows, columns + first), self.object_score
         )
 
     def on_host(self, rows: Tensor, columns: Tensor) -> Candidates:
-        """Make the masks of chosen candidates now and bring them, and no others, to the host's memory.
+        """Compute the masks of the chosen candidates, and only those, and copy them to the host's memory.
 
-        What is given no longer touches the device, so another thread may measure it.
+        The result no longer uses the device, so another thread may measure it.
         """
         made = self.logits(rows, columns).to("cpu")
         places = torch.full(self.predicted_iou.shape, -1)
@@ -45,14 +45,14 @@ class Candidates:
 
 
 def at_hand(logits: Tensor, predicted_iou: Tensor, object_score: Tensor | None = None) -> Candidates:
-    """Give candidates whose masks are all made already.  logits: (N, C, h, w)."""
+    """Return candidates whose masks are all computed already.  logits: (N, C, h, w)."""
     return Candidates(predicted_iou, lambda rows, columns: logits[rows, columns], object_score)
 
 
 def decode_with_library(network: Any, batch: PromptBatch, *, multimask: bool, **image: Any) -> Candidates:
     """Decode a batch with one of the library's models.
 
-    image: what the model calls its image's embeddings, in tensors of batch size 1 or lists of them.
+    image: the model's arguments for the image's embeddings, tensors of batch size 1 or lists of them.
     """
     device = network.device
     points, labels, boxes = (
@@ -61,7 +61,7 @@ def decode_with_library(network: Any, batch: PromptBatch, *, multimask: bool, **
     )
     masks = None
     if batch.mask_input is not None:
-        # The library adds a dense prompt to a whole image, so each prompt here brings an image of its own.
+        # The library adds a dense prompt to a whole image, so here each prompt needs its own copy of the image.
         points, labels, boxes = (None if given is None else given.transpose(0, 1) for given in (points, labels, boxes))
         image = {name: _repeated(values, len(batch.indices)) for name, values in image.items()}
         masks = batch.mask_input[:, None].to(device)

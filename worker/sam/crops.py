@@ -23,15 +23,15 @@ class Crop:
 
 
 def whole(size_wh: tuple[int, int], points_per_side: int = 0) -> Crop:
-    """The image as its own only crop."""
+    """Return the whole image as a single crop."""
     return Crop((0, 0, *size_wh), points_per_side)
 
 
 def lay_out(size_wh: tuple[int, int], params: EverythingParams) -> tuple[Crop, ...]:
-    """The whole image, then ``crops_n_layers`` layers of (2**i)² crops, column by column.
+    """Return the whole image, then ``crops_n_layers`` layers of (2**i)² crops, column by column.
 
-    The same boxes and grids as transformers' pipeline, which fails where ours go on: when layers differ in
-    their number of points (each crop has a grid of its own here; at least one point), and on images so small
+    The same boxes and grids as transformers' pipeline, which fails in two cases that work here: layers with
+    different numbers of points (here each crop has its own grid, of at least one point), and images so small
     that a crop would be empty (such crops are left out).
     """
     width, height = size_wh

@@ -1,4 +1,4 @@
-"""An image, scaled into the model's frame and encoded: done once, however many prompts follow."""
+"""An image, scaled into the model's frame and encoded: once per image or crop, whatever the number of prompts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn.functional import interpolate, pad
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How the checkpoint wants its images: the numbers of its ``preprocessor_config.json``.
+    """How the checkpoint expects its images: the values of its ``preprocessor_config.json``.
 
-    input_hw: of the network's input.  longest_edge: an image's longer side becomes this long, and what is left of the
-    input is padding; None: the image is stretched over all of the input, whatever its aspect.
+    input_hw: of the network's input.  longest_edge: an image's longer side is scaled to this, and the rest of the input
+    is padding; None: the image is stretched over the whole input, whatever its aspect ratio.
     """
 
     input_hw: tuple[int, int]
@@ -32,8 +32,8 @@ class Preprocessing:
 class Frame:
     """Where an image lies in the model's input: scaled to scaled_hw, at the top left of padded_hw.
 
-    keeps_aspect: SAM's way: scaled in proportion and padded; masks come back in two bilinear steps, the padding taken
-    off between them.  Else SAM 2's: stretched over the input; masks come back in one step.
+    keeps_aspect: True for SAM: scaled in proportion and padded; masks are scaled back in two bilinear steps, with the
+    padding cropped in between.  False for SAM 2: stretched over the input; masks are scaled back in one step.
     """
 
     original_hw: tuple[int, int]
@@ -43,28 +43,28 @@ class Frame:
 
     @property
     def scale_xy(self) -> tuple[float, float]:
-        """From the original's pixels to the model's."""
+        """Scale coordinates from the original's pixels to the model's."""
         return self.scaled_hw[1] / self.original_hw[1], self.scaled_hw[0] / self.original_hw[0]
 
     @property
     def prompt_dtype(self) -> torch.dtype:
-        """What prompts are scaled in: as SamProcessor hands them over, and Sam2Processor."""
+        """The dtype in which prompts are scaled, as in SamProcessor and Sam2Processor."""
         return torch.float64 if self.keeps_aspect else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What the encoder sees in one image or crop.  values: as the family that made them reads them."""
+    """The encoder's output for one image or crop.  values: in the form that its family expects."""
 
-    values: Any  # a tensor, several, or what a fast path has prepared from them
+    values: Any  # a tensor, several, or what a fast path has computed from them
     frame: Frame
 
 
 def frame_of(original_hw: tuple[int, int], preprocessing: Preprocessing) -> Frame:
-    """Lay an image into the model's input.
+    """Fit an image into the model's input.
 
-    In proportion, the longer side becomes the model's and halves are rounded up.  A side never falls under one pixel;
-    in transformers it may, and then 1×5000 fails.
+    If the aspect ratio is kept, the longer side is scaled to the model's and halves are rounded up.  A side is never
+    shorter than one pixel; in transformers it may be, and then 1×5000 fails.
     """
     if preprocessing.longest_edge is None:
         return Frame(original_hw, preprocessing.input_hw, preprocessing.input_hw, keeps_aspect=False)
@@ -76,12 +76,12 @@ def frame_of(original_hw: tuple[int, int], preprocessing: Preprocessing) -> Fram
 def pixel_values(pixels: npt.NDArray[np.uint8], frame: Frame, preprocessing: Preprocessing) -> Tensor:
     """Scale, normalise and pad, bit for bit as the library's image processors, which need torchvision.
 
-    pixels: (H, W, 3) RGB.  Always on the CPU, as in the pipeline: a GPU rounds otherwise.  Returns (1, 3, h, w) in
+    pixels: (H, W, 3) RGB.  Always on the CPU, as in the pipeline: a GPU rounds differently.  Returns (1, 3, h, w) in
     float32.
     """
-    # Left as it lies in memory, channels last: torch's kernel would copy a large photo twice to turn it over.
+    # Kept in its memory layout, channels last: otherwise torch's kernel would copy a large photo twice.
     scaled = _resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], frame.scaled_hw).to(torch.float32)
-    # Rescaling is folded into mean and spread, in the library's order of operations.
+    # Rescaling is folded into mean and std, in the library's order of operations.
     unit = 1.0 / preprocessing.rescale_factor
     mean, std = (torch.tensor(numbers) * unit for numbers in (preprocessing.mean, preprocessing.std))
     normal = scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
@@ -90,7 +90,7 @@ def pixel_values(pixels: npt.NDArray[np.uint8], frame: Frame, preprocessing: Pre
 
 
 def _resize(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, in integers where torch has a kernel for them, as torchvision does."""
+    """Resize bilinearly with antialiasing, in integers where torch has a kernel for them, as torchvision does."""
     if tuple(image.shape[-2:]) == size_hw:
         return image
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64"):

@@ -2,13 +2,13 @@
 
 Hiera's first stage sees 256 × 256 positions.  Hiera large holds 144 numbers for each, 38 MB; three times that are its
 queries, keys and values, four times the hidden layer of its MLP, and as much again goes into laying out windows and
-into activations.  But a window knows nothing of the others, and everything else in a block works on one position:
-the block of a few rows of windows is these rows of the block.  So a block runs over strips of whole windows, each small
-enough to stay in a core's cache, and only its input and output are there at full size.  The few blocks that attend
-over the whole image come late, at 64 × 64 positions, and are left as they are.
+into activations.  But windows are independent of each other, and everything else in a block works on one position:
+a block applied to a few rows of windows gives these rows of its output.  So a block runs over strips of whole windows,
+each small enough to stay in a core's cache, and only its input and output have full size.  The few blocks that attend
+over the whole image come late, at 64 × 64 positions, and are left unchanged.
 
-The neck gives, beside each map of the image, the encoding of its positions: 67 MB for the finest, kept for the next
-call, and as much again to make them.  Only the memory of frames reads them, which still images do not have.
+With each map of the image the neck returns its positional encoding: 67 MB for the finest, kept for the next call, and
+as much again to compute it.  Only the memory of frames reads it, which still images do not have.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MultiScaleBlock
 
-#: What the widest tensor in a strip may take: its MLP's hidden layer.  On a CPU about a core's share of the cache; a
-#: GPU has room for the block of the widest model at once, and is the slower the smaller its kernels.
+#: The memory for the widest tensor in a strip, its MLP's hidden layer.  On a CPU about a core's share of the cache; a
+#: GPU has room for a whole block of the widest model, and is slower with smaller kernels.
 _STRIP_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
 def encode_in_strips(vision_encoder: Any) -> None:
-    """Replace the blocks' way through a Sam2VisionModel, and leave out its positions; its parameters stay.
+    """Replace the blocks of a Sam2VisionModel and drop its positional encodings; its parameters are unchanged.
 
-    An EdgeTamVisionModel, whose backbone has no such blocks, loses the positions alone.
+    An EdgeTamVisionModel, whose backbone has no such blocks, only loses the positional encodings.
     """
     vision_encoder.neck.position_encoding = NoPositions()
     if isinstance(vision_encoder.backbone, Sam2HieraDetModel):
@@ -36,9 +36,9 @@ def encode_in_strips(vision_encoder: Any) -> None:
 
 
 class StripedBlock(Sam2MultiScaleBlock):  # type: ignore[no-untyped-call]  # the library has few types
-    """A block that goes over its image in strips of whole windows.
+    """A block that processes its image in strips of whole windows.
 
-    It has no state of its own: a block of the library becomes one by a change of its class.
+    It has no state of its own: changing the class of one of the library's blocks turns it into this.
     """
 
     def forward(self, hidden_states: Tensor, **settings: Any) -> Tensor:
@@ -67,7 +67,7 @@ class StripedBlock(Sam2MultiScaleBlock):  # type: ignore[no-untyped-call]  # the
 
 
 class NoPositions(nn.Module):
-    """Stands for the encoding of positions: of its shape, on the device that holds nothing and fails whoever reads."""
+    """Replaces the positional encoding: of its shape, on the meta device, which holds no data and fails when read."""
 
     def forward(self, shape: torch.Size, _device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)

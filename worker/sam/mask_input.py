@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from maskfleet.jobs.errors import InvalidPrompt
 
-#: Where a result has them.
+#: Their folder in a result.
 LOGITS_FOLDER = "logits/"
 #: A file's bytes: four times a mask of 256 × 256 in float32, which is the largest that any published model takes.
 MAX_FILE_BYTES = 2**20
@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 2**20
 def read_logits(data: bytes, prompt: int) -> npt.NDArray[np.floating]:
     """Read an .npy file of one mask's logits, float16 or float32, (h, w) or (1, h, w).  Returns (h, w).
 
-    The header is believed only as far as there are bytes: numpy would first take the memory that it declares.
+    The header's shape must match the bytes present: numpy would first allocate the memory that it declares.
     Raises InvalidPrompt: ``invalid_mask_input``.
     """
     buffer = io.BytesIO(data)
@@ -44,7 +44,7 @@ def read_logits(data: bytes, prompt: int) -> npt.NDArray[np.floating]:
         logits = logits[0]
     if logits.ndim != 2:
         raise _invalid(prompt, f"has {logits.ndim} dimensions; send one mask of shape (h, w)")
-    return logits.copy()  # the file's bytes cannot be written to, and torch wants what can
+    return logits.copy()  # the file's bytes are read-only, and torch needs writable memory
 
 
 def _invalid(prompt: int, fault: str) -> InvalidPrompt:

@@ -1,4 +1,4 @@
-"""The checkpoint: loaded once by the family that its own config names, kept for the life of the process."""
+"""The checkpoint: loaded once, by the family that its config names, and kept for the life of the process."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class SegmentationModel:
 def load_model(ref: str, device: str, precision: str = "float32") -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.
 
-    precision: what the encoder computes in: float32, bfloat16 or float16.
+    precision: of the encoder: float32, bfloat16 or float16.
 
-    Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (of no family we know, or a package is missing),
+    Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (unknown family, or a package is missing),
     ``model_unreadable``, ``device_unavailable``.
     """
     if ref.startswith((".", "/", "~")) and not Path(ref).expanduser().is_dir():
         raise AttemptFailed("model_not_found", f"There is no folder {ref}.")
     source = str(Path(ref).expanduser()) if ref.startswith("~") else ref
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would stand in the middle of a worker's log
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would clutter the worker's log
     try:
         family = _family_of(source)
         network, preprocessing = family.read(source)
@@ -62,9 +62,9 @@ def load_model(ref: str, device: str, precision: str = "float32") -> Segmentatio
 
 
 def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
-    """Lower a batch to what memory holds: half of what is free on a GPU, the family's share of a CPU's.
+    """Reduce a batch to what fits in memory: half of what is free on a GPU, the family's limit on a CPU.
 
-    The masks do not depend on it but for rounding.
+    The masks depend on it only by rounding.
     """
     on_gpu = model.device.type == "cuda"
     budget = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else model.family.cpu_batch_bytes

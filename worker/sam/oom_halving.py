@@ -14,9 +14,9 @@ logger = get_logger()
 
 
 class Halving:
-    """Decodes batches; one that memory does not hold is repeated in halves, and so are those that follow.
+    """Decodes batches; if one does not fit in memory, it and all later ones are decoded in halves.
 
-    points_per_batch: the most that were decoded at once, as far as is known to fit.
+    points_per_batch: the largest batch that is thought to fit.
     """
 
     def __init__(self, points_per_batch: int) -> None:
@@ -25,7 +25,7 @@ class Halving:
     def decode(
         self, decode: Callable[[PromptBatch], Candidates], batch: PromptBatch
     ) -> Iterator[tuple[PromptBatch, Candidates]]:
-        """Decode a batch, whole or in parts.  Raises torch.OutOfMemoryError when not even one prompt fits."""
+        """Decode a batch, whole or in parts.  Raises torch.OutOfMemoryError if not even one prompt fits."""
         start = 0
         while start < len(batch.indices):
             part = batch.part(start, start + self.points_per_batch)
@@ -35,7 +35,7 @@ class Halving:
                 start += len(part.indices)
 
     def _try(self, decode: Callable[[PromptBatch], Candidates], part: PromptBatch) -> Candidates | None:
-        """Decode, or halve and give None.  A method of its own: an error in hand would hold on to the memory."""
+        """Decode, or halve and return None.  A separate method: a live exception would hold on to the memory."""
         try:
             return decode(part)
         except torch.OutOfMemoryError:
@@ -43,5 +43,5 @@ class Halving:
                 raise
             self.points_per_batch = len(part.indices) // 2
             logger.warning("batch_halved", points_per_batch=self.points_per_batch)
-        torch.cuda.empty_cache()  # nothing where CUDA was never used
+        torch.cuda.empty_cache()  # does nothing if CUDA was never used
         return None

@@ -1,4 +1,4 @@
-"""Prompts in the model's frame, in batches that are decoded at once."""
+"""Prompts in the model's frame, in batches that are decoded together."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Frame
 
-#: The label of what is no point: it fills up prompts that have fewer points than others of their batch.
+#: The label of padding, for prompts with fewer points than others in their batch.
 PADDING = -10
 
-#: Low-resolution logits of an earlier answer, (h, w), by the index of the prompt that they come with.
+#: Low-resolution logits of an earlier result, (h, w), by the index of the prompt that names them.
 MaskInputs = Mapping[int, npt.NDArray[np.floating]]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """N prompts that are decoded at once.
+    """N prompts that are decoded together.
 
     points_xy: (N, P, 2) or None; labels: (N, P), 1 on the object, 0 off it; boxes_xyxy: (N, 4) or None; all in pixels
-    of the model's frame.  Prompts are of one shape, or padded to one where the model's family takes that: points of
-    the label PADDING are none, and a row of NaN is no box.
+    of the model's frame.  Prompts are of one shape, or padded to one if the model's family allows that: points with
+    the label PADDING do not count, and a row of NaN means no box.
     mask_input: (N, h, w), an earlier mask's logits for each, or None.
     indices: of each prompt in the job's list, or of each point in the grid.  asked_xy: the points in pixels of the
     original.
@@ -42,7 +42,7 @@ class PromptBatch:
     mask_input: Tensor | None = None
 
     def part(self, start: int, stop: int) -> PromptBatch:
-        """The prompts from one place in the batch to another."""
+        """Return the prompts in a range of the batch."""
         some = slice(start, stop)
         points_xy, labels, boxes_xyxy, mask_input = (
             None if given is None else given[some]
@@ -51,7 +51,7 @@ class PromptBatch:
         return PromptBatch(points_xy, labels, boxes_xyxy, self.indices[some], self.asked_xy[some], mask_input)
 
     def alone(self, place: int) -> PromptBatch:
-        """One prompt by itself, without what fills it up."""
+        """Return one prompt by itself, without padding."""
         one = self.part(place, place + 1)
         points_xy, labels, boxes_xyxy = one.points_xy, one.labels, one.boxes_xyxy
         if points_xy is not None and labels is not None:
@@ -63,7 +63,7 @@ class PromptBatch:
 
 
 def join(batches: Sequence[PromptBatch]) -> PromptBatch:
-    """Put batches of one shape together."""
+    """Join batches of one shape."""
     points_xy, labels, boxes_xyxy, mask_input = (
         None if given[0] is None else torch.cat(given)
         for given in zip(*((one.points_xy, one.labels, one.boxes_xyxy, one.mask_input) for one in batches), strict=True)
@@ -76,7 +76,7 @@ def join(batches: Sequence[PromptBatch]) -> PromptBatch:
 
 
 def grid_batches(crop: Crop, frame: Frame, points_per_batch: int) -> Iterator[PromptBatch]:
-    """A crop's grid of single points, row by row, each one prompt."""
+    """Yield a crop's grid of points in batches, row by row; each point is one prompt."""
     in_crop_xy = _grid(crop.points_per_side) * torch.tensor(crop.size_wh)
     in_frame_xy = in_crop_xy * torch.tensor(frame.scale_xy)
     asked_xy = (in_crop_xy.double() + torch.tensor(crop.box_xyxy[:2])).tolist()
@@ -94,11 +94,11 @@ def grid_batches(crop: Crop, frame: Frame, points_per_batch: int) -> Iterator[Pr
 def group_prompts(
     prompts: Sequence[Prompt], prompts_per_batch: int, *, padded: bool, masked: MaskInputs
 ) -> tuple[tuple[int, ...], ...]:
-    """Say which prompts are decoded at once, by their indices.
+    """Group prompts that are decoded together; returns their indices.
 
-    Those of one shape; padded: those of any.  Only a family that leaves padding out of every attention may have them
-    padded: the padding of transformers (label -10) leaves tokens that its decoder attends to, so that a mask would
-    depend on its neighbours in the batch.  Prompts with a mask and without never mix.
+    A group has one shape, or with ``padded`` any.  Only a family that masks padding out of every attention may use
+    ``padded``: the padding of transformers (label -10) leaves tokens that its decoder attends to, so a mask would
+    depend on its neighbours in the batch.  Prompts with and without a mask are never in one group.
     """
     shapes: dict[tuple[object, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -114,7 +114,7 @@ def group_prompts(
 def prompt_batches(
     prompts: Sequence[Prompt], groups: Sequence[Sequence[int]], frame: Frame, masked: MaskInputs
 ) -> Iterator[PromptBatch]:
-    """Give the groups' prompts, in the model's frame."""
+    """Yield the groups' prompts, in the model's frame."""
     for indices in groups:
         chosen = [prompts[index] for index in indices]
         points_xy, labels = _points(chosen, frame)
@@ -144,13 +144,13 @@ def _boxes(prompts: Sequence[Prompt], frame: Frame) -> Tensor | None:
     if all(prompt.box is None for prompt in prompts):
         return None
     boxes = [(torch.nan,) * 4 if prompt.box is None else prompt.box for prompt in prompts]
-    # Both processors take boxes as float32 first.
+    # Both processors convert boxes to float32 first.
     boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).to(frame.prompt_dtype)
     return boxes_xyxy * torch.tensor(frame.scale_xy, dtype=frame.prompt_dtype).repeat(2)
 
 
 def _grid(points_per_side: int) -> Tensor:
-    """The middles of n × n equal cells of the unit square, row by row, as (n², 2) in float32."""
+    """Return the centres of n × n equal cells of the unit square, row by row, as (n², 2) in float32."""
     half = 1 / (2 * points_per_side)
     middles = torch.linspace(half, 1 - half, points_per_side)
     y, x = torch.meshgrid(middles, middles, indexing="ij")

@@ -1,12 +1,12 @@
-"""The library's decoder, asked for one prompt, with the last digits that the prompt has in the library's own batch.
+"""Decode one prompt with the library's decoder, with exactly the rounding that it has in the library's own batch.
 
-The kernel that multiplies matrices is chosen by their number of rows, and kernels add up in different orders.  In SAM's
+The matrix multiplication kernel is chosen by the number of rows, and kernels sum in different orders.  In SAM's
 decoders only the products over prompts' tokens have few rows; those over the image have thousands for every prompt and
-round alike however many prompts there are.  So one prompt is decoded by itself while the products over its tokens get
-the rows of the whole batch, zeros standing for the other prompts.
+round alike whatever the number of prompts.  So one prompt is decoded by itself, while the products over its tokens get
+as many rows as the whole batch has, with zeros in place of the other prompts.
 
-That is true of the processors, thread counts and instruction sets that were tried, and assumed of none:
-``find_copies`` tries it on the machine at hand when a model is loaded.
+This held on all processors, thread counts and instruction sets that were tried, but is not taken for granted:
+``find_copies`` tests it on the present machine when a model is loaded.
 See docs/decisions/0034-masks-in-doubt-are-decoded-again.md.
 """
 
@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.prompts import PromptBatch, join
 
-#: How many copies of a prompt may stand beside each other where one alone rounds in its own way.  Four of ViT-B's take
-#: 160 MB, which is what decoding may take beside the weights.
+#: The most copies of a prompt to decode together if one alone rounds differently.  Four of ViT-B's take 160 MB, which
+#: is what decoding may use besides the weights.
 _MOST_COPIES = 4
 #: The ways in which the library multiplies matrices.
 _PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
@@ -34,7 +34,7 @@ Decode = Callable[[PromptBatch], Candidates]
 
 @dataclass(frozen=True, slots=True)
 class BatchSlot:
-    """Where the library decodes a prompt.  row: its place in the batch; size: how many prompts the batch has."""
+    """Where the library decodes a prompt.  row: its row in the batch; size: the number of prompts in the batch."""
 
     row: int
     size: int
@@ -44,7 +44,7 @@ ALONE = BatchSlot(0, 1)
 
 
 def grid_slot(index: int, points: int, points_per_batch: int) -> BatchSlot:
-    """Return the slot of a grid's point in the pipeline's batches.  points: how many the grid has."""
+    """Return the slot of a grid's point in the pipeline's batches.  points: the number of points in the grid."""
     start = index - index % points_per_batch
     return BatchSlot(index - start, min(points_per_batch, points - start))
 
@@ -52,10 +52,10 @@ def grid_slot(index: int, points: int, points_per_batch: int) -> BatchSlot:
 def decode_in_slot(
     decode: Decode, prompt: PromptBatch, slot: BatchSlot, *, copies: int, image_positions: int
 ) -> Candidates:
-    """Decode one prompt with the digits that it has in its slot.
+    """Decode one prompt with the rounding that it has in its slot.
 
-    decode: with the library's decoder.  copies: as found by ``find_copies``.  image_positions: of the embedding, h·w.
-    Returns candidates whose first row is the prompt's; the others are its copies.
+    decode: runs the library's decoder.  copies: from ``find_copies``.  image_positions: of the embedding, h·w.
+    Returns candidates whose first row is the prompt's; the other rows are its copies.
     """
     if slot.size == 1:
         return decode(prompt)
@@ -65,9 +65,9 @@ def decode_in_slot(
 
 
 def find_copies(decode: Decode, prompts: PromptBatch, image_positions: int) -> int | None:
-    """Find how few copies of a prompt round as a whole batch does, on this machine with its threads.
+    """Find the fewest copies of a prompt that round like a whole batch, on this machine with its threads.
 
-    prompts: a batch of two or more.  Returns None where no number up to ``_MOST_COPIES`` does.
+    prompts: a batch of two or more.  Returns None if no number up to ``_MOST_COPIES`` does.
     """
     size = len(prompts.indices)
     whole = decode(prompts)
@@ -91,14 +91,14 @@ def find_copies(decode: Decode, prompts: PromptBatch, image_positions: int) -> i
 
 
 def _is_row(candidates: Candidates, whole: Candidates, row: int) -> bool:
-    """Whether the first of some candidates are those of a row, to the last bit."""
+    """Return True if the first row of candidates equals a row of the whole batch, bit for bit."""
     columns = torch.arange(candidates.predicted_iou.shape[1])
     ours, theirs = (one.logits(torch.full_like(columns, at), columns) for one, at in ((candidates, 0), (whole, row)))
     return torch.equal(ours, theirs) and torch.equal(candidates.predicted_iou[0], whole.predicted_iou[row])
 
 
 class _RowsOfWholeBatch(TorchFunctionMode):
-    """Compute products over the tokens of a prompt's copies with as many rows as the whole batch has."""
+    """Computes products over the tokens of a prompt's copies with as many rows as the whole batch has."""
 
     def __init__(self, slot: BatchSlot, copies: int, image_positions: int) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class _RowsOfWholeBatch(TorchFunctionMode):
         return made[:, self._slot.row].unsqueeze(1).repeat(1, self._copies, *[1] * (made.dim() - 2))
 
     def _is_over_tokens(self, values: Tensor, weights: Tensor) -> bool:
-        """Tell tokens, (1, copies, …), from the image's positions, (copies, 1, h·w, C)."""
+        """Return True for tokens, (1, copies, …), False for the image's positions, (copies, 1, h·w, C)."""
         over_image = values.dim() == 4 and values.shape[2] == self._image_positions
         return weights.dim() == 2 and values.dim() > 2 and values.shape[:2] == (1, self._copies) and not over_image
 
     def _in_batch(self, tokens: Tensor) -> Tensor:
-        """Put a prompt's tokens in its row of zeros, with the strides of the whole batch: they choose kernels too."""
+        """Put a prompt's tokens in their row of zeros, with the whole batch's strides, which also choose the kernel."""
         size, (_, step, *inner) = self._slot.size, tokens.stride()
         room = torch.zeros(size * max(step, tokens[0, 0].numel()), dtype=tokens.dtype, device=tokens.device)
         batch = room.as_strided((1, size, *tokens.shape[2:]), (size * step, step, *inner))

@@ -13,7 +13,7 @@ from maskfleet.worker.sam.families.sam_hq import SamHq
 
 __all__ = ["FAMILIES", "Family"]
 
-#: Checkpoints that also follow objects through videos name the video's model; their image part is the same.
+#: Checkpoints that can also track objects in videos name the video model; their image part is the same.
 FAMILIES: Mapping[str, type[Family]] = MappingProxyType(
     {
         "sam": Sam,

@@ -1,6 +1,6 @@
 """EdgeTAM: SAM 2's decoder behind a small convolutional encoder (Zhou et al. 2025, "On-Device Track Anything Model").
 
-The encoder is timm's RepViT, so the package ``timm`` must be there.
+The encoder is timm's RepViT, so the package ``timm`` must be installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Families whose decoder goes the fast way (``maskfleet.worker.sam.fast.sam``)."""
+"""Families that use the fast decoder (``maskfleet.worker.sam.fast.sam``)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from maskfleet.worker.sam.reference import BatchSlot, decode_in_slot, find_copie
 
 logger = get_logger()
 
-#: Prompts that the library decodes at once to find out how it rounds here: as many as it can in what decoding may take.
+#: Prompts that the library decodes at once to find out how it rounds here: as many as decoding's memory allows.
 _PROBED_PROMPTS = 8
 _PROBE_BYTES = 176 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image for both decoders.  embeddings: as the library's takes them; state: as the fast one does."""
+    """An image prepared for both decoders.  embeddings: for the library's; state: for the fast one."""
 
     embeddings: Any
     state: ImageState
 
 
 class Fast(Family):
-    """The fast way; through the library where a checkpoint is built otherwise than those that are known."""
+    """A family with a fast decoder; falls back to the library's for checkpoints of an unknown architecture."""
 
     fast_decoder: ClassVar[type[FastSam]]
 
@@ -54,7 +54,7 @@ class Fast(Family):
 
     @property
     def rounds_otherwise(self) -> bool:
-        """Half an encoder's digits are lost before any decoder's rounding matters."""
+        """Also False with an encoder in half precision, whose own rounding matters far more."""
         return self._fast is not None and self.encoder_dtype is torch.float32
 
     def encode(self, values: Any) -> Any:
@@ -71,7 +71,7 @@ class Fast(Family):
         return self._copies is not None
 
     def prepare(self) -> None:
-        """Find how few copies of a prompt the library's decoder rounds as a batch here; log where no number does."""
+        """Find the fewest copies of a prompt that the library's decoder rounds like a batch here; log if none do."""
         if not self.rounds_otherwise:
             return
         size = max(2, min(_PROBED_PROMPTS, _PROBE_BYTES // super().point_bytes))
@@ -97,7 +97,7 @@ class Fast(Family):
 
 
 def _points_all_over(count: int, input_hw: tuple[int, int]) -> PromptBatch:
-    """Single points along the diagonal of the model's input."""
+    """Return single points along the diagonal of the model's input."""
     height, width = input_hw
     shares = (torch.arange(count) + 0.5) / count
     points_xy = (shares[:, None] * torch.tensor([width, height]))[:, None]

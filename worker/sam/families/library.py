@@ -1,7 +1,7 @@
-"""One checkpoint's network and what is particular to its family, here through the library's own modules.
+"""One checkpoint's network and what is specific to its family, here with the library's own modules.
 
-``Family`` is what the rest of the worker sees.  A fast path for a family overrides ``encode`` and ``decode`` and leaves
-the rest as it is.
+``Family`` is the interface to the rest of the worker.  A fast path for a family overrides ``encode`` and ``decode``
+and keeps the rest.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from maskfleet.worker.sam.reference import BatchSlot
 
 
 class Family:
-    """A checkpoint of one family.  network: float32, no gradients, on its device already."""
+    """A checkpoint of one family.  network: float32, without gradients, already on its device."""
 
-    #: The library's class.
+    #: The name of the library's class.
     network_class: ClassVar[str]
-    #: Tensors of the embedding's size that a decoded prompt holds at its peak.
+    #: Peak memory per decoded prompt, in tensors of the embedding's size.
     embeddings_per_point: ClassVar[int]
-    #: Whether the network itself chooses when one mask is wanted; else it is always asked for three.
+    #: Whether the network itself chooses if one mask is wanted; otherwise it is always asked for three.
     chooses_one: ClassVar[bool] = False
-    #: Whether prompts of different shapes may share a batch: what pads the shorter ones must count for nothing.
+    #: Whether prompts of different shapes may share a batch: the padding of the shorter ones must have no effect.
     pads_prompts: bool = False
-    #: What a batch may take on a CPU, beside the weights: an ordinary machine has 8 GB.
+    #: The memory that a batch may use on a CPU, besides the weights: an ordinary machine has 8 GB.
     cpu_batch_bytes: int = 4 * 2**30
 
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         self.network = network
         self.preprocessing = preprocessing
-        #: What the encoder computes in.  Half of it is faster and gives other masks; the decoder is always float32.
+        #: The encoder's precision.  Half precision is faster and gives other masks; the decoder is always float32.
         self.encoder_dtype = torch.float32
 
     @classmethod
     def read(cls, source: str) -> tuple[Any, Preprocessing]:
-        """Read a checkpoint from a hub id or a folder; raises what the library raises."""
+        """Load a checkpoint from a hub id or a folder; raises what the library raises."""
         numbers, _ = BaseImageProcessor.get_image_processor_dict(source)
         preprocessing = cls.read_preprocessing(numbers)
-        # float32 whatever the file holds: half precision gives other masks.
+        # float32 whatever the file contains: half precision gives other masks.
         network = getattr(transformers, cls.network_class).from_pretrained(source, dtype=torch.float32)
         return network.eval().requires_grad_(False), preprocessing
 
@@ -63,22 +63,22 @@ class Family:
 
     @property
     def point_bytes(self) -> int:
-        """What the decoder holds for each prompt of a batch, about."""
+        """The approximate memory that the decoder needs per prompt of a batch, in bytes."""
         embedding = self._positions_per_side**2 * int(self.network.config.mask_decoder_config.hidden_size) * 4
         return self.embeddings_per_point * embedding
 
     @property
     def rounds_otherwise(self) -> bool:
-        """Whether the last digits of what ``decode`` gives are others than the library's."""
+        """Whether the results of ``decode`` differ from the library's by rounding."""
         return False
 
     @property
     def redecodes_exactly(self) -> bool:
-        """Whether ``decode_in_slot`` gives the library's very bits on this machine."""
+        """Whether ``decode_in_slot`` matches the library bit for bit on this machine."""
         return True
 
     def prepare(self) -> None:
-        """Find out what this machine decides, once, when the settings are made and before the first image."""
+        """Find out what depends on this machine, once, after the settings are final and before the first image."""
 
     def embed(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
         """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
@@ -89,22 +89,22 @@ class Family:
             return Embedding(self.encode(values), frame)
 
     def encode(self, values: Tensor) -> Any:
-        """Run the encoder.  values: (1, 3, h, w).  Returns what ``decode`` finds in the embedding."""
+        """Run the encoder.  values: (1, 3, h, w).  Returns the ``values`` of the embedding for ``decode``."""
         half = self.encoder_dtype is not torch.float32
         with torch.autocast(values.device.type, self.encoder_dtype, enabled=half):
             embeddings = self.network.get_image_embeddings(values)
         return in_float32(embeddings) if half else embeddings
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        """Give the candidates for each prompt of a batch: three, or without multimask one where the network chooses."""
+        """Return the candidates for each prompt of a batch: three, or without multimask one if the network chooses."""
         return self.decode_with_library(embedding, batch, multimask=multimask)
 
     def for_library(self, embedding: Embedding) -> Embedding:
-        """Of an embedding, what ``decode_with_library`` reads."""
+        """Return the part of an embedding that ``decode_with_library`` reads."""
         return embedding
 
     def decode_with_library(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        """Decode as ``decode`` does, with the library's own modules and so with its own last digits."""
+        """Decode like ``decode``, but with the library's own modules and so with its own rounding."""
         image = self.image_arguments(embedding.values)
         with torch.inference_mode():
             return decode_with_library(self.network, batch, multimask=multimask or not self.chooses_one, **image)
@@ -117,15 +117,15 @@ class Family:
         *,
         multimask: bool = True,
     ) -> Candidates:
-        """Decode one prompt with the digits that it has in the library's batch; the first row is its."""
+        """Decode one prompt with the rounding that it has in the library's batch; the result is the first row."""
         return self.decode_with_library(embedding, prompt, multimask=multimask)
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
-        """Name an image's embeddings as the network's arguments."""
+        """Return an image's embeddings as the network's keyword arguments."""
         return {"image_embeddings": values}
 
     def random_embeddings(self, generator: torch.Generator) -> Any:
-        """Return noise of the shape that the encoder's embeddings have."""
+        """Return noise of the shape of the encoder's embeddings."""
         return self._noise(generator, int(self.network.config.mask_decoder_config.hidden_size), 1)
 
     def _noise(self, generator: torch.Generator, channels: int, scale: int) -> Tensor:
@@ -139,7 +139,7 @@ class Family:
 
 
 def in_float32(values: Any) -> Any:
-    """The same tensor, or list or tuple of tensors, in float32."""
+    """Return the same tensor, or list or tuple of tensors, in float32."""
     if isinstance(values, list | tuple):
         return type(values)(in_float32(value) for value in values)
     return values.float()

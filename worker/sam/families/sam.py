@@ -14,20 +14,20 @@ from maskfleet.worker.sam.fast.sam import FastSam
 
 
 class LibrarySam(Family):
-    """SAM, through the library's own decoder.
+    """SAM with the library's own decoder.
 
-    Its single-mask output is not used: the best of the three candidates by predicted IoU stands for "the mask", as in
-    the library's guide, and it is always one of those that ``multimask`` gives.
+    Its single-mask output is not used: "the mask" is the best of the three candidates by predicted IoU, as in the
+    library's guide, so it is always one of those that ``multimask`` returns.
     """
 
     network_class: ClassVar[str] = "SamModel"
-    #: From the peak of transformers' decoder on ViT-B: 2.6 GB over the weights with 64 points, that is 41 MB a point,
+    #: From the peak of transformers' decoder on ViT-B: 2.6 GB above the weights with 64 points, that is 41 MB a point,
     #: of 4 MB embeddings.
     embeddings_per_point: ClassVar[int] = 10
 
     @classmethod
     def read_preprocessing(cls, numbers: dict[str, Any]) -> Preprocessing:
-        # The library's own reading: it fills in what is left out, and takes a bare number for a size.
+        # Read by the library itself: it fills in defaults and accepts a bare number as a size.
         processor: Any = SamImageProcessorPil.from_dict(numbers)
         return Preprocessing(
             input_hw=(int(processor.pad_size["height"]), int(processor.pad_size["width"])),
@@ -39,7 +39,7 @@ class LibrarySam(Family):
 
 
 class Sam(Fast, LibrarySam):
-    """SAM, the fast way."""
+    """SAM with the fast decoder."""
 
     fast_decoder: ClassVar[type[FastSam]] = FastSam
 

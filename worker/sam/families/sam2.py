@@ -1,8 +1,8 @@
 """SAM 2 and 2.1 on still images, hiera tiny to large.
 
-What differs from SAM: an image is stretched over the square input without its aspect; its embedding is a list of three
-maps, of which the two finer ones go into the upscaling of masks; masks return to the image in one bilinear step; and
-the decoder has a token that says whether there is an object at all.
+What differs from SAM: an image is stretched over the square input, whatever its aspect ratio; its embedding is a list
+of three maps, of which the two finer ones are used in upscaling the masks; masks are scaled to the image in one
+bilinear step; and the decoder has a token that says whether there is an object at all.
 Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
 """
 
@@ -23,9 +23,9 @@ from maskfleet.worker.sam.hiera import encode_in_strips
 
 
 class LibrarySam2(Family):
-    """SAM 2, without its memory of frames, through the library's own decoder.
+    """SAM 2, without its memory of frames, with the library's own decoder.
 
-    When one mask is wanted it is the network's own choice: the single-mask output if that is stable, else the best of
+    If one mask is wanted, the network itself chooses it: the single-mask output if that is stable, else the best of
     the three.
     """
 
@@ -36,7 +36,7 @@ class LibrarySam2(Family):
 
     @classmethod
     def read_preprocessing(cls, numbers: dict[str, Any]) -> Preprocessing:
-        # Sam2ImageProcessor cannot be asked: it needs torchvision.  Its defaults stand here.
+        # Sam2ImageProcessor cannot be used: it needs torchvision.  These are its defaults.
         size = get_size_dict(numbers.get("size") or 1024)
         return Preprocessing(
             input_hw=(int(size["height"]), int(size["width"])),
@@ -56,7 +56,7 @@ class LibrarySam2(Family):
 
 
 class Sam2(Fast, LibrarySam2):
-    """SAM 2, the fast way."""
+    """SAM 2 with the fast decoder."""
 
     fast_decoder: ClassVar[type[FastSam]] = FastSam2
 

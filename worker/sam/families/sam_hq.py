@@ -1,6 +1,6 @@
 """SAM-HQ: SAM with one more token, whose mask sharpens the others (Ke et al. 2023, "Segment Anything in High Quality").
 
-Each candidate is SAM's mask plus the high-quality token's.  That one is made with features of the encoder's early
+Each candidate is SAM's mask plus the high-quality token's.  That mask uses features of the encoder's early
 layers, so an embedding is a pair: the image's, and those of the global-attention layers.  The library sorts the three
 candidates by predicted IoU, best first.
 """
@@ -23,7 +23,7 @@ class SamHq(LibrarySam):
 
     def encode(self, values: Tensor) -> Any:
         image, layers = self.network.get_image_embeddings(values)
-        return image, layers[:1]  # the decoder looks at no other
+        return image, layers[:1]  # the decoder reads no others
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
         image, layers = values

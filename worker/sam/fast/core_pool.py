@@ -1,8 +1,8 @@
-"""Work on parts of a batch, side by side: each part on one core from end to end.
+"""Run the parts of a batch in parallel, each from start to end on one core.
 
-The image's side of a prompt is a hundred small products.  Left to itself torch splits each of them over all cores and
-waits for the slowest; where a core is busy with something else, that is most of the time (ten times slower beside one
-other process on two cores).  Whole parts have nothing to wait for.  Threads will do: torch lets go of Python's lock
+The image's side of a prompt is a hundred small matrix products.  By default torch splits each of them over all cores
+and waits for the slowest; if a core is busy with something else, waiting takes most of the time (ten times slower with
+one other process on two cores).  Whole parts have nothing to wait for.  Threads are enough: torch releases the GIL
 while it computes.
 """
 
@@ -25,7 +25,7 @@ _MOST_THREADS = 8
 
 
 class Crew:
-    """As many threads as torch would use on a CPU, each with its own buffers; on a GPU the caller alone."""
+    """As many threads as torch would use on a CPU, each with its own buffers; on a GPU only the caller's thread."""
 
     def __init__(self, device: torch.device) -> None:
         size = min(torch.get_num_threads(), _MOST_THREADS) if device.type == "cpu" else 1
@@ -35,12 +35,12 @@ class Crew:
         self._pool = _single_core_threads(size) if size > 1 else None
 
     def each(self, work: Callable[[Part, Scratch], None], parts: Iterable[Part]) -> None:
-        """Do the work on every part; raises what it raises."""
+        """Run the work on every part; raises what the work raises."""
         if self._pool is None:
             for part in parts:
                 self._one(work, part)
         else:
-            # The list waits for all, and brings errors to light.
+            # The list waits for all of them and raises their errors.
             list(self._pool.map(lambda part: self._one(work, part), parts))
 
     def _one(self, work: Callable[[Part, Scratch], None], part: Part) -> None:
@@ -53,17 +53,17 @@ class Crew:
 
 
 def in_parts(sequence: Sequence[Part], at_once: int) -> list[Sequence[Part]]:
-    """Cut a sequence into pieces."""
+    """Split a sequence into parts."""
     return [sequence[start : start + at_once] for start in range(0, len(sequence), at_once)]
 
 
 def _single_core_threads(size: int) -> ThreadPoolExecutor:
-    """Start threads in which torch uses one core each; the number is a thread's own, but is set for new ones too."""
+    """Start threads in which torch uses one core each; setting that in a thread also sets it for new threads."""
     everywhere = torch.get_num_threads()
     started = Barrier(size + 1)
 
     def begin() -> None:
-        torch.get_num_threads()  # a thread's first question sets it to what holds everywhere, so that comes before
+        torch.get_num_threads()  # a thread's first query sets its number to the global one, so query before setting
         torch.set_num_threads(1)
         started.wait()
 

@@ -1,14 +1,14 @@
-"""The mask decoder's weights, folded once for each model into the form that the fast decoder multiplies with.
+"""The mask decoder's weights, folded once per model into the form that the fast decoder uses.
 
 SAM's two-way transformer has two layers.  In each, the few tokens of a prompt read the image (token → image), and the
-image's P positions then read the tokens (image → token) and are layer-normed: keys = gain ⊙ normed + shift.  Whatever
-is linear after a norm can swallow its gain and shift:
+image's P positions then read the tokens (image → token) and are layer-normed: keys = gain ⊙ normed + shift.  A linear
+map after a norm can absorb its gain and shift:
 
     W·(gain ⊙ normed + shift) = (W ⊙ gain)·normed + W·shift.
 
-A layer norm takes the mean off; so everything that is added up before one may have its mean taken off beforehand
-("centred"), and the norm is left with a division.  And what is the same for every image, the encoding of positions
-projected by each attention, is projected here.
+A layer norm subtracts the mean; so everything that is summed before one may have its mean subtracted beforehand
+("centred"), which leaves the norm only a division.  What is the same for every image, the positional encoding projected
+by each attention, is projected here.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An attention whose keys and values lie in the image: token → image, behind a layer norm's gain and shift.
+    """An attention whose keys and values come from the image: token → image, after a layer norm's gain and shift.
 
     key, value: (H, d, C), by head, gain folded in.  key_at: (H, d, P), the encoded positions as keys.  value_shift:
-    (H, d), what every value holds besides.  The same shift of every key moves all scores of a query alike, which a
-    softmax does not see: there is none.
+    (H, d), added to every value.  Keys need none: shifting every key alike moves all scores of a query alike, which
+    does not change a softmax.
     """
 
     key: Tensor
@@ -37,9 +37,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class FoldedDecoder:
-    """Weights of the image's side, in float32.
+    """The weights of the image's side, in float32.
 
-    positions: (P, C), the encoding of the image's positions.  spread1, spread2: (H, d, C), what the image takes up from
+    positions: (P, C), the positional encoding of the image.  spread1, spread2: (H, d, C), what the image takes up from
     a head of a token in layers 1 and 2, centred.  gain1: (C,).  query2: (H, d, C), the image's queries in layer 2, and
     query2_at: (H, d, P), their part from positions and shifts.  shift2: (C,), what layer 2 adds everywhere, centred.
     layer2, final: the readings after layer 1 and after layer 2.  eps1, eps2: of the norms.
@@ -66,7 +66,7 @@ class FoldedDecoder:
 
 
 def centred(values: Tensor) -> Tensor:
-    """Take the mean over channels off.  values: (…, C)."""
+    """Subtract the mean over channels.  values: (…, C)."""
     return values - values.mean(-1, keepdim=True)
 
 
@@ -101,7 +101,7 @@ def fold(decoder: Any, positions: Tensor) -> FoldedDecoder:
 
 
 def out_projection(attention: Any) -> Any:
-    """What brings an attention's heads together: the library calls it by one name in SAM, by another in SAM 2."""
+    """Return an attention's output projection, which has one name in the library's SAM and another in its SAM 2."""
     return attention.out_proj if hasattr(attention, "out_proj") else attention.o_proj
 
 
@@ -116,20 +116,20 @@ def _reading(attention: Any, norm: Any, positions: Tensor, heads: int) -> Readin
 
 
 def _rows_by_head(weight: Tensor, heads: int) -> Tensor:
-    """Part a projection into heads.  weight: (H·d, C).  Returns (H, d, C)."""
+    """Split a projection into heads.  weight: (H·d, C).  Returns (H, d, C)."""
     return weight.view(heads, -1, weight.shape[1])
 
 
 def _columns_by_head(weight: Tensor, heads: int) -> Tensor:
-    """Part a projection out of heads.  weight: (C, H·d).  Returns (H, d, C)."""
+    """Split an output projection by heads.  weight: (C, H·d).  Returns (H, d, C)."""
     return weight.t().reshape(heads, -1, weight.shape[0])
 
 
 def _kernel(convolution: Any) -> Tensor:
-    """Write a transposed convolution of kernel and stride 2 as two matrices, (2, in, 2·out): by row of output.
+    """Return a transposed convolution with kernel and stride 2 as two matrices, (2, in, 2·out), one per row of output.
 
-    Kernel and stride are equal, so no two input pixels meet in an output pixel: each input pixel gives a 2 × 2 block
-    of its own, and the convolution is a product with a matrix.
+    Kernel and stride are equal, so no output pixel depends on two input pixels: each input pixel becomes a 2 × 2 block
+    of its own, and the convolution is a matrix product.
     """
     inward, outward = convolution.weight.shape[:2]
     matrix: Tensor = convolution.weight.permute(2, 0, 3, 1).reshape(2, inward, 2 * outward)

@@ -1,4 +1,4 @@
-"""What the fast decoder knows of an image before it sees a prompt: computed once, shared by every prompt.
+"""What the fast decoder computes of an image before it sees a prompt: once, shared by every prompt.
 
 Without a mask prompt the image that enters the decoder is the same for all prompts: x = embedding + "no mask".  So the
 keys, values and queries of layer 1 are computed once.  After layer 1 a position p holds
@@ -6,11 +6,11 @@ keys, values and queries of layer 1 are computed once.  After layer 1 a position
     keys₁ = gain₁ ⊙ s₁·(x̃ + Σᵣ aᵣ·vᵣ) + shift₁        (x̃: x and the output's bias, centred)
 
 with a prompt's own few vectors vᵣ and their weights aᵣ at p (``two_way``).  The part in x̃ is linear up to the
-factor s₁, so its way through every later projection, and its inner products with what a prompt adds (vᵣ is a token's
-head through an output projection), are computed once as well.  After layer 2 the same goes for x̂ = gain₁ ⊙ x̃, centred.
+factor s₁, so its product with every later projection, and its inner products with what a prompt adds (vᵣ is a token's
+head after an output projection), are computed once as well.  After layer 2 the same holds for x̂ = gain₁ ⊙ x̃, centred.
 
 SAM 2 adds two finer maps of the image to the outputs of the upscaling convolutions.  They are the same for all prompts,
-mask prompt or not, and so are the convolutions' biases: the sums take the place of the biases.
+mask prompt or not, and so are the convolutions' biases: their sums replace the biases.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What the upscaling convolutions add at each output: their bias, in SAM 2 with a finer map of the image.
+    """What the upscaling convolutions add at each output: their bias, in SAM 2 plus a finer map of the image.
 
     first: (2, P, 2·c4), by row of output.  second: (2, 2, 2·P, 2·c8), by row of the first one's output, and by row of
     its own.  Without finer maps these are views of one bias.
@@ -49,7 +49,7 @@ class Added:
 class ImageState:
     """Tables over an image's P = h·w positions.
 
-    embedding: (1, C, h, w), what they were made from; a prompt that brings a mask goes back to it.
+    embedding: (1, C, h, w), what they were computed from; prompts with a mask start from it again.
     layer1: keys (H, P, d) here, as fused attention wants them, and values (H, P, d).  queries1, queries2: (H, d, P).
     power1, power2: (P,), the square of x̃ and of x̂.  overlap1: (H, d, P), x̃ on the spread of layer 1; overlap2: the
     same of x̂ on the spreads of layers 1 and 2.  overlap2_shift: (P,), x̂ on shift₂.  layer2, final: x̃ and x̂ as read
@@ -75,8 +75,8 @@ class ImageState:
 def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added) -> ImageState:
     """Prepare an image.
 
-    decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or what
-    stands for none; added: the image's finer maps, or biases_alone where the decoder wants none.
+    decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or the
+    encoding of "no mask"; added: the image's finer maps, or biases_alone if the decoder uses none.
     """
     first = decoder.transformer.layers[0]
     reading, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
@@ -107,7 +107,7 @@ def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: T
 
 
 def biases_alone(folded: FoldedDecoder) -> Added:
-    """What a decoder without finer maps adds."""
+    """Return what a decoder without finer maps adds."""
     positions = len(folded.positions)
     return Added(
         folded.upscale1_bias[:, None].expand(-1, positions, -1),
@@ -124,7 +124,7 @@ def with_finer_maps(folded: FoldedDecoder, twice: Tensor, four_times: Tensor) ->
 
 
 def _blocks(finer: Tensor, rows: int) -> Tensor:
-    """Lay out a map as the upscaling has its outputs: for each row of a block, the blocks' pixels in pairs.
+    """Lay out a map like the upscaling's outputs: for each row of a block, the blocks' pixels in pairs.
 
     finer: (1, c, rows·h, 2·w).  Returns (rows, h·w, 2·c).
     """

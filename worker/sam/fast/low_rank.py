@@ -1,17 +1,18 @@
-"""An image as a prompt has changed it, never written out: what is shared by all prompts, and a few rows of its own.
+"""An image as changed by a prompt, never materialised: a part shared by all prompts, and a few rows per prompt.
 
-The P positions of an image take up from a prompt's n tokens, in each of H heads, a softmax-weighted mean of n vectors.
-So what a prompt adds to the P × C image has rank H·n, some 50 against thousands of positions.  Behind a norm, it is
+From a prompt's n tokens each of an image's P positions receives, in each of H heads, a softmax-weighted mean of n
+vectors.  So what a prompt adds to the P × C image has rank H·n, some 50 against thousands of positions.  After a norm,
 
     keysₚ = gain ⊙ (scaleₚ·ownₚ + Σᵣ rowsᵣₚ·basisᵣ) + shift,
 
 with own (P, C) the same for every prompt; gain and shift are in the weights (``folding``).  The keys themselves
-(4 MB a prompt for ViT-B) are never made: everything that is asked of them is asked of own, once for all prompts, and of
-the rows.
+(4 MB a prompt for ViT-B) are never computed: everything needed from them is computed from own, once for all prompts,
+and from the rows.
 
-The weights of a head add up to 1 over the tokens.  So one token's row needs no storing: 1 minus the others.  Its vector
-becomes a constant that all positions share, and is taken off the other tokens' vectors.  The first token it is, which
-is never padding.  That leaves R = 1 + H·(n-1) rows, the constant's first, then token by token, head by head.
+The weights of a head add up to 1 over the tokens.  So one token's row need not be stored: it is 1 minus the others.
+Its vector becomes a constant that all positions share, and is subtracted from the other tokens' vectors.  It is the
+first token, which is never padding.  That leaves R = 1 + H·(n-1) rows: the constant's, then token by token, head by
+head.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ class LowRankImage:
     basis: Tensor
 
     def take(self, prompts: Sequence[int]) -> LowRankImage:
-        """Those of some prompts, ascending: views where they follow one another, else copies."""
+        """Return those of some prompts, ascending: views if they are consecutive, else copies."""
         some = run_or_indices(prompts)
         return LowRankImage(self.scale[some], self.rows[some], self.basis[some])
 
 
 def run_or_indices(ascending: Sequence[int]) -> slice | list[int]:
-    """Write indices as a slice if they follow one another: then a tensor is viewed, not copied."""
+    """Return indices as a slice if they are consecutive, so that a tensor is viewed and not copied."""
     first, last = ascending[0], ascending[-1]
     return slice(first, last + 1) if last - first + 1 == len(ascending) else list(ascending)
 
 
 class Scratch:
-    """Memory that is used again: fresh memory costs more than the arithmetic, in page faults."""
+    """Reusable memory: page faults of fresh memory cost more than the arithmetic."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -54,7 +55,7 @@ class Scratch:
         self._lent: list[tuple[Tensor, weakref.ref[Tensor]]] = []
 
     def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Give a buffer, whatever it held; what was given before under this name and precision is overwritten."""
+        """Return an uninitialised buffer; an earlier one of this name and precision is overwritten."""
         size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or len(buffer) < size:
@@ -62,7 +63,7 @@ class Scratch:
         return buffer[:size].view(shape)
 
     def lend(self, *shape: int) -> Tensor:
-        """Give a buffer that stays the taker's for as long as this very tensor lives, and is then lent again."""
+        """Return a buffer that belongs to the caller while this very tensor lives, and is then lent again."""
         size = math.prod(shape)
         kept = [(buffer, taken) for buffer, taken in self._lent if taken() is not None or len(buffer) >= size]
         free = next((buffer for buffer, taken in kept if taken() is None), None)
@@ -73,10 +74,10 @@ class Scratch:
 
 
 def by_head(tokens: Tensor, table: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-    """Multiply each head of the tokens with that head of a table that all prompts share.
+    """Multiply each head of the tokens by that head of a table that all prompts share.
 
     tokens: (B, m, H, k); table: (H, k, l); out: (B, m, H, l), overwritten or added to.  One product for a single
-    prompt; for many, one for each head, so that the table need not be repeated.
+    prompt; for many, one per head, so that the table need not be repeated.
     """
     if len(tokens) == 1:
         pairs = [(tokens[0].transpose(0, 1), table, out[0].transpose(0, 1))]
@@ -101,14 +102,14 @@ def without_first_token(weights: Tensor) -> Tensor:
 
 
 def basis_of(values: Tensor, spread: Tensor) -> Tensor:
-    """What each row adds to a position.  values: (B, n, H, d), of tokens; spread: (H, d, C).  Returns (B, R, C)."""
+    """Return what each row adds to a position, (B, R, C).  values: (B, n, H, d), of tokens; spread: (H, d, C)."""
     vectors = torch.einsum("bnhd,hdc->bnhc", values, spread)
     constant = vectors[:, :1].sum(2)
     return torch.cat([constant, (vectors[:, 1:] - vectors[:, :1]).flatten(1, 2)], dim=1)
 
 
 def overlaps_of(values: Tensor, table: Tensor, out: Tensor) -> Tensor:
-    """Give the inner products of the basis with the image's own part.
+    """Write the inner products of the basis with the image's own part to ``out`` and return it.
 
     values: (B, n, H, d), of tokens; table: (H, d, P), the image's own part on the spread; out: (B, R, P).
     """

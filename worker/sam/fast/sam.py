@@ -1,8 +1,8 @@
-"""The fast way through a SAM checkpoint's decoder: the library's masks in exact float32, several times faster.
+"""The fast decoder for SAM checkpoints: the library's masks in exact float32, several times faster.
 
-What it rests on: each image is prepared once (``image_state``); prompts of any shape share a batch
-(``tokens``); the transformer never writes out what a prompt makes of the image (``two_way``); a mask is
-upscaled when it is asked for (``upscaling``), after its predicted IoU is known.
+How: each image is prepared once (``image_state``); prompts of any shape share a batch (``tokens``); the
+transformer never materialises the image as changed by a prompt (``two_way``); a mask is upscaled on demand
+(``upscaling``), after its predicted IoU is known.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from maskfleet.worker.sam.fast.two_way import Conversation, TwoWay
 from maskfleet.worker.sam.fast.upscaling import Upscaling
 from maskfleet.worker.sam.prompts import PromptBatch
 
-#: What the attention weights of prompts may take whose image side is worked on together.  Measured on one core of an
-#: EPYC (Zen 4): two prompts of ViT-B, 32 of the demo's model; more gain nothing on a CPU, while a GPU wants many.
+#: The memory for the attention weights of prompts whose image side is processed together.  Measured on one core of an
+#: EPYC (Zen 4): two prompts of ViT-B, 32 of the demo's model; more gain nothing on a CPU, while a GPU needs many.
 _WEIGHTS_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
-#: What decoded prompts may hold until their masks are made.
+#: The memory that decoded prompts may hold until their masks are computed.
 HELD_ON_CPU_BYTES = 32 * 2**20
 _HELD_BYTES = {"cpu": HELD_ON_CPU_BYTES, "cuda": 2 * 2**30}
 #: A prompt of one point has two tokens: the point, and "not a point".
@@ -40,22 +40,22 @@ _POINT_TOKENS = 2
 class FastSam:
     """One SamModel's decoder.
 
-    together: prompts to work on at once; held_bytes: what decoded ones may hold until their masks are made; each where
-    the device's own number does not serve.
+    together: prompts to process at once; held_bytes: what decoded ones may hold until their masks are computed;
+    both override the device's defaults.
 
-    It computes in float32 whatever the network's precision is: half of it is for the encoder, where the time goes on a
-    GPU, while sums of squares in half precision would give other masks.  One step is in double precision, the last that
-    the tokens of wanted masks make (``two_way``).
+    It computes in float32 whatever the network's precision: half precision is for the encoder, which takes most of the
+    time on a GPU, while sums of squares in half precision would give other masks.  One step is in double precision, the
+    last one of the wanted masks' tokens (``two_way``).
     """
 
-    #: Whether a token for the object score stands before the others.
+    #: Whether a token for the object score precedes the others.
     scores_objects: ClassVar[bool] = False
-    #: Whether the token "not a point" stands behind a box too.
+    #: Whether the token "not a point" follows a box, too.
     ends_boxes: ClassVar[bool] = False
 
     @classmethod
     def unsuited(cls, network: Any) -> str | None:
-        """Say why a network cannot go this way; None when it can.  Every published checkpoint can."""
+        """Return why this decoder cannot run a network; None if it can, as for every published checkpoint."""
         decoder = network.mask_decoder
         layers = decoder.transformer.layers
         convolutions = (decoder.upscale_conv1, decoder.upscale_conv2)
@@ -91,29 +91,29 @@ class FastSam:
 
     @property
     def point_bytes(self) -> int:
-        """What a prompt of one point holds until its masks are made."""
+        """The memory that a prompt of one point holds until its masks are computed, in bytes."""
         return self._held_bytes(self._fewest_tokens)
 
     def image_state(self, embeddings: Any) -> ImageState:
-        """Prepare an image.  embeddings: what the encoder makes of it, for SAM a tensor (1, C, h, w)."""
+        """Prepare an image.  embeddings: the encoder's output, for SAM a tensor (1, C, h, w)."""
         with torch.inference_mode():
             return self._state_of(embeddings.float(), biases_alone(self._folded))
 
     def decode(self, state: ImageState, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
-        """Decode N prompts on an image, of any shapes: three candidates for each, or without multimask one.
+        """Decode N prompts of any shapes on an image: three candidates for each, or one without multimask.
 
-        Of SAM's four mask tokens the first is for a single mask, the others for three.
+        Of SAM's four mask tokens the first is for a single mask, the others are for three.
         """
         with torch.inference_mode():
             candidates = self._candidates(state, batch)
             return candidates.from_column(1) if multimask else self._single(candidates)
 
     def _single(self, candidates: Candidates) -> Candidates:
-        """Of a candidate for each mask token, give the one for a single mask."""
+        """Given a candidate for each mask token, return the one for a single mask."""
         return replace(candidates, predicted_iou=candidates.predicted_iou[:, :1])
 
     def _state_of(self, embedding: Tensor, added: Added, dense: Tensor | None = None) -> ImageState:
-        """Prepare an image, with a mask prompt or what stands for none."""
+        """Prepare an image, with a mask prompt or the encoding of "no mask"."""
         if dense is None:
             dense = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
         return image_state(self._folded, self._decoder, embedding, dense, added)
@@ -129,14 +129,14 @@ class FastSam:
             conversation = self._two_way.converse(state, tokens)
             predicted_iou, object_score = self._judged(state, conversation)
             return Candidates(predicted_iou, partial(self._logits, state, conversation), object_score)
-        # More than may be held until somebody asks: they are heard in parts, and the chosen ones once more.
+        # More than may be kept until masks are requested: decode in parts, and the chosen ones again.
         parts = in_parts(everyone, at_once)
         judged = [self._judged(state, self._two_way.converse(state, tokens.take(part))) for part in parts]
         predicted_iou, object_score = _joined(judged)
         return Candidates(predicted_iou, partial(self._logits_again, state, tokens, at_once), object_score)
 
     def _masked_candidates(self, state: ImageState, tokens: Tokens, mask_input: Tensor) -> Candidates:
-        """Decode prompts that bring a mask, which changes the image for each: every prompt prepares its own.
+        """Decode prompts with a mask, which changes the image: each prompt prepares its own.
 
         mask_input: (N, 4h, 4w).
         """
@@ -152,7 +152,7 @@ class FastSam:
         return at_hand(torch.stack(made), predicted_iou, object_score)
 
     def _judged(self, state: ImageState, conversation: Conversation) -> tuple[Tensor, Tensor | None]:
-        """Ask the tokens that make no masks.  Returns predicted IoU (N, C) and object score (N,) if there is one."""
+        """Read the scores from the other tokens.  Returns predicted IoU (N, C) and object score (N,) or None."""
         everyone = range(len(conversation.tokens))
         places = torch.arange(self._iou_place + 1, device=conversation.tokens.device).expand(len(everyone), -1)
         concluded = self._two_way.conclude(state, conversation, everyone, places)
@@ -162,13 +162,13 @@ class FastSam:
         return predicted_iou, self._decoder.pred_obj_score_head(concluded[:, 0])[:, 0]
 
     def _logits(self, state: ImageState, conversation: Conversation, rows: Tensor, columns: Tensor) -> Tensor:
-        """Make the masks of chosen candidates.  rows, columns: (K,), columns of mask tokens.  Returns (K, 4h, 4w)."""
+        """Compute masks of chosen candidates.  rows, columns: (K,), columns of mask tokens.  Returns (K, 4h, 4w)."""
         made = _empty_masks(len(rows), state)
         order, masks_of = _by_prompt(rows.tolist(), columns.tolist())
         if not order:
             return made
         prompts, most = list(masks_of), max(map(len, masks_of.values()))
-        # Prompts of which fewer masks are wanted are filled up with their first; that is not upscaled.
+        # Prompts with fewer wanted masks are padded with their first; the padding is not upscaled.
         filled = [[*masks, *masks[:1] * (most - len(masks))] for masks in masks_of.values()]
         places = [0, *accumulate(map(len, masks_of.values()))]
         with torch.inference_mode():
@@ -189,7 +189,7 @@ class FastSam:
             return made if order == sorted(order) else made[torch.tensor(order, device=made.device).argsort()]
 
     def _logits_again(self, state: ImageState, tokens: Tokens, at_once: int, rows: Tensor, columns: Tensor) -> Tensor:
-        """Make masks of prompts whose images were not held."""
+        """Compute masks of prompts whose images were not kept."""
         made = _empty_masks(len(rows), state)
         with torch.inference_mode():
             for prompts in in_parts(sorted(set(rows.tolist())), at_once):
@@ -200,12 +200,12 @@ class FastSam:
         return made
 
     def _held_bytes(self, tokens: int) -> int:
-        """What a prompt of so many tokens, the output's included, holds until its masks are made."""
+        """Return the bytes that a prompt with this many tokens, output included, holds until its masks are computed."""
         return 4 * 2 * (1 + self._folded.heads * (tokens - 1)) * len(self._folded.positions)
 
 
 def _joined(judged: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """Put together what parts of a batch were judged."""
+    """Join the scores of the parts of a batch."""
     scores = [score for _, score in judged if score is not None]
     return torch.cat([predicted_iou for predicted_iou, _ in judged]), torch.cat(scores) if scores else None
 
@@ -220,7 +220,7 @@ def _share(of_kind: dict[str, int], device: torch.device) -> int:
 
 
 def _by_prompt(rows: list[int], columns: list[int]) -> tuple[list[int], dict[int, list[int]]]:
-    """Order candidates by prompt.  Returns the places they had, and each prompt's columns."""
+    """Sort candidates by prompt.  Returns their original places, and each prompt's columns."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     masks_of: dict[int, list[int]] = {}
     for place in order:
@@ -229,7 +229,7 @@ def _by_prompt(rows: list[int], columns: list[int]) -> tuple[list[int], dict[int
 
 
 def _in_float32(module: Any) -> Any:
-    """The module itself where it is in float32, else a copy that is."""
+    """Return the module itself if it is in float32, else a copy that is."""
     if all(weight.dtype == torch.float32 for weight in module.parameters()):
         return module
     return copy.deepcopy(module).float()

@@ -1,8 +1,8 @@
-"""The fast way through SAM 2's decoder, and EdgeTAM's, which is the same.
+"""The fast decoder for SAM 2, and for EdgeTAM, whose decoder is the same.
 
-It is SAM's (``sam``) but for these: a token before the others scores whether there is an object at all; two
-finer maps of the image enter the upscaling (``image_state.Added``); and where one mask is wanted, the network
-gives its single one only if that is stable.
+It differs from SAM's (``sam``) as follows: the first token scores whether there is an object at all; two
+finer maps of the image enter the upscaling (``image_state.Added``); and if one mask is wanted, the network
+returns its single mask only if that is stable.
 Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
 """
 
@@ -40,7 +40,7 @@ class FastSam2(FastSam):
             return self._state_of(embedding, with_finer_maps(self._folded, twice, four_times))
 
     def _single(self, candidates: Candidates) -> Candidates:
-        """The network's own choice: the single mask where that is stable, else the best of the three."""
+        """Return the network's own choice: the single mask if that is stable, else the best of the three."""
         every = torch.arange(len(candidates.predicted_iou), device=candidates.predicted_iou.device)
         chosen = torch.zeros_like(every)
         masks = candidates.logits(every, chosen)

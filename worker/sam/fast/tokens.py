@@ -1,8 +1,8 @@
-"""Prompts as tokens: points and boxes embedded as SAM does, prompts of different shapes in one padded batch.
+"""Prompts as tokens: points and boxes embedded as in SAM, prompts of different shapes in one padded batch.
 
-SAM makes a token of each point, two of a box (its corners), and where there is no box one more, "not a point"; SAM 2
-has that one behind a box too.  Prompts with fewer tokens than others in their batch are padded, and the padding is
-marked, so that every attention leaves it out: a prompt is decoded as if it were alone.  (transformers pads with tokens
+SAM has one token per point, two for a box (its corners), and without a box one more, "not a point"; SAM 2 adds that one
+after a box, too.  Prompts with fewer tokens than others in their batch are padded, and the padding is masked out of
+every attention: a prompt is decoded as if it were alone.  (transformers pads with tokens
 of zeros, label -10, which its decoder attends to: huggingface/transformers#32488.)
 """
 
@@ -18,22 +18,22 @@ from torch import Tensor
 
 from maskfleet.worker.sam.prompts import PADDING, PromptBatch
 
-#: The library's label of a token that stands where a box might have been.
+#: The library's label of the token in place of a missing box.
 _NOT_A_POINT = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """N prompts' tokens, n each: the decoder's own, which it answers with, then the prompt's.
+    """N prompts' tokens, n each: the decoder's own, which carry its output, then the prompt's.
 
-    values: (N, n, C).  padded: (N, n), True where a token is none and must count for nothing; None where all count.
+    values: (N, n, C).  padded: (N, n), True where a token is padding; None if none is.
     """
 
     values: Tensor
     padded: Tensor | None
 
     def take(self, prompts: Sequence[int]) -> Tokens:
-        """Those of some prompts."""
+        """Return the tokens of some prompts."""
         some = list(prompts)
         return Tokens(self.values[some], None if self.padded is None else self.padded[some])
 
@@ -41,13 +41,13 @@ class Tokens:
 class PromptTokens:
     """The prompt encoder's weights for points and boxes, and the decoder's own tokens.
 
-    output: (k, C), the decoder's own.  ends_boxes: whether "not a point" stands behind a box too.
+    output: (k, C), the decoder's own.  ends_boxes: whether "not a point" follows a box, too.
     """
 
     def __init__(self, prompt_encoder: Any, output: Tensor, *, ends_boxes: bool) -> None:
         self._frequencies: Tensor = prompt_encoder.shared_embedding.positional_embedding
         self._image_size = prompt_encoder.input_image_size
-        # SAM has an embedding for each label, SAM 2 one for all of them.
+        # SAM has an embedding per label, SAM 2 one for all of them.
         off, on, *corners = torch.cat(list(prompt_encoder.point_embed.parameters()))
         self._of_label = torch.stack([off, on])
         self._of_corner = torch.stack(corners)
@@ -68,7 +68,7 @@ class PromptTokens:
         if boxes_xyxy is not None:
             missing = boxes_xyxy.isnan().any(1)
             parts.append(self._boxes(boxes_xyxy, missing))
-            # "Not a point", if it does not follow anyhow, stands in the first corner's place; the second stays empty.
+            # "Not a point", unless it follows anyway, takes the first corner's place; the second stays empty.
             padded.append(torch.stack([missing & self._ends_boxes, missing], dim=1))
         if boxes_xyxy is None or self._ends_boxes:
             parts.append(self._not_a_point.expand(len(parts[0]), 1, -1))
@@ -86,7 +86,7 @@ class PromptTokens:
         return torch.where(missing[:, None, None], self._not_a_point, corners)
 
     def _encoded(self, places_xy: Tensor) -> Tensor:
-        """Sines and cosines of places, from the middles of pixels; as the library, in the places' own precision first.
+        """Return sines and cosines of positions at pixel centres; as in the library, first in the positions' precision.
 
         Source: Tancik et al. 2020, "Fourier features let networks learn high frequency functions".
         """

@@ -1,7 +1,7 @@
-"""The two-way transformer of SAM over a low-rank image: the same tokens and the same image as the library's, less work.
+"""SAM's two-way transformer over a low-rank image: the same tokens and image as the library's, with less work.
 
-Layer 1 (keys₀ = the image, shared):  tokens read keys₀;  keys₁ = norm(keys₀ + what keys₀ takes up from the tokens).
-Layer 2:  tokens read keys₁;  keys₂ = norm(keys₁ + what keys₁ takes up).  Final: the output tokens read keys₂.
+Layer 1 (keys₀ = the image, shared):  tokens read keys₀;  keys₁ = norm(keys₀ + what keys₀ reads from the tokens).
+Layer 2:  tokens read keys₁;  keys₂ = norm(keys₁ + what keys₁ reads).  Final: the output tokens read keys₂.
 
 With keys = scale·own + rowsᵀ·basis (``low_rank``; gains and shifts are in the weights):
 
@@ -11,9 +11,9 @@ With keys = scale·own + rowsᵀ·basis (``low_rank``; gains and shifts are in t
 - The norm needs the variance of each position's channels.  All parts being centred, that is the square of a sum:
   own·own (a table), 2·scale·own·basis (tokens through a table) and basis·basisᵀ between the rows.
 
-A final reading is made for the IoU token alone, and SAM 2's object-score token; those of mask tokens wait until their
-mask is wanted.  Those are made in double precision: of all the steps this is the one whose rounding a mask's logits
-show, and with it they are as near to the exact ones as the library's (``tests/worker/test_precision.py``).
+The final attention runs at once only for the IoU token and SAM 2's object-score token; for mask tokens it waits until
+their mask is wanted.  That one is in double precision: of all steps this is the one whose rounding shows in a mask's
+logits, and with it they are as close to the exact ones as the library's (``tests/worker/test_precision.py``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from maskfleet.worker.sam.fast.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Where tokens and image stand after both layers.  queries: (N, n, C), the tokens with their first form added."""
+    """The tokens and the image after both layers.  queries: (N, n, C), the tokens plus their initial embeddings."""
 
     tokens: Tensor
     queries: Tensor
@@ -53,7 +53,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class LastReading:
-    """The attention behind both layers, with a norm behind it; and its folded weights.  All are in one precision."""
+    """The final attention, after both layers, the norm after it, and its folded weights; all in one precision."""
 
     attention: Any
     norm: Any
@@ -78,7 +78,7 @@ class LastReading:
 
 
 class TwoWay:
-    """The transformer of one model, in float32.  at_once: prompts whose image side is worked on together."""
+    """The transformer of one model, in float32.  at_once: prompts whose image side is processed together."""
 
     def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, crew: Crew, at_once: int) -> None:
         self._transformer = decoder.transformer
@@ -94,7 +94,7 @@ class TwoWay:
         """Run both layers."""
         first, second = self._transformer.layers
         start, padded = tokens.values, tokens.padded
-        # Layer 1: the library leaves the tokens' first form out of its self-attention.
+        # Layer 1: the library does not add the tokens' initial embeddings in its self-attention.
         queries = _norm(first.layer_norm1, self._among_tokens(first.self_attn, start, start, padded))
         queries = queries + self._read_shared(first.cross_attn_token_to_image, queries + start, state.layer1)
         queries = _token_mlp(first, queries)
@@ -123,7 +123,7 @@ class TwoWay:
         *,
         exactly: bool = False,
     ) -> Tensor:
-        """Let tokens of some prompts read the image a last time.
+        """Run the final attention for tokens of some prompts.
 
         prompts: U of them, ascending; chosen: (U, k), the places of their tokens; exactly: in double precision.
         Returns (U, k, C), in float32.
@@ -139,7 +139,7 @@ class TwoWay:
         return _norm(last.norm, tokens + read).float()
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        """(N, n, H·d) as (N, n, H, d)."""
+        """Reshape (N, n, H·d) to (N, n, H, d)."""
         return tokens.view(*tokens.shape[:2], self._folded.heads, -1)
 
     def _among_tokens(self, attention: Any, asking: Tensor, values: Tensor, padded: Tensor | None) -> Tensor:
@@ -172,7 +172,7 @@ class TwoWay:
     ) -> Tensor:
         """Layer 2 and final: each prompt's tokens read its own image, in the tokens' precision.
 
-        asking: (U, m, C), of the prompts whose.
+        asking: (U, m, C), the tokens of the prompts ``whose``.
         """
         query = self._heads(linear(asking, attention.q_proj.weight, attention.q_proj.bias))
         query = query * query.shape[-1] ** -0.5
@@ -203,20 +203,20 @@ class TwoWay:
         return _out(attention, (read + folded.value_shift).flatten(2))
 
     def _offered(self, attention: Any, queries: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """What tokens offer the image: keys, scaled, and values; each (N, n, H, d)."""
+        """Return the tokens' keys, scaled, and values for the image to read; each (N, n, H, d)."""
         keys = self._heads(linear(queries + start, attention.k_proj.weight, attention.k_proj.bias))
         values = self._heads(linear(queries, attention.v_proj.weight, attention.v_proj.bias))
         return keys * keys.shape[-1] ** -0.5, values
 
     def _room_for_rows(self, keys: Tensor, positions: int) -> Tensor:
-        """Memory for the rows of both layers.  Returns (N, 2·R, P)."""
+        """Return memory for the rows of both layers, (N, 2·R, P)."""
         prompts, tokens, heads, _ = keys.shape
         return self._scratch.lend(prompts, 2 * (1 + heads * (tokens - 1)), positions)
 
     def _take_up_first(
         self, state: ImageState, room: Tensor, keys: Tensor, values: Tensor, padded: Tensor | None
     ) -> LowRankImage:
-        """Layer 1: the image takes up from the tokens, and is normed."""
+        """Layer 1: the image reads from the tokens, and is normalised."""
         basis = basis_of(values, self._folded.spread1)
         gram = basis @ basis.transpose(1, 2)
         prompts, rank, channels = basis.shape
@@ -247,7 +247,7 @@ class TwoWay:
         values: Tensor,
         padded: Tensor | None,
     ) -> LowRankImage:
-        """Layer 2: the same on top of layer 1's rows, which are scaled anew in place."""
+        """Layer 2: the same on top of layer 1's rows, which are rescaled in place."""
         folded = self._folded
         on_basis = torch.einsum("bnhd,hdc->bnhc", keys, folded.query2).flatten(1, 2) @ image.basis.transpose(1, 2)
         older, newer = centred(image.basis * folded.gain1), basis_of(values, folded.spread2)
@@ -270,7 +270,7 @@ class TwoWay:
             overlaps_of(values[part], state.overlap2[1], out=with_newer)
             with_newer[:, 0] += state.overlap2_shift
             overlaps.mul_(2 * scale[:, None])
-            # A square has each pair of an older and a newer row twice: both are counted with the older.
+            # A square contains each pair of an older and a newer row twice: both count with the older.
             with_older.baddbmm_(gram11[part], rows1).baddbmm_(gram12[part], rows2, alpha=2.0)
             with_newer.baddbmm_(gram22[part], rows2)
             power = with_older.mul_(rows1).sum(1).add_(with_newer.mul_(rows2).sum(1))
@@ -288,7 +288,7 @@ class TwoWay:
 
 
 def _softmax_rows(scores: Tensor, padded: Tensor | None, part: slice) -> Tensor:
-    """Weights of the tokens at each position, as rows, in place.  scores: (B, n, H, P)."""
+    """Turn scores into the tokens' weights at each position, as rows, in place.  scores: (B, n, H, P)."""
     if padded is not None:
         scores.masked_fill_(padded[part, :, None, None], -torch.inf)
     return without_first_token(torch.softmax(scores, 1, out=scores))

@@ -1,9 +1,9 @@
-"""Mask upscaling, of the masks that are wanted: from the image behind the decoder to logits at four times its size.
+"""Upscaling of the wanted masks: from the decoder's image to logits at four times its size.
 
-The library makes two transposed convolutions of the image, the first with a layer norm behind it, each with a GELU, and
-multiplies the outcome with a vector for each mask.  Kernel and stride are both 2, so no two inputs meet in an output,
-and a convolution is a matrix product, after which each position holds its 2 × 2 block of outputs.  Here they are made
-for the upper and the lower row of each block apart: then the positions of a row of the image, the columns of their
+The library applies two transposed convolutions to the image, the first followed by a layer norm, each by a GELU, and
+multiplies the result by a vector per mask.  Kernel and stride are both 2, so no output depends on two inputs, and a
+convolution is a matrix product, after which each position holds its 2 × 2 block of outputs.  Here they are computed
+separately for the upper and the lower row of each block: then the positions of a row of the image, the columns of their
 blocks, and the columns of the blocks within those follow one another in memory as in the mask, whose rows are copied
 whole.  The first product takes the image in its low-rank form: (keys·U) = scale·(own·U) + rowsᵀ·(basis·U), where own·U
 is a table.  What either convolution adds at each output, in SAM 2 from finer maps of the image, is a table too.
@@ -21,7 +21,7 @@ from maskfleet.worker.sam.fast.folding import FoldedDecoder
 from maskfleet.worker.sam.fast.image_state import ImageState
 from maskfleet.worker.sam.fast.low_rank import LowRankImage, Scratch
 
-#: Positions upscaled at once on a CPU, so that what they become stays in its cache.
+#: Positions upscaled at once on a CPU, so that their outputs stay in its cache.
 _CACHED_POSITIONS = 1024
 
 
@@ -34,7 +34,7 @@ class Upscaling:
         self._towers = decoder.output_hypernetworks_mlps
 
     def vectors(self, tokens: Tensor, masks: Tensor) -> Tensor:
-        """Give the vectors that make masks.  tokens: (U, k, C); masks: (U, k), which of the mask tokens they are.
+        """Return the vectors that produce masks.  tokens: (U, k, C); masks: (U, k), which of the mask tokens they are.
 
         Returns (U, k, c8).
         """
@@ -45,7 +45,7 @@ class Upscaling:
         return vectors
 
     def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor, scratch: Scratch) -> Tensor:
-        """Upscale B prompts' images and multiply each with its k vectors.
+        """Upscale B prompts' images and multiply each by its k vectors.
 
         vectors: (B, k, c8).  Returns (B, k, 4h, 4w), in the scratch's memory.
         """
@@ -69,7 +69,7 @@ class Upscaling:
     def _once(
         self, state: ImageState, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor, scratch: Scratch
     ) -> Tensor:
-        """The first convolution, normed.  Returns (B, 2·p, c4)."""
+        """Apply the first convolution and the norm.  Returns (B, 2·p, c4)."""
         shared, added = state.upscaled[upper, positions], state.added.first[upper, positions]
         once = scratch.take("once", len(image.scale), *shared.shape)
         torch.addcmul(added, shared, image.scale[:, positions, None], out=once)
@@ -79,7 +79,7 @@ class Upscaling:
         return _gelu_(layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
 
     def _twice(self, once: Tensor, lower: int, added: Tensor, scratch: Scratch) -> Tensor:
-        """The second convolution.  added: (2·p, 2·c8).  Returns (B, 4·p, c8)."""
+        """Apply the second convolution.  added: (2·p, 2·c8).  Returns (B, 4·p, c8)."""
         twice = scratch.take("twice", len(once), *added.shape)
         twice.copy_(added)
         twice.flatten(0, 1).addmm_(once.flatten(0, 1), self._folded.upscale2[lower])
@@ -87,6 +87,6 @@ class Upscaling:
 
 
 def _gelu_(values: Tensor) -> Tensor:
-    """GELU in place: fresh memory would cost more than the function."""
+    """Apply GELU in place: fresh memory would cost more than the function."""
     activated: Tensor = torch.ops.aten.gelu_(values)
     return activated
