@@ -24,6 +24,7 @@ IMAGES = {
     "tiny": (coins((16, 16)), {"points_per_crop": 3, **ALL}),
     "one pixel": (coins((1, 1)), {"points_per_crop": 1, **ALL}),
     "4 MP": (coins(of_megapixels(4)), {"points_per_crop": 4, "points_per_batch": 4}),
+    "12 MP": (coins(of_megapixels(12)), {"points_per_crop": 2, "points_per_batch": 2}),
     "18 MP": (coins(of_megapixels(18)), {"points_per_crop": 3, "points_per_batch": 2}),
 }
 
@@ -51,20 +52,15 @@ def test_mode_everything_is_the_pipelines(trained: Truth, name: str) -> None:
     compared.check(name)
 
 
-@pytest.mark.parametrize("name", ["0.3 MP", "wide", "high", "tiny", "4 MP", "18 MP"])
-def test_each_prompts_three_candidates_are_the_models(trained: Truth, name: str) -> None:
+@pytest.mark.parametrize("name", ["0.3 MP", "grey", "wide", "high", "tiny", "4 MP", "18 MP"])
+def test_each_prompts_three_candidates_and_its_one_mask_are_the_models(trained: Truth, name: str) -> None:
     image, _ = IMAGES[name]
 
-    for kind, prompt in prompts_on(image.size).items():
-        trained.prompt(image, prompt, multimask=True).check(f"{name}, {kind}")
+    compared = {kind: trained.prompt(image, prompt) for kind, prompt in prompts_on(image.size).items()}
 
-
-@pytest.mark.parametrize("name", ["0.3 MP", "4 MP"])
-def test_each_prompts_one_mask_is_the_models_best(trained: Truth, name: str) -> None:
-    image, _ = IMAGES[name]
-
-    for kind, prompt in prompts_on(image.size).items():
-        trained.prompt(image, prompt, multimask=False).check(f"{name}, {kind}")
+    for kind, of in compared.items():
+        for masks, comparison in of.items():
+            comparison.check(f"{name}, {kind}, {masks}")
 
 
 @pytest.mark.parametrize("params", [{}, {"mask_threshold": 0.5}], ids=["at 0", "at another threshold"])
@@ -81,4 +77,5 @@ def test_a_decoder_of_vit_bs_shape_gives_the_models_prompts(vit_b: Truth) -> Non
     image = coins(of_megapixels(1))
 
     for kind, prompt in prompts_on(image.size).items():
-        vit_b.prompt(image, prompt, multimask=True).check(f"ViT-B's shape, {kind}")
+        for masks, compared in vit_b.prompt(image, prompt).items():
+            compared.check(f"ViT-B's shape, {kind}, {masks}")

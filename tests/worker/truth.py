@@ -93,25 +93,25 @@ class Truth:
                 assert _first_and_last_pixel(mask) == box
         return Comparison(tuple(near))
 
-    def prompt(self, image: Image.Image, prompt: dict[str, Any], *, multimask: bool) -> Comparison:
-        """Compare a prompt's three candidates, or the best of them, with the model's and its processor's."""
-        job_class = BoxJob if "box" in prompt else PointJob
-        mode = "box" if "box" in prompt else "point"
-        job: Any = job_class(mode=mode, image=_SOMEWHERE, prompts=(prompt,), params={"multimask": multimask})
+    def prompt(self, image: Image.Image, prompt: dict[str, Any]) -> dict[str, Comparison]:
+        """Compare a prompt's three candidates, and the best of them, with the model's and its processor's."""
         logits, scores = self._logits(image, prompt)
-        chosen = range(3) if multimask else [int(np.argmax(scores))]
+        best = int(np.argmax(scores))
+        inside = logits > 0
+        boxes_xywh = [_box_xywh(pixels) for pixels in inside]
+        compared = {}
+        for name, chosen in {"three masks": range(3), "one mask": (best,)}.items():
+            ours = segment(_photo(image), _job(prompt, multimask=len(chosen) == 3), self._ours).masks
 
-        ours = segment(_photo(image), job, self._ours).masks
-
-        _assert_scores(ours, [scores[candidate] for candidate in chosen])
-        near = []
-        for mask, candidate in zip(ours, chosen, strict=True):
-            inside = logits[candidate] > 0
-            different = decode_rle(mask) ^ inside
-            near.append(np.abs(logits[candidate][different]))
-            if not different.any():
-                assert mask.bbox_xywh == _box_xywh(inside)
-        return Comparison(tuple(near))
+            _assert_scores(ours, [scores[candidate] for candidate in chosen])
+            near = []
+            for mask, candidate in zip(ours, chosen, strict=True):
+                different = decode_rle(mask) ^ inside[candidate]
+                near.append(np.abs(logits[candidate][different]))
+                if not different.any():
+                    assert mask.bbox_xywh == boxes_xywh[candidate]
+            compared[name] = Comparison(tuple(near))
+        return compared
 
     def of_four(self, image: Image.Image, prompt: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Return in how many pixels masks differ from the library's three in a batch of four: ours, and its own.
@@ -184,6 +184,11 @@ def prompts_on(size_wh: tuple[int, int]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _job(prompt: dict[str, Any], *, multimask: bool) -> PointJob | BoxJob:
+    job: dict[str, Any] = {"image": _SOMEWHERE, "prompts": (prompt,), "params": {"multimask": multimask}}
+    return BoxJob(mode="box", **job) if "box" in prompt else PointJob(mode="point", **job)
+
+
 def _photo(image: Image.Image) -> Photo:
     return Photo(np.ascontiguousarray(np.asarray(image.convert("RGB"))), image.size, "PNG")
 
@@ -233,8 +238,8 @@ def main() -> None:
             stability_score_thresh=options.stability,
         ).check(f"{megapixels} MP, everything")
         for name, prompt in prompts_on(image.size).items():
-            for multimask in (True, False):
-                truth.prompt(image, prompt, multimask=multimask).check(f"{megapixels} MP, {name}, {multimask=}")
+            for masks, compared in truth.prompt(image, prompt).items():
+                compared.check(f"{megapixels} MP, {name}, {masks}")
 
 
 if __name__ == "__main__":
