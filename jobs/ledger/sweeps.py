@@ -47,7 +47,9 @@ class SweepTurns:
                     with redis_errors():
                         lock.reacquire()
                 except LockError as error:
-                    raise Conflict("sweep_under_way", "Another sweep took over because this one was too slow.") from error
+                    raise Conflict(
+                        "sweep_under_way", "Another sweep took over because this one was too slow."
+                    ) from error
                 renewed = time.monotonic()
 
         try:
