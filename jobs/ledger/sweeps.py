@@ -47,9 +47,8 @@ class SweepTurns:
                     with redis_errors():
                         lock.reacquire()
                 except LockError as error:
-                    raise Conflict(
-                        "sweep_under_way", "Another sweep took over because this one was too slow."
-                    ) from error
+                    detail = "Another sweep took over because this one was too slow."
+                    raise Conflict("sweep_under_way", detail) from error
                 renewed = time.monotonic()
 
         try:
