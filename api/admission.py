@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
 from maskfleet.api.images import check_image, for_each, store_image
-from maskfleet.api.intake import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
+from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
 from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuota, QueueUnavailable
@@ -48,48 +48,50 @@ class Admitted(Generic[View]):
 
 
 def admit_job(
-    submission: Submission, tenant: str, idempotency_key: str, door: Services, address: str
+    submission: Submission, tenant: str, idempotency_key: str, services: Services, address: str
 ) -> Admitted[JobView]:
     """Check a job, store the image sent with it, record it and enqueue it."""
-    spec, image = _with_model(submission.spec, door), submission.image
+    spec, image = _with_model(submission.spec, services), submission.image
     unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
         raise spec_too_large()
-    check_addresses(spec, door.settings)
-    check_mask_inputs(spec.prompts, tenant, door)
-    _check_image(spec.image, image, spec.prompts, tenant, door)
-    spec_json = dump_spec(spec.model_copy(update={"image": store_image(spec.image, image, tenant, door)}))
+    check_addresses(spec, services.settings)
+    check_mask_inputs(spec.prompts, tenant, services)
+    _check_image(spec.image, image, spec.prompts, tenant, services)
+    spec_json = dump_spec(spec.model_copy(update={"image": store_image(spec.image, image, tenant, services)}))
     jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
         specs_json=(spec_json,),
         start_deadline_s=spec.start_deadline_s,
-        webhook=spec.webhook or door.settings.default_webhook(tenant),
+        webhook=spec.webhook or services.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
         body_digest=_digest(spec_json) if idempotency_key else "",
     )
-    creation = _record(jobs, str(spec.model), door)
+    creation = _record(jobs, str(spec.model), services)
     return _shown(
         creation,
-        lambda: _job_view(creation.id, door, address),
-        lambda: _job_as_created(creation, jobs).view(door.settings.model_name, address, attempts=()),
+        lambda: _job_view(creation.id, services, address),
+        lambda: _job_as_created(creation, jobs).view(services.settings.model_name, address, attempts=()),
         job_id=creation.id,
     )
 
 
-def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, address: str) -> Admitted[BatchView]:
+def admit_batch(
+    spec: Batch, tenant: str, idempotency_key: str, services: Services, address: str
+) -> Admitted[BatchView]:
     """Check a batch, store the images sent with it, record it and enqueue its jobs.
 
     All or nothing: an error in one image names the image, and nothing is recorded.
     """
-    spec = _with_model(spec, door)
-    _check_batch_size(spec, door)
-    _check_batch_addresses(spec, door)
-    check_mask_inputs(spec.prompts, tenant, door)
-    for_each(spec.images, lambda image: _check_image(image, _inline(image), spec.prompts, tenant, door))
-    images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, door))
+    spec = _with_model(spec, services)
+    _check_batch_size(spec, services)
+    _check_batch_addresses(spec, services)
+    check_mask_inputs(spec.prompts, tenant, services)
+    for_each(spec.images, lambda image: _check_image(image, _inline(image), spec.prompts, tenant, services))
+    images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, services))
     specs_json = tuple(dump_spec(job_of(spec, image)) for image in images)
-    default = door.settings.default_webhook(tenant)
+    default = services.settings.default_webhook(tenant)
     webhook_json = spec.webhook.model_dump_json() if spec.webhook else ""
     completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
     jobs = NewJobs(
@@ -102,10 +104,10 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
         body_digest=_digest("batch", webhook_json, *specs_json) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
     )
-    creation = _record(jobs, str(spec.model), door)
+    creation = _record(jobs, str(spec.model), services)
     return _shown(
         creation,
-        lambda: batch_view(find_batch(creation.id, tenant, door), door, address),
+        lambda: batch_view(find_batch(creation.id, tenant, services), services, address),
         lambda: _batch_as_created(creation, jobs, spec.metadata).view(address, creation.job_ids),
         batch_id=creation.id,
     )
@@ -114,17 +116,17 @@ def admit_batch(spec: Batch, tenant: str, idempotency_key: str, door: Services, 
 # Check.
 
 
-def _with_model(spec: Options, door: Services) -> Options:
+def _with_model(spec: Options, services: Services) -> Options:
     """Write the model's name into the spec, so that changing the default later does not change the job."""
-    names = door.settings.model_names
+    names = services.settings.model_names
     if spec.model is not None and spec.model not in names:
         detail = f"Unknown model; this service has {', '.join(names)}."
         raise InvalidRequest.at("/model", "unknown_model", detail)
-    return spec.model_copy(update={"model": spec.model or door.settings.model_name})
+    return spec.model_copy(update={"model": spec.model or services.settings.model_name})
 
 
-def _check_batch_size(spec: Batch, door: Services) -> None:
-    most = door.settings.max_batch_images
+def _check_batch_size(spec: Batch, services: Services) -> None:
+    most = services.settings.max_batch_images
     if len(spec.images) > most:
         detail = f"A batch may have at most {most:,} images; send several batches."
         raise InvalidRequest.at("/images", "too_many_images", detail)
@@ -141,22 +143,22 @@ def _check_batch_size(spec: Batch, door: Services) -> None:
         )
 
 
-def _check_batch_addresses(spec: Batch, door: Services) -> None:
+def _check_batch_addresses(spec: Batch, services: Services) -> None:
     if spec.webhook is not None:
-        check_address("/webhook/url", spec.webhook.url, door.settings)
+        check_address("/webhook/url", spec.webhook.url, services.settings)
     for number, image in enumerate(spec.images):
         if image.url is not None:
-            check_address(f"/images/{number}/url", image.url, door.settings)
+            check_address(f"/images/{number}/url", image.url, services.settings)
 
 
 def _check_image(
-    source: ImageSource, data: bytes | None, prompts: tuple[Prompt, ...], tenant: str, door: Services
+    source: ImageSource, data: bytes | None, prompts: tuple[Prompt, ...], tenant: str, services: Services
 ) -> None:
     """Refuse an image that is no use.  data: what came with the request; None where the source names something."""
     if data is None:
-        check_image_source(source, tenant, door)
+        check_image_source(source, tenant, services)
     else:
-        check_image(data, prompts, door.settings)
+        check_image(data, prompts, services.settings)
 
 
 def _json_size(spec: Spec) -> int:
@@ -176,12 +178,12 @@ def _digest(*parts: str) -> str:
 # Record and publish.
 
 
-def _record(jobs: NewJobs, model: str, door: Services) -> Creation:
-    creation = door.ledger.create(
+def _record(jobs: NewJobs, model: str, services: Services) -> Creation:
+    creation = services.ledger.create(
         jobs,
-        max_in_flight=door.settings.jobs_in_flight(jobs.tenant),
-        idempotency_ttl_s=door.settings.idempotency_ttl_s,
-        backlog=_backlog_limit(model, jobs.queue, door),
+        max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
+        idempotency_ttl_s=services.settings.idempotency_ttl_s,
+        backlog=_backlog_limit(model, jobs.queue, services),
     )
     match creation.outcome:
         case Created.KNOWN:
@@ -191,27 +193,29 @@ def _record(jobs: NewJobs, model: str, door: Services) -> Creation:
         case Created.CREATED:
             logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
         case refused:
-            _refuse(refused, creation.wait_s, jobs.tenant, door)
+            _refuse(refused, creation.wait_s, jobs.tenant, services)
     for job_id in creation.job_ids:
-        if not publish(job_id, jobs.queue, door):
+        if not publish(job_id, jobs.queue, services):
             break  # leave the rest to the courier as well: if Redis hangs, each publish would hang
     return creation
 
 
-def _backlog_limit(model: str, queue: str, door: Services) -> BacklogLimit | None:
+def _backlog_limit(model: str, queue: str, services: Services) -> BacklogLimit | None:
     """Return the limit on a new job's expected wait; None for no limit."""
-    if not door.settings.max_backlog_s:
+    if not services.settings.max_backlog_s:
         return None
-    return BacklogLimit(door.settings.max_backlog_s, door.roster.serving(model), more_urgent_queues(queue))
+    return BacklogLimit(
+        services.settings.max_backlog_s, services.worker_registry.serving(model), more_urgent_queues(queue)
+    )
 
 
-def _refuse(outcome: Created, wait_s: float, tenant: str, door: Services) -> NoReturn:
+def _refuse(outcome: Created, wait_s: float, tenant: str, services: Services) -> NoReturn:
     """Raise the error for an outcome in which the ledger recorded nothing.  wait_s: for BACKLOG_FULL."""
     match outcome:
         case Created.OVER_QUOTA:
-            raise over_quota(door.settings.jobs_in_flight(tenant))
+            raise over_quota(services.settings.jobs_in_flight(tenant))
         case Created.BACKLOG_FULL:
-            raise BacklogFull(wait_s, door.settings.max_backlog_s)
+            raise BacklogFull(wait_s, services.settings.max_backlog_s)
         case _:
             raise InvalidRequest(
                 "idempotency_key_reused",
@@ -226,11 +230,11 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
     )
 
 
-def publish(job_id: str, queue: str, door: Services) -> bool:
+def publish(job_id: str, queue: str, services: Services) -> bool:
     """Publish a recorded job; return False when it is left to the courier, because Redis is unavailable."""
     try:
-        door.publisher.publish(job_id, queue)
-        door.outbox.published(job_id)
+        services.publisher.publish(job_id, queue)
+        services.outbox.published(job_id)
     except QueueUnavailable:
         logger.warning("publish_left_to_courier", job_id=job_id)
         return False
@@ -254,24 +258,24 @@ def _shown(
     return Admitted(as_created(), known)
 
 
-def _job_view(job_id: str, door: Services, address: str) -> JobView:
-    record = door.ledger.read(job_id)
+def _job_view(job_id: str, services: Services, address: str) -> JobView:
+    record = services.ledger.read(job_id)
     if record is None:
         raise NotFound("job_not_found", "The job for this Idempotency-Key no longer exists. Use a new key.")
-    return whole_view(record, door, address)
+    return whole_view(record, services, address)
 
 
-def find_batch(batch_id: str, tenant: str, door: Services) -> BatchRecord:
+def find_batch(batch_id: str, tenant: str, services: Services) -> BatchRecord:
     """Return the tenant's batch.  Another tenant's batch looks exactly like one that does not exist."""
-    record = door.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
+    record = services.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
     if record is None or record.tenant != tenant:
         raise NotFound("batch_not_found", "You have no batch with this id, or its record has expired.")
     return record
 
 
-def batch_view(record: BatchRecord, door: Services, address: str) -> BatchView:
+def batch_view(record: BatchRecord, services: Services, address: str) -> BatchView:
     """Show a batch with the ids of its jobs."""
-    return record.view(address, door.batches.job_ids(record.id))
+    return record.view(address, services.batches.job_ids(record.id))
 
 
 def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:

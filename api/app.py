@@ -6,12 +6,23 @@ from flask import Blueprint, Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from maskfleet.api import health
+from maskfleet.api.authorization import register_authorization
 from maskfleet.api.cors import register_cors
-from maskfleet.api.exchange import register_exchange
-from maskfleet.api.gate import register_gate
-from maskfleet.api.intake import MAX_SPEC_BYTES
 from maskfleet.api.problems import register_problems
-from maskfleet.api.routes import batches, deliveries, docs, ended, events, jobs, models, results, uploads, webhooks
+from maskfleet.api.request_body import MAX_SPEC_BYTES
+from maskfleet.api.request_context import register_request_context
+from maskfleet.api.routes import (
+    batches,
+    deliveries,
+    docs,
+    events,
+    jobs,
+    models,
+    results,
+    retry_delete,
+    uploads,
+    webhooks,
+)
 from maskfleet.api.services import EXTENSION, make_services
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import ApiSettings
@@ -23,8 +34,8 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app = Flask("maskfleet.api", static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        # A multipart request has two parts: the job, whose own limit intake reports with a better message, and the
-        # image, which goes to a file.
+        # A multipart request has two parts: the job, whose own limit request_body reports with a better message, and
+        # the image, which goes to a file.
         MAX_FORM_MEMORY_SIZE=16 * MAX_SPEC_BYTES,
         MAX_FORM_PARTS=8,
     )
@@ -32,10 +43,10 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]  # as Flask documents
     app.extensions[EXTENSION] = make_services(settings)
     app.url_map.converters["msg"] = deliveries.MessageId
-    register_exchange(app)
+    register_request_context(app)
     register_problems(app)
     register_cors(app)
-    register_gate(app)
+    register_authorization(app)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(_v1())
@@ -46,6 +57,6 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    for part in (jobs, batches, events, ended, results, deliveries, webhooks, uploads, models):
+    for part in (jobs, batches, events, retry_delete, results, deliveries, webhooks, uploads, models):
         v1.register_blueprint(part.blueprint)
     return v1

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import services
+from maskfleet.api.services import current_services
 from maskfleet.jobs.errors import NotFound, StoreUnavailable
 from maskfleet.jobs.schema.api import Health
 
@@ -15,7 +15,7 @@ blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/live")
-@operation(Operation(summary="Liveness: this process responds.", scope=None, answers={200: Health}))
+@operation(Operation(summary="Liveness: this process responds.", scope=None, responses={200: Health}))
 def live() -> Response:
     return json_response(Health(status="live"))
 
@@ -25,21 +25,21 @@ def live() -> Response:
     Operation(
         summary="Readiness: the queue and the object store respond as well.",
         scope=None,
-        answers={200: Health},
+        responses={200: Health},
         problems={503: ("queue_unavailable", "store_unavailable")},
     )
 )
 def ready() -> Response:
-    services().ledger.ping()
+    current_services().ledger.ping()
     try:
-        services().store.ping()
+        current_services().store.ping()
     except NotFound as error:  # the bucket is missing, or access is denied
         raise StoreUnavailable("The object store responds, but this service cannot access its bucket.") from error
     return json_response(Health(status="ready"))
 
 
 @blueprint.get("/metrics")
-@operation(Operation(summary="Metrics for Prometheus.", scope=None, answers={200: "text/plain"}))
+@operation(Operation(summary="Metrics for Prometheus.", scope=None, responses={200: "text/plain"}))
 def metrics() -> Response:
-    door = services()
-    return Response(door.metrics.exposition(door.settings.model_names), content_type=CONTENT_TYPE_LATEST)
+    services = current_services()
+    return Response(services.metrics.exposition(services.settings.model_names), content_type=CONTENT_TYPE_LATEST)

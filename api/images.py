@@ -30,12 +30,12 @@ def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings)
         check_prompts_on_image(prompts, header.size_wh)
 
 
-def store_image(source: ImageSource, data: bytes | None, tenant: str, door: Services) -> ImageSource:
+def store_image(source: ImageSource, data: bytes | None, tenant: str, services: Services) -> ImageSource:
     """Store an image that came with the request and was checked; return its source from then on."""
     if data is None:
         return source
-    content_type = read_header(data, door.settings.max_image_pixels).content_type
-    return ImageSource(upload_id=door.store.put_upload(tenant, data, content_type))
+    content_type = read_header(data, services.settings.max_image_pixels).content_type
+    return ImageSource(upload_id=services.store.put_upload(tenant, data, content_type))
 
 
 def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:

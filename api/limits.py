@@ -15,7 +15,7 @@ import redis
 from flask import Flask, Response, g, request
 from flask_limiter import Limiter
 
-from maskfleet.api.services import EXTENSION, Services, services
+from maskfleet.api.services import EXTENSION, Services, current_services
 from maskfleet.jobs.logs import get_logger
 
 #: How long counting pauses after Redis failed to count: a Redis that hangs must not delay each request twice.
@@ -29,15 +29,15 @@ def register_limits(app: Flask) -> None:
 
     When Redis is down or full, nothing is counted; routes that need the ledger respond 503 by themselves.
     """
-    door: Services = app.extensions[EXTENSION]
+    services: Services = app.extensions[EXTENSION]
     # Any: the extension declares strings and numbers, but passes everything on to the storage of the library `limits`.
-    storage: Any = {"connection_pool": door.redis.connection_pool, "key_prefix": "mf:limits"}
+    storage: Any = {"connection_pool": services.redis.connection_pool, "key_prefix": "mf:limits"}
     limiter = Limiter(
         _who,
         application_limits=[_limit],
         # Unlike a fixed window, it never lets through twice the limit around the end of a minute.
         strategy="sliding-window-counter",
-        storage_uri=door.settings.redis_url.get_secret_value(),
+        storage_uri=services.settings.redis_url.get_secret_value(),
         storage_options=storage,
         swallow_errors=True,
     )
@@ -59,21 +59,21 @@ def register_limits(app: Flask) -> None:
             logger.warning("rate_limit_not_counted", resting_s=REST_S)
 
     @app.after_request
-    def tell(answer: Response) -> Response:
+    def tell(response: Response) -> Response:
         current = limiter.current_limit
         if current is None:
-            return answer
+            return response
         try:
             reset_at, remaining = current.window
         except redis.RedisError:
-            return answer
+            return response
         reset_s = max(1, math.ceil(reset_at - time.time()))
-        answer.headers["RateLimit-Limit"] = str(current.limit.amount)
-        answer.headers["RateLimit-Remaining"] = str(remaining)
-        answer.headers["RateLimit-Reset"] = str(reset_s)
+        response.headers["RateLimit-Limit"] = str(current.limit.amount)
+        response.headers["RateLimit-Remaining"] = str(remaining)
+        response.headers["RateLimit-Reset"] = str(reset_s)
         if current.breached:
-            answer.headers["Retry-After"] = str(reset_s)
-        return answer
+            response.headers["Retry-After"] = str(reset_s)
+        return response
 
 
 def _who() -> str:
@@ -82,7 +82,7 @@ def _who() -> str:
 
 def _limit() -> str:
     """Return the limit for this request; empty for none."""
-    settings = services().settings
+    settings = current_services().settings
     if g.caller is not None:
         return settings.rate_limit
     return settings.anonymous_rate_limit if g.refusal is not None else ""

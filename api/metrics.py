@@ -12,10 +12,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from maskfleet.jobs.errors import QueueUnavailable
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.status import ENDED
@@ -31,10 +31,10 @@ _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 class JobFigures:
     """The sources of the metrics about jobs."""
 
-    census: Census
+    job_counts: JobCounts
     outbox: Outbox
     deliveries: Deliveries
-    roster: Roster
+    worker_registry: WorkerRegistry
 
 
 class RequestMetrics:
@@ -88,7 +88,7 @@ class _JobCollector(Collector):
         yield from figures
 
     def _figures(self) -> Iterator[Metric]:
-        totals = self._jobs.census.totals()
+        totals = self._jobs.job_counts.totals()
         jobs = CounterMetricFamily("maskfleet_jobs", "Jobs that have ended, by final status.", labels=("status",))
         for status in sorted(ENDED):
             jobs.add_metric((status,), totals.get(status, 0))
@@ -109,16 +109,16 @@ class _JobCollector(Collector):
         yield webhooks
         queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that are waiting.", labels=("queue",))
         queues = tuple(queue for model in self._models for queue in model_queues(model))
-        for queue, count in self._jobs.census.queued(queues).items():
+        for queue, count in self._jobs.job_counts.queued(queues).items():
             queued.add_metric((queue,), count)
         yield queued
         workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
-        seen = [worker.model for worker in self._jobs.roster.workers()]
+        seen = [worker.model for worker in self._jobs.worker_registry.workers()]
         for model in dict.fromkeys((*self._models, *seen)):
             workers.add_metric((model,), seen.count(model))
         yield workers
         for name, text, value in (
-            ("jobs_processing", "Jobs that are running.", self._jobs.census.processing()),
+            ("jobs_processing", "Jobs that are running.", self._jobs.job_counts.processing()),
             ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),
             ("publishes_due", "Jobs whose message is still to be published.", self._jobs.outbox.waiting()),
         ):

@@ -122,7 +122,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
         "security": [{"key": [described.scope]}] if described.scope is not None else [],
         "responses": {
-            **{str(status): _answer(status, body, limited) for status, body in described.answers.items()},
+            **{str(status): _response(status, body, limited) for status, body in described.responses.items()},
             **{str(status): _problem(status, names) for status, names in sorted(codes.items())},
         },
     }
@@ -164,7 +164,7 @@ def _parameters(path: str, described: Operation) -> list[Json]:
     return parameters
 
 
-def _answer(status: int, body: type[BaseModel] | str | None, limited: bool) -> Json:
+def _response(status: int, body: type[BaseModel] | str | None, limited: bool) -> Json:
     piece: Json = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
         # OpenAPI 3.1 has no way to describe a stream of events.
@@ -232,7 +232,7 @@ def _schemas(described: list[Operation]) -> dict[str, Json]:
     unions: dict[str, TypeAdapter[Any]] = {"JobSpec": TypeAdapter(JobSpec), "BatchSpec": TypeAdapter(BatchSpec)}
     wanted: dict[type[BaseModel], Literal["validation", "serialization"]] = {Problem: "serialization"}
     for operation in described:
-        wanted |= {body: "serialization" for body in operation.answers.values() if isinstance(body, type)}
+        wanted |= {body: "serialization" for body in operation.responses.values() if isinstance(body, type)}
         wanted |= {body: "validation" for body in (operation.body, operation.query) if body is not None}
     _, found = TypeAdapter.json_schemas(
         [

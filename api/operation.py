@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from maskfleet.api.intake import IDEMPOTENCY_KEY
+from maskfleet.api.request_body import IDEMPOTENCY_KEY
 from maskfleet.jobs.ledger.api_keys import Scope
 
 P = ParamSpec("P")
@@ -55,14 +55,14 @@ class Operation:
     """One route.
 
     scope: the scope that a key needs; None: no key is needed.
-    answers: the model of each success status; None for no JSON body, a media type for another kind of body.
+    responses: the model of each success status; None for no JSON body, a media type for another kind of body.
     problems: the codes of each error status, in addition to those that every route may return.
     body: the model of a JSON body; ``takes_job`` and ``takes_batch`` are for the routes whose body is one of those.
     """
 
     summary: str
     scope: Scope | None
-    answers: Mapping[int, type[BaseModel] | str | None]
+    responses: Mapping[int, type[BaseModel] | str | None]
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     takes_job: bool = False

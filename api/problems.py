@@ -31,43 +31,43 @@ logger = get_logger()
 
 def register_problems(app: Flask) -> None:
     """Return every error of the app as a problem document."""
-    app.register_error_handler(JobError, answer_problem)
-    app.register_error_handler(HTTPException, _answer_http_error)
-    app.register_error_handler(Exception, _answer_unforeseen)
+    app.register_error_handler(JobError, error_response)
+    app.register_error_handler(HTTPException, _http_error_response)
+    app.register_error_handler(Exception, _unforeseen_error_response)
 
 
-def answer_problem(error: JobError) -> Response:
+def error_response(error: JobError) -> Response:
     """Return the response for an error."""
     faults = error.faults[:MAX_FAULTS]
     fields = tuple(FieldFault(_cut(fault.pointer), fault.code, _cut(fault.detail)) for fault in faults)
-    answer = _answer(error.http_status, error.code, error.title, error.detail, fields)
+    response = _problem_response(error.http_status, error.code, error.title, error.detail, fields)
     if error.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(error.retry_after_s)
+        response.headers["Retry-After"] = str(error.retry_after_s)
     if error.http_status == HTTPStatus.UNAUTHORIZED:
-        answer.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
     if error.code == "missing_scope":
-        answer.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="insufficient_scope"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="insufficient_scope"'
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request_not_served", code=error.code, detail=error.detail)
-    return answer
+    return response
 
 
-def _answer_http_error(error: HTTPException) -> Response:
+def _http_error_response(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status < HTTPStatus.BAD_REQUEST:  # a redirect, which Werkzeug also raises
         return Response(status=status, headers=[header for header in error.get_headers() if header[0] == "Location"])
     title = HTTPStatus(status).phrase
     code, detail = _HTTP_PROBLEMS.get(status, (title.lower().replace(" ", "_"), title))
-    answer = _answer(status, code, title, detail)
+    response = _problem_response(status, code, title, detail)
     for name, value in error.get_headers():
         if name in ("Allow", "Retry-After"):
-            answer.headers[name] = value
-    return answer
+            response.headers[name] = value
+    return response
 
 
-def _answer_unforeseen(error: Exception) -> Response:
+def _unforeseen_error_response(error: Exception) -> Response:
     logger.error("request_broke", exc_info=error)
-    return _answer(
+    return _problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "internal_error",
         "Something went wrong",
@@ -75,7 +75,7 @@ def _answer_unforeseen(error: Exception) -> Response:
     )
 
 
-def _answer(status: int, code: str, title: str, detail: str, errors: tuple[FieldFault, ...] = ()) -> Response:
+def _problem_response(status: int, code: str, title: str, detail: str, errors: tuple[FieldFault, ...] = ()) -> Response:
     problem = Problem(
         type=f"urn:maskfleet:problem:{code}",
         title=title,

@@ -9,17 +9,17 @@ import redis
 from flask import current_app, g, request
 
 from maskfleet.api.auth import ApiKeys, Caller
+from maskfleet.api.long_poll import Waits
 from maskfleet.api.metrics import JobFigures, RequestMetrics
-from maskfleet.api.waiting import Waits
 from maskfleet.jobs.ledger.api_keys import KeyStore
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.places import QueuePlaces
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.settings import ApiSettings
@@ -42,7 +42,7 @@ class Services:
     places: QueuePlaces
     outbox: Outbox
     deliveries: Deliveries
-    roster: Roster
+    worker_registry: WorkerRegistry
     store: Store
     publisher: Publisher
     waits: Waits
@@ -52,7 +52,7 @@ class Services:
 def make_services(settings: ApiSettings) -> Services:
     client = connect(settings)
     ledger = Ledger(client, settings.retention_s)
-    outbox, roster = Outbox(client, settings.republish_s), Roster(client)
+    outbox, worker_registry = Outbox(client, settings.republish_s), WorkerRegistry(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
     return Services(
         settings=settings,
@@ -63,15 +63,15 @@ def make_services(settings: ApiSettings) -> Services:
         places=QueuePlaces(client),
         outbox=outbox,
         deliveries=deliveries,
-        roster=roster,
+        worker_registry=worker_registry,
         store=Store(settings),
         publisher=Publisher(settings),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(Census(client), outbox, deliveries, roster)),
+        metrics=RequestMetrics(JobFigures(JobCounts(client), outbox, deliveries, worker_registry)),
     )
 
 
-def services() -> Services:
+def current_services() -> Services:
     return cast(Services, current_app.extensions[EXTENSION])
 
 
@@ -82,13 +82,13 @@ def tenant() -> str:
 
 def base_url() -> str:
     """Return the base URL of links in responses, without a trailing slash."""
-    return (services().settings.public_url or request.host_url).rstrip("/")
+    return (current_services().settings.public_url or request.host_url).rstrip("/")
 
 
-def whole_view(record: JobRecord, door: Services, address: str) -> JobView:
+def whole_view(record: JobRecord, services: Services, address: str) -> JobView:
     """Return the view of a job with its place in the queue and its attempts.  address: see ``base_url``."""
-    default = door.settings.model_name
+    default = services.settings.model_name
     place = None
     if record.status is Status.QUEUED:
-        place = door.places.of(record, door.roster.serving(record.spec.model or default))
-    return record.view(default, address, place, door.ledger.attempts(record.id))
+        place = services.places.of(record, services.worker_registry.serving(record.spec.model or default))
+    return record.view(default, address, place, services.ledger.attempts(record.id))

@@ -34,21 +34,21 @@ def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
         raise InvalidRequest.at(pointer, error.code, error.detail) from error
 
 
-def check_image_source(source: ImageSource, tenant: str, door: Services) -> None:
+def check_image_source(source: ImageSource, tenant: str, services: Services) -> None:
     """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an unusable upload."""
     if source.s3_uri is not None:
-        allowed_object(source.s3_uri, door.settings)
+        allowed_object(source.s3_uri, services.settings)
     if source.upload_id is not None:
-        stored = door.store.head(upload_key(tenant, source.upload_id))
+        stored = services.store.head(upload_key(tenant, source.upload_id))
         if stored is None:
             raise NotFound("upload_not_found", "No upload has this id, or it was removed. PUT the image first.")
-        if stored.size > door.settings.max_image_bytes:
-            raise image_file_too_large(door.settings.max_image_bytes)
+        if stored.size > services.settings.max_image_bytes:
+            raise image_file_too_large(services.settings.max_image_bytes)
         if stored.size == 0:
             raise InvalidImage("image_empty", "The image file is empty. Was it uploaded completely?")
 
 
-def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) -> None:
+def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, services: Services) -> None:
     """Raise InvalidRequest or InvalidPrompt for an earlier mask that cannot exist.
 
     A job whose record has expired or is another tenant's passes; then the worker looks for its masks.
@@ -58,15 +58,15 @@ def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, door: Services) ->
         if source is None:
             continue
         if source.s3_uri is not None:
-            allowed_object(source.s3_uri, door.settings)
+            allowed_object(source.s3_uri, services.settings)
         named = source.upload_id or source.job_id
         if named is None or named in seen:  # many prompts may name one job
             continue
         seen.add(named)
         if source.upload_id is not None:
-            there = door.store.head(upload_key(tenant, source.upload_id)) is not None
+            there = services.store.head(upload_key(tenant, source.upload_id)) is not None
         else:
-            there = _may_have_logits(named, tenant, door)
+            there = _may_have_logits(named, tenant, services)
         if not there:
             raise InvalidPrompt("mask_input_not_found", f"Prompt {number}: {named} has no mask to start from.")
 
@@ -77,8 +77,8 @@ def image_file_too_large(max_image_bytes: int) -> InvalidRequest:
     )
 
 
-def _may_have_logits(job_id: str, tenant: str, door: Services) -> bool:
-    record = door.ledger.read(job_id)
+def _may_have_logits(job_id: str, tenant: str, services: Services) -> bool:
+    record = services.ledger.read(job_id)
     if record is None or record.tenant != tenant or not record.status.ended:
         return True
     return record.status is Status.SUCCEEDED and Output.LOGITS in record.spec.outputs

@@ -12,8 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from maskfleet.api.long_poll import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
 from maskfleet.api.services import Services, whole_view
-from maskfleet.api.waiting import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import JobRecord, JobView
@@ -27,7 +27,9 @@ PLACE_LOOK_S = 2.0
 logger = get_logger()
 
 
-def job_events(record: JobRecord, seen: int | None, door: Services, address: str, seconds: float) -> Iterator[bytes]:
+def job_events(
+    record: JobRecord, seen: int | None, services: Services, address: str, seconds: float
+) -> Iterator[bytes]:
     """Yield the job in its current state, then after each change, for at most ``seconds``.
 
     seen: the version that the client already has; it is not sent again.  address: see ``base_url``.
@@ -35,32 +37,32 @@ def job_events(record: JobRecord, seen: int | None, door: Services, address: str
     # The first bytes flush the response's headers, so that the client knows at once that the stream is open.
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     try:
-        yield from _changes(record, seen, door, address, time.monotonic() + seconds)
+        yield from _changes(record, seen, services, address, time.monotonic() + seconds)
     except QueueUnavailable:
         # The status is already sent, so no problem document can follow.  The client reconnects and gets the error then.
         logger.warning("events_broke_off", job_id=record.id)
 
 
-def _changes(record: JobRecord, seen: int | None, door: Services, address: str, deadline: float) -> Iterator[bytes]:
-    place = whole_view(record, door, address).queue_position if seen == record.version else None
+def _changes(record: JobRecord, seen: int | None, services: Services, address: str, deadline: float) -> Iterator[bytes]:
+    place = whole_view(record, services, address).queue_position if seen == record.version else None
     status = record.status
     spoke = looked_at_place = time.monotonic()
     pause = FIRST_LOOK_S
-    while not door.waits.stopping():
-        version, now = door.ledger.version(record.id), time.monotonic()
+    while not services.waits.stopping():
+        version, now = services.ledger.version(record.id), time.monotonic()
         place_may_have_moved = status is Status.QUEUED and now - looked_at_place >= PLACE_LOOK_S
         if version != seen or place_may_have_moved:
-            latest = door.ledger.read(record.id)
+            latest = services.ledger.read(record.id)
             if latest is None:  # deleted, or expired
                 return
-            view = whole_view(latest, door, address)
+            view = whole_view(latest, services, address)
             if (latest.version, view.queue_position) != (seen, place):
                 yield _event(latest.version, view)
                 spoke, pause = now, FIRST_LOOK_S
             seen, place, status, looked_at_place = latest.version, view.queue_position, latest.status, now
             if status.ended:
                 return
-        elif now - spoke >= door.settings.heartbeat_s:
+        elif now - spoke >= services.settings.heartbeat_s:
             yield b": nothing new\n\n"
             spoke = now
         left = deadline - now

@@ -21,9 +21,9 @@ from transformers.models.sam.image_processing_sam import _batched_mask_to_box, _
 
 from benchmarks.machine import keep
 from maskfleet.worker.masks import mask as masks
-from maskfleet.worker.masks.measure import keep_outline, measure, stability, trace
-from maskfleet.worker.masks.resampling import Geometry, two_steps
-from maskfleet.worker.masks.rle import write_runs
+from maskfleet.worker.masks.measure import keep_logits_window, measure, stability, trace
+from maskfleet.worker.masks.resampling import BilinearMap, two_steps
+from maskfleet.worker.masks.rle import encode_rle
 
 LOW, INPUT = 256, 1024
 #: An aspect ratio of 3 : 2, as in most cameras.
@@ -75,16 +75,18 @@ def library_way(logits: Floats, size_hw: tuple[int, int]) -> list[tuple[Any, ...
 
 
 def our_way(
-    logits: Floats, geometry: Geometry, size_hw: tuple[int, int], seconds: dict[str, list[float]]
+    logits: Floats, bilinear_map: BilinearMap, size_hw: tuple[int, int], seconds: dict[str, list[float]]
 ) -> list[tuple[Any, ...]]:
     """Return the same from the scanline, with the runs as text."""
     started = time.thread_time()
-    measures = measure(logits, geometry, 0.0, 1.0)
+    measures = measure(logits, bilinear_map, 0.0, 1.0)
     scores = stability(measures)
     measured = time.thread_time()
-    outlines = [keep_outline(one, window, geometry) for one, window in zip(logits, measures.windows, strict=True)]
-    changes = [trace(outline, geometry, 0.0, size_hw[0]) for outline in outlines]
-    texts = [write_runs(one, size_hw) for one in changes]
+    logits_windows = [
+        keep_logits_window(one, window, bilinear_map) for one, window in zip(logits, measures.windows, strict=True)
+    ]
+    changes = [trace(logits_window, bilinear_map, 0.0, size_hw[0]) for logits_window in logits_windows]
+    texts = [encode_rle(one, size_hw) for one in changes]
     written = time.thread_time()
     seconds["measure"].append((measured - started) / len(logits))
     seconds["write"].append((written - measured) / len(logits))
@@ -104,12 +106,12 @@ def run_lengths(changes: list[int], size_hw: tuple[int, int]) -> list[int]:
 def compare(size_hw: tuple[int, int], prompts: int) -> dict[str, object]:
     """Alternate between both, prompt by prompt."""
     logits = plant(3 * prompts, size_hw[0] / size_hw[1])
-    geometry = two_steps((LOW, LOW), (INPUT, INPUT), scaled(size_hw), size_hw)
+    bilinear_map = two_steps((LOW, LOW), (INPUT, INPUT), scaled(size_hw), size_hw)
     seconds: dict[str, list[float]] = {"library": [], "measure": [], "write": []}
     unequal = 0
     with_library = size_hw[0] * size_hw[1] < LARGEST_FOR_LIBRARY
     for three in logits.reshape(prompts, 3, LOW, LOW):
-        ours = our_way(three, geometry, size_hw, seconds)
+        ours = our_way(three, bilinear_map, size_hw, seconds)
         if with_library:
             started = time.thread_time()
             theirs = library_way(three, size_hw)

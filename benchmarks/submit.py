@@ -83,10 +83,10 @@ def one_client(port: int, requests: int, times_s: list[float]) -> None:
     for _ in range(requests):
         started = time.perf_counter()
         connection.request("POST", "/v1/jobs", BODY, headers)
-        answer = connection.getresponse()
-        answer.read()
+        response = connection.getresponse()
+        response.read()
         times_s.append(time.perf_counter() - started)
-        assert answer.status == 202, answer.status
+        assert response.status == 202, response.status
 
 
 def load(port: int, clients: int, requests: int) -> dict[str, float]:

@@ -183,7 +183,7 @@ def failing(service: Service) -> dict[str, object]:
         if record is None:
             raise SystemExit("a delivery was forgotten")
         states[record.state] += 1
-        while_down += sum(made.status is None and made.error == "ConnectionError" for made in record.tries)
+        while_down += sum(attempt.status is None and attempt.error == "ConnectionError" for attempt in record.tries)
         most_tries = max(most_tries, len(record.tries))
     after_s = [at - back for at in receiver.arrived.values()]
     answers = Counter(answer for answered in receiver.tries.values() for answer in answered)

@@ -164,10 +164,10 @@ class _Client(redis.Redis):
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:  # Any: redis-py's own
         """Read a response; an invalid entry is treated as if none had arrived in time."""
-        answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]  # redis-py's
-        if command_name != "BRPOP" or not answer:
-            return answer
-        queue, entry = answer
+        response = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]  # redis-py's
+        if command_name != "BRPOP" or not response:
+            return response
+        queue, entry = response
         try:
             message = Message.model_validate_json(entry)
         except ValidationError:

@@ -106,9 +106,9 @@ class Store:
         extent = f"bytes=0-{max_bytes}" if max_bytes is not None else "bytes=0-"
         try:
             with _s3_errors():
-                answer = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
+                response = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
                 # Not the body's own ``with``, which yields the bare connection, whose errors are urllib3's.
-                with closing(answer["Body"]) as body:
+                with closing(response["Body"]) as body:
                     return body.read()
         except ClientError as error:
             if _code(error) == "InvalidRange":  # an empty object has no first byte
@@ -119,10 +119,10 @@ class Store:
         """Return an object's size and type, or None if it does not exist."""
         try:
             with _s3_errors():
-                answer = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
+                response = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
         except NotFound:
             return None
-        return StoredObject(answer["ContentLength"], answer.get("ContentType", ""))
+        return StoredObject(response["ContentLength"], response.get("ContentType", ""))
 
     def link(self, key: str) -> str:
         """Return a link with which anyone can read the object for a limited time."""
@@ -164,10 +164,10 @@ class Store:
         count, left = 0, iter(keys)
         while batch := list(islice(left, DELETED_AT_ONCE)):
             with _s3_errors():
-                answer = self._s3.delete_objects(
+                response = self._s3.delete_objects(
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                 )
-            if answer.get("Errors"):
+            if response.get("Errors"):
                 raise StoreUnavailable("The object store did not delete every object. Send the request again.")
             count += len(batch)
         return count

@@ -18,7 +18,7 @@ from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.folder import lock_file
@@ -139,9 +139,9 @@ def deliveries(redis_client: redis.Redis) -> Deliveries:
 
 
 @pytest.fixture
-def roster(redis_client: redis.Redis) -> Roster:
-    """The workers' roster, empty."""
-    return Roster(redis_client)
+def worker_registry(redis_client: redis.Redis) -> WorkerRegistry:
+    """The workers' registry, empty."""
+    return WorkerRegistry(redis_client)
 
 
 @pytest.fixture

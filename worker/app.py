@@ -19,7 +19,7 @@ from maskfleet.jobs.errors import JobError, QueueUnavailable
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.version import check_at_start
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app, is_job_id
 from maskfleet.jobs.queue import canary_queue, model_queues
@@ -60,7 +60,7 @@ def load(**_: object) -> None:
     settings = WorkerSettings()
     try:
         bench = current_app.conf.make_workbench(settings)
-        _child = WorkerChild(bench, Roster(connect(settings)), Publisher(settings))
+        _child = WorkerChild(bench, WorkerRegistry(connect(settings)), Publisher(settings))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
         logger.error("model_not_loaded", model=settings.model, code=code, detail=detail)

@@ -67,7 +67,7 @@ class Lease:
         self._progress = ProgressView(stage=Stage.FETCHING)
         self._reply = Reply.OK
         self._started = self._kept_at = time.monotonic()
-        self._told_at: float | None = None
+        self._stop_requested_at: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -132,8 +132,8 @@ class Lease:
         reason = self._reason_to_stop()
         if reason is None:
             return
-        self._told_at = self._told_at or time.monotonic()
-        if time.monotonic() - self._told_at < self._settings.stop_grace_s:
+        self._stop_requested_at = self._stop_requested_at or time.monotonic()
+        if time.monotonic() - self._stop_requested_at < self._settings.stop_grace_s:
             return
         logger.error("attempt_hangs", reason=type(reason).__name__)
         try:

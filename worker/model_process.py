@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from maskfleet.jobs.errors import QueueUnavailable
-from maskfleet.jobs.ledger.workers import WORKER_TTL_S, Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry, WorkerSeen
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.queue import canary_queue
@@ -34,9 +34,9 @@ class WorkerChild:
     failed while Redis was down, and then takes no more messages.
     """
 
-    def __init__(self, bench: Workbench, roster: Roster, publisher: Publisher) -> None:
+    def __init__(self, bench: Workbench, worker_registry: WorkerRegistry, publisher: Publisher) -> None:
         self._bench = bench
-        self._roster = roster
+        self._worker_registry = worker_registry
         self._publisher = publisher
         self._jobs = 0
         self._busy = False
@@ -68,7 +68,7 @@ class WorkerChild:
         self._over.set()
         self._bench.sandbox.close()
         try:
-            self._roster.withdraw(self._bench.settings.node)
+            self._worker_registry.withdraw(self._bench.settings.node)
         except QueueUnavailable:
             logger.warning("worker_not_withdrawn")  # its entry expires
 
@@ -86,7 +86,7 @@ class WorkerChild:
         now = time.monotonic()
         # While it runs a job, the lease shows whether it is healthy.
         idle_s = 0 if self._busy else int(now - self._consumed_at)
-        self._roster.announce(
+        self._worker_registry.announce(
             WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
         )
         if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:

@@ -33,7 +33,7 @@ from maskfleet.worker.sam.prompts import (
     prompt_batches,
 )
 from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
-from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, SegmentMetrics, Watch, Work
+from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, SegmentMetrics, Steps, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,64 +67,64 @@ def segment(
     check_prompts_on_image(spec.prompts, photo.size_wh)
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
-    work = Work(model, spec.params.points_per_batch, watch, bounds)
+    steps = Steps(model, spec.params.points_per_batch, watch, bounds)
     if isinstance(spec, EverythingJob):
-        return _segment_everything(photo, spec, work)
-    return _segment_prompts(photo, spec, mask_inputs, work)
+        return _segment_everything(photo, spec, steps)
+    return _segment_prompts(photo, spec, mask_inputs, steps)
 
 
-def _segment_everything(photo: Photo, spec: EverythingJob, work: Work) -> Segmentation:
+def _segment_everything(photo: Photo, spec: EverythingJob, steps: Steps) -> Segmentation:
     """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
     params = spec.params
     crops = lay_out(photo.size_wh, params)
-    work.expect(count_grid_batches(crops, work.points_per_batch))
+    steps.expect(count_grid_batches(crops, steps.points_per_batch))
     all_at_once = params.crops_suppression == "library" and len(crops) > 1
 
     for crop in crops:
-        _segment_crop(photo, crop, spec, work, suppress=not all_at_once)
+        _segment_crop(photo, crop, spec, steps, suppress=not all_at_once)
 
     # Suppress masks of different crops that overlap
     if len(crops) > 1:
         choose = better_of_overlapping if all_at_once else smaller_crop_of_overlapping
-        work.pending.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
+        steps.pending.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
 
-    return Segmentation(photo.size_wh, work.pending.written(), work.metrics())
+    return Segmentation(photo.size_wh, steps.pending.written(), steps.metrics())
 
 
-def _segment_crop(photo: Photo, crop: Crop, spec: EverythingJob, work: Work, *, suppress: bool) -> None:
+def _segment_crop(photo: Photo, crop: Crop, spec: EverythingJob, steps: Steps, *, suppress: bool) -> None:
     """Add the masks of one crop.  suppress: those that overlap another of the same crop."""
-    params, first = spec.params, len(work.pending)
+    params, first = spec.params, len(steps.pending)
 
     # Embed
-    embedding = work.embed(photo, crop)
+    embedding = steps.embed(photo, crop)
     cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
     view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
 
     # Decode the grid, filter by predicted IoU, measure on the original's pixels
-    batches = grid_batches(crop, embedding.frame, work.points_per_batch)
-    _decode_grid(work, embedding, view, batches, params.pred_iou_thresh)
+    batches = grid_batches(crop, embedding.frame, steps.points_per_batch)
+    _decode_grid(steps, embedding, view, batches, params.pred_iou_thresh)
 
     # Suppress masks that overlap
     if suppress:
-        work.pending.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first)
+        steps.pending.keep(partial(better_of_overlapping, iou_thresh=params.crops_nms_thresh), first)
 
     # Decode borderline masks again, in the batches that the library decodes them in
-    embedding = work.model.family.for_library(embedding)  # lets go of what the fast decoder prepared
+    embedding = steps.model.family.for_library(embedding)  # lets go of what the fast decoder prepared
     slot_of = partial(grid_slot, points=crop.points_per_side**2, points_per_batch=params.points_per_batch)
-    _decode_borderline_again(work, embedding, slot_of, first=first)
+    _decode_borderline_again(steps, embedding, slot_of, first=first)
 
 
 def _decode_grid(
-    work: Work, embedding: Embedding, view: View, batches: Iterable[PromptBatch], pred_iou_thresh: float
+    steps: Steps, embedding: Embedding, view: View, batches: Iterable[PromptBatch], pred_iou_thresh: float
 ) -> None:
     """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off."""
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
-    with MeasuringThread(wanted=work.model.device.type == "cuda") as measuring:
-        for batch, candidates in work.decode(embedding, batches):
-            chosen = work.count(choose_promising(candidates, pred_iou_thresh))
+    with MeasuringThread(wanted=steps.model.device.type == "cuda") as measuring:
+        for batch, candidates in steps.decode(embedding, batches):
+            chosen = steps.count(choose_promising(candidates, pred_iou_thresh))
             if measuring.wanted:
                 candidates = candidates.on_host(chosen.rows, chosen.columns)
-            measuring.run(partial(_measure_whole, work.pending, view, batch, candidates, chosen))
+            measuring.run(partial(_measure_whole, steps.pending, view, batch, candidates, chosen))
 
 
 def _measure_whole(
@@ -135,45 +135,45 @@ def _measure_whole(
             pending.add(mask)
 
 
-def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, mask_inputs: MaskInputs, work: Work) -> Segmentation:
+def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
     """One object for each prompt: its best candidate, or with multimask all three."""
-    params, family = spec.params, work.model.family
-    groups = group_prompts(spec.prompts, work.points_per_batch, padded=family.pads_prompts, masked=mask_inputs)
-    work.expect(len(groups))
+    params, family = spec.params, steps.model.family
+    groups = group_prompts(spec.prompts, steps.points_per_batch, padded=family.pads_prompts, masked=mask_inputs)
+    steps.expect(len(groups))
 
     # Embed
     crop = whole(photo.size_wh)
-    embedding = work.embed(photo, crop)
+    embedding = steps.embed(photo, crop)
     view = View(embedding.frame, crop, photo.size_wh, Cut(params.mask_threshold), Output.LOGITS in spec.outputs)
 
     # Decode the prompts, choose candidates, measure on the original's pixels
     batches = prompt_batches(spec.prompts, groups, embedding.frame, mask_inputs)
-    _decode_prompts(work, embedding, view, batches, params.multimask)
+    _decode_prompts(steps, embedding, view, batches, params.multimask)
 
     # Decode borderline masks again: beside others or not, a prompt's masks are those that it has alone
     embedding = family.for_library(embedding)
-    _decode_borderline_again(work, embedding, lambda _: ALONE, multimask=params.multimask)
+    _decode_borderline_again(steps, embedding, lambda _: ALONE, multimask=params.multimask)
 
     # Put them in the order of the prompts
     masks = (
         replace(mask.written(), prompt=mask.prompt, candidate=mask.column if params.multimask else None)
-        for mask in sorted(work.pending, key=lambda mask: (mask.prompt, mask.column))
+        for mask in sorted(steps.pending, key=lambda mask: (mask.prompt, mask.column))
     )
-    return Segmentation(photo.size_wh, tuple(masks), work.metrics())
+    return Segmentation(photo.size_wh, tuple(masks), steps.metrics())
 
 
 def _decode_prompts(
-    work: Work, embedding: Embedding, view: View, batches: Iterable[PromptBatch], multimask: bool
+    steps: Steps, embedding: Embedding, view: View, batches: Iterable[PromptBatch], multimask: bool
 ) -> None:
     """Decode batches and add the masks of each prompt's best candidate, or of all three."""
     choose = choose_all if multimask else choose_best
-    for batch, candidates in work.decode(embedding, batches, multimask=multimask):
-        for mask in measure_masks(candidates, work.count(choose(candidates)), batch, view):
-            work.pending.add(mask)
+    for batch, candidates in steps.decode(embedding, batches, multimask=multimask):
+        for mask in measure_masks(candidates, steps.count(choose(candidates)), batch, view):
+            steps.pending.add(mask)
 
 
 def _decode_borderline_again(
-    work: Work,
+    steps: Steps,
     embedding: Embedding,
     slot_of: Callable[[int], BatchSlot],
     *,
@@ -184,14 +184,14 @@ def _decode_borderline_again(
 
     embedding: for the library's decoder.  slot_of: of a prompt's index, where the library decodes it.
     """
-    if not work.model.family.rounds_otherwise:
+    if not steps.model.family.rounds_otherwise:
         return
-    places_of = borderline_prompts(work.pending, first, work.bounds.borderline_pixels)
+    places_of = borderline_prompts(steps.pending, first, steps.bounds.borderline_pixels)
     if not places_of:
         return
     give_back()  # the library's decoder takes some 40 MB a prompt, in pieces that find no room among those freed before
     for index, places in places_of.items():
-        prompt = work.pending[places[0]].prompt_alone()
-        candidates = work.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
-        measure_again(work.pending, places, prompt, candidates)
+        prompt = steps.pending[places[0]].prompt_alone()
+        candidates = steps.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
+        measure_again(steps.pending, places, prompt, candidates)
     give_back()

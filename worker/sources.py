@@ -100,14 +100,14 @@ def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> 
     deadline = time.monotonic() + settings.fetch_timeout_s
     data = bytearray()
     try:
-        with _follow(url, egress, deadline) as answer:
-            _check_status(answer)
-            for chunk in answer.iter_content(_CHUNK):
+        with _follow(url, egress, deadline) as response:
+            _check_status(response)
+            for chunk in response.iter_content(_CHUNK):
                 data += chunk
                 if len(data) > settings.max_image_bytes:
                     raise _too_many_bytes(settings)
-            expected = answer.headers.get("Content-Length", "")
-            if expected.isdigit() and "Content-Encoding" not in answer.headers and len(data) < int(expected):
+            expected = response.headers.get("Content-Length", "")
+            if expected.isdigit() and "Content-Encoding" not in response.headers and len(data) < int(expected):
                 raise SourceUnavailable("The image's host closed the connection before the end of the file.")
     except AddressRefused as error:
         raise InvalidImage(error.code, f"The image URL is not allowed: {error.detail}") from error
@@ -124,16 +124,16 @@ def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Res
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise requests.Timeout
-        answer = egress.get(url, stream=True, timeout=left_s)
-        if not answer.is_redirect:
-            return answer
-        answer.close()  # without reading its body, which may be of any length
-        url = urljoin(url, answer.headers["Location"])
+        response = egress.get(url, stream=True, timeout=left_s)
+        if not response.is_redirect:
+            return response
+        response.close()  # without reading its body, which may be of any length
+        url = urljoin(url, response.headers["Location"])
     raise InvalidImage("url_redirects", "The image URL redirects too many times.")
 
 
-def _check_status(answer: requests.Response) -> None:
-    status = answer.status_code
+def _check_status(response: requests.Response) -> None:
+    status = response.status_code
     if status in (404, 410):
         raise InvalidImage("image_not_found", f"The image's host responded {status}.")
     if status in (401, 403):

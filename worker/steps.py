@@ -11,12 +11,12 @@ from maskfleet.jobs.status import Stage
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
 from maskfleet.worker.masks.mask import Chosen
-from maskfleet.worker.masks.pending import OUTLINE_BYTES, PendingMasks
+from maskfleet.worker.masks.pending import LOGITS_WINDOW_BYTES, PendingMasks
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Embedding
 from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
-from maskfleet.worker.sam.oom_halving import Halving
+from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
 
@@ -68,18 +68,18 @@ SILENT: Watch = _Silent()
 class Bounds:
     """Limits for a job's memory and for its difference from the library's masks.
 
-    borderline_pixels: how many a mask may have before its prompt is decoded again.  outline_bytes: logits that masks
-    may hold until they are written.
+    borderline_pixels: how many a mask may have before its prompt is decoded again.  logits_window_bytes: logits that
+    masks may hold until they are written.
     """
 
     borderline_pixels: int = MAX_BORDERLINE_PIXELS
-    outline_bytes: int = OUTLINE_BYTES
+    logits_window_bytes: int = LOGITS_WINDOW_BYTES
 
 
 BOUNDS = Bounds()
 
 
-class Work:
+class Steps:
     """One job's work on a model: does each step, counts and times it, and reports to the watch.
 
     points_per_batch: as many of those that were asked for as fit.  pending: the masks found so far.
@@ -89,9 +89,9 @@ class Work:
         self.model = model
         self.bounds = bounds
         self.points_per_batch = batch_that_fits(model, points_per_batch)
-        self.pending = PendingMasks(bounds.outline_bytes)
+        self.pending = PendingMasks(bounds.logits_window_bytes)
         self._watch = watch
-        self._halving = Halving(self.points_per_batch)
+        self._halving = BatchHalving(self.points_per_batch)
         self._batches = 0
         self._done = self._points = self._candidates = self._crops = self._again = 0
         self._embed_s = self._decode_s = 0.0

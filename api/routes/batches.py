@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from maskfleet.api.admission import admit_batch, batch_view, find_batch
-from maskfleet.api.intake import read_batch, read_idempotency_key
 from maskfleet.api.operation import Operation, idempotency_key_header, operation, submission_problems
+from maskfleet.api.request_body import read_batch, read_idempotency_key
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, services, tenant
+from maskfleet.api.services import base_url, current_services, tenant
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.schema.api import DeliveryList
 from maskfleet.jobs.schema.batch import BatchView
@@ -28,19 +28,19 @@ blueprint = Blueprint("batches", __name__)
             "completes again, the event is sent again, under another `webhook-id`."
         ),
         takes_batch=True,
-        answers={202: BatchView},
+        responses={202: BatchView},
         problems=submission_problems({404: ("batch_not_found",), 413: ("batch_too_large",), 422: ("too_many_images",)}),
         headers=(idempotency_key_header("batch", "album-7"),),
     )
 )
 def send_batch() -> Response:
     key = read_idempotency_key()
-    admitted = admit_batch(read_batch(), tenant(), key, services(), base_url())
-    answer = json_response(admitted.view, status=202)
-    answer.headers["Location"] = admitted.view.urls.self
+    admitted = admit_batch(read_batch(), tenant(), key, current_services(), base_url())
+    response = json_response(admitted.view, status=202)
+    response.headers["Location"] = admitted.view.urls.self
     if admitted.known:
-        answer.headers["Idempotency-Replayed"] = "true"
-    return answer
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
 @blueprint.get("/batches/<batch_id>")
@@ -48,12 +48,12 @@ def send_batch() -> Response:
     Operation(
         summary="Get a batch: how many of its jobs are in each state, and their ids.",
         scope=Scope.READ,
-        answers={200: BatchView},
+        responses={200: BatchView},
         problems={404: ("batch_not_found",)},
     )
 )
 def show_batch(batch_id: str) -> Response:
-    view = batch_view(find_batch(batch_id, tenant(), services()), services(), base_url())
+    view = batch_view(find_batch(batch_id, tenant(), current_services()), current_services(), base_url())
     return json_response(view)
 
 
@@ -62,11 +62,11 @@ def show_batch(batch_id: str) -> Response:
     Operation(
         summary="List the webhooks about the batch's completion, with their delivery attempts; not those of its jobs.",
         scope=Scope.READ,
-        answers={200: DeliveryList},
+        responses={200: DeliveryList},
         problems={404: ("batch_not_found",)},
     )
 )
 def list_batch_deliveries(batch_id: str) -> Response:
-    records = services().deliveries.of(find_batch(batch_id, tenant(), services()).id, tenant())
+    records = current_services().deliveries.of(find_batch(batch_id, tenant(), current_services()).id, tenant())
     listed = DeliveryList(deliveries=tuple(record.view() for record in records))
     return json_response(listed)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from flask import Blueprint, Response
 from werkzeug.routing import BaseConverter
 
-from maskfleet.api.intake import read_json
 from maskfleet.api.operation import Operation, operation
+from maskfleet.api.request_body import read_json
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.jobs import find_job
-from maskfleet.api.services import base_url, services, tenant
+from maskfleet.api.services import base_url, current_services, tenant
 from maskfleet.jobs.errors import InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.deliveries import MAX_REDELIVERED, Redelivered
@@ -34,12 +34,12 @@ class MessageId(BaseConverter):
     Operation(
         summary="List a job's webhooks with their delivery attempts: time, duration, first 1 kB of the response.",
         scope=Scope.READ,
-        answers={200: DeliveryList},
+        responses={200: DeliveryList},
         problems={404: ("job_not_found",)},
     )
 )
 def list_deliveries(job_id: str) -> Response:
-    records = services().deliveries.of(find_job(job_id).id, tenant())
+    records = current_services().deliveries.of(find_job(job_id).id, tenant())
     listed = DeliveryList(deliveries=tuple(record.view() for record in records))
     return json_response(listed)
 
@@ -49,7 +49,7 @@ def list_deliveries(job_id: str) -> Response:
     Operation(
         summary="Get one webhook.",
         scope=Scope.READ,
-        answers={200: DeliveryView},
+        responses={200: DeliveryView},
         problems={404: ("delivery_not_found",)},
     )
 )
@@ -66,12 +66,12 @@ def show_delivery(delivery_id: str) -> Response:
             "Its schedule starts over. It is sent even to an endpoint that responded 410; a 2xx response enables the "
             "endpoint again. A webhook that is already being sent is left alone."
         ),
-        answers={202: DeliveryView},
+        responses={202: DeliveryView},
         problems={404: ("delivery_not_found",)},
     )
 )
 def redeliver(delivery_id: str) -> Response:
-    if services().deliveries.redeliver(delivery_id, tenant()) is Redelivered.UNKNOWN:
+    if current_services().deliveries.redeliver(delivery_id, tenant()) is Redelivered.UNKNOWN:
         raise _delivery_not_found()
     record = find_delivery(delivery_id)
     logger.info("redelivery_queued", delivery_id=delivery_id, **subject_ids(record.subject))
@@ -85,7 +85,7 @@ def redeliver(delivery_id: str) -> Response:
         scope=Scope.WRITE,
         description=f"Oldest first, at most {MAX_REDELIVERED:,}. For use after a receiver was down for a long time.",
         body=RedeliveryRange,
-        answers={202: Redeliveries},
+        responses={202: Redeliveries},
         problems={
             400: ("malformed_json",),
             413: ("body_too_large",),
@@ -101,7 +101,9 @@ def redeliver_range() -> Response:
         raise InvalidRequest.at(
             "/from", "invalid_range", "The start of the range is after its end.", fault="range_is_empty"
         )
-    queued = services().deliveries.redeliver_range(tenant(), wanted.since, until, only_failed=wanted.only_failed)
+    queued = current_services().deliveries.redeliver_range(
+        tenant(), wanted.since, until, only_failed=wanted.only_failed
+    )
     logger.info("redeliveries_queued", deliveries=len(queued))
     shown = Redeliveries(queued=queued, more=len(queued) >= MAX_REDELIVERED)
     return json_response(shown, status=202)
@@ -109,16 +111,16 @@ def redeliver_range() -> Response:
 
 def find_delivery(delivery_id: str) -> DeliveryRecord:
     """Return one of the caller's webhooks.  Raises NotFound (``delivery_not_found``)."""
-    record = services().deliveries.read(delivery_id, tenant())
+    record = current_services().deliveries.read(delivery_id, tenant())
     if record is None:
         raise _delivery_not_found()
     return record
 
 
 def show_queued(view: DeliveryView) -> Response:
-    answer = json_response(view, status=202)
-    answer.headers["Location"] = delivery_url(view.id)
-    return answer
+    response = json_response(view, status=202)
+    response.headers["Location"] = delivery_url(view.id)
+    return response
 
 
 def delivery_url(delivery_id: str) -> str:

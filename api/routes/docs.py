@@ -47,13 +47,13 @@ _START = """window.ui = SwaggerUIBundle({
 
 
 @blueprint.get("/openapi.json")
-@operation(Operation(summary="This OpenAPI document.", scope=None, answers={200: "application/json"}))
+@operation(Operation(summary="This OpenAPI document.", scope=None, responses={200: "application/json"}))
 def openapi() -> Response:
     return Response(json.dumps(document(current_app)), mimetype="application/json")
 
 
 @blueprint.get("/docs")
-@operation(Operation(summary="This document as a web page.", scope=None, answers={200: "text/html"}))
+@operation(Operation(summary="This document as a web page.", scope=None, responses={200: "text/html"}))
 def page() -> Response:
     return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
@@ -63,7 +63,7 @@ def page() -> Response:
     Operation(
         summary="The page's scripts and styles.",
         scope=None,
-        answers={200: "*/*"},
+        responses={200: "*/*"},
         problems={404: ("route_not_found",)},
     )
 )

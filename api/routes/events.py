@@ -6,11 +6,11 @@ import re
 
 from flask import Blueprint, Response, request
 
+from maskfleet.api.long_poll import preferred_wait_s
 from maskfleet.api.operation import Header, Operation, operation
 from maskfleet.api.routes.jobs import find_job
-from maskfleet.api.services import base_url, services
+from maskfleet.api.services import base_url, current_services
 from maskfleet.api.streaming import job_events
-from maskfleet.api.waiting import preferred_wait_s
 from maskfleet.jobs.errors import TooManyStreams
 from maskfleet.jobs.ledger.api_keys import Scope
 
@@ -29,7 +29,7 @@ blueprint = Blueprint("events", __name__)
             "time limit; reconnect with `Last-Event-ID`, and nothing that you have seen is sent twice. 204: the job "
             "has ended and you have seen its last event."
         ),
-        answers={200: "text/event-stream", 204: None},
+        responses={200: "text/event-stream", 204: None},
         problems={404: ("job_not_found",), 503: ("too_many_streams",)},
         headers=(
             Header("Last-Event-ID", "The last `id` that you have received.", "7"),
@@ -38,20 +38,20 @@ blueprint = Blueprint("events", __name__)
     )
 )
 def follow_job(job_id: str) -> Response:
-    record, seen, door = find_job(job_id), _last_event_id(), services()
+    record, seen, services = find_job(job_id), _last_event_id(), current_services()
     if record.status.ended and seen == record.version:
         return Response(status=204)  # by its standard, an EventSource reconnects after any other response
-    if not door.waits.take_slot():
+    if not services.waits.take_slot():
         raise TooManyStreams
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
-    seconds = min(door.settings.max_stream_s, wanted_s if wanted_s is not None else door.settings.max_stream_s)
-    answer = Response(job_events(record, seen, door, base_url(), seconds), mimetype="text/event-stream")
+    seconds = min(services.settings.max_stream_s, wanted_s if wanted_s is not None else services.settings.max_stream_s)
+    response = Response(job_events(record, seen, services, base_url(), seconds), mimetype="text/event-stream")
     # Not in the generator: closing one that never started runs none of its code.
-    answer.call_on_close(door.waits.give_slot_back)
-    answer.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events otherwise
+    response.call_on_close(services.waits.give_slot_back)
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events otherwise
     if wanted_s is not None:
-        answer.headers["Preference-Applied"] = f"wait={seconds}"
-    return answer
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+    return response
 
 
 def _last_event_id() -> int | None:

@@ -12,12 +12,12 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request
 
 from maskfleet.api.admission import admit_job
-from maskfleet.api.exchange import note_wait
-from maskfleet.api.intake import read_idempotency_key, read_query, read_submission
+from maskfleet.api.long_poll import preferred_wait_s
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
+from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
+from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, services, tenant, whole_view
-from maskfleet.api.waiting import preferred_wait_s
+from maskfleet.api.services import base_url, current_services, tenant, whole_view
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel
@@ -40,7 +40,7 @@ logger = get_logger()
         summary="Submit a job: one image, one mode.",
         scope=Scope.WRITE,
         takes_job=True,
-        answers={202: JobView},
+        responses={202: JobView},
         problems=submission_problems(
             {404: ("job_not_found",), 413: ("malformed_multipart",), 422: ("malformed_multipart",)}
         ),
@@ -48,14 +48,14 @@ logger = get_logger()
     )
 )
 def send_job() -> Response:
-    door = services()
+    services = current_services()
     key = read_idempotency_key()
-    admitted = admit_job(read_submission(door.settings.max_image_bytes), tenant(), key, door, base_url())
-    answer = json_response(admitted.view, status=202)
-    answer.headers["Location"] = admitted.view.urls.self
+    admitted = admit_job(read_submission(services.settings.max_image_bytes), tenant(), key, services, base_url())
+    response = json_response(admitted.view, status=202)
+    response.headers["Location"] = admitted.view.urls.self
     if admitted.known:
-        answer.headers["Idempotency-Replayed"] = "true"
-    return answer
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -63,7 +63,7 @@ def send_job() -> Response:
     Operation(
         summary="Get a job.",
         scope=Scope.READ,
-        answers={200: JobView},
+        responses={200: JobView},
         problems={404: ("job_not_found",)},
         headers=(
             Header("Prefer", "`wait=N` holds the response until the job ends, for at most N seconds.", "wait=30"),
@@ -76,10 +76,10 @@ def show_job(job_id: str) -> Response:
     if not record.status.ended:
         waited_s = _wait_as_preferred(record)
         record = find_job(job_id) if waited_s is not None else record
-    answer = show(record)
+    response = show(record)
     if waited_s is not None:
-        answer.headers["Preference-Applied"] = f"wait={waited_s}"
-    return answer
+        response.headers["Preference-Applied"] = f"wait={waited_s}"
+    return response
 
 
 @blueprint.get("/jobs")
@@ -87,7 +87,7 @@ def show_job(job_id: str) -> Response:
     Operation(
         summary="List your jobs, newest first.",
         scope=Scope.READ,
-        answers={200: JobPage},
+        responses={200: JobPage},
         problems={422: ("invalid_query", "invalid_cursor")},
         query=JobQuery,
     )
@@ -111,13 +111,13 @@ def list_jobs() -> Response:
     Operation(
         summary="Cancel a job: at once if it is queued (200); otherwise its worker is asked to stop (202).",
         scope=Scope.WRITE,
-        answers={200: JobView, 202: JobView},
+        responses={200: JobView, 202: JobView},
         problems={404: ("job_not_found",), 409: ("job_already_ended",)},
     )
 )
 def cancel_job(job_id: str) -> Response:
     record = find_job(job_id)
-    outcome = services().ledger.cancel(record.id, tenant())
+    outcome = current_services().ledger.cancel(record.id, tenant())
     if outcome is Cancel.ENDED:
         raise Conflict(
             "job_already_ended", f"The job is already {find_job(job_id).status}. There is nothing to cancel."
@@ -130,7 +130,7 @@ def cancel_job(job_id: str) -> Response:
 
 def find_job(job_id: str) -> JobRecord:
     """Return the tenant's job.  Another tenant's job looks exactly like one that does not exist."""
-    record = services().ledger.read(job_id) if re.fullmatch(JOB_ID, job_id) else None
+    record = current_services().ledger.read(job_id) if re.fullmatch(JOB_ID, job_id) else None
     if record is None or record.tenant != tenant():
         raise job_not_found()
     return record
@@ -141,20 +141,22 @@ def job_not_found() -> NotFound:
 
 
 def show(record: JobRecord, *, status: int = 200) -> Response:
-    return json_response(whole_view(record, services(), base_url()), status=status)
+    return json_response(whole_view(record, current_services(), base_url()), status=status)
 
 
 def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
     """Return the views of jobs, without their attempts."""
-    door = services()
-    default = door.settings.model_name
+    services = current_services()
+    default = services.settings.model_name
     waiting = any(record.status is Status.QUEUED for record in records)
-    workers = Counter(worker.model for worker in door.roster.workers()) if waiting else Counter[str]()
+    workers = Counter(worker.model for worker in services.worker_registry.workers()) if waiting else Counter[str]()
     return tuple(
         record.view(
             default,
             base_url(),
-            door.places.of(record, workers[record.spec.model or default]) if record.status is Status.QUEUED else None,
+            services.places.of(record, workers[record.spec.model or default])
+            if record.status is Status.QUEUED
+            else None,
         )
         for record in records
     )
@@ -163,11 +165,11 @@ def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
 def _wait_as_preferred(record: JobRecord) -> int | None:
     """Hold the response as ``Prefer`` asks; return the seconds granted, None when it was not held."""
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
-    granted_s = min(wanted_s or 0, services().settings.max_wait_s)
+    granted_s = min(wanted_s or 0, current_services().settings.max_wait_s)
     if granted_s == 0:
         return None
     began = time.monotonic()
-    waited = services().waits.until_ended(record.id, granted_s)
+    waited = current_services().waits.until_ended(record.id, granted_s)
     note_wait(time.monotonic() - began)
     return granted_s if waited else None
 
@@ -180,7 +182,7 @@ def _page(query: JobQuery, place: Place | None) -> tuple[list[JobRecord], Place 
     found: list[JobRecord] = []
     looked_at = 0
     while looked_at < MAX_LOOKED_AT:
-        records = services().ledger.jobs_of(tenant(), before=place, limit=query.limit + 1)
+        records = current_services().ledger.jobs_of(tenant(), before=place, limit=query.limit + 1)
         for record in records[: query.limit]:
             if len(found) == query.limit:
                 return found, place

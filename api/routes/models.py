@@ -6,7 +6,7 @@ from flask import Blueprint, Response
 
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import services
+from maskfleet.api.services import current_services
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.schema.api import ModelList, ModelView
 
@@ -14,10 +14,10 @@ blueprint = Blueprint("models", __name__)
 
 
 @blueprint.get("/models")
-@operation(Operation(summary="List the models, the default first.", scope=Scope.READ, answers={200: ModelList}))
+@operation(Operation(summary="List the models, the default first.", scope=Scope.READ, responses={200: ModelList}))
 def list_models() -> Response:
-    settings = services().settings
-    served = [worker.model for worker in services().roster.workers()]
+    settings = current_services().settings
+    served = [worker.model for worker in current_services().worker_registry.workers()]
     models = ModelList(
         models=tuple(
             ModelView(name=name, default=name == settings.model_name, ready_workers=served.count(name))

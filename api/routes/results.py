@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.jobs import find_job
-from maskfleet.api.services import services
+from maskfleet.api.services import current_services
 from maskfleet.jobs.errors import Conflict, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
@@ -26,13 +26,13 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
     Operation(
         summary="Get the manifest: a summary of every mask, and every file with a temporary link.",
         scope=Scope.READ,
-        answers={200: Manifest},
+        responses={200: Manifest},
         problems={**_NO_RESULT, 503: ("store_unavailable",)},
     )
 )
 def show_result(job_id: str) -> Response:
     manifest = _manifest(job_id)
-    store = services().store
+    store = current_services().store
     linked = tuple(file.model_copy(update={"url": store.link(file.key)}) for file in manifest.files)
     return json_response(manifest.model_copy(update={"files": linked}))
 
@@ -42,7 +42,7 @@ def show_result(job_id: str) -> Response:
     Operation(
         summary="Get one file of the result, by a redirect to the object store.",
         scope=Scope.READ,
-        answers={307: None},
+        responses={307: None},
         problems={
             **_NO_RESULT,
             404: ("job_not_found", "result_not_found", "file_not_found"),
@@ -53,7 +53,7 @@ def show_result(job_id: str) -> Response:
 def fetch_file(job_id: str, name: str) -> Response:
     for file in _manifest(job_id).files:
         if file.name == name:
-            return Response(status=307, headers={"Location": services().store.link(file.key)})
+            return Response(status=307, headers={"Location": current_services().store.link(file.key)})
     raise NotFound("file_not_found", "The result has no file with this name; GET …/result lists them.")
 
 
@@ -65,7 +65,7 @@ def _manifest(job_id: str) -> Manifest:
         why = f" ({record.error.code}: {record.error.detail})" if record.error else ""
         raise Conflict("job_without_result", f"The job ended without a result: {record.status}{why}.")
     try:
-        manifest = Manifest.model_validate_json(services().store.read(record.result.manifest_key))
+        manifest = Manifest.model_validate_json(current_services().store.read(record.result.manifest_key))
     except NotFound as error:
         raise NotFound(
             "result_not_found", "The result is no longer in the store; results are kept for a limited time."

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 
 from flask import Blueprint, Response, request
 
-from maskfleet.api.exchange import note_wait
-from maskfleet.api.intake import read_json
+from maskfleet.api.long_poll import preferred_wait_s
 from maskfleet.api.operation import Header, Operation, operation
+from maskfleet.api.request_body import read_json
+from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.deliveries import delivery_url, find_delivery
-from maskfleet.api.services import services, tenant
+from maskfleet.api.services import current_services, tenant
 from maskfleet.api.sources import check_address
-from maskfleet.api.waiting import preferred_wait_s
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
@@ -40,7 +40,7 @@ logger = get_logger()
             "from the receiver enables an endpoint that was disabled by a 410."
         ),
         body=PingRequest,
-        answers={200: PingView, 202: PingView},
+        responses={200: PingView, 202: PingView},
         problems={
             400: ("malformed_json",),
             413: ("body_too_large",),
@@ -53,16 +53,16 @@ logger = get_logger()
     )
 )
 def ping() -> Response:
-    door = services()
-    default = door.settings.default_webhook(tenant())
+    services = current_services()
+    default = services.settings.default_webhook(tenant())
     url = read_json(PingRequest, "invalid_ping").url or (default.url if default else None)
     if url is None:
         raise InvalidRequest.at(
             "/url", "invalid_ping", "You have no default endpoint here; give the URL to ping.", fault="no_endpoint"
         )
-    check_address("/url", url, door.settings)
+    check_address("/url", url, services.settings)
     body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()
-    delivery_id = door.deliveries.ping(tenant(), url, body)
+    delivery_id = services.deliveries.ping(tenant(), url, body)
     logger.info("ping_queued", delivery_id=delivery_id)
     record = _wait(delivery_id)
     last = record.tries[-1] if record.tries else None
@@ -74,19 +74,19 @@ def ping() -> Response:
         body=body,
         headers=last.headers if last else None,
     )
-    answer = json_response(view, status=202 if waiting else 200)
+    response = json_response(view, status=202 if waiting else 200)
     if waiting:
-        answer.headers["Location"] = delivery_url(delivery_id)
-    return answer
+        response.headers["Location"] = delivery_url(delivery_id)
+    return response
 
 
 def _wait(delivery_id: str) -> DeliveryRecord:
     """Hold the response until the ping's attempt is recorded, or the time is up."""
-    door = services()
+    services = current_services()
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
-    granted_s = min(USUAL_WAIT_S if wanted_s is None else wanted_s, door.settings.max_wait_s)
+    granted_s = min(USUAL_WAIT_S if wanted_s is None else wanted_s, services.settings.max_wait_s)
     if granted_s > 0:
         began = time.monotonic()
-        door.waits.until(lambda: find_delivery(delivery_id).state is not DeliveryState.WAITING, granted_s)
+        services.waits.until(lambda: find_delivery(delivery_id).state is not DeliveryState.WAITING, granted_s)
         note_wait(time.monotonic() - began)
     return find_delivery(delivery_id)

@@ -9,7 +9,7 @@ import redis
 from maskfleet.jobs.ledger.connection import redis_errors
 
 
-class Census:
+class JobCounts:
     """Counts of current and past jobs."""
 
     def __init__(self, client: redis.Redis) -> None:

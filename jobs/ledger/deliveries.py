@@ -17,7 +17,7 @@ from typing import cast
 import redis
 
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
-from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryRecord, DeliveryState, TryView
+from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryAttempt, DeliveryRecord, DeliveryState
 
 #: An endpoint that responded 410 is tried again after this time, if there are still webhooks for it.
 DISABLED_S = 30 * 24 * 3600
@@ -32,9 +32,9 @@ class Delivery:
     """A webhook that is due.
 
     subject: the job or batch that it is about; empty for a ping.
-    tries: attempts since it was queued, including this one.  number: of this attempt, across redeliveries.
-    body: empty before the first attempt.  forced: its owner asked for it.  now_s: Redis' clock, in seconds since the
-    epoch.
+    attempts_since_queued: attempts since it was queued, including this one.  attempts_total: of this attempt, across
+    redeliveries. body: empty before the first attempt.  forced: its owner asked for it.  now_s: Redis' clock, in
+    seconds since the epoch.
     """
 
     id: str
@@ -43,8 +43,8 @@ class Delivery:
     event: str
     url: str
     body: str
-    tries: int
-    number: int
+    attempts_since_queued: int
+    attempts_total: int
     forced: bool
     now_s: int
 
@@ -89,7 +89,7 @@ class Deliveries:
         self._breaker = breaker or Breaker()
         self._retention_ms = retention_s * 1000
         self._due = load_script(client, "due_deliveries")
-        self._tried = load_script(client, "delivery_tried")
+        self._attempted = load_script(client, "delivery_attempted")
         self._body = load_script(client, "delivery_body")
         self._redeliver = load_script(client, "redeliver")
         self._ping = load_script(client, "ping")
@@ -112,8 +112,10 @@ class Deliveries:
                 ]
             )
         return [
-            Delivery(delivery, tenant, subject, event, url, body, int(tries), int(number), bool(forced), int(now_s))
-            for delivery, tenant, subject, event, url, body, tries, number, forced, now_s in zip(
+            Delivery(
+                delivery, tenant, subject, event, url, body, int(since_queued), int(total), bool(forced), int(now_s)
+            )
+            for delivery, tenant, subject, event, url, body, since_queued, total, forced, now_s in zip(
                 *[iter(flat)] * 10, strict=True
             )
         ]
@@ -123,30 +125,32 @@ class Deliveries:
         with redis_errors():
             return str(self._body(args=[delivery.id, body, self._retention_ms])) or body
 
-    def ended(self, delivery: Delivery, state: DeliveryState, made: TryView | None = None, *, detail: str = "") -> None:
+    def ended(
+        self, delivery: Delivery, state: DeliveryState, attempt: DeliveryAttempt | None = None, *, detail: str = ""
+    ) -> None:
         """Record that a webhook arrived, or need not be sent again; 410 disables its endpoint, 2xx enables it."""
-        self._note(delivery, state, made, detail, delay_s=0)
+        self._note(delivery, state, attempt, detail, delay_s=0)
 
-    def postponed(self, delivery: Delivery, delay_s: float, made: TryView | None = None) -> None:
+    def postponed(self, delivery: Delivery, delay_s: float, attempt: DeliveryAttempt | None = None) -> None:
         """Record that a webhook did not arrive and must be sent again after ``delay_s``."""
-        self._note(delivery, DeliveryState.WAITING, made, "", delay_s=delay_s)
+        self._note(delivery, DeliveryState.WAITING, attempt, "", delay_s=delay_s)
 
     def _note(
-        self, delivery: Delivery, state: DeliveryState, made: TryView | None, detail: str, delay_s: float
+        self, delivery: Delivery, state: DeliveryState, attempt: DeliveryAttempt | None, detail: str, delay_s: float
     ) -> None:
         with redis_errors():
-            self._tried(
+            self._attempted(
                 args=[
                     delivery.id,
-                    delivery.number,
-                    made.model_dump_json(exclude_none=True) if made else "",
-                    _health(made),
+                    delivery.attempts_total,
+                    attempt.model_dump_json(exclude_none=True) if attempt else "",
+                    _health(attempt),
                     state,
                     detail,
                     int(delay_s * 1000),
                     self._breaker.failures,
                     int(self._breaker.first_s * 1000),
-                    DISABLED_S * 1000 if made and made.status == 410 else 0,
+                    DISABLED_S * 1000 if attempt and attempt.status == 410 else 0,
                     self._retention_ms,
                 ]
             )
@@ -239,10 +243,10 @@ class Deliveries:
         ]
 
 
-def _health(made: TryView | None) -> str:
-    if made is None or (made.status is None and made.outcome == "refused"):  # nothing was sent
+def _health(attempt: DeliveryAttempt | None) -> str:
+    if attempt is None or (attempt.status is None and attempt.outcome == "refused"):  # nothing was sent
         return ""
-    return "failed" if made.host_failed else "well"
+    return "failed" if attempt.host_failed else "well"
 
 
 def _ms(time: datetime) -> int:

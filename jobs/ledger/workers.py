@@ -29,7 +29,7 @@ class WorkerSeen:
     consumed_s_ago: int = 0
 
 
-class Roster:
+class WorkerRegistry:
     """The workers that announced themselves recently."""
 
     def __init__(self, client: redis.Redis) -> None:

@@ -32,7 +32,7 @@ class DeliveryState(StrEnum):
 FAILED_STATES = (DeliveryState.REFUSED, DeliveryState.GIVEN_UP, DeliveryState.DISABLED)
 
 
-class TryOutcome(StrEnum):
+class DeliveryAttemptOutcome(StrEnum):
     """The outcome of a delivery attempt."""
 
     DELIVERED = "delivered"
@@ -40,13 +40,13 @@ class TryOutcome(StrEnum):
     FAILED = "failed"
 
 
-class TryView(Wire):
+class DeliveryAttempt(Wire):
     """One attempt to deliver a webhook."""
 
     number: int = Field(description="Counted from 1, across redeliveries.")
     at: datetime
     duration_s: float
-    outcome: TryOutcome
+    outcome: DeliveryAttemptOutcome
     status: int | None = Field(None, description="The HTTP status of the receiver's response.")
     error: str | None = Field(None, description="The name of the error that prevented a response.")
     detail: str | None = Field(None, description="What this means, in words.")
@@ -74,7 +74,7 @@ class DeliveryView(Wire):
         None, description="The earliest time of the next attempt; null when it has ended."
     )
     ended_at: datetime | None = None
-    tries: tuple[TryView, ...] = Field(description="The latest attempts, oldest first.")
+    tries: tuple[DeliveryAttempt, ...] = Field(description="The latest attempts, oldest first.")
 
 
 def subject_ids(subject: str) -> dict[str, str]:
@@ -102,7 +102,7 @@ class DeliveryRecord:
     next_try_ms: int | None
     ended_ms: int | None
     body: str
-    tries: tuple[TryView, ...]
+    tries: tuple[DeliveryAttempt, ...]
 
     @classmethod
     def from_fields(cls, delivery_id: str, fields: Mapping[str, str], tries: Sequence[str]) -> Self:
@@ -119,7 +119,7 @@ class DeliveryRecord:
             next_try_ms=int(fields["next_ms"]) if "next_ms" in fields else None,
             ended_ms=int(fields["ended_ms"]) if "ended_ms" in fields else None,
             body=fields.get("body", ""),
-            tries=tuple(TryView.model_validate_json(one) for one in tries),
+            tries=tuple(DeliveryAttempt.model_validate_json(one) for one in tries),
         )
 
     def view(self) -> DeliveryView:

@@ -81,7 +81,7 @@ class Ping(Wire):
     data: PingData
 
 
-Told = TypeVar("Told", Event, BatchEvent)
+AnyEvent = TypeVar("AnyEvent", Event, BatchEvent)
 
 
 def is_true(event: str, record: JobRecord) -> bool:
@@ -137,7 +137,7 @@ def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
     return _thin(body)
 
 
-def _thin(body: Told) -> Told:
+def _thin(body: AnyEvent) -> AnyEvent:
     if len(body.model_dump_json().encode()) < MAX_BODY_BYTES:
         return body
     return body.model_copy(update={"data": body.data.model_copy(update={"metadata": None})})

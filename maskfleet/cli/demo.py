@@ -22,7 +22,7 @@ from rich.table import Table
 from maskfleet.cli.demo_progress import DemoProgress
 from maskfleet.cli.extras import require
 from maskfleet.client import Client
-from maskfleet.client.errors import ApiError, WaitedTooLong
+from maskfleet.client.errors import ApiError, WaitTimeout
 from maskfleet.client.submission import JobFields
 from maskfleet.data import DEMO_PHOTO
 from maskfleet.jobs.schema.manifest import Manifest
@@ -134,7 +134,7 @@ def _watch(client: Client, ids: dict[str, str], progress: DemoProgress) -> dict[
             if job.status.ended:
                 ended[mode] = job
         if time.monotonic() > deadline:
-            raise WaitedTooLong("waited_too_long", f"The jobs did not end within {JOB_S:g} s.")
+            raise WaitTimeout("waited_too_long", f"The jobs did not end within {JOB_S:g} s.")
     return {mode: ended[mode] for mode in ids}
 
 

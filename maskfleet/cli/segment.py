@@ -53,9 +53,9 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
         picture = decode_photo(photo.read_bytes(), settings.max_image_pixels)
         check_prompts_on_image(spec.prompts, picture.size_wh)
 
-        from maskfleet.worker.node.device import PATIENT_THREADS
+        from maskfleet.worker.node.device import OPENMP_PASSIVE_WAIT
 
-        for name, value in PATIENT_THREADS.items():
+        for name, value in OPENMP_PASSIVE_WAIT.items():
             os.environ.setdefault(name, value)
         from maskfleet.worker.output.formats import make_artifacts
         from maskfleet.worker.sam.model import load_model

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from maskfleet.client.errors import ApiError, Refused
 from maskfleet.jobs.errors import CallerError, JobError
-from maskfleet.jobs.schema.delivery import DeliveryView, TryView
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryView
 from maskfleet.jobs.schema.record import JobView
 
 #: Exit statuses: the service failed (or the job did), or the caller must change something.
@@ -69,7 +69,7 @@ def printable(text: str) -> str:
 def delivery_summary(delivery: DeliveryView) -> str:
     """Summarise a webhook and its delivery attempts, one line each."""
     lines = [f"{delivery.id}  {delivery.type}  {delivery.state}  {printable(delivery.url)}"]
-    lines += [f"  {try_summary(one)}" for one in delivery.tries]
+    lines += [f"  {attempt_summary(one)}" for one in delivery.tries]
     if delivery.detail:
         lines.append(f"  {printable(delivery.detail)}")
     if delivery.next_try_at is not None:
@@ -77,11 +77,11 @@ def delivery_summary(delivery: DeliveryView) -> str:
     return "\n".join(lines)
 
 
-def try_summary(made: TryView) -> str:
+def attempt_summary(attempt: DeliveryAttempt) -> str:
     """Summarise a delivery attempt in one line: number, time, duration and response."""
-    said = str(made.status) if made.status is not None else made.error or "no response"
-    words = "  ".join(printable(text) for text in (said, made.detail or "", made.answer) if text)
-    return f"{made.number}  {made.at:%Y-%m-%d %H:%M:%S} UTC  {made.duration_s:.2f} s  {words}"
+    said = str(attempt.status) if attempt.status is not None else attempt.error or "no response"
+    words = "  ".join(printable(text) for text in (said, attempt.detail or "", attempt.answer) if text)
+    return f"{attempt.number}  {attempt.at:%Y-%m-%d %H:%M:%S} UTC  {attempt.duration_s:.2f} s  {words}"
 
 
 def summary(job: JobView) -> str:

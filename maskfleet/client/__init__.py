@@ -6,14 +6,14 @@ Its names are exported by ``maskfleet`` itself: ``from maskfleet import Client``
 from maskfleet.client.client import Client
 from maskfleet.client.errors import (
     ApiError,
+    AuthenticationError,
+    Conflict,
     DamagedFile,
-    KeyRefused,
-    NotThere,
+    NotFound,
     Refused,
     Unavailable,
-    WaitedTooLong,
+    WaitTimeout,
     WebhookRejected,
-    WrongState,
 )
 from maskfleet.client.submission import JobFields, Photo
 from maskfleet.client.webhooks import WebhookEvent, verify_webhook
@@ -27,26 +27,26 @@ from maskfleet.jobs.schema.spec import ImageSource, Webhook
 
 __all__ = [
     "ApiError",
+    "AuthenticationError",
     "BatchView",
     "Client",
+    "Conflict",
     "DamagedFile",
     "DeliveryView",
     "ImageSource",
     "JobFields",
     "JobView",
-    "KeyRefused",
     "Manifest",
-    "NotThere",
+    "NotFound",
     "Photo",
     "PingView",
     "Prompt",
     "Redeliveries",
     "Refused",
     "Unavailable",
-    "WaitedTooLong",
+    "WaitTimeout",
     "Webhook",
     "WebhookEvent",
     "WebhookRejected",
-    "WrongState",
     "verify_webhook",
 ]

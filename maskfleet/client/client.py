@@ -21,7 +21,7 @@ from typing import Self, Unpack
 import requests
 
 from maskfleet.client.download import download
-from maskfleet.client.errors import ApiError, Refused, WaitedTooLong, WrongState, refused_here
+from maskfleet.client.errors import ApiError, Conflict, Refused, WaitTimeout, refused_here
 from maskfleet.client.events import follow
 from maskfleet.client.submission import (
     JobFields,
@@ -102,14 +102,16 @@ class Client:
             data = None
         if data is None:
             headers["Content-Type"] = "application/json"
-            answer = self._transport.call("POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers)
+            response = self._transport.call(
+                "POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers
+            )
         else:
             parts = {
                 "job": ("job.json", document_of(spec, with_image=False), "application/json"),
                 "image": ("image", data, image_type(data)),
             }
-            answer = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
-        return JobView.model_validate_json(answer.content)
+            response = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
+        return JobView.model_validate_json(response.content)
 
     def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
         """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.
@@ -127,8 +129,8 @@ class Client:
         except InvalidRequest as error:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
-        answer = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
-        return BatchView.model_validate_json(answer.content)
+        response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(response.content)
 
     def batch(self, batch_id: str) -> BatchView:
         """Return a batch: how many of its jobs are in each state, and their ids."""
@@ -137,8 +139,8 @@ class Client:
     def get(self, job_id: str, *, held_s: int = 0) -> JobView:
         """Return a job now, or wait up to ``held_s`` for its end."""
         headers = {"Prefer": f"wait={held_s}"} if held_s else {}
-        answer = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
-        return JobView.model_validate_json(answer.content)
+        response = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
+        return JobView.model_validate_json(response.content)
 
     def wait(
         self,
@@ -149,7 +151,7 @@ class Client:
     ) -> JobView:
         """Return the job once it has ended, in whatever way.
 
-        on_progress: called with the job now, then after each change.  Raises WaitedTooLong after ``timeout_s``.
+        on_progress: called with the job now, then after each change.  Raises WaitTimeout after ``timeout_s``.
         """
         deadline = _deadline(timeout_s)
         for job in self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline):
@@ -160,7 +162,7 @@ class Client:
     def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[JobView]:
         """Yield the job as it is now, then after each change; the last one has ended.
 
-        Raises WaitedTooLong after ``timeout_s``.
+        Raises WaitTimeout after ``timeout_s``.
         """
         yield from self._watch(job_id, _deadline(timeout_s))
 
@@ -192,7 +194,7 @@ class Client:
             if job.status.ended:
                 return
             if time.monotonic() >= deadline:
-                raise WaitedTooLong(
+                raise WaitTimeout(
                     "waited_too_long",
                     f"Timed out waiting for {job_id}, which is still {job.status}. The job continues.",
                 )
@@ -212,39 +214,39 @@ class Client:
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job: a queued one ends at once, a running one within seconds.
 
-        Raises WrongState if it has already ended in another way.
+        Raises Conflict if it has already ended in another way.
         """
         try:
-            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
-        except WrongState:
+            response = self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
+        except Conflict:
             # Already canceled, perhaps by an earlier try whose response was lost.
             job = self.get(job_id)
             if job.status == "canceled":
                 return job
             raise
-        return JobView.model_validate_json(answer.content)
+        return JobView.model_validate_json(response.content)
 
     def retry(self, job_id: str) -> JobView:
-        """Queue a failed job again, under the same id.  Raises WrongState if it has not failed."""
+        """Queue a failed job again, under the same id.  Raises Conflict if it has not failed."""
         try:
-            answer = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
-        except WrongState:
+            response = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
+        except Conflict:
             # Already queued or running, perhaps by an earlier try whose response was lost.
             job = self.get(job_id)
             if not job.status.ended:
                 return job
             raise
-        return JobView.model_validate_json(answer.content)
+        return JobView.model_validate_json(response.content)
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job and everything it wrote, but not the image that was sent with it.
 
-        Raises WrongState if it has not ended, NotThere if it is unknown or already deleted.
+        Raises Conflict if it has not ended, NotFound if it is unknown or already deleted.
         """
         self._transport.call("DELETE", f"/v1/jobs/{job_id}")
 
     def result(self, job_id: str) -> Manifest:
-        """Return a succeeded job's manifest, with a fresh link for each file.  Raises WrongState before that."""
+        """Return a succeeded job's manifest, with a fresh link for each file.  Raises Conflict before that."""
         return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result").content)
 
     def fetch(
@@ -253,7 +255,7 @@ class Client:
         """Download a result's files into a folder, each checked against the manifest, which is written last.
 
         on_file: called with the file's name, the number of files done, and the total.
-        Raises WrongState (no result yet), DamagedFile.
+        Raises Conflict (no result yet), DamagedFile.
         """
         manifest = self.result(job_id)
         download(self._transport, manifest, Path(folder), on_file=on_file)
@@ -275,8 +277,8 @@ class Client:
     def deliveries(self, name: str) -> tuple[DeliveryView, ...]:
         """Return the webhooks of a job or batch, oldest first, each with its delivery attempts."""
         kind = "batches" if name.startswith("batch_") else "jobs"
-        answer = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
-        return DeliveryList.model_validate_json(answer.content).deliveries
+        response = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
+        return DeliveryList.model_validate_json(response.content).deliveries
 
     def delivery(self, delivery_id: str) -> DeliveryView:
         """Return one webhook with its delivery attempts."""
@@ -284,8 +286,8 @@ class Client:
 
     def redeliver(self, delivery_id: str) -> DeliveryView:
         """Send a webhook again now, under the same id."""
-        answer = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
-        return DeliveryView.model_validate_json(answer.content)
+        response = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
+        return DeliveryView.model_validate_json(response.content)
 
     def redeliver_range(
         self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
@@ -295,8 +297,8 @@ class Client:
         since, until: with a time zone; ``until`` defaults to now.  Raises Refused (``invalid_range``).
         """
         body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
-        answer = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
-        return Redeliveries.model_validate_json(answer.content)
+        response = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
+        return Redeliveries.model_validate_json(response.content)
 
     def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
         """Have a signed test event sent to ``url``, or to your tenant's own endpoint; return the outcome.
@@ -304,19 +306,19 @@ class Client:
         held_s: how long the API waits for a courier to send it; after that the ping's ``code`` is ``not_sent_yet``.
         A ping whose response is lost is sent a second time.  Raises Refused (``url_not_allowed``, …).
         """
-        answer = self._transport.call(
+        response = self._transport.call(
             "POST",
             "/v1/webhooks/ping",
             json={"url": url} if url is not None else {},
             headers={"Prefer": f"wait={held_s}"},
             held_s=held_s,
         )
-        return PingView.model_validate_json(answer.content)
+        return PingView.model_validate_json(response.content)
 
     def models(self) -> tuple[str, ...]:
         """Return the models that a job may name, the default first."""
-        answer = self._transport.call("GET", "/v1/models")
-        return tuple(model.name for model in ModelList.model_validate_json(answer.content).models)
+        response = self._transport.call("GET", "/v1/models")
+        return tuple(model.name for model in ModelList.model_validate_json(response.content).models)
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -47,10 +47,10 @@ def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         with (
-            transport.send(requests.Request("GET", file.url), stream=True) as answer,
+            transport.send(requests.Request("GET", file.url), stream=True) as response,
             part.open("wb") as written,
         ):
-            for chunk in answer.iter_content(_CHUNK):
+            for chunk in response.iter_content(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 written.write(chunk)

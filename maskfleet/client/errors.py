@@ -2,11 +2,11 @@
 
 ApiError                    code, detail, status, errors: the server's problem document
 ├── Refused                 4xx: the request must change
-│   ├── KeyRefused          401: no API key, or an unknown one
-│   ├── NotThere            404: no such job, upload or file (or another tenant's)
-│   └── WrongState          409: the job has not ended yet, or has ended already
+│   ├── AuthenticationError          401: no API key, or an unknown one
+│   ├── NotFound            404: no such job, upload or file (or another tenant's)
+│   └── Conflict          409: the job has not ended yet, or has ended already
 ├── Unavailable             5xx, or no response at all: the same call may succeed later
-├── WaitedTooLong           the deadline of a wait passed; the job continues
+├── WaitTimeout           the deadline of a wait passed; the job continues
 └── DamagedFile             a downloaded file is not the one in the manifest
 WebhookRejected             code, detail: a webhook that is not from the server, or is too old
 """
@@ -35,15 +35,15 @@ class Refused(ApiError):
     """The request must change; sending it again unchanged cannot help."""
 
 
-class KeyRefused(Refused):
+class AuthenticationError(Refused):
     """No API key was given, or the server does not know it."""
 
 
-class NotThere(Refused):
+class NotFound(Refused):
     """It does not exist, or belongs to another tenant."""
 
 
-class WrongState(Refused):
+class Conflict(Refused):
     """The job is in the wrong state for this: it has not ended yet, or has already ended."""
 
 
@@ -51,7 +51,7 @@ class Unavailable(ApiError):
     """The server did not respond, or cannot handle the request now, even after several attempts."""
 
 
-class WaitedTooLong(ApiError):
+class WaitTimeout(ApiError):
     """The job did not end before the deadline.  It continues."""
 
 
@@ -72,19 +72,19 @@ class WebhookRejected(ValueError):
         self.detail = detail
 
 
-_BY_STATUS: dict[int, type[ApiError]] = {401: KeyRefused, 404: NotThere, 409: WrongState}
+_BY_STATUS: dict[int, type[ApiError]] = {401: AuthenticationError, 404: NotFound, 409: Conflict}
 
 
-def problem_of(answer: requests.Response) -> ApiError:
+def problem_of(response: requests.Response) -> ApiError:
     """Return the error for the server's problem document, or one for the status if the response has none."""
-    kind = _BY_STATUS.get(answer.status_code, Unavailable if answer.status_code >= 500 else Refused)
+    kind = _BY_STATUS.get(response.status_code, Unavailable if response.status_code >= 500 else Refused)
     try:
-        problem = Problem.model_validate_json(answer.content)
+        problem = Problem.model_validate_json(response.content)
     except ValidationError:
         # An error page of the store or of a proxy.
-        detail = f"The server responded {answer.status_code} {answer.reason}."
-        return kind(f"http_{answer.status_code}", detail, status=answer.status_code)
-    return kind(problem.code, problem.detail, status=answer.status_code, errors=problem.errors or ())
+        detail = f"The server responded {response.status_code} {response.reason}."
+        return kind(f"http_{response.status_code}", detail, status=response.status_code)
+    return kind(problem.code, problem.detail, status=response.status_code, errors=problem.errors or ())
 
 
 def refused_here(error: InvalidRequest) -> Refused:

@@ -20,15 +20,15 @@ def follow(transport: Transport, job_id: str, seen: str, seconds: float | None) 
     headers = {"Last-Event-ID": seen} if seen else {}
     if seconds is not None:
         headers["Prefer"] = f"wait={int(seconds)}"
-    with transport.stream(f"/v1/jobs/{job_id}/events", headers) as answer:
-        if answer.headers.get("Content-Type", "").partition(";")[0] != "text/event-stream":
+    with transport.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+        if response.headers.get("Content-Type", "").partition(";")[0] != "text/event-stream":
             raise Unavailable(
-                "not_a_stream", f"The server responded {answer.status_code}, but not with an event stream."
+                "not_a_stream", f"The server responded {response.status_code}, but not with an event stream."
             )
         version = seen
         try:
             # Byte by byte, so that no read waits for more than has arrived; an event is about a kilobyte.
-            for line in answer.iter_lines(chunk_size=1, decode_unicode=False):
+            for line in response.iter_lines(chunk_size=1, decode_unicode=False):
                 name, _, value = line.partition(b": ")
                 if name == b"id":
                     version = value.decode()

@@ -89,7 +89,7 @@ class Transport:
             tried += 1
             last = tried >= (max_tries or self._max_tries)
             try:
-                answer = self._session.send(
+                response = self._session.send(
                     prepared, timeout=(CONNECT_S, READ_S + held_s), allow_redirects=False, **settings
                 )
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
@@ -98,13 +98,15 @@ class Transport:
                     raise Unavailable("no_answer", f"No response from {host} (attempts: {tried}).") from error
                 time.sleep(_wait_s(tried, ""))
                 continue
-            if answer.status_code < 300:
-                return answer
-            wait_s = _wait_s(tried, answer.headers.get("Retry-After", ""))
-            told = answer.status_code != requests.codes.too_many_requests or "Retry-After" in answer.headers
-            if answer.status_code not in RETRIED or not told or last or wait_s > LONGEST_WAIT_S:
-                raise problem_of(answer)
-            answer.close()
+            if response.status_code < 300:
+                return response
+            wait_s = _wait_s(tried, response.headers.get("Retry-After", ""))
+            retry_time_known = (
+                response.status_code != requests.codes.too_many_requests or "Retry-After" in response.headers
+            )
+            if response.status_code not in RETRIED or not retry_time_known or last or wait_s > LONGEST_WAIT_S:
+                raise problem_of(response)
+            response.close()
             time.sleep(wait_s)
 
     def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:

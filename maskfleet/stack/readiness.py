@@ -52,7 +52,7 @@ def check_store(settings: SharedSettings) -> None:
         ) from error
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     """Return True if a GET returns 200."""
     try:
         with requests.Session() as session:

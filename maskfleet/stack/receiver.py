@@ -53,8 +53,8 @@ class Receiver:
         """Wait for the event of a job's end and return it.  Raises TimeoutError."""
 
         def found() -> Event | None:
-            told = (event for event in self._events.values() if isinstance(event, Event))
-            return next((event for event in told if event.data.id == job_id), None)
+            job_events = (event for event in self._events.values() if isinstance(event, Event))
+            return next((event for event in job_events if event.data.id == job_id), None)
 
         with self._news:
             event = self._news.wait_for(found, timeout_s)

@@ -85,14 +85,14 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
     # One connection without retries: each try shows the present state.
     with redis.Redis.from_url(server.url, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
 
-        def answers() -> bool:
+        def responds() -> bool:
             try:
                 # The process id distinguishes it from another server that took the port first.
                 return bool(client.info("server")["process_id"] == process.pid)
             except (redis.ConnectionError, redis.TimeoutError):  # also while it loads its data
                 return False
 
-        _await(server, answers, log)
+        _await(server, responds, log)
     return server
 
 
@@ -135,7 +135,7 @@ def start_s3(
     )
     stores = [Store(settings.model_copy(update={"bucket": bucket})) for bucket in buckets]
 
-    def answers() -> bool:
+    def responds() -> bool:
         try:
             for store in stores:
                 store.ping()
@@ -143,7 +143,7 @@ def start_s3(
             return False
         return True
 
-    _await(server, answers, log)
+    _await(server, responds, log)
     return server
 
 
@@ -200,9 +200,9 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _await(server: Server, answers: Callable[[], bool], log: Path) -> None:
+def _await(server: Server, responds: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + READY_DEADLINE_S
-    while not answers():
+    while not responds():
         if server.process.poll() is not None:
             raise ServerFailed(f"{server.name} exited with status {server.process.returncode}. {last_lines(log)}")
         if time.monotonic() > deadline:

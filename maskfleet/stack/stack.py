@@ -16,11 +16,11 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.stack.folder import StackFolder, lock_file
-from maskfleet.stack.readiness import LogSince, StackFailed, answers, check_redis, check_store, upgrade_ledger
+from maskfleet.stack.readiness import LogSince, StackFailed, check_redis, check_store, responds, upgrade_ledger
 from maskfleet.stack.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
 from maskfleet.stack.settings import StackSettings
 from maskfleet.worker.node.device import CPU
@@ -107,16 +107,16 @@ class Stack:
         finally:
             os.close(turn)
         shared = self._shared()
-        roster = Roster(connect(shared))
+        worker_registry = WorkerRegistry(connect(shared))
         # An entry left by a stack that was killed must not be mistaken for the new worker.
-        roster.withdraw(node_name(CPU))
+        worker_registry.withdraw(node_name(CPU))
         worker_log = LogSince(self._run("worker", "--devices", "cpu"))
         self._run("courier", MASKFLEET_PUBLIC_URL=self._settings.public_url or self._api_url)
-        self._await("api", lambda: answers(f"{self._api_url}/ready"))
+        self._await("api", lambda: responds(f"{self._api_url}/ready"))
 
         def worker_announced() -> bool:
             worker_log.raise_load_failure()
-            return any(seen.node == node_name(CPU) for seen in roster.workers())
+            return any(seen.node == node_name(CPU) for seen in worker_registry.workers())
 
         self._await("worker", worker_announced)
 
@@ -200,7 +200,7 @@ class Stack:
         self._api_url = f"http://{LOOPBACK}:{port}"
         self._run("api", "--host", LOOPBACK, "--port", str(port))
         self._folder.remember_ports(self._folder.ports.model_copy(update={"api": port}))
-        self._await("api", lambda: answers(f"{self._api_url}/live"))
+        self._await("api", lambda: responds(f"{self._api_url}/live"))
 
     def _run(self, program: str, *arguments: str, **environment: str) -> Path:
         """Start one of maskfleet's own programs; return the path of its log."""

@@ -64,9 +64,9 @@ class Caller:
 
     def a_job(self, **fields: Any) -> str:  # Any: JSON
         """Send a job that is accepted; return its id."""
-        answer = self.send(job(**fields))
-        assert answer.status_code == 202, answer.text
-        return str(answer.json["id"])
+        response = self.send(job(**fields))
+        assert response.status_code == 202, response.text
+        return str(response.json["id"])
 
 
 def job(**fields: Any) -> dict[str, Any]:  # Any: JSON
@@ -78,20 +78,20 @@ def as_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def check_problem(answer: TestResponse, status: int, code: str) -> Problem:
+def check_problem(response: TestResponse, status: int, code: str) -> Problem:
     """Check that a response is a complete problem document, with a code that the OpenAPI document lists."""
-    assert answer.content_type == "application/problem+json", answer.text
-    problem = Problem.model_validate_json(answer.data)
-    assert (answer.status_code, problem.code) == (status, code), answer.text
+    assert response.content_type == "application/problem+json", response.text
+    problem = Problem.model_validate_json(response.data)
+    assert (response.status_code, problem.code) == (status, code), response.text
     assert problem.status == status
     assert problem.type == f"urn:maskfleet:problem:{code}"
-    assert problem.instance == f"urn:maskfleet:request:{answer.headers['X-Request-Id']}"
-    path = re.sub(r"/jobs/[^/]+", "/jobs/{job_id}", answer.request.path)
+    assert problem.instance == f"urn:maskfleet:request:{response.headers['X-Request-Id']}"
+    path = re.sub(r"/jobs/[^/]+", "/jobs/{job_id}", response.request.path)
     path = re.sub(r"/batches/[^/]+", "/batches/{batch_id}", path)
     path = re.sub(r"/files/.+", "/files/{name}", path)
     path = re.sub(r"/deliveries/(?!redeliver$)[^/]+", "/deliveries/{delivery_id}", path)
     if code not in ("route_not_found", "method_not_allowed"):
-        described = _described()["paths"][path][answer.request.method.lower()]["responses"]
+        described = _described()["paths"][path][response.request.method.lower()]["responses"]
         assert code in described[str(status)]["content"]["application/problem+json"]["examples"]
     return problem
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskfleet.api.app import create_app
-from maskfleet.api.intake import MAX_SPEC_BYTES
+from maskfleet.api.request_body import MAX_SPEC_BYTES
 from maskfleet.jobs.ledger.jobs import Ledger
 from tests.api.caller import Caller, as_base64, check_problem, job
 from tests.api.conftest import KEYS, SettingsMaker
@@ -67,9 +67,9 @@ BAD_SPECS = {
 def test_a_spec_at_fault_is_refused_with_a_pointer_to_the_field(apiary: Caller, name: str) -> None:
     body, pointer = BAD_SPECS[name]
 
-    answer = apiary.post_bytes("/v1/jobs", json.dumps(body).encode())
+    response = apiary.post_bytes("/v1/jobs", json.dumps(body).encode())
 
-    problem = check_problem(answer, 422, "invalid_spec")
+    problem = check_problem(response, 422, "invalid_spec")
     assert problem.errors is not None
     assert pointer in [fault.pointer for fault in problem.errors]
 
@@ -85,9 +85,9 @@ def test_a_refusal_stays_short_however_much_is_wrong(apiary: Caller) -> None:
     prompts = [{"points": [["x", "y"]] * 256}] * 200
 
     for body in (job(mode="m" * 1_000_000), job(mode="point", prompts=prompts), job(**{"f" * 1_000_000: 1})):
-        answer = apiary.send(body)
-        check_problem(answer, 422, "invalid_spec")
-        assert len(answer.data) < 100_000
+        response = apiary.send(body)
+        check_problem(response, 422, "invalid_spec")
+        assert len(response.data) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_an_image_that_cannot_be_used_is_refused_at_once(apiary: Caller, name: s
     image, status, code = BAD_IMAGES[name]
 
     if as_part:
-        answer = apiary.post_parts([("job", '{"mode": "everything"}'), ("image", (image, "bee.jpg", "image/jpeg"))])
+        response = apiary.post_parts([("job", '{"mode": "everything"}'), ("image", (image, "bee.jpg", "image/jpeg"))])
     else:
-        answer = apiary.send(job(image={"base64": as_base64(image)}))
+        response = apiary.send(job(image={"base64": as_base64(image)}))
 
-    check_problem(answer, status, code)
+    check_problem(response, status, code)
 
 
 @pytest.mark.parametrize("as_part", [False, True], ids=["inline", "as a part"])
@@ -140,24 +140,26 @@ def test_an_image_over_the_limit_of_bytes_is_refused(make_settings: SettingsMake
     caller = Caller(create_app(make_settings(max_image_bytes=100)), KEYS["apiary"])
 
     if as_part:
-        answer = caller.post_parts([("job", '{"mode": "everything"}'), ("image", (a_picture(), "a.jpg", "image/jpeg"))])
+        response = caller.post_parts(
+            [("job", '{"mode": "everything"}'), ("image", (a_picture(), "a.jpg", "image/jpeg"))]
+        )
     else:
-        answer = caller.send(job())
+        response = caller.send(job())
 
-    check_problem(answer, 413, "image_file_too_large")
+    check_problem(response, 413, "image_file_too_large")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
 def test_a_body_over_the_limit_is_refused_unread(make_settings: SettingsMaker, content_type: str) -> None:
     caller = Caller(create_app(make_settings(max_body_bytes=1000)), KEYS["apiary"])
 
-    answer = caller.post_bytes("/v1/jobs", b"x" * 1001, content_type)
+    response = caller.post_bytes("/v1/jobs", b"x" * 1001, content_type)
 
     # An unsupported type is refused for its type, however large it is.
     if content_type == "text/plain":
-        check_problem(answer, 415, "unsupported_media_type")
+        check_problem(response, 415, "unsupported_media_type")
     else:
-        check_problem(answer, 413, "body_too_large")
+        check_problem(response, 413, "body_too_large")
 
 
 @pytest.mark.parametrize(
@@ -279,10 +281,10 @@ job_like = st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=200) | (json_values | job_like).map(lambda value: json.dumps(value).encode()))
 def test_no_body_breaks_the_door(apiary: Caller, body: bytes) -> None:
-    answer = apiary.post_bytes("/v1/jobs", body)
+    response = apiary.post_bytes("/v1/jobs", body)
 
-    assert answer.status_code in (400, 413, 422)
-    assert answer.content_type == "application/problem+json"
+    assert response.status_code in (400, 413, 422)
+    assert response.content_type == "application/problem+json"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -298,11 +300,11 @@ def test_no_header_breaks_the_door(apiary: Caller, client: FlaskClient, value: s
 def test_a_body_without_a_length_is_limited_as_well(make_settings: SettingsMaker, ledger: Ledger) -> None:
     client = create_app(make_settings(max_body_bytes=1000)).test_client()
 
-    answer = client.post(
+    response = client.post(
         "/v1/jobs",
         input_stream=io.BytesIO(b" " * 5000),
         headers={"Authorization": f"Bearer {KEYS['apiary']}", "Content-Type": "application/json"},
         environ_overrides={"wsgi.input_terminated": True},
     )
 
-    check_problem(answer, 413, "body_too_large")
+    check_problem(response, 413, "body_too_large")

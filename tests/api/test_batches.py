@@ -17,7 +17,7 @@ from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.batch import BatchStatus, BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
@@ -49,9 +49,9 @@ def batch(*images: Json, **fields: Json) -> Json:
 
 
 def send(caller: Caller, *images: Json, **fields: Json) -> BatchView:
-    answer = caller.post("/v1/batches", batch(*images, **fields))
-    assert answer.status_code == 202, answer.text
-    return BatchView.model_validate_json(answer.data)
+    response = caller.post("/v1/batches", batch(*images, **fields))
+    assert response.status_code == 202, response.text
+    return BatchView.model_validate_json(response.data)
 
 
 def look(caller: Caller, sent: BatchView) -> BatchView:
@@ -77,11 +77,11 @@ def test_each_image_of_a_batch_becomes_a_job_like_any_other(
     upload_id = store.put_upload("apiary", a_picture((9, 9)), "image/jpeg")
     images = [{"base64": as_base64(a_picture())}, BEE, {"upload_id": upload_id}, {"s3_uri": "s3://photos/bee.jpg"}]
 
-    answer = apiary.post("/v1/batches", batch(*images, outputs=["png"], metadata={"album": "7"}))
+    response = apiary.post("/v1/batches", batch(*images, outputs=["png"], metadata={"album": "7"}))
 
-    sent = BatchView.model_validate_json(answer.data)
+    sent = BatchView.model_validate_json(response.data)
     jobs = [JobView.model_validate_json(apiary.get(f"/v1/jobs/{job_id}").data) for job_id in sent.job_ids]
-    assert (answer.status_code, answer.headers["Location"]) == (202, sent.urls.self)
+    assert (response.status_code, response.headers["Location"]) == (202, sent.urls.self)
     assert (sent.status, sent.total, sent.done, sent.counts.queued) == (BatchStatus.PROCESSING, 4, 0, 4)
     assert sent.urls.self.endswith(f"/v1/batches/{sent.id}")
     assert look(apiary, sent) == sent
@@ -148,9 +148,9 @@ def test_one_image_at_fault_is_named_and_nothing_is_recorded(
     caller = Caller(create_app(make_settings(max_image_bytes=5000)), KEYS["apiary"])
     good = {"base64": as_base64(a_picture())}
 
-    answer = caller.post("/v1/batches", batch(good, second, mode="point", prompts=[{"points": [[9, 40]]}]))
+    response = caller.post("/v1/batches", batch(good, second, mode="point", prompts=[{"points": [[9, 40]]}]))
 
-    problem = check_problem(answer, status, code)
+    problem = check_problem(response, status, code)
     assert problem.errors is not None
     assert [error.pointer for error in problem.errors] == [pointer]
     assert problem.detail.startswith(f"{pointer}: ")
@@ -212,8 +212,8 @@ def test_the_same_key_and_body_give_the_same_batch(apiary: Caller) -> None:
     assert "Idempotency-Replayed" not in first.headers
     assert again.headers["Idempotency-Replayed"] == "true"
     for other in (batch(BEE, inline), batch(inline, BEE, webhook={"url": HOOK}), batch(inline)):
-        answer = apiary.post("/v1/batches", other, Idempotency_Key="album-7")
-        check_problem(answer, 422, "idempotency_key_reused")
+        response = apiary.post("/v1/batches", other, Idempotency_Key="album-7")
+        check_problem(response, 422, "idempotency_key_reused")
     check_problem(apiary.send(job(), Idempotency_Key="album-7"), 422, "idempotency_key_reused")
 
 
@@ -241,10 +241,10 @@ def test_a_batch_counts_as_many_jobs_as_it_has_images(make_settings: SettingsMak
 
 
 def test_a_batch_whose_last_job_would_wait_too_long_is_refused(
-    make_settings: SettingsMaker, redis_client: redis.Redis, roster: Roster
+    make_settings: SettingsMaker, redis_client: redis.Redis, worker_registry: WorkerRegistry
 ) -> None:
     caller = Caller(create_app(make_settings(max_backlog_s=2.5)), KEYS["apiary"])
-    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     redis_client.hset("mf:pace", QUEUE, 1000)
 
     refused = caller.post("/v1/batches", batch(BEE, BEE, BEE, BEE))

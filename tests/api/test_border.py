@@ -44,9 +44,9 @@ def test_all_others_do(app: Flask, client: FlaskClient) -> None:
             path = path.replace(part, value)
         assert "<" not in path
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            answer = client.open(path, method=method)
-            check_problem(answer, 401, "no_api_key")
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            response = client.open(path, method=method)
+            check_problem(response, 401, "no_api_key")
+            assert response.headers["WWW-Authenticate"].startswith("Bearer")
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "key-of-the-apiary"])
@@ -91,10 +91,10 @@ def test_an_unknown_address_is_a_problem_document(client: FlaskClient, apiary: C
 
 
 def test_an_unknown_method_is_a_problem_document_that_names_the_known_ones(apiary: Caller) -> None:
-    answer = apiary.app.test_client().delete("/v1/jobs", headers={"Authorization": f"Bearer {KEYS['apiary']}"})
+    response = apiary.app.test_client().delete("/v1/jobs", headers={"Authorization": f"Bearer {KEYS['apiary']}"})
 
-    check_problem(answer, 405, "method_not_allowed")
-    assert {"GET", "POST"} <= {method.strip() for method in answer.headers["Allow"].split(",")}
+    check_problem(response, 405, "method_not_allowed")
+    assert {"GET", "POST"} <= {method.strip() for method in response.headers["Allow"].split(",")}
 
 
 def test_a_fault_of_our_own_is_a_problem_document_that_tells_nothing() -> None:
@@ -104,12 +104,12 @@ def test_a_fault_of_our_own_is_a_problem_document_that_tells_nothing() -> None:
     def broken() -> str:
         raise RuntimeError("a secret of the inside")
 
-    answer = app.test_client().get("/live/broken")
+    response = app.test_client().get("/live/broken")
 
-    assert answer.status_code == 500
-    assert answer.content_type == "application/problem+json"
-    assert answer.json["code"] == "internal_error"
-    assert "secret" not in answer.text
+    assert response.status_code == 500
+    assert response.content_type == "application/problem+json"
+    assert response.json["code"] == "internal_error"
+    assert "secret" not in response.text
 
 
 @pytest.mark.parametrize("path", [*OPEN_ROUTES, "/v1/jobs", "/nothing"])

@@ -18,7 +18,7 @@ from maskfleet.api.app import create_app
 from maskfleet.client.webhooks import verify_webhook
 from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, a_closed_port, check_problem, claim
@@ -45,27 +45,27 @@ def take(deliveries: Deliveries) -> Delivery:
     return delivery
 
 
-def a_try(delivery: Delivery, status: int, answer: str = "") -> TryView:
-    return TryView(
-        number=delivery.number,
+def an_attempt(delivery: Delivery, status: int, response: str = "") -> DeliveryAttempt:
+    return DeliveryAttempt(
+        number=delivery.attempts_total,
         at=datetime.fromtimestamp(delivery.now_s, UTC),
         duration_s=0.25,
-        outcome=TryOutcome.DELIVERED if status < 300 else TryOutcome.FAILED,
+        outcome=DeliveryAttemptOutcome.DELIVERED if status < 300 else DeliveryAttemptOutcome.FAILED,
         status=status,
-        answer=answer,
+        answer=response,
     )
 
 
 def give_up(deliveries: Deliveries) -> Delivery:
     """Fail to send what is due, as a courier does, for the last time."""
     delivery = take(deliveries)
-    deliveries.ended(delivery, DeliveryState.GIVEN_UP, a_try(delivery, 500))
+    deliveries.ended(delivery, DeliveryState.GIVEN_UP, an_attempt(delivery, 500))
     return delivery
 
 
 def arrive(deliveries: Deliveries) -> Delivery:
     delivery = take(deliveries)
-    deliveries.ended(delivery, DeliveryState.DELIVERED, a_try(delivery, 204))
+    deliveries.ended(delivery, DeliveryState.DELIVERED, an_attempt(delivery, 204))
     return delivery
 
 
@@ -76,13 +76,13 @@ def test_each_try_is_shown_with_its_time_status_duration_and_answer(
     waiting = apiary.get(f"/v1/jobs/{job_id}/deliveries").json["deliveries"]
 
     first = take(deliveries)
-    deliveries.postponed(first, 0, a_try(first, 500, "<h1>Sorry</h1>"))
+    deliveries.postponed(first, 0, an_attempt(first, 500, "<h1>Sorry</h1>"))
     second = take(deliveries)
-    deliveries.ended(second, DeliveryState.DELIVERED, a_try(second, 204))
-    answer = apiary.get(f"/v1/jobs/{job_id}/deliveries")
+    deliveries.ended(second, DeliveryState.DELIVERED, an_attempt(second, 204))
+    response = apiary.get(f"/v1/jobs/{job_id}/deliveries")
 
     assert [(one["state"], one["tries"]) for one in waiting] == [("waiting", [])]
-    [shown] = answer.json["deliveries"]
+    [shown] = response.json["deliveries"]
     assert (shown["id"], shown["job_id"], shown["type"]) == (f"msg_{job_id}_1_failed", job_id, "job.failed")
     assert (shown["url"], shown["state"], shown["next_try_at"]) == (HOOK, "delivered", None)
     assert [(one["number"], one["status"], one["answer"]) for one in shown["tries"]] == [
@@ -104,12 +104,17 @@ def test_what_was_given_up_is_sent_again_under_its_id_and_with_its_bytes(
     lost = give_up(deliveries)
     assert take_due(deliveries) == []
 
-    answer = apiary.post(f"/v1/deliveries/{lost.id}/redeliver")
+    response = apiary.post(f"/v1/deliveries/{lost.id}/redeliver")
     again = take(deliveries)
 
-    assert (answer.status_code, answer.json["state"]) == (202, "waiting")
-    assert answer.headers["Location"].endswith(f"/v1/deliveries/{lost.id}")
-    assert (again.id, again.body, again.tries, again.number) == (lost.id, '{"kept": true}', 1, 2)
+    assert (response.status_code, response.json["state"]) == (202, "waiting")
+    assert response.headers["Location"].endswith(f"/v1/deliveries/{lost.id}")
+    assert (again.id, again.body, again.attempts_since_queued, again.attempts_total) == (
+        lost.id,
+        '{"kept": true}',
+        1,
+        2,
+    )
 
 
 def test_what_is_being_sent_is_not_sent_twice_by_a_redelivery(
@@ -118,9 +123,9 @@ def test_what_is_being_sent_is_not_sent_twice_by_a_redelivery(
     an_ended_job(apiary, ledger)
     under_way = take(deliveries)
 
-    answer = apiary.post(f"/v1/deliveries/{under_way.id}/redeliver")
+    response = apiary.post(f"/v1/deliveries/{under_way.id}/redeliver")
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
     assert take_due(deliveries) == []
 
 
@@ -152,9 +157,9 @@ def test_a_range_ends_now_when_it_does_not_say(apiary: Caller, ledger: Ledger, d
     lost = give_up(deliveries)
     wait_until(lambda: datetime.now(UTC).timestamp() > lost.now_s + 1)
 
-    answer = apiary.post("/v1/deliveries/redeliver", {"from": "2020-01-01T01:00:00+01:00"})
+    response = apiary.post("/v1/deliveries/redeliver", {"from": "2020-01-01T01:00:00+01:00"})
 
-    assert answer.json["queued"] == [lost.id]
+    assert response.json["queued"] == [lost.id]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_another_tenants_webhooks_are_as_if_they_were_not(
 class Hook:
     """A receiver that responds as scripted and keeps what it got."""
 
-    def __init__(self, status: int, answer: bytes) -> None:
+    def __init__(self, status: int, response: bytes) -> None:
         self.came: list[tuple[dict[str, str], bytes]] = []
         hook = self
 
@@ -217,9 +222,9 @@ class Hook:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 hook.came.append(({name.lower(): value for name, value in self.headers.items()}, body))
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Content-Length", str(len(response)))
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(response)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -229,8 +234,8 @@ class Hook:
 
 
 @contextmanager
-def a_hook(status: int = 204, answer: bytes = b"") -> Iterator[Hook]:
-    hook = Hook(status, answer)
+def a_hook(status: int = 204, response: bytes = b"") -> Iterator[Hook]:
+    hook = Hook(status, response)
     thread = Thread(target=hook.server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -277,20 +282,20 @@ def test_a_ping_shows_the_bytes_and_headers_that_were_signed_and_what_was_answer
     inside: Caller, redis_url: str
 ) -> None:
     with a_courier(redis_url), a_hook(200, b"thanks") as hook:
-        answer = inside.post("/v1/webhooks/ping", {"url": hook.url})
+        response = inside.post("/v1/webhooks/ping", {"url": hook.url})
 
-    assert (answer.status_code, answer.json["code"]) == (200, "delivered")
+    assert (response.status_code, response.json["code"]) == (200, "delivered")
     [(headers, body)] = hook.came
-    assert answer.json["body"].encode() == body
+    assert response.json["body"].encode() == body
     assert json.loads(body)["data"] == {"url": hook.url}
-    shown = {name.lower(): value for name, value in answer.json["headers"].items()}
+    shown = {name.lower(): value for name, value in response.json["headers"].items()}
     assert {name: headers[name] for name in shown} == shown
-    assert verify_webhook(answer.json["body"].encode(), shown, WEBHOOK_SECRET).type == "webhook.ping"
-    [only] = answer.json["delivery"]["tries"]
+    assert verify_webhook(response.json["body"].encode(), shown, WEBHOOK_SECRET).type == "webhook.ping"
+    [only] = response.json["delivery"]["tries"]
     assert (only["status"], only["answer"], only["outcome"]) == (200, "thanks", "delivered")
-    assert answer.json["delivery"]["id"] == headers["webhook-id"]
-    assert WEBHOOK_SECRET not in answer.text
-    assert WEBHOOK_SECRET.removeprefix("whsec_") not in answer.text
+    assert response.json["delivery"]["id"] == headers["webhook-id"]
+    assert WEBHOOK_SECRET not in response.text
+    assert WEBHOOK_SECRET.removeprefix("whsec_") not in response.text
 
 
 @pytest.mark.parametrize("status", [500, 410, 302])
@@ -298,22 +303,22 @@ def test_a_ping_that_is_not_taken_says_what_was_answered_and_is_not_repeated(
     inside: Caller, redis_url: str, deliveries: Deliveries, status: int
 ) -> None:
     with a_courier(redis_url, webhook_schedule_s=(0, 0, 0)), a_hook(status, b"x" * 5000) as hook:
-        answer = inside.post("/v1/webhooks/ping", {"url": hook.url})
+        response = inside.post("/v1/webhooks/ping", {"url": hook.url})
         wait_until(lambda: deliveries.waiting() == 0)
 
-    assert (answer.status_code, answer.json["code"]) == (200, "not_delivered")
-    [only] = answer.json["delivery"]["tries"]
+    assert (response.status_code, response.json["code"]) == (200, "not_delivered")
+    [only] = response.json["delivery"]["tries"]
     assert (only["status"], only["answer"]) == (status, "x" * 1024)
-    assert answer.json["headers"]["webhook-signature"].startswith("v1,")
+    assert response.json["headers"]["webhook-signature"].startswith("v1,")
     assert len(hook.came) == 1
 
 
 def test_a_ping_to_where_nobody_listens_says_so(inside: Caller, redis_url: str) -> None:
     with a_courier(redis_url):
-        answer = inside.post("/v1/webhooks/ping", {"url": f"http://127.0.0.1:{a_closed_port()}/"})
+        response = inside.post("/v1/webhooks/ping", {"url": f"http://127.0.0.1:{a_closed_port()}/"})
 
-    assert (answer.status_code, answer.json["code"]) == (200, "not_delivered")
-    [only] = answer.json["delivery"]["tries"]
+    assert (response.status_code, response.json["code"]) == (200, "not_delivered")
+    [only] = response.json["delivery"]["tries"]
     assert only["status"] is None
     assert only["error"]
 
@@ -323,10 +328,10 @@ def test_a_ping_goes_to_a_tenants_own_endpoint_when_it_names_none(
 ) -> None:
     app = create_app(make_settings(webhook_endpoints=f"apiary:{HOOK}", max_wait_s=0))
 
-    answer = Caller(app, KEYS["apiary"]).post("/v1/webhooks/ping", {})
+    response = Caller(app, KEYS["apiary"]).post("/v1/webhooks/ping", {})
     problem = check_problem(Caller(app, KEYS["bakery"]).post("/v1/webhooks/ping", {}), 422, "invalid_ping")
 
-    assert answer.json["delivery"]["url"] == HOOK
+    assert response.json["delivery"]["url"] == HOOK
     assert problem.errors is not None
     assert problem.errors[0].code == "no_endpoint"
 
@@ -336,16 +341,16 @@ def test_without_a_courier_a_ping_says_that_it_was_not_sent_and_where_to_look(
     inside: Caller, redis_url: str, prefer: str
 ) -> None:
     with a_hook() as hook:
-        answer = inside.post("/v1/webhooks/ping", {"url": hook.url}, Prefer=prefer)
-        place = answer.headers["Location"].partition("/v1/")[2]
-        assert (answer.status_code, answer.json["code"], answer.json["headers"]) == (202, "not_sent_yet", None)
+        response = inside.post("/v1/webhooks/ping", {"url": hook.url}, Prefer=prefer)
+        place = response.headers["Location"].partition("/v1/")[2]
+        assert (response.status_code, response.json["code"], response.json["headers"]) == (202, "not_sent_yet", None)
         assert hook.came == []
 
         with a_courier(redis_url):
             wait_until(lambda: inside.get(f"/v1/{place}").json["state"] == "delivered")
 
     [(_, body)] = hook.came
-    assert answer.json["body"].encode() == body
+    assert response.json["body"].encode() == body
 
 
 def test_a_ping_to_an_address_that_is_not_gone_to_is_refused_at_once_and_not_recorded(
@@ -365,8 +370,8 @@ def test_a_ping_that_makes_no_sense_is_refused(apiary: Caller, body: dict[str, o
 
 
 def test_another_tenant_does_not_see_a_ping(apiary: Caller, bakery: Caller) -> None:
-    answer = apiary.post("/v1/webhooks/ping", {"url": HOOK}, Prefer="wait=0")
-    delivery_id = answer.json["delivery"]["id"]
+    response = apiary.post("/v1/webhooks/ping", {"url": HOOK}, Prefer="wait=0")
+    delivery_id = response.json["delivery"]["id"]
 
     check_problem(bakery.get(f"/v1/deliveries/{delivery_id}"), 404, "delivery_not_found")
-    assert apiary.get(f"/v1/deliveries/{delivery_id}").json == answer.json["delivery"]
+    assert apiary.get(f"/v1/deliveries/{delivery_id}").json == response.json["delivery"]

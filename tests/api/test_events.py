@@ -34,12 +34,12 @@ class Sent:
 class Stream:
     """A response that is read as it arrives."""
 
-    def __init__(self, answer: TestResponse) -> None:
-        assert answer.status_code == 200, answer.text
-        assert answer.mimetype == "text/event-stream"
-        self.headers = answer.headers
+    def __init__(self, response: TestResponse) -> None:
+        assert response.status_code == 200, response.text
+        assert response.mimetype == "text/event-stream"
+        self.headers = response.headers
         self.comments = 0
-        self._blocks = self._read(answer)
+        self._blocks = self._read(response)
 
     def next(self) -> Sent:
         return next(self._blocks)
@@ -48,9 +48,9 @@ class Stream:
         """Return everything until the stream ends by itself."""
         return list(self._blocks)
 
-    def _read(self, answer: TestResponse) -> Iterator[Sent]:
+    def _read(self, response: TestResponse) -> Iterator[Sent]:
         text = ""
-        for piece in answer.response:
+        for piece in response.response:
             text += piece if isinstance(piece, str) else piece.decode()
             while "\n\n" in text:
                 block, _, text = text.partition("\n\n")
@@ -64,8 +64,8 @@ class Stream:
 
 @contextmanager
 def follow(caller: Caller, job_id: str, **headers: str) -> Iterator[Stream]:
-    with caller.get(f"/v1/jobs/{job_id}/events", **headers) as answer:
-        yield Stream(answer)
+    with caller.get(f"/v1/jobs/{job_id}/events", **headers) as response:
+        yield Stream(response)
 
 
 def beat(ledger: Ledger, record: JobRecord, done: int) -> Reply:

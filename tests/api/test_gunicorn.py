@@ -51,11 +51,11 @@ class Door:
     def follow(self, job_id: str) -> Iterator[Iterator[Any]]:
         """Yield a job's events, each as its JSON; raises HTTPError if the stream is refused."""
         headers = {"Authorization": f"Bearer {KEYS['apiary']}"}
-        with requests.get(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, stream=True, timeout=40) as answer:
-            if not answer.ok:
-                assert answer.content  # read while the connection is open
-            answer.raise_for_status()
-            lines = answer.iter_lines(chunk_size=1)
+        with requests.get(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, stream=True, timeout=40) as response:
+            if not response.ok:
+                assert response.content  # read while the connection is open
+            response.raise_for_status()
+            lines = response.iter_lines(chunk_size=1)
             yield (json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: "))
 
 
@@ -125,24 +125,24 @@ def test_the_figures_are_those_of_all_processes(door: Door) -> None:
 
 def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger) -> None:
     job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
-    answers: list[requests.Response] = []
+    responses: list[requests.Response] = []
 
     def wait_for_the_job() -> None:
-        answers.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30"))
+        responses.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30"))
 
     # More than there are threads; those without a slot are answered immediately.
     waiting = [threading.Thread(target=wait_for_the_job) for _ in range(70)]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: len(answers) >= 70 - 32, 20)
+    wait_until(lambda: len(responses) >= 70 - 32, 20)
     assert door.ask("GET", "/live", timeout=10).status_code == 200
     ledger.cancel(job_id, "apiary")
     for thread in waiting:
         thread.join()
 
-    held = [answer for answer in answers if "Preference-Applied" in answer.headers]
+    held = [response for response in responses if "Preference-Applied" in response.headers]
     assert held
-    assert {answer.json()["status"] for answer in held} == {"canceled"}
+    assert {response.json()["status"] for response in held} == {"canceled"}
 
 
 def test_a_job_is_followed_while_the_door_stays_open(door: Door, ledger: Ledger) -> None:
@@ -214,12 +214,12 @@ def test_the_client_follows_a_job_over_streams_that_end_before_it(door: Door, le
 def test_two_hundred_submits_at_once_with_one_key_make_one_job(
     door: Door, ledger: Ledger, redis_client: redis.Redis
 ) -> None:
-    answers: list[requests.Response] = []
+    responses: list[requests.Response] = []
     together = threading.Barrier(200)
 
     def submit() -> None:
         together.wait(30)
-        answers.append(door.ask("POST", "/v1/jobs", body=job(), **{"Idempotency-Key": "order-42"}))
+        responses.append(door.ask("POST", "/v1/jobs", body=job(), **{"Idempotency-Key": "order-42"}))
 
     callers = [threading.Thread(target=submit) for _ in range(200)]
     for thread in callers:
@@ -227,10 +227,10 @@ def test_two_hundred_submits_at_once_with_one_key_make_one_job(
     for thread in callers:
         thread.join()
 
-    assert {answer.status_code for answer in answers} == {202}
-    (job_id,) = {answer.json()["id"] for answer in answers}
-    assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
-    assert len(answers) == 200
+    assert {response.status_code for response in responses} == {202}
+    (job_id,) = {response.json()["id"] for response in responses}
+    assert sum("Idempotency-Replayed" not in response.headers for response in responses) == 1
+    assert len(responses) == 200
     assert [record.id for record in ledger.jobs_of("apiary", before=None, limit=10)] == [job_id]
     assert redis_client.llen(queue_name(MODEL, Priority.NORMAL)) == 1
 
@@ -253,8 +253,8 @@ def test_sigterm_ends_streams_and_the_server(door: Door) -> None:
 
 def test_sigterm_lets_go_of_those_who_wait_and_ends_the_server(door: Door, redis_client: redis.Redis) -> None:
     job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
-    answers: list[requests.Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30")))
+    responses: list[requests.Response] = []
+    waiting = threading.Thread(target=lambda: responses.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30")))
     looks = _looks_at_a_status(redis_client)
     waiting.start()
     wait_until(lambda: _looks_at_a_status(redis_client) > looks + 3)
@@ -265,7 +265,7 @@ def test_sigterm_lets_go_of_those_who_wait_and_ends_the_server(door: Door, redis
     waiting.join()
 
     assert time.monotonic() - began < 8
-    assert answers[0].json()["status"] == "queued"
+    assert responses[0].json()["status"] == "queued"
     assert list(door.figures.glob("maskfleet-api-*")) == []
     lines = door.log.read_text().splitlines()
     assert all(line.startswith("{") for line in lines), lines

@@ -21,7 +21,7 @@ PAGE = "https://masks.example.com"
 
 
 @pytest.fixture
-def all_answers(app: Flask, apiary: Caller, client: FlaskClient, ledger: Ledger, store: Store) -> list[TestResponse]:
+def all_responses(app: Flask, apiary: Caller, client: FlaskClient, ledger: Ledger, store: Store) -> list[TestResponse]:
     """Return one response of every route and of every kind of error."""
     job_id = apiary.a_job()
     run_to_success(job_id, ledger, store)
@@ -40,10 +40,10 @@ def all_answers(app: Flask, apiary: Caller, client: FlaskClient, ledger: Ledger,
     ]
 
 
-def test_every_answer_tells_a_browser_to_run_load_frame_and_guess_nothing(all_answers: list[TestResponse]) -> None:
-    assert {answer.status_code // 100 for answer in all_answers} >= {2, 3, 4}
-    for answer in all_answers:
-        headers = answer.headers
+def test_every_answer_tells_a_browser_to_run_load_frame_and_guess_nothing(all_responses: list[TestResponse]) -> None:
+    assert {response.status_code // 100 for response in all_responses} >= {2, 3, 4}
+    for response in all_responses:
+        headers = response.headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
@@ -55,11 +55,11 @@ def test_every_answer_tells_a_browser_to_run_load_frame_and_guess_nothing(all_an
         assert "*" not in policy
 
 
-def test_nothing_that_belongs_to_a_tenant_is_kept_by_a_cache(all_answers: list[TestResponse]) -> None:
-    private = [answer for answer in all_answers if answer.request.path.startswith("/v1/")]
+def test_nothing_that_belongs_to_a_tenant_is_kept_by_a_cache(all_responses: list[TestResponse]) -> None:
+    private = [response for response in all_responses if response.request.path.startswith("/v1/")]
 
     assert len(private) >= 8
-    assert {answer.headers["Cache-Control"] for answer in private} == {"no-store"}
+    assert {response.headers["Cache-Control"] for response in private} == {"no-store"}
 
 
 def test_https_is_kept_to_once_it_was_used(make_settings: SettingsMaker, client: FlaskClient) -> None:
@@ -69,22 +69,22 @@ def test_https_is_kept_to_once_it_was_used(make_settings: SettingsMaker, client:
 
     assert "Strict-Transport-Security" not in client.get("/live").headers
     assert "Strict-Transport-Security" not in client.get("/live", headers=told).headers
-    for answer in (
+    for response in (
         public.get("/live"),
         behind.get("/live", headers=told),
         client.get("/live", base_url="https://localhost"),
     ):
-        assert answer.headers["Strict-Transport-Security"] == "max-age=63072000"
+        assert response.headers["Strict-Transport-Security"] == "max-age=63072000"
 
 
 def test_the_page_holds_nothing_that_its_policy_forbids(client: FlaskClient) -> None:
-    answer = client.get("/docs")
-    policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+    response = client.get("/docs")
+    policy = dict(part.split(" ", 1) for part in response.headers["Content-Security-Policy"].split("; "))
 
     assert policy["script-src"] == policy["style-src"] == "'self'"
-    assert re.findall(r"<script(?![^>]*\ssrc=)", answer.text) == []
-    assert re.findall(r"<style|\sstyle=|\son\w+=", answer.text) == []
-    for source in re.findall(r'<(?:script|link)[^>]*\s(?:src|href)="(?!data:)([^"]+)"', answer.text):
+    assert re.findall(r"<script(?![^>]*\ssrc=)", response.text) == []
+    assert re.findall(r"<style|\sstyle=|\son\w+=", response.text) == []
+    for source in re.findall(r'<(?:script|link)[^>]*\s(?:src|href)="(?!data:)([^"]+)"', response.text):
         with client.get(f"/{source}") as asset:
             assert asset.status_code == 200
             # With nosniff a browser accepts scripts and styles of these types only.
@@ -99,18 +99,18 @@ def _preflight(client: FlaskClient, origin: str) -> TestResponse:
     return client.options("/v1/jobs", headers={"Origin": origin, **asked})
 
 
-def _cors(answer: TestResponse) -> Iterator[str]:
-    return (name for name in answer.headers.keys() if name.lower().startswith("access-control-"))  # noqa: SIM118
+def _cors(response: TestResponse) -> Iterator[str]:
+    return (name for name in response.headers.keys() if name.lower().startswith("access-control-"))  # noqa: SIM118
 
 
 def test_no_other_origin_may_call_the_api(client: FlaskClient, apiary: Caller) -> None:
-    answers = [
+    responses = [
         _preflight(client, PAGE),
         apiary.get("/v1/jobs", Origin=PAGE),
         client.get("/live", headers={"Origin": PAGE}),
     ]
 
-    assert [name for answer in answers for name in _cors(answer)] == []
+    assert [name for response in responses for name in _cors(response)] == []
 
 
 def test_an_origin_that_is_named_may(make_settings: SettingsMaker, apiary: Caller) -> None:
@@ -118,7 +118,7 @@ def test_an_origin_that_is_named_may(make_settings: SettingsMaker, apiary: Calle
     client = app.test_client()
 
     before = _preflight(client, PAGE)
-    answer = Caller(app, KEYS["apiary"]).get("/v1/jobs", Origin=PAGE)
+    response = Caller(app, KEYS["apiary"]).get("/v1/jobs", Origin=PAGE)
     refused = client.get("/v1/jobs", headers={"Origin": PAGE})
 
     assert before.status_code == 204
@@ -126,11 +126,11 @@ def test_an_origin_that_is_named_may(make_settings: SettingsMaker, apiary: Calle
     assert {"authorization", "content-type", "idempotency-key"} <= {
         name.strip().lower() for name in before.headers["Access-Control-Allow-Headers"].split(",")
     }
-    for one in (before, answer, refused):
+    for one in (before, response, refused):
         assert one.headers["Access-Control-Allow-Origin"] == PAGE
         assert "Origin" in one.headers["Vary"]
         assert "Access-Control-Allow-Credentials" not in one.headers
-    assert "RateLimit-Remaining" in answer.headers["Access-Control-Expose-Headers"]
+    assert "RateLimit-Remaining" in response.headers["Access-Control-Expose-Headers"]
     assert refused.status_code == 401
 
 
@@ -140,12 +140,12 @@ def test_an_origin_that_is_named_may(make_settings: SettingsMaker, apiary: Calle
 def test_another_one_may_not(make_settings: SettingsMaker, origin: str) -> None:
     app = create_app(make_settings(cors_origins=PAGE))
 
-    answers = [_preflight(app.test_client(), origin), Caller(app, KEYS["apiary"]).get("/v1/jobs", Origin=origin)]
+    responses = [_preflight(app.test_client(), origin), Caller(app, KEYS["apiary"]).get("/v1/jobs", Origin=origin)]
 
-    for answer in answers:
-        assert list(_cors(answer)) == []
-        assert "Origin" in answer.headers["Vary"]
-    assert answers[0].status_code == 401
+    for response in responses:
+        assert list(_cors(response)) == []
+        assert "Origin" in response.headers["Vary"]
+    assert responses[0].status_code == 401
 
 
 @pytest.mark.parametrize("origin", ["*", "masks.example.com", PAGE + "/", PAGE + "/page", "https://Masks.example.com"])

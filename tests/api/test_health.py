@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from maskfleet.api.app import create_app
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.version import SCHEMA
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.status import Status
 from tests.api.caller import Caller, check_problem, claim, job
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
@@ -23,7 +23,7 @@ def test_a_service_whose_parts_answer_is_live_and_ready(client: FlaskClient) -> 
 
 
 def test_without_redis_nothing_is_taken_in_and_the_caller_is_told_to_come_again(without_redis: Caller) -> None:
-    answers = [
+    responses = [
         without_redis.send(job()),
         without_redis.get(UNKNOWN_JOB),
         without_redis.get(UNKNOWN_JOB, Prefer="wait=30"),
@@ -34,9 +34,9 @@ def test_without_redis_nothing_is_taken_in_and_the_caller_is_told_to_come_again(
         without_redis.get("/ready"),
     ]
 
-    for answer in answers:
-        check_problem(answer, 503, "queue_unavailable")
-        assert int(answer.headers["Retry-After"]) > 0
+    for response in responses:
+        check_problem(response, 503, "queue_unavailable")
+        assert int(response.headers["Retry-After"]) > 0
     assert without_redis.get("/live").status_code == 200
 
 
@@ -47,9 +47,9 @@ def test_a_service_that_finds_a_ledger_of_another_version_takes_nothing_in(
     door = Caller(create_app(make_settings()), KEYS["apiary"])
     redis_client.set("mf:schema", SCHEMA + 1)
 
-    answer = door.send(job())
+    response = door.send(job())
 
-    check_problem(answer, 503, "ledger_version")
+    check_problem(response, 503, "ledger_version")
     assert redis_client.keys("mf:*") == ["mf:schema"]
 
 
@@ -61,12 +61,12 @@ def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(
     settings = make_settings(redis_url=redis_url.replace("redis://", "redis://door:word@"))
     caller = Caller(create_app(settings), KEYS["apiary"])
     try:
-        answer = caller.send(job())
+        response = caller.send(job())
     finally:
         redis_client.execute_command("ACL", "DELUSER", "door")
 
-    assert answer.status_code == 202
-    record = ledger.read(answer.json["id"])
+    assert response.status_code == 202
+    record = ledger.read(response.json["id"])
     assert record is not None
     assert record.status is Status.QUEUED
     # It is due; the courier publishes it once the API's grace period is over.
@@ -74,13 +74,13 @@ def test_a_recorded_job_is_taken_in_though_its_message_cannot_be_sent(
 
 
 def test_without_a_store_an_inline_image_is_not_taken_in(without_store: Caller, redis_client: redis.Redis) -> None:
-    for answer in (
+    for response in (
         without_store.send(job()),
         without_store.send(job(image={"upload_id": "upl_" + "0" * 32})),
         without_store.get("/ready"),
     ):
-        check_problem(answer, 503, "store_unavailable")
-        assert int(answer.headers["Retry-After"]) > 0
+        check_problem(response, 503, "store_unavailable")
+        assert int(response.headers["Retry-After"]) > 0
     assert redis_client.keys("mf:*") == []
     assert without_store.send(job(image={"url": "https://example.com/bee.jpg"})).status_code == 202
 
@@ -92,13 +92,13 @@ def test_a_service_without_its_bucket_is_not_ready(make_settings: SettingsMaker)
 
 
 def test_the_figures_show_requests_and_jobs(
-    apiary: Caller, client: FlaskClient, ledger: Ledger, roster: Roster
+    apiary: Caller, client: FlaskClient, ledger: Ledger, worker_registry: WorkerRegistry
 ) -> None:
     apiary.a_job(priority="bulk")
     claim(apiary.a_job(), ledger)
     canceled = apiary.a_job()
     apiary.post(f"/v1/jobs/{canceled}/cancel")
-    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     client.open("/live", method="BREW")
 
     figures = client.get("/metrics").text

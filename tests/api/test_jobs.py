@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from maskfleet.api.app import create_app
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import EverythingJob, Priority
@@ -28,14 +28,14 @@ from tests.waiting import wait_until
 def test_a_job_is_recorded_and_put_into_its_queue(
     apiary: Caller, ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
 ) -> None:
-    answer = apiary.send(job(priority="interactive", metadata={"order": "42"}))
+    response = apiary.send(job(priority="interactive", metadata={"order": "42"}))
 
-    assert answer.status_code == 202
-    shown = JobView.model_validate_json(answer.data)
+    assert response.status_code == 202
+    shown = JobView.model_validate_json(response.data)
     assert (shown.status, shown.model, shown.priority) == (Status.QUEUED, MODEL, "interactive")
     assert shown.queue_position == 0
     assert shown.metadata == {"order": "42"}
-    assert answer.headers["Location"] == shown.urls.self == f"http://localhost/v1/jobs/{shown.id}"
+    assert response.headers["Location"] == shown.urls.self == f"http://localhost/v1/jobs/{shown.id}"
     record = ledger.read(shown.id)
     assert record is not None
     assert record.tenant == "apiary"
@@ -62,10 +62,10 @@ def test_an_image_part_is_stored_as_an_inline_image_is(apiary: Caller, ledger: L
     picture = a_picture((64, 48), "WEBP")
     parts = [("job", json.dumps({"mode": "point", "prompts": [{"points": [[63, 47]]}]}))]
 
-    answer = apiary.post_parts([*parts, ("image", (picture, "bee.webp", "image/webp"))])
+    response = apiary.post_parts([*parts, ("image", (picture, "bee.webp", "image/webp"))])
 
-    assert answer.status_code == 202, answer.text
-    record = ledger.read(answer.json["id"])
+    assert response.status_code == 202, response.text
+    record = ledger.read(response.json["id"])
     assert record is not None
     assert record.spec.mode == "point"
     assert record.spec.image.upload_id is not None
@@ -164,11 +164,11 @@ def test_a_job_shows_its_place_in_the_queue(apiary: Caller) -> None:
 
 
 def test_a_job_shows_when_it_will_about_start_once_its_queue_was_measured(
-    apiary: Caller, ledger: Ledger, store: Store, roster: Roster, redis_client: redis.Redis
+    apiary: Caller, ledger: Ledger, store: Store, worker_registry: WorkerRegistry, redis_client: redis.Redis
 ) -> None:
     ahead, behind, urgent = apiary.a_job(), apiary.a_job(), apiary.a_job(priority="interactive")
-    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
-    roster.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
+    worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    worker_registry.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
     unmeasured = apiary.get(f"/v1/jobs/{behind}").json
 
     redis_client.hset("mf:pace", queue_name(MODEL, Priority.NORMAL), 10_000)
@@ -208,9 +208,9 @@ def test_a_job_shows_its_attempts_and_a_list_does_not(apiary: Caller, ledger: Le
 def test_links_begin_with_the_public_address_when_one_is_set(make_settings: SettingsMaker, ledger: Ledger) -> None:
     caller = Caller(create_app(make_settings(public_url="https://masks.example.com/")), KEYS["apiary"])
 
-    answer = caller.send(job())
+    response = caller.send(job())
 
-    assert answer.json["urls"]["self"] == f"https://masks.example.com/v1/jobs/{answer.json['id']}"
+    assert response.json["urls"]["self"] == f"https://masks.example.com/v1/jobs/{response.json['id']}"
 
 
 def test_waiting_ends_when_the_job_does(apiary: Caller, ledger: Ledger, store: Store) -> None:
@@ -219,48 +219,48 @@ def test_waiting_ends_when_the_job_does(apiary: Caller, ledger: Ledger, store: S
 
     began = time.monotonic()
     worker.start()
-    answer = apiary.get(f"/v1/jobs/{job_id}", Prefer="wait=30")
+    response = apiary.get(f"/v1/jobs/{job_id}", Prefer="wait=30")
     worker.join()
 
     assert time.monotonic() - began < 15
-    assert answer.json["status"] == "succeeded"
-    assert answer.headers["Preference-Applied"] == "wait=30"
+    assert response.json["status"] == "succeeded"
+    assert response.headers["Preference-Applied"] == "wait=30"
 
 
 def test_waiting_is_cut_to_what_the_service_grants(make_settings: SettingsMaker, ledger: Ledger) -> None:
     caller = Caller(create_app(make_settings(max_wait_s=1)), KEYS["apiary"])
 
-    answer = caller.get(f"/v1/jobs/{caller.a_job()}", Prefer="respond-async, wait=3600")
+    response = caller.get(f"/v1/jobs/{caller.a_job()}", Prefer="respond-async, wait=3600")
 
-    assert answer.json["status"] == "queued"
-    assert answer.headers["Preference-Applied"] == "wait=1"
+    assert response.json["status"] == "queued"
+    assert response.headers["Preference-Applied"] == "wait=1"
 
 
 @pytest.mark.parametrize("preference", ["wait", "wait=", "wait=x", "wait=-1", "wait=0", "wait=" + "9" * 40, "await=9"])
 def test_a_preference_that_is_not_understood_is_passed_over(apiary: Caller, preference: str) -> None:
-    answer = apiary.get(f"/v1/jobs/{apiary.a_job()}", Prefer=preference)
+    response = apiary.get(f"/v1/jobs/{apiary.a_job()}", Prefer=preference)
 
-    assert answer.status_code == 200
-    assert "Preference-Applied" not in answer.headers
+    assert response.status_code == 200
+    assert "Preference-Applied" not in response.headers
 
 
 def test_only_half_of_the_threads_may_wait(make_settings: SettingsMaker, ledger: Ledger) -> None:
     app = create_app(make_settings(threads=2))
     job_id = Caller(app, KEYS["apiary"]).a_job()
-    answers: list[TestResponse] = []
+    responses: list[TestResponse] = []
 
     def wait_for_the_job() -> None:
-        answers.append(Caller(app, KEYS["apiary"]).get(f"/v1/jobs/{job_id}", Prefer="wait=30"))
+        responses.append(Caller(app, KEYS["apiary"]).get(f"/v1/jobs/{job_id}", Prefer="wait=30"))
 
     waiting = [threading.Thread(target=wait_for_the_job) for _ in range(2)]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: answers)
+    wait_until(lambda: responses)
     ledger.cancel(job_id, "apiary")
     for thread in waiting:
         thread.join()
 
-    turned_away, waited = answers
+    turned_away, waited = responses
     assert turned_away.json["status"] == "queued"
     assert "Preference-Applied" not in turned_away.headers
     assert waited.json["status"] == "canceled"
@@ -312,9 +312,9 @@ def test_a_query_that_is_not_understood_names_its_parameter(apiary: Caller, quer
 def test_a_waiting_job_is_canceled_at_once(apiary: Caller) -> None:
     job_id = apiary.a_job()
 
-    answer = apiary.post(f"/v1/jobs/{job_id}/cancel")
+    response = apiary.post(f"/v1/jobs/{job_id}/cancel")
 
-    assert (answer.status_code, answer.json["status"]) == (200, "canceled")
+    assert (response.status_code, response.json["status"]) == (200, "canceled")
     check_problem(apiary.post(f"/v1/jobs/{job_id}/cancel"), 409, "job_already_ended")
 
 
@@ -322,10 +322,10 @@ def test_a_running_job_is_told_to_stop(apiary: Caller, ledger: Ledger) -> None:
     job_id = apiary.a_job()
     claim(job_id, ledger)
 
-    answer = apiary.post(f"/v1/jobs/{job_id}/cancel")
+    response = apiary.post(f"/v1/jobs/{job_id}/cancel")
 
-    assert (answer.status_code, answer.json["status"]) == (202, "processing")
-    assert answer.json["cancel_requested"] is True
+    assert (response.status_code, response.json["status"]) == (202, "processing")
+    assert response.json["cancel_requested"] is True
 
 
 @pytest.mark.parametrize("job_id", ["job_" + "0" * 32, "job_", "nonsense", "%00", "%ff%fe", "job_" + "A" * 5000])
@@ -348,8 +348,10 @@ def test_another_tenants_job_is_as_unknown_as_one_that_never_was(
     assert apiary.get(f"/v1/jobs/{job_id}").json["status"] == "succeeded"
 
 
-def test_the_models_are_listed_with_their_ready_workers(apiary: Caller, ledger: Ledger, roster: Roster) -> None:
-    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+def test_the_models_are_listed_with_their_ready_workers(
+    apiary: Caller, ledger: Ledger, worker_registry: WorkerRegistry
+) -> None:
+    worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
 
     assert apiary.get("/v1/models").json == {
         "models": [

@@ -51,9 +51,9 @@ def test_a_key_that_is_made_opens_what_its_scopes_allow(app: Flask, command: Cal
 
     assert made.exit_code == 0
     assert reader.get("/v1/jobs").status_code == 200
-    answer = reader.send(job())
-    assert "jobs:write" in check_problem(answer, 403, "missing_scope").detail
-    assert "insufficient_scope" in answer.headers["WWW-Authenticate"]
+    response = reader.send(job())
+    assert "jobs:write" in check_problem(response, 403, "missing_scope").detail
+    assert "insufficient_scope" in response.headers["WWW-Authenticate"]
 
 
 def test_a_key_is_made_for_the_stack_that_runs_here(
@@ -200,7 +200,7 @@ def test_a_route_for_operators_needs_the_scope_admin(make_settings: SettingsMake
     _, writing = key_store.create("apiary", [Scope.READ, Scope.WRITE])
 
     @app.get("/operators")
-    @operation(Operation(summary="For operators.", scope=Scope.ADMIN, answers={200: "text/plain"}))
+    @operation(Operation(summary="For operators.", scope=Scope.ADMIN, responses={200: "text/plain"}))
     def operators() -> str:
         return "all of it"
 

@@ -18,7 +18,7 @@ from maskfleet.api.limits import REST_S
 from maskfleet.client import Client
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.storage import Store, attempt_prefix, upload_key
@@ -42,14 +42,14 @@ def limited(make_settings: SettingsMaker, redis_client: redis.Redis) -> Flask:
 def test_a_key_over_its_limit_is_told_when_to_come_again(limited: Flask) -> None:
     apiary = Caller(limited, KEYS["apiary"])
 
-    answers = [apiary.get("/v1/jobs") for _ in range(3)]
+    responses = [apiary.get("/v1/jobs") for _ in range(3)]
     refused = apiary.get("/v1/jobs")
 
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["2", "1", "0"]
-    assert {answer.headers["RateLimit-Limit"] for answer in answers} == {"3"}
-    assert all(1 <= int(answer.headers["RateLimit-Reset"]) <= 60 for answer in answers)
-    assert all("Retry-After" not in answer.headers for answer in answers)
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    assert [response.headers["RateLimit-Remaining"] for response in responses] == ["2", "1", "0"]
+    assert {response.headers["RateLimit-Limit"] for response in responses} == {"3"}
+    assert all(1 <= int(response.headers["RateLimit-Reset"]) <= 60 for response in responses)
+    assert all("Retry-After" not in response.headers for response in responses)
     check_problem(refused, 429, "rate_limited")
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert refused.headers["RateLimit-Remaining"] == "0"
@@ -93,9 +93,9 @@ def test_health_figures_and_docs_are_not_limited(limited: Flask) -> None:
 
     for path in ("/live", "/ready", "/metrics", "/openapi.json", "/docs"):
         for _ in range(5):
-            answer = client.get(path)
-            assert answer.status_code == 200
-            assert "RateLimit-Limit" not in answer.headers
+            response = client.get(path)
+            assert response.status_code == 200
+            assert "RateLimit-Limit" not in response.headers
 
 
 def _guess_from(app: Flask, address: str, **headers: str) -> int:
@@ -129,11 +129,11 @@ def test_without_redis_nothing_is_limited_and_the_ledger_says_what_is_wrong(make
     caller = Caller(create_app(away), KEYS["apiary"])
 
     with capture_logs() as lines:
-        answers = [caller.get(UNKNOWN_JOB) for _ in range(3)]
+        responses = [caller.get(UNKNOWN_JOB) for _ in range(3)]
 
-    for answer in answers:
-        check_problem(answer, 503, "queue_unavailable")
-        assert "RateLimit-Limit" not in answer.headers
+    for response in responses:
+        check_problem(response, 503, "queue_unavailable")
+        assert "RateLimit-Limit" not in response.headers
     # Redis is retried once in a while, not with each request.
     assert [line["log_level"] for line in lines if line["event"] == "rate_limit_not_counted"] == ["warning"]
 
@@ -204,9 +204,9 @@ def test_a_quota_that_cannot_be_read_stops_the_start(make_settings: SettingsMake
 
 
 @pytest.fixture
-def patient(make_settings: SettingsMaker, redis_client: redis.Redis, roster: Roster) -> Caller:
+def patient(make_settings: SettingsMaker, redis_client: redis.Redis, worker_registry: WorkerRegistry) -> Caller:
     """A tenant of a service with one worker, 10 s per job, where no job may wait longer than 25 s."""
-    roster.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     for priority in Priority:
         redis_client.hset("mf:pace", queue_name(MODEL, priority), "10000")
     return Caller(create_app(make_settings(max_backlog_s=25)), KEYS["apiary"])
@@ -238,12 +238,12 @@ def test_an_urgent_job_waits_for_urgent_ones_only(patient: Caller) -> None:
     check_problem(patient.send(job(priority="normal")), 503, "backlog_full")
 
 
-def test_more_workers_take_in_more(patient: Caller, roster: Roster) -> None:
+def test_more_workers_take_in_more(patient: Caller, worker_registry: WorkerRegistry) -> None:
     for _ in range(3):
         patient.a_job()
     check_problem(patient.send(job()), 503, "backlog_full")
 
-    roster.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
+    worker_registry.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
 
     assert patient.send(job()).status_code == 202
 
@@ -274,9 +274,9 @@ def test_without_a_measure_or_a_worker_nothing_is_refused(
 
 
 def _presigned(caller: Caller, size: int = 10, content_type: str = "image/jpeg") -> dict[str, dict[str, str]]:
-    answer = caller.post("/v1/uploads", {"content_type": content_type, "size": size})
-    assert answer.status_code == 201
-    return answer.json
+    response = caller.post("/v1/uploads", {"content_type": content_type, "size": size})
+    assert response.status_code == 201
+    return response.json
 
 
 def test_a_link_takes_one_object_of_the_declared_size_and_type_once(apiary: Caller, store: Store) -> None:

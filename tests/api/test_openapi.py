@@ -41,11 +41,11 @@ def test_the_document_and_the_app_have_the_same_routes(document: Json, app: Flas
 def test_every_route_describes_its_errors_as_problem_documents(document: Json) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            bad = {status: answer for status, answer in operation["responses"].items() if int(status) >= 400}
+            bad = {status: response for status, response in operation["responses"].items() if int(status) >= 400}
             assert "500" in bad
             assert ("401" in bad) == path.startswith("/v1/") == bool(operation["security"])
-            for answer in bad.values():
-                content = answer["content"]["application/problem+json"]
+            for response in bad.values():
+                content = response["content"]["application/problem+json"]
                 assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
                 assert content["examples"]
 
@@ -123,5 +123,5 @@ def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
     for source in sources:
         assert "//" not in source
         if not source.startswith("data:"):
-            with client.get(f"/{source}") as answer:
-                assert answer.status_code == 200
+            with client.get(f"/{source}") as response:
+                assert response.status_code == 200

@@ -23,19 +23,19 @@ def test_a_result_names_its_files_with_links_that_work(apiary: Caller, ledger: L
     assert [file.name for file in manifest.files] == ["coco.json", "masks/0000.png"]
     for file in manifest.files:
         assert file.url is not None
-        answer = requests.get(file.url, timeout=10)
-        assert answer.status_code == 200
-        assert len(answer.content) == file.size
+        response = requests.get(file.url, timeout=10)
+        assert response.status_code == 200
+        assert len(response.content) == file.size
 
 
 def test_a_file_is_fetched_by_a_redirect(apiary: Caller, ledger: Ledger, store: Store) -> None:
     job_id = apiary.a_job()
     run_to_success(job_id, ledger, store)
 
-    answer = apiary.get(f"/v1/jobs/{job_id}/files/masks/0000.png")
+    response = apiary.get(f"/v1/jobs/{job_id}/files/masks/0000.png")
 
-    assert answer.status_code == 307
-    assert requests.get(answer.headers["Location"], timeout=10).content == b"a mask"
+    assert response.status_code == 307
+    assert requests.get(response.headers["Location"], timeout=10).content == b"a mask"
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ def naming(url: str, field: str) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("field", ["/image/url", "/webhook/url"])
 def test_an_address_that_is_not_of_the_public_network_is_refused(apiary: Caller, url: str, field: str) -> None:
-    answer = apiary.send(naming(url, field))
+    response = apiary.send(naming(url, field))
 
-    problem = check_problem(answer, 422, "url_not_allowed")
+    problem = check_problem(response, 422, "url_not_allowed")
     assert [fault.pointer for fault in problem.errors or ()] == [field]
 
 
@@ -45,18 +45,18 @@ def test_an_address_that_is_not_of_the_public_network_is_refused(apiary: Caller,
 def test_nonsense_is_refused_whatever_the_network(make_settings: SettingsMaker, url: str, field: str) -> None:
     closed = Caller(create_app(make_settings(egress_allow_private=True)), KEYS["apiary"])
 
-    answer = closed.send(naming(url, field))
+    response = closed.send(naming(url, field))
 
-    problem = check_problem(answer, 422, "invalid_spec")
+    problem = check_problem(response, 422, "invalid_spec")
     assert [(fault.pointer, fault.code) for fault in problem.errors or ()] == [(field, "invalid_url")]
 
 
 def test_a_closed_network_takes_its_own_addresses(make_settings: SettingsMaker, ledger: Ledger) -> None:
     closed = Caller(create_app(make_settings(egress_allow_private=True)), KEYS["apiary"])
 
-    answer = closed.send(job(image={"url": "http://camera/bee.jpg"}, webhook={"url": "http://127.0.0.1:9/hook"}))
+    response = closed.send(job(image={"url": "http://camera/bee.jpg"}, webhook={"url": "http://127.0.0.1:9/hook"}))
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
 
 
 def from_mask(**mask_input: Any) -> dict[str, Any]:

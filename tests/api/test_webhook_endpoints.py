@@ -28,8 +28,8 @@ def test_jobs_that_name_no_webhook_are_told_of_at_their_tenants_endpoint(
         bakery.send(job(image=image)),
     ]
 
-    for tenant, answer in zip(("apiary", "apiary", "bakery"), sent, strict=True):
-        ledger.cancel(answer.json["id"], tenant)
+    for tenant, response in zip(("apiary", "apiary", "bakery"), sent, strict=True):
+        ledger.cancel(response.json["id"], tenant)
 
     assert {(one.tenant, one.url, one.event) for one in take_due(deliveries)} == {
         ("apiary", HOOK, "canceled"),

@@ -21,7 +21,7 @@ import requests
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.servers import Server, free_port, start_redis, start_s3
@@ -164,7 +164,9 @@ class Laboratory:
             family = {process.pid for process in psutil.Process(node.pid).children(recursive=True)}
         except psutil.NoSuchProcess:
             return None
-        return next((seen.pid for seen in self.roster.workers() if seen.node == node.name and seen.pid in family), None)
+        return next(
+            (seen.pid for seen in self.worker_registry.workers() if seen.node == node.name and seen.pid in family), None
+        )
 
     def node_pids(self) -> set[int]:
         """Return every process of the nodes."""
@@ -217,7 +219,7 @@ class Laboratory:
         self.redis = connect(settings)
         exits.callback(self.redis.close)
         self.ledger, self.outbox = Ledger(self.redis, settings.retention_s), Outbox(self.redis, settings.republish_s)
-        self.roster, self.store = Roster(self.redis), Store(settings)
+        self.worker_registry, self.store = WorkerRegistry(self.redis), Store(settings)
 
     def _start_programs(self) -> None:
         self.api_port = free_port()

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
@@ -334,7 +334,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def who_was_fenced_is_counted(self) -> None:
-        assert Census(self.client).totals().get("fenced", 0) == self.fenced
+        assert JobCounts(self.client).totals().get("fenced", 0) == self.fenced
 
     def any_job(self, data: st.DataObject, status: str = "") -> tuple[str, Modelled | None]:
         """Choose a job, usually one in this state; now and then one that never existed or is gone."""

@@ -16,7 +16,7 @@ from itertools import cycle
 
 import pytest
 
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.jobs import __doc__ as ledger_described
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.storage import manifest_key
@@ -66,7 +66,7 @@ class Stage:
         return [sight for sight in told if sight.event != STARTED]
 
     def fenced(self) -> int:
-        return Census(self.lab.redis).totals().get("fenced", 0)
+        return JobCounts(self.lab.redis).totals().get("fenced", 0)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
-from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.settings import SharedSettings
@@ -57,7 +57,7 @@ class FullLedger:
         self._batch("complete", 1)
         self._send_webhooks()
         KeyStore(self._client).create(TENANT, [Scope.READ], lifetime_s=90 * DAY_S)
-        Roster(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
+        WorkerRegistry(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
 
     def _jobs(self) -> None:
         ledger = self._ledger
@@ -95,17 +95,23 @@ class FullLedger:
             if host in ("failing", "running", "gone"):
                 self._deliveries.keep_body(due, json.dumps({"told": due.id}))
             if host == "failing":
-                self._deliveries.postponed(due, 1, _try(due, 500, TryOutcome.FAILED, detail="It is sent again."))
+                self._deliveries.postponed(
+                    due, 1, _attempt(due, 500, DeliveryAttemptOutcome.FAILED, detail="It is sent again.")
+                )
             elif host == "running":
-                self._deliveries.ended(due, DeliveryState.DELIVERED, _try(due, 200, TryOutcome.DELIVERED))
+                self._deliveries.ended(
+                    due, DeliveryState.DELIVERED, _attempt(due, 200, DeliveryAttemptOutcome.DELIVERED)
+                )
             elif host == "gone":
-                self._deliveries.ended(due, DeliveryState.REFUSED, _try(due, 410, TryOutcome.REFUSED))
+                self._deliveries.ended(due, DeliveryState.REFUSED, _attempt(due, 410, DeliveryAttemptOutcome.REFUSED))
             else:
                 self._deliveries.postponed(due, 0)
         pinged = self._deliveries.ping(TENANT, "https://pinged.example.com/hook", '{"type":"webhook.ping"}')
         [ping] = (due for due in take_due(self._deliveries, MANY) if due.id == pinged)
-        made = _try(ping, None, TryOutcome.FAILED, error="ConnectTimeout", headers={"webhook-id": ping.id})
-        self._deliveries.postponed(ping, 0, made)
+        attempt = _attempt(
+            ping, None, DeliveryAttemptOutcome.FAILED, error="ConnectTimeout", headers={"webhook-id": ping.id}
+        )
+        self._deliveries.postponed(ping, 0, attempt)
 
     def _expire(self, name: str) -> None:
         self._create(name, start_deadline_s=0)
@@ -122,9 +128,10 @@ class FullLedger:
         return record
 
 
-def _try(due: Delivery, status: int | None, outcome: TryOutcome, **fields: Any) -> TryView:  # Any: TryView's own
+def _attempt(due: Delivery, status: int | None, outcome: DeliveryAttemptOutcome, **fields: Any) -> DeliveryAttempt:
+    # Any: DeliveryAttempt's own
     at = datetime.fromtimestamp(due.now_s, UTC)
-    return TryView(number=due.number, at=at, duration_s=0.1, outcome=outcome, status=status, **fields)
+    return DeliveryAttempt(number=due.attempts_total, at=at, duration_s=0.1, outcome=outcome, status=status, **fields)
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:  # Any: JSON

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
-from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryRecord, DeliveryState
 from maskfleet.jobs.schema.spec import ENDS, EventName, Webhook
 from tests.taking import take_due
 from tests.waiting import wait_until
@@ -33,12 +33,12 @@ def canceled(ledger: Ledger, url: str = URL, tenant: str = "ant") -> str:
     return job_id
 
 
-def tried(delivery: Delivery, status: int | None = 500) -> TryView:
-    return TryView(
-        number=delivery.number,
+def tried(delivery: Delivery, status: int | None = 500) -> DeliveryAttempt:
+    return DeliveryAttempt(
+        number=delivery.attempts_total,
         at=datetime.fromtimestamp(delivery.now_s, UTC),
         duration_s=0.1,
-        outcome=TryOutcome.DELIVERED if status == 200 else TryOutcome.FAILED,
+        outcome=DeliveryAttemptOutcome.DELIVERED if status == 200 else DeliveryAttemptOutcome.FAILED,
         status=status,
         error=None if status else "ConnectTimeout",
         answer="said",
@@ -62,11 +62,14 @@ def test_a_webhook_shows_each_try_until_it_arrives(
     deliveries.ended(second, DeliveryState.DELIVERED, tried(second, 200))
 
     assert (waiting.state, waiting.next_try_ms, waiting.tries) == (DeliveryState.WAITING, waiting.created_ms, ())
-    assert [(one.tries, one.number) for one in (first, second)] == [(1, 1), (2, 2)]
+    assert [(one.attempts_since_queued, one.attempts_total) for one in (first, second)] == [(1, 1), (2, 2)]
     told = only(deliveries, job_id)
     assert (told.id, told.state, told.next_try_ms) == (first.id, DeliveryState.DELIVERED, None)
-    assert [(made.number, made.status, made.answer) for made in told.tries] == [(1, 503, "said"), (2, 200, "said")]
-    assert Census(redis_client).totals()["webhooks_delivered"] == 1
+    assert [(attempt.number, attempt.status, attempt.answer) for attempt in told.tries] == [
+        (1, 503, "said"),
+        (2, 200, "said"),
+    ]
+    assert JobCounts(redis_client).totals()["webhooks_delivered"] == 1
     view = told.view()
     assert (view.type, view.job_id, view.url, view.ended_at is not None) == ("job.canceled", job_id, URL, True)
 
@@ -92,7 +95,13 @@ def test_a_webhook_is_sent_again_under_its_own_id_with_its_own_bytes(ledger: Led
 
     [again] = take_due(deliveries)
     assert (kept, reply) == (["one", "one"], Redelivered.QUEUED)
-    assert (again.id, again.body, again.tries, again.number, again.forced) == (first.id, "one", 1, 2, True)
+    assert (again.id, again.body, again.attempts_since_queued, again.attempts_total, again.forced) == (
+        first.id,
+        "one",
+        1,
+        2,
+        True,
+    )
     assert deliveries.redeliver(first.id, "ant") is Redelivered.WAITING
     assert take_due(deliveries) == []
 
@@ -195,7 +204,7 @@ def test_a_report_that_comes_late_changes_nothing_but_an_arrival_counts(ledger: 
 
     told = only(deliveries, job_id)
     assert (late.state, told.state) == (DeliveryState.WAITING, DeliveryState.DELIVERED)
-    assert [made.number for made in told.tries] == [1, 1, 2]
+    assert [attempt.number for attempt in told.tries] == [1, 1, 2]
     assert deliveries.waiting() == 0
 
 
@@ -216,7 +225,7 @@ def test_of_many_tries_the_latest_are_kept(ledger: Ledger, deliveries: Deliverie
         deliveries.ended(delivery, DeliveryState.GIVEN_UP, tried(delivery, 404))
         deliveries.redeliver(delivery.id, "ant")
 
-    assert [made.number for made in only(deliveries, job_id).tries] == list(range(6, 26))
+    assert [attempt.number for attempt in only(deliveries, job_id).tries] == list(range(6, 26))
 
 
 # One receiver does not delay another.
@@ -275,7 +284,7 @@ def test_a_host_that_fails_in_a_row_is_left_alone_and_then_looked_at(ledger: Led
 
     assert (open_now, len(probes), with_probe_under_way, len(closed)) == ([], 1, [], 6)
     # Those that waited were charged no attempt.
-    assert {one.tries for one in (*probes, *closed)} == {1}
+    assert {one.attempts_since_queued for one in (*probes, *closed)} == {1}
     assert sum(len(only(deliveries, job).tries) for job in jobs) == 4
 
 

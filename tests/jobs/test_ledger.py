@@ -5,13 +5,13 @@ import redis
 
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.connection import load_script
-from maskfleet.jobs.ledger.counts import Census
+from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
 from maskfleet.jobs.ledger.places import QueuePlaces
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.status import Stage, Status
@@ -246,7 +246,7 @@ def test_the_end_of_a_job_queues_its_webhook(
 
     [delivery] = take_due(deliveries)
     assert delivery.id == f"msg_{record.id}_1_succeeded"
-    assert (delivery.subject, delivery.event, delivery.tries) == (record.id, EventName.SUCCEEDED, 1)
+    assert (delivery.subject, delivery.event, delivery.attempts_since_queued) == (record.id, EventName.SUCCEEDED, 1)
     assert delivery.url == "https://example.com/hook"
     assert take_due(deliveries) == []  # it is taken
 
@@ -267,7 +267,7 @@ def test_a_postponed_webhook_comes_again_and_a_delivered_one_does_not(ledger: Le
     again = wait_until(lambda: take_due(deliveries))
     deliveries.ended(again[0], "delivered")
 
-    assert [found.tries for found in again] == [2]
+    assert [found.attempts_since_queued for found in again] == [2]
     assert deliveries.waiting() == 0
 
 
@@ -302,14 +302,14 @@ def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis
     assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:schema", "mf:totals"])
 
 
-def test_workers_that_announce_themselves_are_seen(ledger: Ledger, roster: Roster) -> None:
+def test_workers_that_announce_themselves_are_seen(ledger: Ledger, worker_registry: WorkerRegistry) -> None:
     seen = WorkerSeen("sam-gpu0@host", "sam-demo", "cpu", 12, 3)
 
-    roster.announce(seen)
-    assert roster.workers() == [seen]
+    worker_registry.announce(seen)
+    assert worker_registry.workers() == [seen]
 
-    roster.withdraw("sam-gpu0@host")
-    assert roster.workers() == []
+    worker_registry.withdraw("sam-gpu0@host")
+    assert worker_registry.workers() == []
 
 
 def test_a_redis_that_is_gone_is_told_as_such() -> None:
@@ -354,7 +354,7 @@ def test_who_is_fenced_is_counted(ledger: Ledger, redis_client: redis.Redis) -> 
     ledger.beat(record, PROGRESS, lease_s=30)
     ledger.succeed(record, RESULT)
 
-    assert Census(redis_client).totals()["fenced"] == 2
+    assert JobCounts(redis_client).totals()["fenced"] == 2
 
 
 def test_an_end_that_is_told_twice_is_one_end(ledger: Ledger, deliveries: Deliveries) -> None:

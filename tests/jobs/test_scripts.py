@@ -29,7 +29,7 @@ def defined(name: str) -> set[str]:
     return {*functions, *(one for line in constants for one in line.split(", "))}
 
 
-def named_anew(name: str) -> set[str]:
+def renamed(name: str) -> set[str]:
     """Return all names that a script shadows."""
     locals_ = re.findall(r"local ([\w, ]+?)(?: =|$)|for ([\w, ]+) (?:=|in)|function \w*\(([\w, ]*)\)", SCRIPTS[name])
     functions = re.findall(r"local function (\w+)", SCRIPTS[name])
@@ -52,7 +52,7 @@ def test_a_script_requires_what_it_uses_and_nothing_else(name: str) -> None:
 def test_a_script_hides_nothing_that_it_stands_on(name: str) -> None:
     given = {one for part in PARTS if part != name for one in defined(part)}
 
-    assert named_anew(name) & given == set()
+    assert renamed(name) & given == set()
 
 
 @pytest.mark.parametrize("name", PARTS)

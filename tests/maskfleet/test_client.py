@@ -16,7 +16,7 @@ from PIL import Image
 
 from maskfleet.client import Client
 from maskfleet.client import client as client_module
-from maskfleet.client.errors import KeyRefused, NotThere, Refused, WaitedTooLong, WrongState
+from maskfleet.client.errors import AuthenticationError, Conflict, NotFound, Refused, WaitTimeout
 from maskfleet.client.submission import JobFields
 from maskfleet.jobs.schema.events import BatchEvent
 from maskfleet.jobs.schema.prompts import Prompt
@@ -177,21 +177,21 @@ def test_a_running_job_ends_soon_after_it_is_canceled(client: Client, coins: Pat
 
 
 def test_a_wait_ends_at_its_deadline_and_the_job_goes_on(client: Client, busy_worker: JobView) -> None:
-    with pytest.raises(WaitedTooLong):
+    with pytest.raises(WaitTimeout):
         client.wait(busy_worker.id, timeout_s=0.3)
 
     assert not client.get(busy_worker.id).status.ended
 
 
 def test_there_is_no_result_before_the_end(client: Client, busy_worker: JobView) -> None:
-    with pytest.raises(WrongState, match="job_not_ended"):
+    with pytest.raises(Conflict, match="job_not_ended"):
         client.result(busy_worker.id)
 
 
 def test_an_ended_job_cannot_be_canceled(client: Client, coins: Path) -> None:
     job = client.wait(client.submit(photo=coins, **BOXES).id, timeout_s=120)
 
-    with pytest.raises(WrongState, match="job_already_ended"):
+    with pytest.raises(Conflict, match="job_already_ended"):
         client.cancel(job.id)
 
 
@@ -209,12 +209,15 @@ def test_the_list_gives_every_job_once_over_its_pages_newest_first(
 
 
 def test_an_unknown_job_is_not_there(client: Client) -> None:
-    with pytest.raises(NotThere, match="job_not_found"):
+    with pytest.raises(NotFound, match="job_not_found"):
         client.get(f"job_{'0' * 32}")
 
 
 def test_another_key_is_refused(running_stack: StackLine) -> None:
-    with Client(running_stack.api_url, "not the key") as client, pytest.raises(KeyRefused, match="unknown_api_key"):
+    with (
+        Client(running_stack.api_url, "not the key") as client,
+        pytest.raises(AuthenticationError, match="unknown_api_key"),
+    ):
         client.models()
 
 

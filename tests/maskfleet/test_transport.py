@@ -11,7 +11,7 @@ import pytest
 
 from maskfleet.client import Client
 from maskfleet.client.download import download
-from maskfleet.client.errors import DamagedFile, KeyRefused, NotThere, Refused, Unavailable, WrongState
+from maskfleet.client.errors import AuthenticationError, Conflict, DamagedFile, NotFound, Refused, Unavailable
 from maskfleet.client.events import follow
 from maskfleet.client.transport import Transport
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
@@ -111,7 +111,7 @@ def test_a_retry_of_a_job_that_ended_otherwise_is_one() -> None:
     with (
         ScriptedServer(*answers) as server,
         Client(server.url, "") as client,
-        pytest.raises(WrongState, match="job_not_failed"),
+        pytest.raises(Conflict, match="job_not_failed"),
     ):
         client.retry(JOB.id)
 
@@ -137,7 +137,7 @@ def test_what_was_left_to_the_defaults_is_left_to_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(401, KeyRefused), (404, NotThere), (409, WrongState), (422, Refused), (429, Refused)]
+    ("status", "kind"), [(401, AuthenticationError), (404, NotFound), (409, Conflict), (422, Refused), (429, Refused)]
 )
 def test_a_refusal_is_raised_at_once_with_the_documents_own_words(status: int, kind: type[Refused]) -> None:
     fault = {"pointer": "/mode", "code": "missing", "detail": "Say which."}

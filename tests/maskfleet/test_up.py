@@ -30,7 +30,7 @@ from PIL import Image
 from maskfleet.client import Client
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.folder import StackPorts
@@ -143,7 +143,7 @@ def test_a_ready_stack_says_where_all_of_it_is_and_all_of_it_answers(stack: Up, 
     assert stack.get("/v1/jobs").status_code == 200
     Store(stack.settings()).ping()
     Store(stack.settings().model_copy(update={"bucket": "photos"})).ping()
-    assert [worker.model for worker in roster_of(stack).workers()] == ["sam-demo"]
+    assert [worker.model for worker in worker_registry_of(stack).workers()] == ["sam-demo"]
 
 
 def test_taken_ports_are_left_alone(stack: Up) -> None:
@@ -243,7 +243,12 @@ def check_that_a_kill_leaves_no_orphans(stack: Up) -> None:
 
 
 def test_what_the_settings_give_is_used_and_not_started(
-    start: Starter, tmp_path: Path, repository: Path, shared_fields: dict[str, str], ledger: Ledger, roster: Roster
+    start: Starter,
+    tmp_path: Path,
+    repository: Path,
+    shared_fields: dict[str, str],
+    ledger: Ledger,
+    worker_registry: WorkerRegistry,
 ) -> None:
     given = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
     model = shutil.copytree(repository / "models" / "sam-demo", tmp_path / "sam-other")
@@ -255,7 +260,7 @@ def test_what_the_settings_give_is_used_and_not_started(
     assert {name: stack.line[name] for name in shared_fields} == shared_fields
     assert stack.line["api_key"] == "their-own-key"
     assert stack.get("/v1/jobs").status_code == 200
-    assert [worker.model for worker in roster.workers()] == ["sam-other"]
+    assert [worker.model for worker in worker_registry.workers()] == ["sam-other"]
     with Client(stack.line["api_url"], stack.line["api_key"]) as client:
         assert list(client.models()) == ["sam-other"]
     stack.process.send_signal(signal.SIGINT)
@@ -309,8 +314,8 @@ def test_a_redis_that_was_given_but_does_not_answer_is_named(start: Starter, tmp
         assert "MASKFLEET_REDIS_URL" in start.refused("--data", tmp_path, MASKFLEET_REDIS_URL=url)
 
 
-def roster_of(stack: Up) -> Roster:
-    return Roster(connect(stack.settings()))
+def worker_registry_of(stack: Up) -> WorkerRegistry:
+    return WorkerRegistry(connect(stack.settings()))
 
 
 def other_courier(data: Path, before: int) -> int | None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from maskfleet.client import Client, verify_webhook
-from maskfleet.client.errors import NotThere, Refused
+from maskfleet.client.errors import NotFound, Refused
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.stack.process import StackLine
 from tests.conftest import WEBHOOK_SECRET
@@ -74,9 +74,9 @@ def test_the_webhooks_of_a_time_are_sent_again(client: Client) -> None:
 
 
 def test_what_is_not_there_or_makes_no_sense_is_refused_in_the_servers_words(client: Client) -> None:
-    with pytest.raises(NotThere, match="delivery_not_found"):
+    with pytest.raises(NotFound, match="delivery_not_found"):
         client.redeliver(UNKNOWN)
-    with pytest.raises(NotThere, match="job_not_found"):
+    with pytest.raises(NotFound, match="job_not_found"):
         client.deliveries(f"job_{'0' * 32}")
     with pytest.raises(Refused, match="invalid_range"):
         client.redeliver_range(datetime(2026, 1, 1))  # without its time zone

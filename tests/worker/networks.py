@@ -41,7 +41,7 @@ def random_sam(channels: int, heads: int, grid: int, *, seed: int = 0, **vision:
             "iou_head_hidden_dim": channels,
         },
     )
-    return _drawn_anew(SamModel(config))
+    return _redrawn(SamModel(config))
 
 
 def random_sam2(channels: int, heads: int, grid: int, *, seed: int = 0, **backbone: Any) -> Any:
@@ -70,10 +70,10 @@ def random_sam2(channels: int, heads: int, grid: int, *, seed: int = 0, **backbo
             "iou_head_hidden_dim": channels,
         },
     )
-    return _drawn_anew(Sam2Model(config))
+    return _redrawn(Sam2Model(config))
 
 
-def _drawn_anew(network: Any) -> Any:
+def _redrawn(network: Any) -> Any:
     network.eval().requires_grad_(False)
     for name, weight in [*network.named_parameters(), *network.named_buffers()]:
         if "positional_embedding" in name:

@@ -127,8 +127,8 @@ def _being_sent(client: redis.Redis) -> int:
 
 
 def _failed_tries(client: redis.Redis) -> int:
-    tries = [made for key in client.scan_iter("mf:tries:*", count=1000) for made in client.lrange(key, 0, -1)]
-    return sum('"failed"' in made for made in tries)
+    tries = [attempt for key in client.scan_iter("mf:tries:*", count=1000) for attempt in client.lrange(key, 0, -1)]
+    return sum('"failed"' in attempt for attempt in tries)
 
 
 def test_a_receiver_can_verify_what_it_is_told(
@@ -185,7 +185,7 @@ def test_each_try_is_kept_with_what_the_receiver_answered(
 
     [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.DELIVERED
-    assert [(made.number, made.status, made.outcome) for made in told.tries] == [
+    assert [(attempt.number, attempt.status, attempt.outcome) for attempt in told.tries] == [
         (1, 503, "failed"),
         (2, 302, "failed"),
         (3, 200, "delivered"),
@@ -194,7 +194,9 @@ def test_each_try_is_kept_with_what_the_receiver_answered(
     answer = told.tries[0].answer
     assert answer.startswith("<p>\n\ufffd\ufffd bees 蜂 ")
     assert 800 < len(answer.encode()) <= 1024 + 8
-    assert all(0 < made.duration_s < 10 and made.error is None and made.headers is None for made in told.tries)
+    assert all(
+        0 < attempt.duration_s < 10 and attempt.error is None and attempt.headers is None for attempt in told.tries
+    )
 
 
 def test_an_answer_that_breaks_off_or_does_not_end_counts_by_its_status(
@@ -215,7 +217,7 @@ def test_an_answer_that_breaks_off_or_does_not_end_counts_by_its_status(
 
     [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.DELIVERED
-    assert [(made.status, made.answer) for made in told.tries] == [(503, "so busy"), (200, "taken")]
+    assert [(attempt.status, attempt.answer) for attempt in told.tries] == [(503, "so busy"), (200, "taken")]
 
 
 def test_a_receiver_that_does_not_answer_is_named_in_the_try(
@@ -230,7 +232,7 @@ def test_a_receiver_that_does_not_answer_is_named_in_the_try(
 
     [told] = deliveries.of(job_id, "ant")
     assert told.state is DeliveryState.GIVEN_UP
-    assert {(made.status, made.error) for made in told.tries} == {(None, "ConnectionError")}
+    assert {(attempt.status, attempt.error) for attempt in told.tries} == {(None, "ConnectionError")}
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_a_receiver_at_a_private_address_is_not_told_on_an_open_network(
 
     assert receiver.requests == []
     [told] = deliveries.of(job_id, "ant")
-    assert (told.state, [made.error for made in told.tries]) == (DeliveryState.REFUSED, ["url_not_allowed"])
+    assert (told.state, [attempt.error for attempt in told.tries]) == (DeliveryState.REFUSED, ["url_not_allowed"])
 
 
 def test_a_job_whose_worker_died_is_published_again(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:

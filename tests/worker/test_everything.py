@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from maskfleet.jobs.schema.spec import EverythingParams
 from maskfleet.jobs.status import Stage
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.segment import segment
 from tests.worker.conftest import everything
@@ -206,7 +206,7 @@ class Recorder:
 
 def _different_pixels(mask: Mask, rle: dict[str, Any]) -> int:
     theirs = coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0
-    return int((decode_rle(mask) ^ theirs).sum())
+    return int((decode_mask(mask) ^ theirs).sum())
 
 
 def _first_and_last_pixel(mask: Mask) -> list[float]:

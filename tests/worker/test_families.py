@@ -23,7 +23,7 @@ from transformers.utils import import_utils
 
 from maskfleet.jobs.errors import AttemptFailed
 from maskfleet.worker.image.decode import Photo, decode_photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.embedding import frame_of, pixel_values
 from maskfleet.worker.sam.families import Family
@@ -225,7 +225,7 @@ def test_objects_of_different_shapes_are_each_as_alone(
     assert [(mask.prompt, mask.candidate) for mask in together] == [(n, c) for n in range(4) for c in range(3)]
     for one, other in zip(together, alone, strict=True):
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
-        assert (decode_rle(one) ^ decode_rle(other)).sum() <= 2
+        assert (decode_mask(one) ^ decode_mask(other)).sum() <= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -386,6 +386,6 @@ def _assert_same(ours: tuple[Mask, ...], scores: list[float], theirs: list[np.nd
     """
     assert [mask.predicted_iou for mask in ours] == pytest.approx(scores, abs=1e-5 if kind in FAST else 0, rel=0)
     for mask, expected in zip(ours, theirs, strict=True):
-        different = decode_rle(mask) ^ (expected > 0)
+        different = decode_mask(mask) ^ (expected > 0)
         assert different.sum() <= (5 if kind in FAST else 0)
         assert expected.dtype == np.bool_ or np.abs(expected[different]).max(initial=0) <= 1e-3

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.worker.image.decode import Photo, decode_photo
-from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.output import formats
 from maskfleet.worker.output.formats import Artifact, make_artifacts
 from maskfleet.worker.output.overlay import colour_of
@@ -72,7 +72,7 @@ def test_coco_records_decode_to_the_same_masks(job_of: Callable[..., Done]) -> N
     assert document["metrics"]["points"] == 3
     assert len(document["annotations"]) == 9
     for number, (record, mask) in enumerate(zip(document["annotations"], done.segmentation.masks, strict=True)):
-        assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), decode_rle(mask))
+        assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), decode_mask(mask))
         assert record["id"] == number + 1
         assert record["area"] == coco_mask.area(record["segmentation"])
         assert record["bbox"] == coco_mask.toBbox(record["segmentation"]).tolist()
@@ -102,7 +102,7 @@ def test_there_is_one_png_of_one_bit_for_each_mask(job_of: Callable[..., Done]) 
     assert [name for name, _ in pictures] == ["masks/0000.png", "masks/0001.png", "masks/0002.png"]
     for (_, picture), mask in zip(pictures, done.segmentation.masks, strict=True):
         assert picture.mode == "1"
-        assert np.array_equal(np.asarray(picture), decode_rle(mask))
+        assert np.array_equal(np.asarray(picture), decode_mask(mask))
 
 
 def test_the_label_map_shows_the_smaller_mask_where_two_overlap(job_of: Callable[..., Done]) -> None:
@@ -111,7 +111,7 @@ def test_the_label_map_shows_the_smaller_mask_where_two_overlap(job_of: Callable
     picture = done.picture("label_map.png")
 
     assert picture.mode == "I;16"
-    assert np.array_equal(np.asarray(picture), references.labels([decode_rle(m) for m in done.segmentation.masks]))
+    assert np.array_equal(np.asarray(picture), references.labels([decode_mask(m) for m in done.segmentation.masks]))
 
 
 def test_a_label_map_of_too_many_masks_is_refused(job_of: Callable[..., Done]) -> None:
@@ -132,7 +132,7 @@ def test_the_overlay_tints_the_masks_and_leaves_the_rest(job_of: Callable[..., D
 
     assert picture.shape == done.photo.pixels.shape
     change = np.abs(picture - done.photo.pixels).max(axis=2)
-    outside = ~np.any([decode_rle(mask) for mask in done.segmentation.masks], axis=0)
+    outside = ~np.any([decode_mask(mask) for mask in done.segmentation.masks], axis=0)
     shape = done.scene.shapes[0]
     x, y = shape.middle_xy
     assert change[:12].max() == 0  # above all shapes

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.sam.candidates import at_hand
 from maskfleet.worker.sam.fast.sam2 import FastSam2
 from maskfleet.worker.sam.model import SegmentationModel, load_model
@@ -37,7 +37,7 @@ def pixels_apart(
     first, second = (segment(photo, spec, model, bounds=bounds).masks for model in (one, other))  # type: ignore[arg-type]
     assert len(first) == len(second) > 0
     assert np.allclose([m.predicted_iou for m in first], [m.predicted_iou for m in second], atol=1e-4)
-    return [int((decode_rle(a) != decode_rle(b)).sum()) for a, b in zip(first, second, strict=True)]
+    return [int((decode_mask(a) != decode_mask(b)).sum()) for a, b in zip(first, second, strict=True)]
 
 
 def test_everything_gives_the_cpus_masks(
@@ -93,5 +93,5 @@ def test_half_precision_finds_the_same_object(
 
     [whole], [half] = (segment(photo, spec, m).masks for m in (model, load_model(demo_model, "cuda", precision)))
 
-    inside, other = decode_rle(whole), decode_rle(half)
+    inside, other = decode_mask(whole), decode_mask(half)
     assert (inside & other).sum() / (inside | other).sum() > 0.9

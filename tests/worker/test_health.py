@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.stack.servers import free_port
 from maskfleet.worker.node.health import serve_health, why_not_ready
@@ -32,7 +32,7 @@ def test_a_worker_is_ready_while_messages_reach_it(workers: list[WorkerSeen], re
 
 
 @pytest.fixture
-def address(redis_url: str, roster: Roster) -> Iterator[str]:
+def address(redis_url: str, worker_registry: WorkerRegistry) -> Iterator[str]:
     settings = WorkerSettings(redis_url=redis_url, node="sam-cpu@host", health_port=free_port())
     server = serve_health(settings)
     yield f"http://127.0.0.1:{server.server_port}"
@@ -40,11 +40,11 @@ def address(redis_url: str, roster: Roster) -> Iterator[str]:
     server.server_close()
 
 
-def test_readiness_is_asked_over_http(address: str, roster: Roster) -> None:
+def test_readiness_is_asked_over_http(address: str, worker_registry: WorkerRegistry) -> None:
     before = requests.get(f"{address}/ready", timeout=5)
-    roster.announce(worker("sam-cpu@host"))
+    worker_registry.announce(worker("sam-cpu@host"))
     well = requests.get(f"{address}/ready", timeout=5)
-    roster.announce(worker("sam-cpu@host", idle_s=1000))
+    worker_registry.announce(worker("sam-cpu@host", idle_s=1000))
     starved = requests.get(f"{address}/ready", timeout=5)
 
     assert (before.status_code, well.status_code, starved.status_code) == (503, 200, 503)

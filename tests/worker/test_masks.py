@@ -156,14 +156,14 @@ def test_a_mask_at_an_inner_edge_of_its_crop_is_cut_off() -> None:
     assert not is_cut_off(inside, size_wh)
 
 
-def drafts_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[PendingMask]:
+def pending_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list[PendingMask]:
     """Return all three candidates of each prompt, on an image within a frame of 64 × 64."""
     candidates = at_hand(logits, torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)))
     batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
     frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))
     chosen = masks.choose_all(candidates)
     made = list(measure_masks(candidates, chosen, batch, View(frame, whole(size_wh), size_wh, cut)))
-    assert [(draft.row, draft.column) for draft in made] == list(np.ndindex(len(logits), 3))
+    assert [(pending.row, pending.column) for pending in made] == list(np.ndindex(len(logits), 3))
     return made
 
 
@@ -174,13 +174,13 @@ def random_logits(prompts: int) -> torch.Tensor:
 def test_many_masks_are_made_some_at_a_time() -> None:
     logits, size_wh = random_logits(50), (240, 180)
 
-    made = drafts_of(logits, Cut(0.0), size_wh)
+    made = pending_of(logits, Cut(0.0), size_wh)
 
-    for draft, low in zip(made, logits.flatten(0, 1), strict=True):
+    for pending, low in zip(made, logits.flatten(0, 1), strict=True):
         large = interpolate(low[None, None], (64, 64), mode="bilinear")[..., :48, :64]
         pixels = interpolate(large, (180, 240), mode="bilinear")[0, 0] > 0
-        assert np.array_equal(masks.decode_rle(draft.written()), pixels.numpy())
-        assert draft.mask.area == int(pixels.sum())
+        assert np.array_equal(masks.decode_mask(pending.written()), pixels.numpy())
+        assert pending.mask.area == int(pixels.sum())
 
 
 def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
@@ -196,14 +196,14 @@ def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
 
 
 def test_masks_are_written_at_once_when_many_wait() -> None:
-    made = drafts_of(random_logits(4), Cut(0.0), (240, 180))
-    found = PendingMasks(outline_bytes=5 * made[0].outline.turned.nbytes)
+    made = pending_of(random_logits(4), Cut(0.0), (240, 180))
+    found = PendingMasks(logits_window_bytes=5 * made[0].logits_window.transposed.nbytes)
 
-    for draft in made:
-        found.add(draft)
+    for pending in made:
+        found.add(pending)
 
-    assert found.held_bytes <= 5 * made[0].outline.turned.nbytes
-    assert found.written() == tuple(draft.written() for draft in made)
+    assert found.held_bytes <= 5 * made[0].logits_window.transposed.nbytes
+    assert found.written() == tuple(pending.written() for pending in made)
     found.keep(lambda masks: [len(masks) - 1, 0], first=4)
     assert found.written() == tuple(made[index].written() for index in (0, 1, 2, 3, 11, 4))
 

@@ -20,7 +20,7 @@ import redis
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewJobs
-from maskfleet.jobs.ledger.workers import Roster
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
@@ -54,11 +54,11 @@ def test_a_node_refuses_what_is_no_job_of_ours_and_goes_on(
     ledger: Ledger,
     store: Store,
     outbox: Outbox,
-    roster: Roster,
+    worker_registry: WorkerRegistry,
     repository: Path,
     tmp_path: Path,
 ) -> None:
-    child = the_worker(roster)
+    child = the_worker(worker_registry)
     app = celery_app(SharedSettings(redis_url=redis_url))
 
     def send(name: str, *args: object, **options: object) -> None:
@@ -192,11 +192,11 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     redis_url: str,
     ledger: Ledger,
     store: Store,
-    roster: Roster,
+    worker_registry: WorkerRegistry,
     repository: Path,
     tmp_path: Path,
 ) -> None:
-    child = the_worker(roster)
+    child = the_worker(worker_registry)
     queue = queue_name(STAND_IN, Priority.NORMAL)
     upload = store.put_upload("ant", (repository / "examples" / "coins.png").read_bytes(), "image/png")
     publisher = Publisher(SharedSettings(redis_url=redis_url))
@@ -230,5 +230,5 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     assert "Traceback" not in log
     assert stand_in.is_running()
     assert stand_in.status() != psutil.STATUS_ZOMBIE
-    assert [worker.pid for worker in roster.workers()] == [child.pid]
+    assert [worker.pid for worker in worker_registry.workers()] == [child.pid]
     wait_until(lambda: redis_client.llen(queue) == redis_client.hlen("unacked") == 0)

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import SamModel, SamProcessor
 
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import at_hand, decode_with_library
 from maskfleet.worker.sam.fast.sam import FastSam
@@ -87,7 +87,7 @@ def test_half_precision_finds_the_same_object_with_other_numbers(
 
     [whole], [half] = (segment(photo, spec, m).masks for m in (model, load_model(demo_model, "cpu", "bfloat16")))
 
-    inside, other = decode_rle(whole), decode_rle(half)
+    inside, other = decode_mask(whole), decode_mask(half)
     assert (inside & other).sum() / (inside | other).sum() > 0.9
     assert whole.predicted_iou != half.predicted_iou
 

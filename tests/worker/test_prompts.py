@@ -11,7 +11,7 @@ import pytest
 from maskfleet.jobs.errors import InvalidPrompt
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.worker.image.decode import Photo, decode_photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Frame
 from maskfleet.worker.sam.model import SegmentationModel
@@ -65,7 +65,7 @@ def test_boxes_around_a_few_plain_shapes_find_them(model: SegmentationModel) -> 
         scene = plain_scene(seed)
         photo = decode_photo(scene.png, MAX_PIXELS)
         found = segment(photo, boxes(*({"box": shape.box_xyxy} for shape in scene.shapes)), model).masks
-        overlaps += [iou(decode_rle(mask), shape.mask) for mask, shape in zip(found, scene.shapes, strict=True)]
+        overlaps += [iou(decode_mask(mask), shape.mask) for mask, shape in zip(found, scene.shapes, strict=True)]
 
     assert np.mean(overlaps) >= 0.75
     assert min(overlaps) > 0.6
@@ -78,8 +78,8 @@ def test_a_click_in_the_middle_of_a_plain_shape_hits_it(model: SegmentationModel
     found = segment(photo, points(*({"points": [shape.middle_xy]} for shape in scene.shapes)), model).masks
 
     for mask, shape in zip(found, scene.shapes, strict=True):
-        assert decode_rle(mask)[shape.middle_xy[1], shape.middle_xy[0]]
-        assert iou(decode_rle(mask), shape.mask) > 0.5
+        assert decode_mask(mask)[shape.middle_xy[1], shape.middle_xy[0]]
+        assert iou(decode_mask(mask), shape.mask) > 0.5
 
 
 def test_a_prompt_outside_the_photo_is_refused_before_anything_is_computed(
@@ -130,5 +130,5 @@ def _assert_same(together: tuple[Mask, ...], alone: list[Mask]) -> None:
     """Assert equality up to rounding: matrix products of another size sum in another order, about 1e-6 of a logit."""
     for one, other in zip(together, alone, strict=True):
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
-        assert (decode_rle(one) ^ decode_rle(other)).sum() <= 2
+        assert (decode_mask(one) ^ decode_mask(other)).sum() <= 2
         assert one.point_coords == other.point_coords

@@ -24,7 +24,7 @@ from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.status import Status
 from maskfleet.worker.attempt import Workbench, attempt_job
 from maskfleet.worker.image.decode import Photo, decode_photo
-from maskfleet.worker.masks.mask import decode_rle
+from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.output.formats import make_artifacts, write_logits
 from maskfleet.worker.sam.mask_input import MAX_FILE_BYTES, read_logits
 from maskfleet.worker.sam.model import SegmentationModel, load_model
@@ -79,7 +79,7 @@ def test_a_mask_input_refines_as_in_the_library(
         assert [mask.predicted_iou for mask in ours] == pytest.approx(
             outputs.iou_scores[0, 0].tolist(), abs=score, rel=0
         )
-        assert max((decode_rle(mask) ^ their).sum() for mask, their in zip(ours, theirs, strict=True)) <= pixels
+        assert max((decode_mask(mask) ^ their).sum() for mask, their in zip(ours, theirs, strict=True)) <= pixels
         without = segment(wide, (boxes if "box" in prompt else points)(_bare(prompt), multimask=True), model).masks
         assert [mask.counts for mask in ours] != [mask.counts for mask in without]
 
@@ -98,7 +98,7 @@ def test_prompts_with_masks_and_without_are_each_as_alone(
         own = {0: masked[index]} if index in masked else {}
         (alone,) = segment(wide, boxes(prompt), model, mask_inputs=own).masks
         assert mask.predicted_iou == pytest.approx(alone.predicted_iou, abs=1e-4)
-        assert (decode_rle(mask) ^ decode_rle(alone)).sum() <= 2
+        assert (decode_mask(mask) ^ decode_mask(alone)).sum() <= 2
 
 
 def test_logits_that_a_job_gives_out_are_those_of_its_masks(model: SegmentationModel, wide: Photo) -> None:
@@ -114,7 +114,7 @@ def test_logits_that_a_job_gives_out_are_those_of_its_masks(model: SegmentationM
         assert logits.dtype == np.float32
         # The same fraction of the coarse mask and of the fine one, excluding padding.
         height = round(logits.shape[0] * wide.size_wh[1] / wide.size_wh[0])
-        assert (logits[:height] > 0).mean() == pytest.approx(decode_rle(mask).mean(), abs=0.01)
+        assert (logits[:height] > 0).mean() == pytest.approx(decode_mask(mask).mean(), abs=0.01)
 
 
 def test_masks_keep_no_logits_unless_they_are_asked_for(model: SegmentationModel, wide: Photo) -> None:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch.nn.functional import interpolate
 
-from maskfleet.worker.masks.measure import count_near, keep_outline, measure, trace
-from maskfleet.worker.masks.resampling import Geometry, Rounding, one_step, torch_rounding, two_steps
-from maskfleet.worker.masks.rle import decode_runs, write_runs
+from maskfleet.worker.masks.measure import count_near, keep_logits_window, measure, trace
+from maskfleet.worker.masks.resampling import BilinearMap, Rounding, one_step, torch_rounding, two_steps
+from maskfleet.worker.masks.rle import decode_rle, encode_rle
 from tests import references
 
 #: (low_hw, padded_hw or None for one step, original_hw)
@@ -32,7 +32,7 @@ def frame(original_hw: tuple[int, int], padded: int) -> tuple[int, int]:
     return max(1, int(original_hw[0] * scale + 0.5)), max(1, int(original_hw[1] * scale + 0.5))
 
 
-def geometry_of(shape: Shape) -> Geometry:
+def bilinear_map_of(shape: Shape) -> BilinearMap:
     low_hw, padded_hw, original_hw = shape
     if padded_hw is None:
         return one_step(low_hw, original_hw)
@@ -66,19 +66,22 @@ def compressed(inside: np.ndarray) -> str:
 def assert_equal_to_full_size(
     logits: np.ndarray, shape: Shape, threshold: float = 0.0, offset: float = 1.0, threads: int = 1
 ) -> None:
-    geometry = geometry_of(shape)
-    prepared = geometry.prepare(torch.from_numpy(logits))
-    measures = measure(prepared, geometry, threshold, offset, threads)
+    bilinear_map = bilinear_map_of(shape)
+    prepared = bilinear_map.prepare(torch.from_numpy(logits))
+    measures = measure(prepared, bilinear_map, threshold, offset, threads)
     for index, pixels in enumerate(full_size(logits, shape)):
         # torch compares float32 with a Python number in float32
         cuts = [np.float32(level) for level in (threshold - offset, threshold, threshold + offset)]
         inside = pixels > cuts[1]
         changes = trace(
-            keep_outline(prepared[index], measures.windows[index], geometry), geometry, threshold, shape[2][0]
+            keep_logits_window(prepared[index], measures.windows[index], bilinear_map),
+            bilinear_map,
+            threshold,
+            shape[2][0],
         )
         assert measures.areas[index].tolist() == [int((pixels > cut).sum()) for cut in cuts]
         assert measures.boxes_xyxy[index].tolist() == list(box_of(inside))
-        assert write_runs(changes, shape[2]) == compressed(inside)
+        assert encode_rle(changes, shape[2]) == compressed(inside)
 
 
 def box_of(inside: np.ndarray) -> tuple[int, int, int, int]:
@@ -95,7 +98,7 @@ def test_what_it_is_compared_with_is_two_bilinear_steps(seed: int, original_hw: 
 
     slow = references.upscaled(logits[0], (20, 20), frame(original_hw, 20), original_hw)
 
-    measures = measure(geometry_of(shape).prepare(torch.from_numpy(logits)), geometry_of(shape), 0.0, 1.0)
+    measures = measure(bilinear_map_of(shape).prepare(torch.from_numpy(logits)), bilinear_map_of(shape), 0.0, 1.0)
     assert np.allclose(full_size(logits, shape)[0], slow, atol=1e-4)
     if np.abs(np.abs(slow) - [[[0]], [[1]]]).min() > 1e-4:  # nothing depends on rounding
         assert measures.areas[0, 2] / max(1, measures.areas[0, 0]) == references.stability(slow, 0.0, 1.0)
@@ -134,11 +137,11 @@ def test_areas_boxes_and_runs_are_those_of_the_full_size_logits(
 def test_pixels_near_the_threshold_are_those_of_the_full_size_logits(
     shape: Shape, seed: int, threshold: float, distance: float
 ) -> None:
-    logits, geometry = rough(1, shape[0], seed), geometry_of(shape)
-    prepared = geometry.prepare(torch.from_numpy(logits))
-    window = measure(prepared, geometry, threshold, 1.0).windows[0]
+    logits, bilinear_map = rough(1, shape[0], seed), bilinear_map_of(shape)
+    prepared = bilinear_map.prepare(torch.from_numpy(logits))
+    window = measure(prepared, bilinear_map, threshold, 1.0).windows[0]
 
-    found = count_near(keep_outline(prepared[0], window, geometry), geometry, threshold, distance)
+    found = count_near(keep_logits_window(prepared[0], window, bilinear_map), bilinear_map, threshold, distance)
 
     [pixels] = full_size(logits, shape)
     low, high = np.float32(threshold - distance), np.float32(threshold + distance)
@@ -196,7 +199,7 @@ def test_a_mask_of_one_pixel_is_found() -> None:
     logits[0, 20, 30] = 3.0
 
     assert_equal_to_full_size(logits, shape)
-    assert measure(logits, geometry_of(shape), 0.0, 1.0).areas[0, 1] == 1
+    assert measure(logits, bilinear_map_of(shape), 0.0, 1.0).areas[0, 1] == 1
 
 
 def test_padding_counts_for_nothing() -> None:
@@ -204,7 +207,7 @@ def test_padding_counts_for_nothing() -> None:
     logits = np.full((1, 64, 64), 9.0, np.float32)
     logits[0, :20] = -9.0
 
-    assert measure(logits, geometry_of(shape), 0.0, 1.0).areas.tolist() == [[0, 0, 0]]
+    assert measure(logits, bilinear_map_of(shape), 0.0, 1.0).areas.tolist() == [[0, 0, 0]]
     assert_equal_to_full_size(logits, shape)
 
 
@@ -216,7 +219,7 @@ def test_rows_wider_than_an_int16_are_summed_right() -> None:
     logits = np.full((1, 16, 16), 0.5, np.float32)
     logits[0, :, :12] = 2.0
 
-    areas = measure(logits, geometry_of(shape), 0.0, 1.0).areas[0]
+    areas = measure(logits, bilinear_map_of(shape), 0.0, 1.0).areas[0]
 
     theirs = float(_compute_stability_score(torch.from_numpy(full_size(logits, shape)), 0.0, 1.0)[0])
     assert areas[0] == 4 * 40_000
@@ -249,18 +252,20 @@ def test_the_librarys_own_post_processing_agrees() -> None:
     shape = ((64, 64), (256, 256), (333, 500))
     logits = rough(20, (64, 64), seed=3, coarse=16)
     pixels = torch.from_numpy(full_size(logits, shape))
-    geometry = geometry_of(shape)
+    bilinear_map = bilinear_map_of(shape)
 
-    measures = measure(logits, geometry, 0.3, 0.8, threads=2)
+    measures = measure(logits, bilinear_map, 0.3, 0.8, threads=2)
 
     stability = measures.areas[:, 2].astype(np.float32) / measures.areas[:, 0].astype(np.float32)
     assert np.array_equal(stability, _compute_stability_score(pixels, 0.3, 0.8).numpy())
     last_pixel = np.maximum(measures.boxes_xyxy - [0, 0, 1, 1], 0)
     assert last_pixel.tolist() == _batched_mask_to_box(pixels > 0.3).tolist()
     for index, theirs in enumerate(_mask_to_rle(pixels > 0.3)):
-        changes = trace(keep_outline(logits[index], measures.windows[index], geometry), geometry, 0.3, 333)
+        changes = trace(
+            keep_logits_window(logits[index], measures.windows[index], bilinear_map), bilinear_map, 0.3, 333
+        )
         counts: Any = coco_mask.frPyObjects(theirs, 333, 500)["counts"]
-        assert write_runs(changes, (333, 500)) == counts.decode()
+        assert encode_rle(changes, (333, 500)) == counts.decode()
 
 
 @settings(max_examples=60, deadline=None)
@@ -272,13 +277,13 @@ def test_a_crops_mask_is_traced_in_its_place_on_the_image(
     seed: int, left: int, top: int, right: int, bottom: int, level: float
 ) -> None:
     shape = ((16, 16), None, (90, 120))
-    logits, geometry = rough(1, (16, 16), seed, coarse=4) + np.float32(level), geometry_of(shape)
+    logits, bilinear_map = rough(1, (16, 16), seed, coarse=4) + np.float32(level), bilinear_map_of(shape)
     image_hw = (top + 90 + bottom, left + 120 + right)
     canvas = np.zeros(image_hw, dtype=np.bool_)
     canvas[top : top + 90, left : left + 120] = full_size(logits, shape)[0] > 0
 
-    outline = keep_outline(logits[0], measure(logits, geometry, 0.0, 1.0).windows[0], geometry)
-    counts = write_runs(trace(outline, geometry, 0.0, image_hw[0], (left, top)), image_hw)
+    logits_window = keep_logits_window(logits[0], measure(logits, bilinear_map, 0.0, 1.0).windows[0], bilinear_map)
+    counts = encode_rle(trace(logits_window, bilinear_map, 0.0, image_hw[0], (left, top)), image_hw)
 
     assert counts == compressed(canvas)
 
@@ -294,10 +299,10 @@ def test_runs_are_written_as_coco_writes_them(height: int, width: int, seed: int
     mask = np.random.default_rng(seed).random((height, width)) < share
     changes = np.cumsum(references.run_lengths(mask))[:-1]
 
-    counts = write_runs(changes, (height, width))
+    counts = encode_rle(changes, (height, width))
 
     assert counts == compressed(mask)
-    assert np.array_equal(decode_runs(counts, (height, width)), mask)
+    assert np.array_equal(decode_rle(counts, (height, width)), mask)
 
 
 def test_runs_of_hundred_megapixels_are_written_as_coco_writes_them() -> None:
@@ -306,7 +311,7 @@ def test_runs_of_hundred_megapixels_are_written_as_coco_writes_them() -> None:
     mask[17, ::7] = True
     changes = np.flatnonzero(np.diff(mask.T.reshape(-1), prepend=False))
 
-    assert write_runs(changes, mask.shape) == compressed(mask)
+    assert encode_rle(changes, mask.shape) == compressed(mask)
 
 
 def test_torch_without_fused_multiply_add_is_matched_too(repository: Path) -> None:
@@ -329,12 +334,12 @@ def test_memory_does_not_grow_with_the_image(repository: Path) -> None:
         "from maskfleet.worker.masks.measure import warm_up\n"
         "def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "warm_up(); logits = rough(4, (256, 256), seed=1, coarse=64)\n"
-        "write_runs(np.array([1]), (2, 2))\n"
+        "encode_rle(np.array([1]), (2, 2))\n"
         "before = peak_mb()\n"
-        "geometry = two_steps((256, 256), (1024, 1024), (683, 1024), (8165, 12247))\n"
-        "measures = measure(logits, geometry, 0.0, 1.0)\n"
+        "bilinear_map = two_steps((256, 256), (1024, 1024), (683, 1024), (8165, 12247))\n"
+        "measures = measure(logits, bilinear_map, 0.0, 1.0)\n"
         "for one, window in zip(logits, measures.windows):\n"
-        "    write_runs(trace(keep_outline(one, window, geometry), geometry, 0.0, 8165), (8165, 12247))\n"
+        "    encode_rle(trace(keep_logits_window(one, window, bilinear_map), bilinear_map, 0.0, 8165), (8165, 12247))\n"
         "assert measures.areas[:, 1].max() > 1e7, measures.areas\n"
         "assert peak_mb() - before < 40, peak_mb() - before\n"
     )

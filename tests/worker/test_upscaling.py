@@ -39,14 +39,14 @@ def library_masks(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_masks_are_the_librarys(shape: tuple[int, int, int]) -> None:
     side = Side(*shape)
-    _, conversation = side.converse(Tokens(side.tokens(prompts=2, own=2), None))
+    _, layer_output = side.run_layers(Tokens(side.tokens(prompts=2, own=2), None))
     tokens = torch.randn(2, 3, shape[0])
     masks = torch.tensor([[1, 2, 3], [3, 0, 0]])
     upscaling = Upscaling(side.decoder, side.folded)
 
-    ours = upscaling.logits(side.state, conversation.image, upscaling.vectors(tokens, masks), Scratch(CPU))
+    ours = upscaling.logits(side.state, layer_output.image, upscaling.vectors(tokens, masks), Scratch(CPU))
 
-    theirs = library_masks(side, written_out(side, conversation.image), tokens, masks)
+    theirs = library_masks(side, written_out(side, layer_output.image), tokens, masks)
     assert ours.shape == (2, 3, 4 * shape[2], 4 * shape[2])
     assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
 
@@ -55,15 +55,15 @@ def test_masks_are_the_librarys(shape: tuple[int, int, int]) -> None:
 def test_finer_maps_of_the_image_are_added_as_the_library_does(shape: tuple[int, int, int]) -> None:
     side = Side(*shape, "sam2")
     four_times, twice, _ = random_embeddings(side.network)
-    state = dataclasses.replace(side.state, added=with_finer_maps(side.folded, twice, four_times))
-    _, conversation = side.converse(Tokens(side.tokens(prompts=2, own=2), None))
+    state = dataclasses.replace(side.state, upscale_bias=with_finer_maps(side.folded, twice, four_times))
+    _, layer_output = side.run_layers(Tokens(side.tokens(prompts=2, own=2), None))
     tokens = torch.randn(2, 3, shape[0])
     masks = torch.tensor([[1, 2, 3], [3, 0, 0]])
     upscaling = Upscaling(side.decoder, side.folded)
 
-    ours = upscaling.logits(state, conversation.image, upscaling.vectors(tokens, masks), Scratch(CPU))
+    ours = upscaling.logits(state, layer_output.image, upscaling.vectors(tokens, masks), Scratch(CPU))
 
-    image = written_out(side, conversation.image)
+    image = written_out(side, layer_output.image)
     theirs = library_masks(side, image, tokens, masks, (four_times, twice))
     assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
     assert not torch.allclose(theirs, library_masks(side, image, tokens, masks), atol=0.01 * float(theirs.abs().max()))
@@ -71,12 +71,12 @@ def test_finer_maps_of_the_image_are_added_as_the_library_does(shape: tuple[int,
 
 def test_one_prompt_at_a_time_is_as_all_at_once() -> None:
     side = Side(32, 2, 8)
-    _, conversation = side.converse(Tokens(side.tokens(prompts=3, own=2), None))
+    _, layer_output = side.run_layers(Tokens(side.tokens(prompts=3, own=2), None))
     vectors = torch.randn(3, 2, 4)
     upscaling = Upscaling(side.decoder, side.folded)
 
-    together = upscaling.logits(side.state, conversation.image, vectors, Scratch(CPU))
+    together = upscaling.logits(side.state, layer_output.image, vectors, Scratch(CPU))
 
     for prompt in range(3):
-        one = upscaling.logits(side.state, conversation.image.take([prompt]), vectors[[prompt]], Scratch(CPU))
+        one = upscaling.logits(side.state, layer_output.image.take([prompt]), vectors[[prompt]], Scratch(CPU))
         assert torch.allclose(one[0], together[prompt], atol=1e-5)

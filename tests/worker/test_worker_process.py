@@ -16,7 +16,7 @@ import redis
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewJobs
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
@@ -56,8 +56,8 @@ def node(
         process.wait()
 
 
-def the_worker(roster: Roster, deadline_s: float = 60) -> WorkerSeen:
-    return wait_until(roster.workers, deadline_s)[0]
+def the_worker(worker_registry: WorkerRegistry, deadline_s: float = 60) -> WorkerSeen:
+    return wait_until(worker_registry.workers, deadline_s)[0]
 
 
 def publish(
@@ -84,10 +84,10 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     redis_url: str,
     repository: Path,
     outbox: Outbox,
-    roster: Roster,
+    worker_registry: WorkerRegistry,
 ) -> None:
     photo = (repository / "examples" / "coins.png").read_bytes()
-    first_child = the_worker(roster)
+    first_child = the_worker(worker_registry)
 
     # It works.
     job_id = publish(ledger, store, redis_url, photo)
@@ -98,7 +98,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     os.kill(first_child.pid, signal.SIGKILL)
-    wait_until(lambda: [worker for worker in roster.workers() if worker.pid != first_child.pid], 60)
+    wait_until(lambda: [worker for worker in worker_registry.workers() if worker.pid != first_child.pid], 60)
     wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1, 30)
     [(due, queue)] = wait_until(outbox.due, 30)
     Publisher(SharedSettings(redis_url=redis_url)).publish(due, queue)
@@ -109,7 +109,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
 
     # It starves while its parent does not consume, which is detected; then it takes the most urgent job first.
     os.kill(node.pid, signal.SIGSTOP)
-    wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2), 30)
+    wait_until(lambda: why_not_ready(worker_registry.workers(), "node-1", ready_within_s=2), 30)
     jobs = [
         publish(ledger, store, redis_url, photo, priority=priority)
         for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
@@ -118,7 +118,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     wait_until(lambda: all(ledger.status(job) is Status.SUCCEEDED for job in jobs), 60)
     bulk, normal, interactive = (ledger.read(job).started_ms for job in jobs)  # type: ignore[union-attr]  # it is there
     assert interactive < normal < bulk
-    wait_until(lambda: why_not_ready(roster.workers(), "node-1", ready_within_s=2) is None, 30)
+    wait_until(lambda: why_not_ready(worker_registry.workers(), "node-1", ready_within_s=2) is None, 30)
 
     # It is shut down mid-job, and hands the job back.
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
@@ -130,4 +130,4 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     assert record is not None
     assert (record.status, record.attempt) == (Status.QUEUED, 0)
     wait_until(lambda: all(not process.is_running() or process.status() == "zombie" for process in family))
-    assert roster.workers() == []
+    assert worker_registry.workers() == []

@@ -28,7 +28,7 @@ from transformers import SamModel, SamProcessor, pipeline
 
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, ImageSource, PointJob
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.segment import segment
 
@@ -87,7 +87,7 @@ class Truth:
         near = []
         for mask, rle, box in zip(ours, theirs["rle_mask"], theirs["bounding_boxes"].tolist(), strict=True):
             pixels = coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])) > 0
-            different = decode_rle(mask) ^ pixels
+            different = decode_mask(mask) ^ pixels
             near.append(self._distances(image, mask, different, job.params.mask_threshold))
             if not different.any():
                 assert _first_and_last_pixel(mask) == box
@@ -106,7 +106,7 @@ class Truth:
             _assert_scores(ours, [scores[candidate] for candidate in chosen])
             near = []
             for mask, candidate in zip(ours, chosen, strict=True):
-                different = decode_rle(mask) ^ inside[candidate]
+                different = decode_mask(mask) ^ inside[candidate]
                 near.append(np.abs(logits[candidate][different]))
                 if not different.any():
                     assert mask.bbox_xywh == boxes_xywh[candidate]
@@ -120,7 +120,7 @@ class Truth:
         """
         alone, together = (self._logits(image, prompt, batch)[0] > 0 for batch in (1, 4))
         job = PointJob(mode="point", image=_SOMEWHERE, prompts=(prompt,), params={"multimask": True})
-        ours = np.stack([decode_rle(mask) for mask in segment(_photo(image), job, self._ours).masks])
+        ours = np.stack([decode_mask(mask) for mask in segment(_photo(image), job, self._ours).masks])
         in_ours, in_its_own = ([int(count) for count in (masks ^ together).sum((1, 2))] for masks in (ours, alone))
         return in_ours, in_its_own
 

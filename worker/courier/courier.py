@@ -25,7 +25,7 @@ from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.schema.batch import BatchRecord
-from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, subject_ids
+from maskfleet.jobs.schema.delivery import DeliveryAttemptOutcome, DeliveryState, subject_ids
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
@@ -37,7 +37,7 @@ from maskfleet.worker.node.supervisor import StopSignals
 logger = get_logger()
 
 #: One tenant has so much of a courier's senders at most, however many receivers of its own hang; the rest is left to
-#: the others (docs/decisions/0026-webhooks-in-lanes.md).
+#: the others (docs/decisions/0026-webhooks-in-host-queues.md).
 TENANT_SHARE = 0.75
 #: A claimed delivery is leased for this many webhook timeouts; after that another courier may take it.
 LEASE_TIMEOUTS = 4
@@ -168,20 +168,22 @@ class Courier:
         return job_event(delivery.event, record, self._settings.model_name, base_url).model_dump_json()
 
     def _note(self, delivery: Delivery, sent: Sent) -> None:
-        made, schedule = sent.made, self._settings.webhook_schedule_s
-        fields = {"try": made.number, "status": made.status, "error": made.error}
-        if made.outcome is TryOutcome.DELIVERED:
-            self._deliveries.ended(delivery, DeliveryState.DELIVERED, made)
+        attempt, schedule = sent.attempt, self._settings.webhook_schedule_s
+        fields = {"try": attempt.number, "status": attempt.status, "error": attempt.error}
+        if attempt.outcome is DeliveryAttemptOutcome.DELIVERED:
+            self._deliveries.ended(delivery, DeliveryState.DELIVERED, attempt)
             logger.info("webhook_delivered", **fields)
-        elif made.outcome is TryOutcome.REFUSED:
-            self._deliveries.ended(delivery, DeliveryState.REFUSED, made, detail=made.detail or "")
+        elif attempt.outcome is DeliveryAttemptOutcome.REFUSED:
+            self._deliveries.ended(delivery, DeliveryState.REFUSED, attempt, detail=attempt.detail or "")
             logger.warning("webhook_refused", **fields)
-        elif delivery.tries >= len(schedule) or not delivery.subject:  # a ping gets a single attempt
-            self._deliveries.ended(delivery, DeliveryState.GIVEN_UP, made, detail="The last scheduled attempt failed.")
+        elif delivery.attempts_since_queued >= len(schedule) or not delivery.subject:  # a ping gets a single attempt
+            self._deliveries.ended(
+                delivery, DeliveryState.GIVEN_UP, attempt, detail="The last scheduled attempt failed."
+            )
             logger.warning("webhook_given_up", **fields)
         else:
-            delay_s = max(schedule[delivery.tries], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
-            self._deliveries.postponed(delivery, delay_s, made)
+            delay_s = max(schedule[delivery.attempts_since_queued], sent.retry_after_s) * random.uniform(1, 1 + JITTER)  # noqa: S311
+            self._deliveries.postponed(delivery, delay_s, attempt)
             logger.info("webhook_postponed", delay_s=round(delay_s, 3), **fields)
 
 

@@ -14,10 +14,10 @@ from urllib3.exceptions import HTTPError
 
 from maskfleet.jobs.addresses import AddressRefused
 from maskfleet.jobs.ledger.deliveries import Delivery
-from maskfleet.jobs.schema.delivery import TryOutcome, TryView
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome
 
 #: How many bytes of a response are kept, for the receiver's owner to see.
-ANSWER_BYTES = 1024
+RESPONSE_BYTES = 1024
 #: The longest ``Retry-After`` of a receiver that is honoured.
 LONGEST_RETRY_AFTER_S = 24 * 3600.0
 
@@ -26,7 +26,7 @@ LONGEST_RETRY_AFTER_S = 24 * 3600.0
 class Sent:
     """A delivery attempt, and how long the receiver asked us to wait before the next."""
 
-    made: TryView
+    attempt: DeliveryAttempt
     retry_after_s: float = 0.0
 
 
@@ -50,10 +50,10 @@ def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: reque
     headers = signed_headers(delivery.id, body, secrets, now)
     began = time.monotonic()
 
-    def made(outcome: TryOutcome, detail: str | None = None, **fields: int | str) -> TryView:
-        return TryView.model_validate(
+    def attempt(outcome: DeliveryAttemptOutcome, detail: str | None = None, **fields: int | str) -> DeliveryAttempt:
+        return DeliveryAttempt.model_validate(
             {
-                "number": delivery.number,
+                "number": delivery.attempts_total,
                 "at": now,
                 "duration_s": round(time.monotonic() - began, 3),
                 "outcome": outcome,
@@ -64,46 +64,48 @@ def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: reque
         )
 
     try:
-        answer = session.post(
+        response = session.post(
             delivery.url, data=body.encode(), headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
         )
     except AddressRefused as error:
         refused = f"The webhook URL is not allowed: {error.detail}"
-        return Sent(made(TryOutcome.REFUSED, refused, error=error.code))
+        return Sent(attempt(DeliveryAttemptOutcome.REFUSED, refused, error=error.code))
     except requests.RequestException as error:
-        return Sent(made(TryOutcome.FAILED, error=type(error).__name__))
-    with answer:
-        outcome, detail = _judged(answer.status_code)
-        tried = made(outcome, detail, status=answer.status_code, answer=_beginning(answer))
-        return Sent(tried, 0.0 if outcome is TryOutcome.DELIVERED else _retry_after_s(answer))
+        return Sent(attempt(DeliveryAttemptOutcome.FAILED, error=type(error).__name__))
+    with response:
+        outcome, detail = _judged(response.status_code)
+        tried = attempt(outcome, detail, status=response.status_code, answer=_beginning(response))
+        return Sent(tried, 0.0 if outcome is DeliveryAttemptOutcome.DELIVERED else _retry_after_s(response))
 
 
-def _judged(status: int) -> tuple[TryOutcome, str | None]:
+def _judged(status: int) -> tuple[DeliveryAttemptOutcome, str | None]:
     if 200 <= status < 300:
-        return TryOutcome.DELIVERED, None
+        return DeliveryAttemptOutcome.DELIVERED, None
     if status == 410:
-        return TryOutcome.REFUSED, "The receiver responded 410 Gone, so this endpoint is disabled."
+        return DeliveryAttemptOutcome.REFUSED, "The receiver responded 410 Gone, so this endpoint is disabled."
     if 300 <= status < 400:
-        return TryOutcome.FAILED, "Redirects are not followed; set the URL that the receiver redirects to."
-    return TryOutcome.FAILED, None
+        return DeliveryAttemptOutcome.FAILED, "Redirects are not followed; set the URL that the receiver redirects to."
+    return DeliveryAttemptOutcome.FAILED, None
 
 
-def _beginning(answer: requests.Response) -> str:
+def _beginning(response: requests.Response) -> str:
     """Read the first bytes of a response as text, replacing undecodable and unprintable characters."""
     data = b""
     with suppress(HTTPError, OSError):  # the status has arrived, and is what counts
-        while len(data) < ANSWER_BYTES and (more := answer.raw.read1(ANSWER_BYTES - len(data), decode_content=False)):
+        while len(data) < RESPONSE_BYTES and (
+            more := response.raw.read1(RESPONSE_BYTES - len(data), decode_content=False)
+        ):
             data += more
     text = data.decode("utf-8", errors="replace")
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text.replace("\r\n", "\n"))
 
 
-def _retry_after_s(answer: requests.Response) -> float:
+def _retry_after_s(response: requests.Response) -> float:
     """Read ``Retry-After``, in seconds or as a date, at most a day.  Source: RFC 9110, section 10.2.3."""
-    asked = answer.headers.get("Retry-After", "").strip()
+    asked = response.headers.get("Retry-After", "").strip()
     if asked.isascii() and asked.isdigit():
         return min(float(asked), LONGEST_RETRY_AFTER_S)
-    until, now = _date(asked), _date(answer.headers.get("Date", "")) or datetime.now(UTC)
+    until, now = _date(asked), _date(response.headers.get("Date", "")) or datetime.now(UTC)
     return min(max((until - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER_S) if until else 0.0
 
 

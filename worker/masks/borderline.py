@@ -47,4 +47,4 @@ def measure_again(pending: PendingMasks, places: Sequence[int], prompt: PromptBa
     for place, old, new in zip(places, olds, measure_masks(candidates, chosen, prompt, view), strict=True):
         # Keep the score by which the masks are sorted.
         mask = replace(new.mask, predicted_iou=old.mask.predicted_iou)
-        pending.put(place, replace(old, mask=mask, outline=new.outline, geometry=new.geometry))
+        pending.put(place, replace(old, mask=mask, logits_window=new.logits_window, bilinear_map=new.bilinear_map))

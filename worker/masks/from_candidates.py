@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from maskfleet.worker.masks.mask import Chosen, Mask, View
-from maskfleet.worker.masks.measure import keep_outline, measure, stability
+from maskfleet.worker.masks.measure import keep_logits_window, measure, stability
 from maskfleet.worker.masks.pending import PendingMask
-from maskfleet.worker.masks.resampling import geometry_of
+from maskfleet.worker.masks.resampling import bilinear_map_of
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.prompts import PromptBatch
 
@@ -31,9 +31,9 @@ def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, vi
         *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True
     ):
         low = candidates.logits(rows, columns)
-        geometry = geometry_of((low.shape[1], low.shape[2]), view.frame)
-        logits = geometry.prepare(low)
-        measures = measure(logits, geometry, cut.threshold, cut.stability_offset, torch.get_num_threads())
+        bilinear_map = bilinear_map_of((low.shape[1], low.shape[2]), view.frame)
+        logits = bilinear_map.prepare(low)
+        measures = measure(logits, bilinear_map, cut.threshold, cut.stability_offset, torch.get_num_threads())
         scores = stability(measures)
         predicted = candidates.predicted_iou[rows, columns].tolist()
         for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
@@ -54,5 +54,5 @@ def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, vi
                 candidate=None,
                 logits=low[index].to("cpu", torch.float32, copy=True).numpy() if view.keep_logits else None,
             )
-            outline = keep_outline(logits[index], measures.windows[index], geometry)
-            yield PendingMask(mask, view, batch, row, column, outline, geometry)
+            logits_window = keep_logits_window(logits[index], measures.windows[index], bilinear_map)
+            yield PendingMask(mask, view, batch, row, column, logits_window, bilinear_map)

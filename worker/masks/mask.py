@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskfleet.worker.masks import measure, rle
-from maskfleet.worker.masks.rle import decode_runs
+from maskfleet.worker.masks.rle import decode_rle
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop
 from maskfleet.worker.sam.embedding import Frame
@@ -94,9 +94,9 @@ def choose_all(candidates: Candidates) -> Chosen:
     return Chosen(rows, columns)
 
 
-def decode_rle(mask: Mask) -> npt.NDArray[np.bool_]:
+def decode_mask(mask: Mask) -> npt.NDArray[np.bool_]:
     """Decode a mask's pixels.  Returns (H, W), columns contiguous."""
-    return decode_runs(mask.counts, mask.size_hw)
+    return decode_rle(mask.counts, mask.size_hw)
 
 
 def warm_up() -> None:

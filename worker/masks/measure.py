@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskfleet.worker.masks.resampling import Geometry, one_step
-from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_turned, trace_mask
+from maskfleet.worker.masks.resampling import BilinearMap, one_step
+from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_transposed, trace_mask
 
 #: How far values must exceed a cut so that their mixes surely do: a fraction of the cut, and for cuts of 0 a least
 #: distance, below which products would underflow.
@@ -33,22 +33,22 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class LogitsWindow:
     """The logits that a mask is traced from: a few kilobytes, since most masks are small.
 
-    window: as measured.  turned: (columns, rows), the window, widened as far as pixels inside it depend on.
+    window: as measured.  transposed: (columns, rows), the window, widened as far as pixels inside it depend on.
     """
 
     window: Integers
-    turned: Floats
+    transposed: Floats
 
 
 #: The outline of a mask that has been written: nothing is left to trace.
-NO_OUTLINE = Outline(np.array([0, -1, 0, -1]), np.zeros((0, 0), np.float32))
+NO_LOGITS_WINDOW = LogitsWindow(np.array([0, -1, 0, -1]), np.zeros((0, 0), np.float32))
 
 
-def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float, threads: int = 1) -> Measures:
-    """Measure masks without rendering them.  logits: (K, h, w), as returned by ``geometry.prepare``."""
+def measure(logits: Floats, bilinear_map: BilinearMap, threshold: float, offset: float, threads: int = 1) -> Measures:
+    """Measure masks without rendering them.  logits: (K, h, w), as returned by ``bilinear_map.prepare``."""
     count = len(logits)
     measures = Measures(np.zeros((count, 3), np.int64), np.zeros((count, 4), np.int64), np.zeros((count, 4), np.int64))
     cuts = _cuts(threshold - offset, threshold, threshold + offset)
@@ -56,7 +56,7 @@ def measure(logits: Floats, geometry: Geometry, threshold: float, offset: float,
     def part(start: int) -> None:
         mine = slice(start, start + size)
         tables = (measures.areas[mine], measures.boxes_xyxy[mine], measures.windows[mine])
-        measure_masks(logits[mine], geometry.grid, cuts, *tables)
+        measure_masks(logits[mine], bilinear_map.grid, cuts, *tables)
 
     # Parts of a few masks each, because masks differ in size and so in work.
     size = max(1, count) if threads == 1 else _MASKS_A_PART
@@ -79,16 +79,20 @@ def stability(measures: Measures) -> npt.NDArray[np.float32]:
     return scores
 
 
-def keep_outline(logits: Floats, window: Integers, geometry: Geometry) -> Outline:
+def keep_logits_window(logits: Floats, window: Integers, bilinear_map: BilinearMap) -> LogitsWindow:
     """Copy the part of one mask's logits (h, w) that is needed to trace it later.  window: as measured."""
     top, bottom, left, right = window.tolist()
-    above, beside = geometry.grid.rows.reach, geometry.grid.columns.reach
+    above, beside = bilinear_map.grid.rows.reach, bilinear_map.grid.columns.reach
     part = logits[max(0, top - above) : bottom + 1 + above, max(0, left - beside) : right + 1 + beside]
-    return Outline(window.copy(), np.array(part.T, order="C"))
+    return LogitsWindow(window.copy(), np.array(part.T, order="C"))
 
 
 def trace(
-    outline: Outline, geometry: Geometry, threshold: float, image_height: int, offset_xy: tuple[int, int] = (0, 0)
+    logits_window: LogitsWindow,
+    bilinear_map: BilinearMap,
+    threshold: float,
+    image_height: int,
+    offset_xy: tuple[int, int] = (0, 0),
 ) -> Integers:
     """Find where a mask starts and stops down the columns of the image.
 
@@ -96,31 +100,33 @@ def trace(
     Returns positions x · image_height + y, ascending: pixels from the first up to, but not including, the
     second are inside, and so on.
     """
-    if outline.window[1] < outline.window[0]:
+    if logits_window.window[1] < logits_window.window[0]:
         return np.zeros(0, np.int64)
     cuts = _cuts(threshold, threshold, threshold)
-    return trace_mask(outline.turned, outline.window, geometry.grid, cuts, image_height, *offset_xy)
+    return trace_mask(logits_window.transposed, logits_window.window, bilinear_map.grid, cuts, image_height, *offset_xy)
 
 
-def count_near(outline: Outline, geometry: Geometry, threshold: float, distance: float) -> int:
+def count_near(logits_window: LogitsWindow, bilinear_map: BilinearMap, threshold: float, distance: float) -> int:
     """Count a mask's pixels whose logits are above threshold - distance and not above threshold + distance.
 
     If it was measured with an offset smaller than the distance, some of those below the threshold may be missed.
     """
-    if outline.window[1] < outline.window[0]:
+    if logits_window.window[1] < logits_window.window[0]:
         return 0
     cuts, areas = _cuts(threshold - distance, threshold, threshold + distance), np.zeros(3, np.int64)
-    measure_turned(outline.turned, outline.window, geometry.grid, cuts, areas, np.zeros(4, np.int64))
+    measure_transposed(
+        logits_window.transposed, logits_window.window, bilinear_map.grid, cuts, areas, np.zeros(4, np.int64)
+    )
     return int(areas[0] - areas[2])
 
 
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache; the first time takes seconds."""
-    geometry, logits = one_step((4, 4), (200, 200)), np.ones((1, 4, 4), np.float32)
-    measures = measure(logits, geometry, 0.0, 1.0)
-    outline = keep_outline(logits[0], measures.windows[0], geometry)
-    trace(outline, geometry, 0.0, 200)
-    count_near(outline, geometry, 0.0, 1.0)
+    bilinear_map, logits = one_step((4, 4), (200, 200)), np.ones((1, 4, 4), np.float32)
+    measures = measure(logits, bilinear_map, 0.0, 1.0)
+    logits_window = keep_logits_window(logits[0], measures.windows[0], bilinear_map)
+    trace(logits_window, bilinear_map, 0.0, 200)
+    count_near(logits_window, bilinear_map, 0.0, 1.0)
 
 
 def _cuts(*levels: float) -> Cuts:

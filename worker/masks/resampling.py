@@ -95,7 +95,7 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class BilinearMap:
     """The grid of an image's pixels over logits, after the small steps that torch computes itself."""
 
     grid: Grid
@@ -116,17 +116,17 @@ class Geometry:
 
 def two_steps(
     low_hw: tuple[int, int], padded_hw: tuple[int, int], scaled_hw: tuple[int, int], original_hw: tuple[int, int]
-) -> Geometry:
+) -> BilinearMap:
     """Return SAM's mapping: scale to the model's padded input, crop the padding, scale to the original."""
     return _compose(low_hw, Step(padded_hw, scaled_hw), Step(original_hw, original_hw))
 
 
-def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> Geometry:
+def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> BilinearMap:
     """Return SAM 2's mapping: the logits cover the whole image and are scaled once."""
     return _compose(low_hw, Step(original_hw, original_hw))
 
 
-def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
+def bilinear_map_of(low_hw: tuple[int, int], frame: Frame) -> BilinearMap:
     """How low-resolution logits cover the original in a frame."""
     if frame.keeps_aspect:
         return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
@@ -134,7 +134,7 @@ def geometry_of(low_hw: tuple[int, int], frame: Frame) -> Geometry:
 
 
 @functools.lru_cache(maxsize=8)
-def _compose(low_hw: tuple[int, int], *steps: Step) -> Geometry:
+def _compose(low_hw: tuple[int, int], *steps: Step) -> BilinearMap:
     """Compose the steps that follow the last one that torch must compute itself."""
     small = [sum(step.to_hw) <= _OTHER_KERNEL_SIDES for step in steps]
     own = steps[len(small) - small[::-1].index(True) :] if any(small) else steps
@@ -144,7 +144,7 @@ def _compose(low_hw: tuple[int, int], *steps: Step) -> Geometry:
     rows, columns = (
         _axis(start_hw[side], [(step.to_hw[side], step.kept_hw[side]) for step in own], rounding) for side in (0, 1)
     )
-    return Geometry(Grid(rows, columns, rounding is not Rounding.NEITHER), by_torch)
+    return BilinearMap(Grid(rows, columns, rounding is not Rounding.NEITHER), by_torch)
 
 
 def _axis(start: int, steps: list[tuple[int, int]], rounding: Rounding) -> Axis:

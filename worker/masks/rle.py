@@ -19,14 +19,14 @@ Integers = npt.NDArray[np.int64]
 _DIGITS = 7
 
 
-def write_runs(changes: Integers, size_hw: tuple[int, int]) -> str:
+def encode_rle(changes: Integers, size_hw: tuple[int, int]) -> str:
     """Encode a mask as text.  changes: where the runs start in an image of this size, ascending."""
     pixels = size_hw[0] * size_hw[1]
     text = np.empty((len(changes) + 1) * _DIGITS, np.uint8)
     return text[: _write(changes, pixels, text)].tobytes().decode("ascii")
 
 
-def decode_runs(counts: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def decode_rle(counts: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Decode a mask.  Returns (H, W), columns contiguous; needs one byte per pixel and no more."""
     pixels: npt.NDArray[np.uint8] = coco_mask.decode({"size": list(size_hw), "counts": counts.encode("ascii")})
     return pixels.view(np.bool_)
@@ -34,7 +34,7 @@ def decode_runs(counts: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache."""
-    write_runs(np.array([1, 2]), (2, 2))
+    encode_rle(np.array([1, 2]), (2, 2))
 
 
 @kernel

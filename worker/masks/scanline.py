@@ -58,24 +58,26 @@ def measure_masks(
             continue
         above, beside = max(0, top - rows.reach), max(0, left - columns.reach)
         below, beyond = bottom + 1 + rows.reach, right + 1 + columns.reach
-        turned = np.ascontiguousarray(logits[mask, above:below, beside:beyond].T)
+        transposed = np.ascontiguousarray(logits[mask, above:below, beside:beyond].T)
         box = boxes_xyxy[mask]
         box[0], box[1] = len(columns.band_start), len(rows.band_start)
-        measure_turned(turned, windows[mask], grid, cuts, areas[mask], box)
+        measure_transposed(transposed, windows[mask], grid, cuts, areas[mask], box)
         if box[2] == 0:
             box[0] = box[1] = 0
 
 
 @kernel
-def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers) -> None:
-    """Measure one mask: add to its areas (3,) and widen its box (4,).  turned: as in ``trace_mask``."""
+def measure_transposed(
+    transposed: Floats, window: Integers, grid: Grid, cuts: Cuts, areas: Integers, box: Integers
+) -> None:
+    """Measure one mask: add to its areas (3,) and widen its box (4,).  transposed: as in ``trace_mask``."""
     rows = grid.rows
     seen, row_start, row_stop, top, left = _extent(window, grid)
-    lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
-    codes, starts, count = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    lows, held = np.empty((2, transposed.shape[1]), np.float32), np.full(2, -1)
+    codes, starts, count = np.empty(transposed.shape[1], np.uint8), np.empty(2 * transposed.shape[1] + 2, np.int64), 0
     kinds, whole, whole_first, whole_last = np.empty(len(starts), np.uint8), np.zeros(3, np.int64), 0, 0
     for column in seen:
-        if _take_pair(turned, grid, column, left, held, lows):
+        if _take_pair(transposed, grid, column, left, held, lows):
             _code_rows(lows, cuts, codes)
             count = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
             whole[0] = whole[1] = whole[2] = 0
@@ -113,19 +115,24 @@ def measure_turned(turned: Floats, window: Integers, grid: Grid, cuts: Cuts, are
 
 @kernel
 def trace_mask(
-    turned: Floats, window: Integers, grid: Grid, cuts: Cuts, image_height: int, image_left: int, image_top: int
+    transposed: Floats, window: Integers, grid: Grid, cuts: Cuts, image_height: int, image_left: int, image_top: int
 ) -> Integers:
     """Find where a mask at the middle cut starts and stops, as positions x · image_height + y in an image.
 
-    turned: the logits of the widened window, columns first.  image_left, image_top: where the grid lies in the image.
+    transposed: the logits of the widened window, columns first.  image_left, image_top: where the grid lies in the
+    image.
     """
     rows = grid.rows
     seen, row_start, row_stop, top, left = _extent(window, grid)
-    lows, held = np.empty((2, turned.shape[1]), np.float32), np.full(2, -1)
-    codes, starts, stretches = np.empty(turned.shape[1], np.uint8), np.empty(2 * turned.shape[1] + 2, np.int64), 0
+    lows, held = np.empty((2, transposed.shape[1]), np.float32), np.full(2, -1)
+    codes, starts, stretches = (
+        np.empty(transposed.shape[1], np.uint8),
+        np.empty(2 * transposed.shape[1] + 2, np.int64),
+        0,
+    )
     kinds, changes, count = np.empty(len(starts), np.uint8), np.empty(1024, np.int64), 0
     for column in seen:
-        if _take_pair(turned, grid, column, left, held, lows):
+        if _take_pair(transposed, grid, column, left, held, lows):
             _code_rows(lows, cuts, codes)
             stretches = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
         if len(changes) - count < len(rows.band_start) + 2:
@@ -186,7 +193,7 @@ def _extent(window: Integers, grid: Grid) -> tuple[range, int, int, int, int]:
 
 
 @kernel
-def _take_pair(turned: Floats, grid: Grid, column: int, left: int, held: Integers, lows: Floats) -> bool:
+def _take_pair(transposed: Floats, grid: Grid, column: int, left: int, held: Integers, lows: Floats) -> bool:
     """Load into lows the two middle columns that an output column mixes; False if already there.  held: which are."""
     first, second = grid.columns.outer.first[column], grid.columns.outer.second[column]
     if held[0] == first and held[1] == second:
@@ -194,17 +201,17 @@ def _take_pair(turned: Floats, grid: Grid, column: int, left: int, held: Integer
     if held[1] == first:
         lows[0, :] = lows[1]
     else:
-        _low_column(turned, grid, first, left, lows[0])
-    _low_column(turned, grid, second, left, lows[1])
+        _low_column(transposed, grid, first, left, lows[0])
+    _low_column(transposed, grid, second, left, lows[1])
     held[0], held[1] = first, second
     return True
 
 
 @kernel
-def _low_column(turned: Floats, grid: Grid, middle: int, left: int, out: Floats) -> None:
+def _low_column(transposed: Floats, grid: Grid, middle: int, left: int, out: Floats) -> None:
     """Compute a middle column at the window's low-resolution rows."""
     taps = grid.columns.inner
-    first, second = turned[taps.first[middle] - left], turned[taps.second[middle] - left]
+    first, second = transposed[taps.first[middle] - left], transposed[taps.second[middle] - left]
     first_weight, second_weight = taps.first_weight[middle], taps.second_weight[middle]
     for y in range(len(out)):
         out[y] = _mix(grid.fused, first[y], first_weight, second[y], second_weight)

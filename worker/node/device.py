@@ -14,7 +14,7 @@ class NoSuchDevice(ValueError):
 
 #: Must be set before torch is imported.  Otherwise OpenMP's threads spin while they wait for each other; if another
 #: process wants the same core, 1,024 points of the bundled model took 65 s with two threads and take 3 s with this.
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+OPENMP_PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True, slots=True)

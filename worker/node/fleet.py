@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from maskfleet.jobs.logs import get_logger
-from maskfleet.worker.node.device import PATIENT_THREADS, Device, choose_devices
+from maskfleet.worker.node.device import OPENMP_PASSIVE_WAIT, Device, choose_devices
 from maskfleet.worker.node.supervisor import KeptChild, StopSignals, kill_child, start_child
 
 logger = get_logger()
@@ -50,7 +50,7 @@ def node_name(device: Device) -> str:
 def _start_node(device: Device, environment: Mapping[str, str], command: Sequence[str], health_port: int) -> KeptChild:
     name = node_name(device)
     node_environment = {
-        **PATIENT_THREADS,
+        **OPENMP_PASSIVE_WAIT,
         **environment,
         **device.environment,
         "MASKFLEET_DEVICE": device.kind,

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.connection import connect
-from maskfleet.jobs.ledger.workers import Roster, WorkerSeen
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.settings import WorkerSettings
 
 
@@ -33,22 +33,22 @@ def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -
 
 def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
     """Serve ``/live`` and ``/ready`` on ``health_port`` from a thread."""
-    roster = Roster(connect(settings))
+    worker_registry = WorkerRegistry(connect(settings))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/live":
-                self._answer(200, "live")
+                self._respond(200, "live")
             elif self.path == "/ready":
                 try:
-                    reason = why_not_ready(roster.workers(), settings.node, settings.ready_within_s)
+                    reason = why_not_ready(worker_registry.workers(), settings.node, settings.ready_within_s)
                 except JobError as error:
                     reason = str(error)
-                self._answer(503 if reason else 200, reason or "ready")
+                self._respond(503 if reason else 200, reason or "ready")
             else:
-                self._answer(404, "There is only /live and /ready.")
+                self._respond(404, "There is only /live and /ready.")
 
-        def _answer(self, status: int, text: str) -> None:
+        def _respond(self, status: int, text: str) -> None:
             body = f"{text}\n".encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
@@ -68,7 +68,9 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
 def main() -> None:
     settings = WorkerSettings()
     try:
-        reason = why_not_ready(Roster(connect(settings)).workers(), f"@{socket.gethostname()}", settings.ready_within_s)
+        reason = why_not_ready(
+            WorkerRegistry(connect(settings)).workers(), f"@{socket.gethostname()}", settings.ready_within_s
+        )
     except JobError as error:
         reason = str(error)
     if reason:

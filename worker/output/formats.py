@@ -15,7 +15,7 @@ from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import Output
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
@@ -70,7 +70,7 @@ def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
     """Yield a 1-bit PNG for each mask, white inside, numbered from 0 in the order of the records."""
     for number, mask in enumerate(segmentation.masks):
         name = _numbered("masks/", number, segmentation, "png")
-        yield Artifact(name, "image/png", _png(Image.fromarray(decode_rle(mask))))
+        yield Artifact(name, "image/png", _png(Image.fromarray(decode_mask(mask))))
 
 
 def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
@@ -98,7 +98,7 @@ def label_map_png(segmentation: Segmentation) -> bytes:
     labels = np.zeros((height, width), dtype=np.uint16)
     numbered = sorted(enumerate(segmentation.masks, 1), key=lambda pair: -pair[1].area)
     for number, mask in numbered:
-        labels[decode_rle(mask)] = number
+        labels[decode_mask(mask)] = number
     return _png(Image.fromarray(labels))
 
 

@@ -13,7 +13,7 @@ from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import EverythingJob
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 
 #: Larger photos are drawn smaller: a screen shows no more, and the file stays small.
 _LONGEST_EDGE = 2048
@@ -115,7 +115,7 @@ def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: fl
 
 def _soft(mask: Mask, size_wh: tuple[int, int], bounds: tuple[int, int, int, int], line: float) -> Image.Image:
     """Return the part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
-    pixels = Image.fromarray(_resized(decode_rle(mask), size_wh, Image.Resampling.BOX))
+    pixels = Image.fromarray(_resized(decode_mask(mask), size_wh, Image.Resampling.BOX))
     # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
     return pixels.crop(bounds).filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
 

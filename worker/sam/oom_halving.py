@@ -13,7 +13,7 @@ from maskfleet.worker.sam.prompts import PromptBatch
 logger = get_logger()
 
 
-class Halving:
+class BatchHalving:
     """Decodes batches; if one does not fit in memory, it and all later ones are decoded in halves.
 
     points_per_batch: the largest batch that is thought to fit.

@@ -7,7 +7,7 @@ as many rows as the whole batch has, with zeros in place of the other prompts.
 
 This held on all processors, thread counts and instruction sets that were tried, but is not taken for granted:
 ``find_copies`` tests it on the present machine when a model is loaded.
-See docs/decisions/0034-masks-in-doubt-are-decoded-again.md.
+See docs/decisions/0034-borderline-masks-are-decoded-again.md.
 """
 
 from __future__ import annotations

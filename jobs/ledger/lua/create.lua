@@ -64,8 +64,8 @@ end
 -- A repeated call: the response to the first was lost.
 if redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
 
-local answered = known() or refusal()
-if answered then return answered end
+local decided = known() or refusal()
+if decided then return decided end
 
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end

@@ -12,12 +12,12 @@ if ARGV[3] == 'begin' then
   redis.call('HSET', job_key(id), 'deleting', 1)
   return 'begun'
 end
-for _, delivery in ipairs(redis.call('LRANGE', told_key(id), 0, -1)) do
+for _, delivery in ipairs(redis.call('LRANGE', deliveries_of_key(id), 0, -1)) do
   local url = redis.call('HGET', delivery_key(delivery), 'url')
   if url then unqueue_delivery(delivery, tenant, host_of(url)) end
   redis.call('ZREM', log_key(tenant), delivery)
-  redis.call('DEL', delivery_key(delivery), tries_key(delivery))
+  redis.call('DEL', delivery_key(delivery), delivery_attempts_key(delivery))
 end
-redis.call('DEL', job_key(id), attempts_key(id), told_key(id))
+redis.call('DEL', job_key(id), attempts_key(id), deliveries_of_key(id))
 redis.call('ZREM', jobs_key(tenant), id)
 return 'deleted'

@@ -4,7 +4,7 @@
 -- then one webhook at a time.
 -- ARGV: limit, lease_ms, per_host (sent to one host at once, by all couriers), per_tenant (by this courier),
 --       breaker_failures (0: no breaker), retention_ms, then tenant, how many of its webhooks this courier is sending, …
--- Returns {delivery, tenant, subject, event, url, body, tries, made, forced, now_s, …}
+-- Returns {delivery, tenant, subject, event, url, body, attempts_since_queued, attempts_total, forced, now_s, …}
 -- requires: keys, webhooks
 local now = now_ms()
 local limit, lease_ms, per_host, per_tenant = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -13,7 +13,7 @@ local sending = {}
 for i = 7, #ARGV, 2 do sending[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- The most that one call examines: overall, of a tenant and of a host; the rest waits for the next call.
-local MAX_TENANTS, MAX_LANES, MAX_HOSTS, MAX_WEBHOOKS = 256, 512, 64, 100
+local MAX_TENANTS, MAX_HOST_QUEUES, MAX_HOSTS, MAX_WEBHOOKS = 256, 512, 64, 100
 local looks = 0
 local due = {}
 
@@ -21,10 +21,10 @@ local function take(id, tenant, host, delivery)
   redis.call('ZREM', due_key(tenant, host), id)
   redis.call('ZADD', sending_key(tenant, host), now + lease_ms, id)
   redis.call('ZADD', WAITING, now + lease_ms, id)
-  local tries = redis.call('HINCRBY', delivery_key(id), 'tries', 1)
-  local made = redis.call('HINCRBY', delivery_key(id), 'made', 1)
-  for _, value in ipairs({id, tenant, delivery[2], delivery[3], delivery[4], delivery[5] or '', tostring(tries),
-    tostring(made), delivery[6] or '', tostring(math.floor(now / 1000))}) do table.insert(due, value) end
+  local attempts_since_queued = redis.call('HINCRBY', delivery_key(id), 'tries', 1)
+  local attempts_total = redis.call('HINCRBY', delivery_key(id), 'made', 1)
+  for _, value in ipairs({id, tenant, delivery[2], delivery[3], delivery[4], delivery[5] or '', tostring(attempts_since_queued),
+    tostring(attempts_total), delivery[6] or '', tostring(math.floor(now / 1000))}) do table.insert(due, value) end
 end
 
 -- How many more webhooks may be sent to a host now.
@@ -71,29 +71,29 @@ local function settle(tenant, host)
   local lease = redis.call('ZRANGE', sending_key(tenant, host), 0, 0, 'WITHSCORES')[2]
   if lease and (not next_ms or tonumber(lease) < next_ms) then next_ms = tonumber(lease) end
   if next_ms then
-    redis.call('ZADD', lanes_key(tenant), next_ms, host)
+    redis.call('ZADD', host_queues_key(tenant), next_ms, host)
   else
-    redis.call('ZREM', lanes_key(tenant), host)
+    redis.call('ZREM', host_queues_key(tenant), host)
   end
 end
 
-for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'LIMIT', 0, MAX_TENANTS)) do
+for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', HOST_QUEUES, '-inf', now, 'LIMIT', 0, MAX_TENANTS)) do
   local left = limit - #due / 10
-  if left <= 0 or looks >= MAX_LANES then break end
+  if left <= 0 or looks >= MAX_HOST_QUEUES then break end
   local share = math.min(per_tenant - (sending[tenant] or 0), left)
   if share > 0 then
-    for _, host in ipairs(redis.call('ZRANGEBYSCORE', lanes_key(tenant), '-inf', now, 'LIMIT', 0, MAX_HOSTS)) do
+    for _, host in ipairs(redis.call('ZRANGEBYSCORE', host_queues_key(tenant), '-inf', now, 'LIMIT', 0, MAX_HOSTS)) do
       share = share - take_from(tenant, host, share)
       settle(tenant, host)
       looks = looks + 1
       if share <= 0 then break end
     end
-    local next_ms = redis.call('ZRANGE', lanes_key(tenant), 0, 0, 'WITHSCORES')[2]
+    local next_ms = redis.call('ZRANGE', host_queues_key(tenant), 0, 0, 'WITHSCORES')[2]
     if next_ms then
       -- Never the past: a tenant that just had its turn comes after those that wait for theirs.
-      redis.call('ZADD', LANES, math.max(tonumber(next_ms), now), tenant)
+      redis.call('ZADD', HOST_QUEUES, math.max(tonumber(next_ms), now), tenant)
     else
-      redis.call('ZREM', LANES, tenant)
+      redis.call('ZREM', HOST_QUEUES, tenant)
     end
   end
 end

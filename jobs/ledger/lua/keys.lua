@@ -28,12 +28,12 @@ local function batch_key(id) return 'mf:batch:' .. id end
 local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
 
 -- Webhooks.  subject: the job or the batch that a webhook is about.
-local WAITING, LANES = 'mf:deliveries', 'mf:lanes'
+local WAITING, HOST_QUEUES = 'mf:deliveries', 'mf:lanes'
 local function delivery_key(id) return 'mf:delivery:' .. id end
-local function tries_key(id) return 'mf:tries:' .. id end
+local function delivery_attempts_key(id) return 'mf:tries:' .. id end
 local function log_key(tenant) return 'mf:deliveries:' .. tenant end
-local function told_key(subject) return 'mf:told:' .. subject end
-local function lanes_key(tenant) return 'mf:lanes:' .. tenant end
+local function deliveries_of_key(subject) return 'mf:told:' .. subject end
+local function host_queues_key(tenant) return 'mf:lanes:' .. tenant end
 local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
 local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
 local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end

@@ -17,7 +17,7 @@ local function redeliver(id)
   redis.call('HSET', key, 'state', 'waiting', 'tries', 0, 'queued_ms', now, 'next_ms', now)
   redis.call('HDEL', key, 'ended_ms', 'detail')
   redis.call('PEXPIRE', key, 2 * GIVEN_UP_MS)
-  redis.call('PEXPIRE', tries_key(id), 2 * GIVEN_UP_MS)
+  redis.call('PEXPIRE', delivery_attempts_key(id), 2 * GIVEN_UP_MS)
   enqueue_delivery(id, tenant, url, now, now)
   rush_delivery(id, tenant, url, now)
   return 'queued'

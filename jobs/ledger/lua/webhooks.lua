@@ -2,14 +2,14 @@
 -- requires: keys
 --
 -- Each tenant has a queue per host, with a list of what is being sent and a breaker, so that a host that hangs delays
--- only what this tenant sends to it.  Two indexes say which host queue to check next: LANES, tenant → when;
--- lanes_key(tenant), host → when.  An entry that is too early costs a check; one that is too late would delay a webhook.
+-- only what this tenant sends to it.  Two indexes say which host queue to check next: HOST_QUEUES, tenant → when;
+-- host_queues_key(tenant), host → when.  An entry that is too early costs a check; one that is too late would delay a webhook.
 
 -- A webhook that is still waiting after this long is given up.  Its record expires after twice as long, and once it has
 -- ended, after retention_ms.
 local GIVEN_UP_MS = 7 * 86400 * 1000
 -- The attempts that are kept of each webhook.
-local TRIES_KEPT = 20
+local DELIVERY_ATTEMPTS_KEPT = 20
 
 -- A webhook's id.  number: how often its job or batch has ended, including the end that it is about or that comes next.
 local function delivery_id(subject, number, event) return 'msg_' .. subject .. '_' .. number .. '_' .. event end
@@ -17,16 +17,16 @@ local function delivery_id(subject, number, event) return 'msg_' .. subject .. '
 local function host_of(url) return string.lower(string.match(url, '^%a+://([^/?#]+)') or url) end
 
 -- Have a host queue checked no later than at_ms.
-local function wake_lane(tenant, host, at_ms)
-  redis.call('ZADD', lanes_key(tenant), 'LT', at_ms, host)
-  redis.call('ZADD', LANES, 'LT', at_ms, tenant)
+local function wake_host_queue(tenant, host, at_ms)
+  redis.call('ZADD', host_queues_key(tenant), 'LT', at_ms, host)
+  redis.call('ZADD', HOST_QUEUES, 'LT', at_ms, tenant)
 end
 
 local function enqueue_delivery(id, tenant, url, due_ms, now)
   local host = host_of(url)
   redis.call('ZADD', due_key(tenant, host), due_ms, id)
   redis.call('ZADD', WAITING, due_ms, id)
-  wake_lane(tenant, host, math.max(due_ms, now))
+  wake_host_queue(tenant, host, math.max(due_ms, now))
 end
 
 -- Put a webhook that somebody asked for before all others, and let it probe its host at once if the breaker is open.
@@ -45,8 +45,8 @@ local function queue_delivery(id, tenant, subject, event, url, now)
     'tries', 0, 'made', 0, 'created_ms', now, 'queued_ms', now, 'next_ms', now)
   redis.call('PEXPIRE', delivery_key(id), 2 * GIVEN_UP_MS)
   if subject ~= '' then
-    redis.call('RPUSH', told_key(subject), id)
-    redis.call('PEXPIRE', told_key(subject), 2 * GIVEN_UP_MS)
+    redis.call('RPUSH', deliveries_of_key(subject), id)
+    redis.call('PEXPIRE', deliveries_of_key(subject), 2 * GIVEN_UP_MS)
   end
   add_to_log(log_key(tenant), id, now, delivery_key)
   redis.call('PEXPIRE', log_key(tenant), 2 * GIVEN_UP_MS)
@@ -67,7 +67,7 @@ end
 
 -- Let a record expire on time: the webhook has its body, or no longer needs one.
 local function let_record_go(id, subject, now, retention_ms)
-  if subject == '' or redis.call('LINDEX', told_key(subject), -1) ~= id then return end
+  if subject == '' or redis.call('LINDEX', deliveries_of_key(subject), -1) ~= id then return end
   local ended_ms = redis.call('HGET', record_key(subject), 'ended_ms')
   if ended_ms then redis.call('PEXPIRE', record_key(subject), math.max(ended_ms + retention_ms - now, 1000)) end
 end
@@ -78,7 +78,7 @@ local function end_delivery(id, tenant, url, state, detail, now, retention_ms)
   redis.call('HSET', delivery_key(id), 'state', state, 'ended_ms', now, 'detail', detail)
   redis.call('HDEL', delivery_key(id), 'next_ms', 'forced')
   redis.call('PEXPIRE', delivery_key(id), retention_ms)
-  redis.call('PEXPIRE', tries_key(id), retention_ms)
+  redis.call('PEXPIRE', delivery_attempts_key(id), retention_ms)
   redis.call('HINCRBY', TOTALS, 'webhooks_' .. state, 1)
   let_record_go(id, redis.call('HGET', delivery_key(id), 'subject'), now, retention_ms)
 end

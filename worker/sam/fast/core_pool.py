@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 _MOST_THREADS = 8
 
 
-class Crew:
+class CorePool:
     """As many threads as torch would use on a CPU, each with its own buffers; on a GPU only the caller's thread."""
 
     def __init__(self, device: torch.device) -> None:

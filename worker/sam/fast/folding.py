@@ -39,23 +39,23 @@ class Reading:
 class FoldedDecoder:
     """The weights of the image's side, in float32.
 
-    positions: (P, C), the positional encoding of the image.  spread1, spread2: (H, d, C), what the image takes up from
-    a head of a token in layers 1 and 2, centred.  gain1: (C,).  query2: (H, d, C), the image's queries in layer 2, and
-    query2_at: (H, d, P), their part from positions and shifts.  shift2: (C,), what layer 2 adds everywhere, centred.
-    layer2, final: the readings after layer 1 and after layer 2.  eps1, eps2: of the norms.
+    positions: (P, C), the positional encoding of the image.  out_proj1, out_proj2: (H, d, C), what the image takes up
+    from a head of a token in layers 1 and 2, centred.  gain1: (C,).  query2: (H, d, C), the image's queries in layer 2,
+    and query2_at: (H, d, P), their part from positions and shifts.  shift2: (C,), what layer 2 adds everywhere,
+    centred. layer2, final: the readings after layer 1 and after layer 2.  eps1, eps2: of the norms.
     upscale1: (2, C, 2·c4), the first transposed convolution after the second norm's gain, for the upper and the lower
     row of output; upscale1_bias: (2, 2·c4).  upscale2: (2, c4, 2·c8) and upscale2_bias: (2·c8,), the second.
     """
 
     heads: int
     positions: Tensor
-    spread1: Tensor
+    out_proj1: Tensor
     gain1: Tensor
     eps1: float
     layer2: Reading
     query2: Tensor
     query2_at: Tensor
-    spread2: Tensor
+    out_proj2: Tensor
     shift2: Tensor
     eps2: float
     final: Reading
@@ -83,13 +83,13 @@ def fold(decoder: Any, positions: Tensor) -> FoldedDecoder:
     return FoldedDecoder(
         heads=heads,
         positions=positions,
-        spread1=centred(_columns_by_head(out_projection(first.cross_attn_image_to_token).weight, heads)),
+        out_proj1=centred(_columns_by_head(out_projection(first.cross_attn_image_to_token).weight, heads)),
         gain1=norm1.weight,
         eps1=norm1.eps,
         layer2=_reading(second.cross_attn_token_to_image, norm1, positions, heads),
         query2=query * norm1.weight,
         query2_at=(query @ positions.t() + query_shift[:, :, None]).contiguous(),
-        spread2=centred(_columns_by_head(out_projection(asking).weight, heads)),
+        out_proj2=centred(_columns_by_head(out_projection(asking).weight, heads)),
         shift2=centred(norm1.bias + out_projection(asking).bias),
         eps2=norm2.eps,
         final=_reading(decoder.transformer.final_attn_token_to_image, norm2, positions, heads),

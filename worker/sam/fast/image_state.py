@@ -26,7 +26,7 @@ from maskfleet.worker.sam.fast.folding import FoldedDecoder, Reading, centred, o
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class ImageKV:
     """The image's own part in a reading: keys (H, d, P), values (H, P, d)."""
 
     keys: Tensor
@@ -34,7 +34,7 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class UpscaleBias:
     """What the upscaling convolutions add at each output: their bias, in SAM 2 plus a finer map of the image.
 
     first: (2, P, 2·c4), by row of output.  second: (2, 2, 2·P, 2·c8), by row of the first one's output, and by row of
@@ -51,32 +51,35 @@ class ImageState:
 
     embedding: (1, C, h, w), what they were computed from; prompts with a mask start from it again.
     layer1: keys (H, P, d) here, as fused attention wants them, and values (H, P, d).  queries1, queries2: (H, d, P).
-    power1, power2: (P,), the square of x̃ and of x̂.  overlap1: (H, d, P), x̃ on the spread of layer 1; overlap2: the
-    same of x̂ on the spreads of layers 1 and 2.  overlap2_shift: (P,), x̂ on shift₂.  layer2, final: x̃ and x̂ as read
-    there.  upscaled: (2, P, 2·c4), x̂ through the first transposed convolution, by row of its output; added: to it.
+    sq_norm1, sq_norm2: (P,), the square of x̃ and of x̂.  inner1: (H, d, P), x̃ on the out_proj of layer 1; inner2: the
+    same of x̂ on the out_projs of layers 1 and 2.  inner2_shift: (P,), x̂ on shift₂.  layer2, final: x̃ and x̂ as read
+    there.  upscaled: (2, P, 2·c4), x̂ through the first transposed convolution, by row of its output; upscale_bias: to
+    it.
     """
 
     embedding: Tensor
     size_hw: tuple[int, int]
-    layer1: Shared
+    layer1: ImageKV
     queries1: Tensor
-    power1: Tensor
-    overlap1: Tensor
-    layer2: Shared
+    sq_norm1: Tensor
+    inner1: Tensor
+    layer2: ImageKV
     queries2: Tensor
-    power2: Tensor
-    overlap2: tuple[Tensor, Tensor]
-    overlap2_shift: Tensor
-    final: Shared
+    sq_norm2: Tensor
+    inner2: tuple[Tensor, Tensor]
+    inner2_shift: Tensor
+    final: ImageKV
     upscaled: Tensor
-    added: Added
+    upscale_bias: UpscaleBias
 
 
-def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, added: Added) -> ImageState:
+def image_state(
+    folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: Tensor, upscale_bias: UpscaleBias
+) -> ImageState:
     """Prepare an image.
 
     decoder: the one that was folded; embedding: (1, C, h, w); dense: (1, C, h or 1, w or 1), the mask prompt or the
-    encoding of "no mask"; added: the image's finer maps, or biases_alone if the decoder uses none.
+    encoding of "no mask"; upscale_bias: the image's finer maps, or biases_alone if the decoder uses none.
     """
     first = decoder.transformer.layers[0]
     reading, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
@@ -88,36 +91,36 @@ def image_state(folded: FoldedDecoder, decoder: Any, embedding: Tensor, dense: T
     return ImageState(
         embedding=embedding,
         size_hw=(embedding.shape[-2], embedding.shape[-1]),
-        layer1=Shared(
+        layer1=ImageKV(
             linear(at_place, reading.k_proj.weight, reading.k_proj.bias).view(by_head).transpose(0, 1).contiguous(),
             linear(x, reading.v_proj.weight, reading.v_proj.bias).view(by_head).transpose(0, 1).contiguous(),
         ),
         queries1=linear(at_place, asking.q_proj.weight, asking.q_proj.bias).view(by_head).permute(1, 2, 0).contiguous(),
-        power1=own1.square().sum(1),
-        overlap1=_through(folded.spread1, own1),
-        layer2=_shared(folded.layer2, own1),
+        sq_norm1=own1.square().sum(1),
+        inner1=_through(folded.out_proj1, own1),
+        layer2=_image_kv(folded.layer2, own1),
         queries2=_through(folded.query2, own1),
-        power2=own2.square().sum(1),
-        overlap2=(_through(folded.spread1 * folded.gain1, own2), _through(folded.spread2, own2)),
-        overlap2_shift=own2 @ folded.shift2,
-        final=_shared(folded.final, own2),
+        sq_norm2=own2.square().sum(1),
+        inner2=(_through(folded.out_proj1 * folded.gain1, own2), _through(folded.out_proj2, own2)),
+        inner2_shift=own2 @ folded.shift2,
+        final=_image_kv(folded.final, own2),
         upscaled=torch.matmul(own2, folded.upscale1),
-        added=added,
+        upscale_bias=upscale_bias,
     )
 
 
-def biases_alone(folded: FoldedDecoder) -> Added:
+def biases_alone(folded: FoldedDecoder) -> UpscaleBias:
     """Return what a decoder without finer maps adds."""
     positions = len(folded.positions)
-    return Added(
+    return UpscaleBias(
         folded.upscale1_bias[:, None].expand(-1, positions, -1),
         folded.upscale2_bias.expand(2, 2, 2 * positions, -1),
     )
 
 
-def with_finer_maps(folded: FoldedDecoder, twice: Tensor, four_times: Tensor) -> Added:
+def with_finer_maps(folded: FoldedDecoder, twice: Tensor, four_times: Tensor) -> UpscaleBias:
     """Add maps of the image, (1, c4, 2h, 2w) and (1, c8, 4h, 4w), to the biases."""
-    return Added(
+    return UpscaleBias(
         _blocks(twice, rows=2) + folded.upscale1_bias[:, None],
         _blocks(four_times, rows=4).view(2, 2, -1, len(folded.upscale2_bias)) + folded.upscale2_bias,
     )
@@ -133,8 +136,8 @@ def _blocks(finer: Tensor, rows: int) -> Tensor:
     return by_row.permute(2, 1, 3, 4, 0).reshape(rows, -1, 2 * channels)
 
 
-def _shared(reading: Reading, own: Tensor) -> Shared:
-    return Shared(_through(reading.key, own), _through(reading.value, own).transpose(1, 2).contiguous())
+def _image_kv(reading: Reading, own: Tensor) -> ImageKV:
+    return ImageKV(_through(reading.key, own), _through(reading.value, own).transpose(1, 2).contiguous())
 
 
 def _through(weight: Tensor, own: Tensor) -> Tensor:

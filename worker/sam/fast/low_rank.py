@@ -101,17 +101,17 @@ def without_first_token(weights: Tensor) -> Tensor:
     return rows
 
 
-def basis_of(values: Tensor, spread: Tensor) -> Tensor:
-    """Return what each row adds to a position, (B, R, C).  values: (B, n, H, d), of tokens; spread: (H, d, C)."""
-    vectors = torch.einsum("bnhd,hdc->bnhc", values, spread)
+def basis_of(values: Tensor, out_proj: Tensor) -> Tensor:
+    """Return what each row adds to a position, (B, R, C).  values: (B, n, H, d), of tokens; out_proj: (H, d, C)."""
+    vectors = torch.einsum("bnhd,hdc->bnhc", values, out_proj)
     constant = vectors[:, :1].sum(2)
     return torch.cat([constant, (vectors[:, 1:] - vectors[:, :1]).flatten(1, 2)], dim=1)
 
 
-def overlaps_of(values: Tensor, table: Tensor, out: Tensor) -> Tensor:
+def inner_products_of(values: Tensor, table: Tensor, out: Tensor) -> Tensor:
     """Write the inner products of the basis with the image's own part to ``out`` and return it.
 
-    values: (B, n, H, d), of tokens; table: (H, d, P), the image's own part on the spread; out: (B, R, P).
+    values: (B, n, H, d), of tokens; table: (H, d, P), the image's own part on the out_proj; out: (B, R, P).
     """
     prompts, tokens, heads, _ = values.shape
     torch.mm(values[:, 0].flatten(1), table.flatten(0, 1), out=out[:, 0])

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from maskfleet.worker.sam.candidates import Candidates, at_hand
-from maskfleet.worker.sam.fast.core_pool import Crew, in_parts
+from maskfleet.worker.sam.fast.core_pool import CorePool, in_parts
 from maskfleet.worker.sam.fast.folding import fold
-from maskfleet.worker.sam.fast.image_state import Added, ImageState, biases_alone, image_state
+from maskfleet.worker.sam.fast.image_state import ImageState, UpscaleBias, biases_alone, image_state
 from maskfleet.worker.sam.fast.low_rank import Scratch, run_or_indices
 from maskfleet.worker.sam.fast.tokens import PromptTokens, Tokens
-from maskfleet.worker.sam.fast.two_way import Conversation, TwoWay
+from maskfleet.worker.sam.fast.two_way import LayerOutput, TwoWay
 from maskfleet.worker.sam.fast.upscaling import Upscaling
 from maskfleet.worker.sam.prompts import PromptBatch
 
@@ -82,8 +82,8 @@ class FastSam:
         with torch.inference_mode():
             self._folded = fold(decoder, positions)
             self._tokens = PromptTokens(prompt_encoder, output, ends_boxes=self.ends_boxes)
-            self._crew = Crew(device)
-            self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._crew, self._together)
+            self._core_pool = CorePool(device)
+            self._two_way = TwoWay(decoder, self._folded, Scratch(device), self._core_pool, self._together)
             self._upscaling = Upscaling(decoder, self._folded)
         self._most_held_bytes = held_bytes or _share(_HELD_BYTES, device)
         self._decoder = decoder
@@ -112,11 +112,11 @@ class FastSam:
         """Given a candidate for each mask token, return the one for a single mask."""
         return replace(candidates, predicted_iou=candidates.predicted_iou[:, :1])
 
-    def _state_of(self, embedding: Tensor, added: Added, dense: Tensor | None = None) -> ImageState:
+    def _state_of(self, embedding: Tensor, upscale_bias: UpscaleBias, dense: Tensor | None = None) -> ImageState:
         """Prepare an image, with a mask prompt or the encoding of "no mask"."""
         if dense is None:
             dense = self._prompt_encoder.no_mask_embed.weight[:, :, None, None]
-        return image_state(self._folded, self._decoder, embedding, dense, added)
+        return image_state(self._folded, self._decoder, embedding, dense, upscale_bias)
 
     def _candidates(self, state: ImageState, batch: PromptBatch) -> Candidates:
         """Decode prompts: a candidate for each mask token."""
@@ -126,12 +126,12 @@ class FastSam:
         at_once = max(1, self._most_held_bytes // self._held_bytes(tokens.values.shape[1]))
         everyone = range(len(tokens.values))
         if len(everyone) <= at_once:
-            conversation = self._two_way.converse(state, tokens)
-            predicted_iou, object_score = self._judged(state, conversation)
-            return Candidates(predicted_iou, partial(self._logits, state, conversation), object_score)
+            layer_output = self._two_way.run_layers(state, tokens)
+            predicted_iou, object_score = self._judged(state, layer_output)
+            return Candidates(predicted_iou, partial(self._logits, state, layer_output), object_score)
         # More than may be kept until masks are requested: decode in parts, and the chosen ones again.
         parts = in_parts(everyone, at_once)
-        judged = [self._judged(state, self._two_way.converse(state, tokens.take(part))) for part in parts]
+        judged = [self._judged(state, self._two_way.run_layers(state, tokens.take(part))) for part in parts]
         predicted_iou, object_score = _joined(judged)
         return Candidates(predicted_iou, partial(self._logits_again, state, tokens, at_once), object_score)
 
@@ -143,25 +143,25 @@ class FastSam:
         judged, made = [], []
         for prompt in range(len(mask_input)):
             dense = self._prompt_encoder.mask_embed(mask_input[prompt, None, None])
-            own = self._state_of(state.embedding, state.added, dense)
-            conversation = self._two_way.converse(own, tokens.take([prompt]))
-            judged.append(self._judged(own, conversation))
+            own = self._state_of(state.embedding, state.upscale_bias, dense)
+            layer_output = self._two_way.run_layers(own, tokens.take([prompt]))
+            judged.append(self._judged(own, layer_output))
             columns = torch.arange(judged[0][0].shape[1], device=mask_input.device)
-            made.append(self._logits(own, conversation, torch.zeros_like(columns), columns))
+            made.append(self._logits(own, layer_output, torch.zeros_like(columns), columns))
         predicted_iou, object_score = _joined(judged)
         return at_hand(torch.stack(made), predicted_iou, object_score)
 
-    def _judged(self, state: ImageState, conversation: Conversation) -> tuple[Tensor, Tensor | None]:
+    def _judged(self, state: ImageState, layer_output: LayerOutput) -> tuple[Tensor, Tensor | None]:
         """Read the scores from the other tokens.  Returns predicted IoU (N, C) and object score (N,) or None."""
-        everyone = range(len(conversation.tokens))
-        places = torch.arange(self._iou_place + 1, device=conversation.tokens.device).expand(len(everyone), -1)
-        concluded = self._two_way.conclude(state, conversation, everyone, places)
-        predicted_iou: Tensor = self._decoder.iou_prediction_head(concluded[:, self._iou_place])
+        everyone = range(len(layer_output.tokens))
+        places = torch.arange(self._iou_place + 1, device=layer_output.tokens.device).expand(len(everyone), -1)
+        attended = self._two_way.final_attention(state, layer_output, everyone, places)
+        predicted_iou: Tensor = self._decoder.iou_prediction_head(attended[:, self._iou_place])
         if not self.scores_objects:
             return predicted_iou, None
-        return predicted_iou, self._decoder.pred_obj_score_head(concluded[:, 0])[:, 0]
+        return predicted_iou, self._decoder.pred_obj_score_head(attended[:, 0])[:, 0]
 
-    def _logits(self, state: ImageState, conversation: Conversation, rows: Tensor, columns: Tensor) -> Tensor:
+    def _logits(self, state: ImageState, layer_output: LayerOutput, rows: Tensor, columns: Tensor) -> Tensor:
         """Compute masks of chosen candidates.  rows, columns: (K,), columns of mask tokens.  Returns (K, 4h, 4w)."""
         made = _empty_masks(len(rows), state)
         order, masks_of = _by_prompt(rows.tolist(), columns.tolist())
@@ -174,18 +174,18 @@ class FastSam:
         with torch.inference_mode():
             masks = torch.tensor(filled, device=made.device)
             tokens = self._iou_place + 1 + masks
-            concluded = self._two_way.conclude(state, conversation, prompts, tokens, exactly=True)
-            vectors = self._upscaling.vectors(concluded, masks)
+            attended = self._two_way.final_attention(state, layer_output, prompts, tokens, exactly=True)
+            vectors = self._upscaling.vectors(attended, masks)
 
             def work(part: Sequence[int], scratch: Scratch) -> None:
                 counts = [len(masks_of[prompts[number]]) for number in part]
-                image = conversation.image.take([prompts[number] for number in part])
+                image = layer_output.image.take([prompts[number] for number in part])
                 own = vectors[part[0] : part[-1] + 1, : max(counts)]
                 upscaled = self._upscaling.logits(state, image, own, scratch).flatten(0, 1)
                 wanted = [place * max(counts) + mask for place, count in enumerate(counts) for mask in range(count)]
                 made[places[part[0]] : places[part[-1] + 1]] = upscaled[run_or_indices(wanted)]
 
-            self._crew.each(work, in_parts(range(len(prompts)), self._together))
+            self._core_pool.each(work, in_parts(range(len(prompts)), self._together))
             return made if order == sorted(order) else made[torch.tensor(order, device=made.device).argsort()]
 
     def _logits_again(self, state: ImageState, tokens: Tokens, at_once: int, rows: Tensor, columns: Tensor) -> Tensor:
@@ -193,10 +193,10 @@ class FastSam:
         made = _empty_masks(len(rows), state)
         with torch.inference_mode():
             for prompts in in_parts(sorted(set(rows.tolist())), at_once):
-                conversation = self._two_way.converse(state, tokens.take(prompts))
+                layer_output = self._two_way.run_layers(state, tokens.take(prompts))
                 part = torch.tensor(prompts, device=rows.device)
                 here = torch.isin(rows, part)
-                made[here] = self._logits(state, conversation, torch.searchsorted(part, rows[here]), columns[here])
+                made[here] = self._logits(state, layer_output, torch.searchsorted(part, rows[here]), columns[here])
         return made
 
     def _held_bytes(self, tokens: int) -> int:

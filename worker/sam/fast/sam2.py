@@ -1,7 +1,7 @@
 """The fast decoder for SAM 2, and for EdgeTAM, whose decoder is the same.
 
 It differs from SAM's (``sam``) as follows: the first token scores whether there is an object at all; two
-finer maps of the image enter the upscaling (``image_state.Added``); and if one mask is wanted, the network
+finer maps of the image enter the upscaling (``image_state.UpscaleBias``); and if one mask is wanted, the network
 returns its single mask only if that is stable.
 Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
 """

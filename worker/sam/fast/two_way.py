@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
-from maskfleet.worker.sam.fast.core_pool import Crew
+from maskfleet.worker.sam.fast.core_pool import CorePool
 from maskfleet.worker.sam.fast.folding import FoldedDecoder, Reading, centred, out_projection
-from maskfleet.worker.sam.fast.image_state import ImageState, Shared
+from maskfleet.worker.sam.fast.image_state import ImageKV, ImageState
 from maskfleet.worker.sam.fast.low_rank import (
     LowRankImage,
     Scratch,
     basis_of,
     by_head,
-    overlaps_of,
+    inner_products_of,
     run_or_indices,
     without_first_token,
 )
@@ -43,7 +43,7 @@ from maskfleet.worker.sam.fast.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class LayerOutput:
     """The tokens and the image after both layers.  queries: (N, n, C), the tokens plus their initial embeddings."""
 
     tokens: Tensor
@@ -80,17 +80,19 @@ class LastReading:
 class TwoWay:
     """The transformer of one model, in float32.  at_once: prompts whose image side is processed together."""
 
-    def __init__(self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, crew: Crew, at_once: int) -> None:
+    def __init__(
+        self, decoder: Any, folded: FoldedDecoder, scratch: Scratch, core_pool: CorePool, at_once: int
+    ) -> None:
         self._transformer = decoder.transformer
         self._folded = folded
         attention, norm = self._transformer.final_attn_token_to_image, self._transformer.layer_norm_final_attn
         self._last = LastReading(attention, norm, folded.final)
         self._last_exactly = self._last.in_double_precision()
         self._scratch = scratch
-        self._crew = crew
+        self._core_pool = core_pool
         self._at_once = at_once
 
-    def converse(self, state: ImageState, tokens: Tokens) -> Conversation:
+    def run_layers(self, state: ImageState, tokens: Tokens) -> LayerOutput:
         """Run both layers."""
         first, second = self._transformer.layers
         start, padded = tokens.values, tokens.padded
@@ -98,8 +100,8 @@ class TwoWay:
         queries = _norm(first.layer_norm1, self._among_tokens(first.self_attn, start, start, padded))
         queries = queries + self._read_shared(first.cross_attn_token_to_image, queries + start, state.layer1)
         queries = _token_mlp(first, queries)
-        keys, values = self._offered(first.cross_attn_image_to_token, queries, start)
-        room = self._room_for_rows(keys, len(state.power1))
+        keys, values = self._keys_values(first.cross_attn_image_to_token, queries, start)
+        room = self._room_for_rows(keys, len(state.sq_norm1))
         image = self._take_up_first(state, room, keys, values, padded)
         # Layer 2
         asking = queries + start
@@ -110,14 +112,14 @@ class TwoWay:
             reading, self._folded.layer2, state.layer2, queries + start, image, range(len(start))
         )
         queries = _token_mlp(second, queries)
-        keys2, values2 = self._offered(second.cross_attn_image_to_token, queries, start)
+        keys2, values2 = self._keys_values(second.cross_attn_image_to_token, queries, start)
         image = self._take_up_second(state, room, image, values, keys2, values2, padded)
-        return Conversation(queries, queries + start, image)
+        return LayerOutput(queries, queries + start, image)
 
-    def conclude(
+    def final_attention(
         self,
         state: ImageState,
-        conversation: Conversation,
+        layer_output: LayerOutput,
         prompts: Sequence[int],
         chosen: Tensor,
         *,
@@ -129,13 +131,13 @@ class TwoWay:
         Returns (U, k, C), in float32.
         """
         last = self._last_exactly if exactly else self._last
-        places = chosen[:, :, None].expand(-1, -1, conversation.tokens.shape[2])
+        places = chosen[:, :, None].expand(-1, -1, layer_output.tokens.shape[2])
         some = run_or_indices(prompts)
         asking, tokens = (
-            given[some].gather(1, places).to(last.dtype) for given in (conversation.queries, conversation.tokens)
+            given[some].gather(1, places).to(last.dtype) for given in (layer_output.queries, layer_output.tokens)
         )
-        shared = Shared(state.final.keys.to(last.dtype), state.final.values.to(last.dtype))
-        read = self._read(last.attention, last.folded, shared, asking, conversation.image, prompts)
+        image_kv = ImageKV(state.final.keys.to(last.dtype), state.final.values.to(last.dtype))
+        read = self._read(last.attention, last.folded, image_kv, asking, layer_output.image, prompts)
         return _norm(last.norm, tokens + read).float()
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -155,17 +157,17 @@ class TwoWay:
         read = scaled_dot_product_attention(query, key, value, attn_mask=seen)
         return _out(attention, read.transpose(1, 2).flatten(2))
 
-    def _read_shared(self, attention: Any, asking: Tensor, shared: Shared) -> Tensor:
+    def _read_shared(self, attention: Any, asking: Tensor, image_kv: ImageKV) -> Tensor:
         """Layer 1: all prompts' tokens read the same image, as if they were one prompt's."""
         query = self._heads(linear(asking, attention.q_proj.weight, attention.q_proj.bias)).flatten(0, 1)
-        read = scaled_dot_product_attention(query.transpose(0, 1)[None], shared.keys[None], shared.values[None])
+        read = scaled_dot_product_attention(query.transpose(0, 1)[None], image_kv.keys[None], image_kv.values[None])
         return _out(attention, read[0].transpose(0, 1).reshape(*asking.shape[:2], -1))
 
     def _read(
         self,
         attention: Any,
         folded: Reading,
-        shared: Shared,
+        image_kv: ImageKV,
         asking: Tensor,
         image: LowRankImage,
         whose: Sequence[int],
@@ -189,20 +191,20 @@ class TwoWay:
             rows, scale = image.rows[owners].to(dtype), image.scale[owners].unsqueeze(1).to(dtype)
             scores = scratch.take("scores", len(rows), asked, heads, positions, dtype=dtype)
             flat = scores.view(len(rows), asked * heads, positions)
-            by_head(query[part], shared.keys, out=scores)
+            by_head(query[part], image_kv.keys, out=scores)
             flat.mul_(scale).baddbmm_(on_basis[part], rows)
             by_head(query[part], folded.key_at, out=scores, add=True)
             torch.softmax(flat, -1, out=flat)
             torch.bmm(flat, rows.transpose(1, 2), out=from_rows[part])
             flat.mul_(scale)
-            by_head(scores, shared.values, out=read[part])
+            by_head(scores, image_kv.values, out=read[part])
 
-        self._crew.each(work, self._parts(prompts))
+        self._core_pool.each(work, self._parts(prompts))
         values = torch.einsum("brc,hdc->bhrd", basis, folded.value)
         read += torch.einsum("bmhr,bhrd->bmhd", from_rows.view(prompts, asked, heads, -1), values)
         return _out(attention, (read + folded.value_shift).flatten(2))
 
-    def _offered(self, attention: Any, queries: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, attention: Any, queries: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens' keys, scaled, and values for the image to read; each (N, n, H, d)."""
         keys = self._heads(linear(queries + start, attention.k_proj.weight, attention.k_proj.bias))
         values = self._heads(linear(queries, attention.v_proj.weight, attention.v_proj.bias))
@@ -217,7 +219,7 @@ class TwoWay:
         self, state: ImageState, room: Tensor, keys: Tensor, values: Tensor, padded: Tensor | None
     ) -> LowRankImage:
         """Layer 1: the image reads from the tokens, and is normalised."""
-        basis = basis_of(values, self._folded.spread1)
+        basis = basis_of(values, self._folded.out_proj1)
         gram = basis @ basis.transpose(1, 2)
         prompts, rank, channels = basis.shape
         positions = room.shape[2]
@@ -227,14 +229,14 @@ class TwoWay:
             weights = scratch.take("weights", *keys[part].shape[:3], positions)
             by_head(keys[part], state.queries1, out=weights)
             rows = _softmax_rows(weights, padded, part)
-            overlaps = scratch.take("overlaps", *rows.shape)
-            overlaps_of(values[part], state.overlap1, out=overlaps)
-            overlaps.baddbmm_(gram[part], rows, beta=2.0)
-            power = overlaps.mul_(rows).sum(1).add_(state.power1)
-            torch.rsqrt(power.div_(channels).add_(self._folded.eps1), out=scale[part])
+            inner = scratch.take("inner", *rows.shape)
+            inner_products_of(values[part], state.inner1, out=inner)
+            inner.baddbmm_(gram[part], rows, beta=2.0)
+            sq_norm = inner.mul_(rows).sum(1).add_(state.sq_norm1)
+            torch.rsqrt(sq_norm.div_(channels).add_(self._folded.eps1), out=scale[part])
             torch.mul(rows, scale[part, None], out=room[part, :rank])
 
-        self._crew.each(work, self._parts(prompts))
+        self._core_pool.each(work, self._parts(prompts))
         return LowRankImage(scale, room[:, :rank], basis)
 
     def _take_up_second(
@@ -250,7 +252,7 @@ class TwoWay:
         """Layer 2: the same on top of layer 1's rows, which are rescaled in place."""
         folded = self._folded
         on_basis = torch.einsum("bnhd,hdc->bnhc", keys, folded.query2).flatten(1, 2) @ image.basis.transpose(1, 2)
-        older, newer = centred(image.basis * folded.gain1), basis_of(values, folded.spread2)
+        older, newer = centred(image.basis * folded.gain1), basis_of(values, folded.out_proj2)
         newer[:, 0] += folded.shift2
         rank, channels = older.shape[1:]
         gram11, gram12, gram22 = (a @ b.transpose(1, 2) for a, b in ((older, older), (older, newer), (newer, newer)))
@@ -264,23 +266,23 @@ class TwoWay:
             flat.mul_(scale[:, None]).baddbmm_(on_basis[part], rows1)
             by_head(keys[part], folded.query2_at, out=weights, add=True)
             rows2 = _softmax_rows(weights, padded, part)
-            overlaps = scratch.take("overlaps", len(scale), 2 * rank, positions)
-            with_older, with_newer = overlaps[:, :rank], overlaps[:, rank:]
-            overlaps_of(values1[part], state.overlap2[0], out=with_older)
-            overlaps_of(values[part], state.overlap2[1], out=with_newer)
-            with_newer[:, 0] += state.overlap2_shift
-            overlaps.mul_(2 * scale[:, None])
+            inner = scratch.take("inner", len(scale), 2 * rank, positions)
+            with_older, with_newer = inner[:, :rank], inner[:, rank:]
+            inner_products_of(values1[part], state.inner2[0], out=with_older)
+            inner_products_of(values[part], state.inner2[1], out=with_newer)
+            with_newer[:, 0] += state.inner2_shift
+            inner.mul_(2 * scale[:, None])
             # A square contains each pair of an older and a newer row twice: both count with the older.
             with_older.baddbmm_(gram11[part], rows1).baddbmm_(gram12[part], rows2, alpha=2.0)
             with_newer.baddbmm_(gram22[part], rows2)
-            power = with_older.mul_(rows1).sum(1).add_(with_newer.mul_(rows2).sum(1))
-            power.addcmul_(scale.square(), state.power2)
-            factor = torch.rsqrt(power.div_(channels).add_(folded.eps2))
+            sq_norm = with_older.mul_(rows1).sum(1).add_(with_newer.mul_(rows2).sum(1))
+            sq_norm.addcmul_(scale.square(), state.sq_norm2)
+            factor = torch.rsqrt(sq_norm.div_(channels).add_(folded.eps2))
             scale.mul_(factor)
             rows1.mul_(factor[:, None])
             torch.mul(rows2, factor[:, None], out=room[part, rank:])
 
-        self._crew.each(work, self._parts(len(keys)))
+        self._core_pool.each(work, self._parts(len(keys)))
         return LowRankImage(image.scale, room, torch.cat([older, newer], dim=1))
 
     def _parts(self, prompts: int) -> Iterator[slice]:

@@ -61,7 +61,7 @@ class Upscaling:
                 once = self._once(state, upper, image, positions, on_basis, scratch)
                 outputs = slice(2 * positions.start, 2 * positions.stop)
                 for lower in (0, 1):
-                    twice = self._twice(once, lower, state.added.second[upper, lower, outputs], scratch)
+                    twice = self._twice(once, lower, state.upscale_bias.second[upper, lower, outputs], scratch)
                     made = torch.bmm(vectors, twice.transpose(1, 2))
                     out[:, :, rows, 2 * upper + lower] = made.view(prompts, masks, -1, 4 * width)
         return out.view(prompts, masks, 4 * height, 4 * width)
@@ -70,18 +70,18 @@ class Upscaling:
         self, state: ImageState, upper: int, image: LowRankImage, positions: slice, on_basis: Tensor, scratch: Scratch
     ) -> Tensor:
         """Apply the first convolution and the norm.  Returns (B, 2·p, c4)."""
-        shared, added = state.upscaled[upper, positions], state.added.first[upper, positions]
+        shared, upscale_bias = state.upscaled[upper, positions], state.upscale_bias.first[upper, positions]
         once = scratch.take("once", len(image.scale), *shared.shape)
-        torch.addcmul(added, shared, image.scale[:, positions, None], out=once)
+        torch.addcmul(upscale_bias, shared, image.scale[:, positions, None], out=once)
         once.baddbmm_(image.rows[:, :, positions].transpose(1, 2), on_basis)
         norm = self._norm
         pixels = once.view(len(once), -1, *norm.normalized_shape)
         return _gelu_(layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
 
-    def _twice(self, once: Tensor, lower: int, added: Tensor, scratch: Scratch) -> Tensor:
-        """Apply the second convolution.  added: (2·p, 2·c8).  Returns (B, 4·p, c8)."""
-        twice = scratch.take("twice", len(once), *added.shape)
-        twice.copy_(added)
+    def _twice(self, once: Tensor, lower: int, upscale_bias: Tensor, scratch: Scratch) -> Tensor:
+        """Apply the second convolution.  upscale_bias: (2·p, 2·c8).  Returns (B, 4·p, c8)."""
+        twice = scratch.take("twice", len(once), *upscale_bias.shape)
+        twice.copy_(upscale_bias)
         twice.flatten(0, 1).addmm_(once.flatten(0, 1), self._folded.upscale2[lower])
         return _gelu_(twice).view(len(once), 2 * once.shape[1], -1)
 

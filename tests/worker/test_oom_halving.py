@@ -12,7 +12,7 @@ import torch
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.sam.candidates import Candidates, at_hand
 from maskfleet.worker.sam.model import SegmentationModel
-from maskfleet.worker.sam.oom_halving import Halving
+from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.segment import segment
 from tests.worker.conftest import everything
@@ -36,7 +36,7 @@ def decoding(limit: int) -> Callable[[PromptBatch], Candidates]:
 
 @pytest.mark.parametrize(("limit", "sizes", "known"), [(64, [10], 10), (5, [5, 5], 5), (3, [2, 2, 2, 2, 2], 2)])
 def test_a_batch_is_halved_until_it_fits(limit: int, sizes: list[int], known: int) -> None:
-    halving = Halving(10)
+    halving = BatchHalving(10)
 
     parts = list(halving.decode(decoding(limit), batch(10)))
 
@@ -49,7 +49,7 @@ def test_a_batch_is_halved_until_it_fits(limit: int, sizes: list[int], known: in
 
 
 def test_later_batches_begin_with_the_size_that_fitted() -> None:
-    halving = Halving(8)
+    halving = BatchHalving(8)
     list(halving.decode(decoding(4), batch(8)))
 
     parts = list(halving.decode(decoding(4), batch(8)))
@@ -59,7 +59,7 @@ def test_later_batches_begin_with_the_size_that_fitted() -> None:
 
 def test_one_prompt_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        list(Halving(4).decode(decoding(0), batch(4)))
+        list(BatchHalving(4).decode(decoding(0), batch(4)))
 
 
 def test_a_job_that_meets_the_end_of_memory_once_has_the_same_masks(

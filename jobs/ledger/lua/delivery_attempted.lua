@@ -1,20 +1,20 @@
 #!lua flags=allow-oom
 -- Record the outcome of a delivery attempt.
--- ARGV: id, made (the number of the attempt), try (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
+-- ARGV: id, attempts_total (the number of the attempt), attempt (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
 --       state ('waiting': try again), detail, delay_ms, breaker_failures, breaker_ms, disable_ms (0: do not), retention_ms
 -- Returns 'ok' | 'late' (another courier has it by now, or it has ended) | 'unknown'
 -- requires: keys, webhooks
-local id, made, try, state = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
+local id, attempts_total, attempt, state = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 local key = delivery_key(id)
 local delivery = redis.call('HMGET', key, 'tenant', 'url', 'state', 'made')
 if not delivery[1] then return 'unknown' end
 local tenant, url, host, now = delivery[1], delivery[2], host_of(delivery[2]), now_ms()
 
-if try ~= '' then
-  if redis.call('LINDEX', tries_key(id), -1) == try then return 'ok' end  -- a repeated call
-  redis.call('RPUSH', tries_key(id), try)
-  redis.call('LTRIM', tries_key(id), -TRIES_KEPT, -1)
-  redis.call('PEXPIRE', tries_key(id), redis.call('PTTL', key))
+if attempt ~= '' then
+  if redis.call('LINDEX', delivery_attempts_key(id), -1) == attempt then return 'ok' end  -- a repeated call
+  redis.call('RPUSH', delivery_attempts_key(id), attempt)
+  redis.call('LTRIM', delivery_attempts_key(id), -DELIVERY_ATTEMPTS_KEPT, -1)
+  redis.call('PEXPIRE', delivery_attempts_key(id), redis.call('PTTL', key))
 end
 
 -- The breaker opens after breaker_failures failures in a row, for twice as long after each failed probe.
@@ -35,8 +35,8 @@ elseif ARGV[10] ~= '0' then
   redis.call('SET', disabled_key(tenant, url), now, 'PX', ARGV[10])
 end
 
-wake_lane(tenant, host, now)
-if (delivery[3] ~= 'waiting' or delivery[4] ~= made) and state ~= 'delivered' then return 'late' end
+wake_host_queue(tenant, host, now)
+if (delivery[3] ~= 'waiting' or delivery[4] ~= attempts_total) and state ~= 'delivered' then return 'late' end
 if state ~= 'waiting' then
   end_delivery(id, tenant, url, state, ARGV[6], now, ARGV[11])
   return 'ok'

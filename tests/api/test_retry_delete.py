@@ -35,11 +35,11 @@ def test_a_failed_job_is_queued_once_more(
     job_id = a_failed_job(apiary, ledger)
     redis_client.delete(QUEUE)
 
-    answer = apiary.post(f"/v1/jobs/{job_id}/retry")
+    response = apiary.post(f"/v1/jobs/{job_id}/retry")
 
-    shown = JobView.model_validate_json(answer.data)
-    assert (answer.status_code, shown.id, shown.status, shown.error) == (202, job_id, Status.QUEUED, None)
-    assert answer.headers["Location"] == shown.urls.self
+    shown = JobView.model_validate_json(response.data)
+    assert (response.status_code, shown.id, shown.status, shown.error) == (202, job_id, Status.QUEUED, None)
+    assert response.headers["Location"] == shown.urls.self
     assert [attempt.outcome for attempt in shown.attempts or ()] == ["store_unavailable"]
     (message,) = redis_client.lrange(QUEUE, 0, -1)
     assert job_id in message
@@ -91,11 +91,11 @@ def test_a_retried_job_whose_message_cannot_be_sent_is_owed(
     redis_client.execute_command("ACL", "SETUSER", "door", "on", ">word", "~mf:*", "+@all")
     settings = make_settings(redis_url=redis_url.replace("redis://", "redis://door:word@"))
     try:
-        answer = Caller(create_app(settings), KEYS["apiary"]).post(f"/v1/jobs/{job_id}/retry")
+        response = Caller(create_app(settings), KEYS["apiary"]).post(f"/v1/jobs/{job_id}/retry")
     finally:
         redis_client.execute_command("ACL", "DELUSER", "door")
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
     assert redis_client.llen(QUEUE) == 0
     assert outbox.due() == [(job_id, QUEUE)]
 
@@ -124,9 +124,9 @@ def test_a_deleted_job_leaves_nothing_behind_but_its_image(
     store.put(f"{result_prefix('apiary', job_id)}/attempt-9-9/coco.json", b"of an attempt that lost", "text/plain")
     assert record.spec.image.upload_id is not None
 
-    answer = apiary.delete(f"/v1/jobs/{job_id}")
+    response = apiary.delete(f"/v1/jobs/{job_id}")
 
-    assert (answer.status_code, answer.data) == (204, b"")
+    assert (response.status_code, response.data) == (204, b"")
     assert list(store.listed(f"{result_prefix('apiary', job_id)}/")) == []
     assert [key for key in redis_client.keys("*") if job_id in key] == []
     assert store.head(upload_key("apiary", record.spec.image.upload_id)) is not None
@@ -218,10 +218,10 @@ def test_a_full_redis_takes_nothing_in_and_lets_everything_end(
     finally:
         redis_client.config_set("maxmemory", 0)
 
-    for answer in refused:
-        check_problem(answer, 503, "queue_unavailable")
-        assert int(answer.headers["Retry-After"]) > 0
+    for response in refused:
+        check_problem(response, 503, "queue_unavailable")
+        assert int(response.headers["Retry-After"]) > 0
     assert after == before
-    assert [answer.status_code for answer in let_through] == [202, 204, 200]
+    assert [response.status_code for response in let_through] == [202, 204, 200]
     ends = [ledger.status(job_id) for job_id in (retried, deleted, canceled, finished)]
     assert ends == [Status.QUEUED, None, Status.CANCELED, Status.SUCCEEDED]

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
-from maskfleet.jobs.schema.delivery import DeliveryState, TryOutcome, TryView
+from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.spec import Webhook
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
@@ -27,7 +27,7 @@ LEASE_S = 65.0
 ANSWERS = {200: DeliveryState.DELIVERED, 410: DeliveryState.REFUSED, 404: None, 500: None, None: None}
 
 
-class LanesMachine(RuleBasedStateMachine):
+class HostQueuesMachine(RuleBasedStateMachine):
     """Jobs that end, two couriers that may die, receivers that fail, and owners who redeliver."""
 
     client: ClassVar[redis.Redis]
@@ -64,20 +64,20 @@ class LanesMachine(RuleBasedStateMachine):
         self.taken += due
         for tenant in TENANTS:
             assert sum(one.tenant == tenant for one in self.taken) <= PER_TENANT
-        for lane in {(one.tenant, host_of(one)) for one in due}:
-            assert self.client.zcard(f"mf:sending:{lane[0]}:{lane[1]}") <= PER_HOST
+        for host_queue in {(one.tenant, host_of(one)) for one in due}:
+            assert self.client.zcard(f"mf:sending:{host_queue[0]}:{host_queue[1]}") <= PER_HOST
         self._see_disabled()
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), status=st.sampled_from(list(ANSWERS)), delay_s=st.sampled_from([0.0, 50.0, 5000.0]))
-    def a_try_is_over(self, data: st.DataObject, status: int | None, delay_s: float) -> None:
+    def an_attempt_is_over(self, data: st.DataObject, status: int | None, delay_s: float) -> None:
         delivery = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
-        made, state = tried(delivery, status), ANSWERS[status]
+        attempt, state = tried(delivery, status), ANSWERS[status]
 
         if state is None:
-            self.deliveries.postponed(delivery, delay_s, made)
+            self.deliveries.postponed(delivery, delay_s, attempt)
         else:
-            self.deliveries.ended(delivery, state, made)
+            self.deliveries.ended(delivery, state, attempt)
             self.states[delivery.id] = state
 
     @precondition(lambda self: self.taken)
@@ -148,20 +148,20 @@ class LanesMachine(RuleBasedStateMachine):
             assert record.state is state
 
     @invariant()
-    def no_lane_is_looked_at_too_late(self) -> None:
+    def no_host_queue_is_looked_at_too_late(self) -> None:
         now = self.client.time()[0] * 1000 + 1000
         for tenant in TENANTS:
-            lanes = self.members(f"mf:lanes:{tenant}")
+            host_queues = self.members(f"mf:lanes:{tenant}")
             for host in HOSTS:
                 due = self.members(f"mf:due:{tenant}:{host}")
                 sending = self.members(f"mf:sending:{tenant}:{host}")
                 until = float(str(self.client.hget(f"mf:breaker:{tenant}:{host}", "until_ms") or 0))
                 if sending:
-                    assert lanes[host] <= max(now, *sending.values())
+                    assert host_queues[host] <= max(now, *sending.values())
                 elif due:
-                    assert lanes[host] <= max(now, min(due.values()), until)
-            if lanes:
-                assert self.members("mf:lanes")[tenant] <= max(now, min(lanes.values()))
+                    assert host_queues[host] <= max(now, min(due.values()), until)
+            if host_queues:
+                assert self.members("mf:lanes")[tenant] <= max(now, min(host_queues.values()))
 
     def teardown(self) -> None:
         """At the end, with healthy receivers, everything arrives."""
@@ -197,20 +197,22 @@ def host_of(delivery: Delivery) -> str:
     return delivery.url.split("/")[2]
 
 
-def tried(delivery: Delivery, status: int | None) -> TryView:
-    outcome = {200: TryOutcome.DELIVERED, 410: TryOutcome.REFUSED}.get(status or 0, TryOutcome.FAILED)
+def tried(delivery: Delivery, status: int | None) -> DeliveryAttempt:
+    outcome = {200: DeliveryAttemptOutcome.DELIVERED, 410: DeliveryAttemptOutcome.REFUSED}.get(
+        status or 0, DeliveryAttemptOutcome.FAILED
+    )
     at = datetime.fromtimestamp(delivery.now_s, UTC)
-    return TryView(number=delivery.number, at=at, duration_s=0.1, outcome=outcome, status=status)
+    return DeliveryAttempt(number=delivery.attempts_total, at=at, duration_s=0.1, outcome=outcome, status=status)
 
 
 @pytest.fixture
-def machine(redis_client: redis.Redis) -> Iterator[type[LanesMachine]]:
-    LanesMachine.client = redis_client
-    yield LanesMachine
-    del LanesMachine.client
+def machine(redis_client: redis.Redis) -> Iterator[type[HostQueuesMachine]]:
+    HostQueuesMachine.client = redis_client
+    yield HostQueuesMachine
+    del HostQueuesMachine.client
 
 
-def test_whoever_waits_is_sent_whatever_happened_before(machine: type[LanesMachine]) -> None:
+def test_whoever_waits_is_sent_whatever_happened_before(machine: type[HostQueuesMachine]) -> None:
     examples = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 
     run_state_machine_as_test(machine, settings=examples)

@@ -9,7 +9,7 @@ import uuid
 import structlog
 from flask import Flask, Response, g, request
 
-from maskfleet.api.services import services
+from maskfleet.api.services import current_services
 from maskfleet.jobs.logs import get_logger
 
 #: Responses are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
@@ -20,7 +20,7 @@ HTTPS_ONLY_S = 2 * 365 * 24 * 3600
 logger = get_logger()
 
 
-def register_exchange(app: Flask) -> None:
+def register_request_context(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_end)
 
@@ -38,21 +38,21 @@ def _begin() -> None:
     structlog.contextvars.bind_contextvars(program="api", request_id=g.request_id)
 
 
-def _end(answer: Response) -> Response:
-    answer.headers["X-Request-Id"] = g.request_id
-    answer.headers["X-Content-Type-Options"] = "nosniff"
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    answer.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    if request.is_secure or services().settings.public_url.startswith("https://"):
-        answer.headers["Strict-Transport-Security"] = f"max-age={HTTPS_ONLY_S}"
-    answer.headers.setdefault("Content-Security-Policy", DATA_POLICY)
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    if request.is_secure or current_services().settings.public_url.startswith("https://"):
+        response.headers["Strict-Transport-Security"] = f"max-age={HTTPS_ONLY_S}"
+    response.headers.setdefault("Content-Security-Policy", DATA_POLICY)
     # Responses hold presigned links and states that change; no cache may keep them.
-    answer.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("Cache-Control", "no-store")
     seconds = time.monotonic() - g.began - g.waited_s
     route = request.url_rule.rule if request.url_rule is not None else "unmatched"
-    services().metrics.count(request.method, route, answer.status_code, seconds)
+    current_services().metrics.count(request.method, route, response.status_code, seconds)
     logger.debug(
-        "request_served", method=request.method, route=route, status=answer.status_code, ms=round(seconds * 1000, 1)
+        "request_served", method=request.method, route=route, status=response.status_code, ms=round(seconds * 1000, 1)
     )
-    return answer
+    return response

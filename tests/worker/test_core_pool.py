@@ -8,7 +8,7 @@ from threading import Barrier, get_ident
 import pytest
 import torch
 
-from maskfleet.worker.sam.fast.core_pool import Crew, in_parts
+from maskfleet.worker.sam.fast.core_pool import CorePool, in_parts
 from maskfleet.worker.sam.fast.low_rank import Scratch
 
 CPU = torch.device("cpu")
@@ -23,13 +23,13 @@ def three_threads() -> Iterator[None]:
 
 
 def test_parts_are_worked_on_at_the_same_time_on_a_core_each(three_threads: None) -> None:
-    crew, together, seen = Crew(CPU), Barrier(3, timeout=10), []
+    core_pool, together, seen = CorePool(CPU), Barrier(3, timeout=10), []
 
     def work(part: int, scratch: Scratch) -> None:
         together.wait()
         seen.append((part, get_ident(), id(scratch), torch.get_num_threads(), torch.is_inference_mode_enabled()))
 
-    crew.each(work, range(3))
+    core_pool.each(work, range(3))
 
     assert sorted(part for part, *_ in seen) == [0, 1, 2]
     assert len({thread for _, thread, *_ in seen}) == len({scratch for _, _, scratch, *_ in seen}) == 3
@@ -41,7 +41,7 @@ def test_with_one_thread_the_caller_does_it_all() -> None:
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(1)
 
-    Crew(CPU).each(lambda part, _: seen.append((part, get_ident())), range(3))
+    CorePool(CPU).each(lambda part, _: seen.append((part, get_ident())), range(3))
 
     torch.set_num_threads(before)
     assert seen == [(part, get_ident()) for part in range(3)]
@@ -52,12 +52,12 @@ def test_an_error_in_a_part_reaches_the_caller(three_threads: None) -> None:
         if part == 1:
             raise torch.OutOfMemoryError("no more")
 
-    crew = Crew(CPU)
+    core_pool = CorePool(CPU)
 
     with pytest.raises(torch.OutOfMemoryError, match="no more"):
-        crew.each(work, range(3))
+        core_pool.each(work, range(3))
 
-    crew.each(lambda _part, _scratch: None, range(9))  # and its buffers are back
+    core_pool.each(lambda _part, _scratch: None, range(9))  # and its buffers are back
 
 
 def test_a_sequence_is_cut_into_pieces() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
-from maskfleet.worker.masks.mask import Mask, decode_rle
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.candidates import Candidates, decode_with_library
 from maskfleet.worker.sam.crops import whole
 from maskfleet.worker.sam.model import SegmentationModel, load_model
@@ -158,7 +158,7 @@ def test_masks_that_are_measured_again_keep_their_order_and_their_scores(
     assert again.metrics.decoded_again > 5
     assert [mask.predicted_iou for mask in again.masks] == [mask.predicted_iou for mask in before.masks]
     assert [mask.point_coords for mask in again.masks] == [mask.point_coords for mask in before.masks]
-    differing = [int((decode_rle(a) ^ decode_rle(b)).sum()) for a, b in zip(again.masks, before.masks, strict=True)]
+    differing = [int((decode_mask(a) ^ decode_mask(b)).sum()) for a, b in zip(again.masks, before.masks, strict=True)]
     assert max(differing) <= MAX_BORDERLINE_PIXELS
 
 
@@ -205,7 +205,7 @@ def test_masks_that_were_written_early_are_decoded_again_too(model: Segmentation
     spec = everything(points_per_crop=4, points_per_batch=4, **LOOSE)
 
     at_leisure = segment(photo, spec, model, bounds=EVERY_MASK)
-    in_haste = segment(photo, spec, model, bounds=replace(EVERY_MASK, outline_bytes=0))
+    in_haste = segment(photo, spec, model, bounds=replace(EVERY_MASK, logits_window_bytes=0))
 
     assert in_haste.masks == at_leisure.masks
     assert in_haste.metrics.decoded_again == at_leisure.metrics.decoded_again > 0
@@ -217,7 +217,7 @@ def test_a_mask_that_was_written_early_still_knows_its_borderline_pixels(
     spec = everything(points_per_crop=3, **LOOSE)
 
     at_leisure = segment(large, spec, model).metrics.decoded_again
-    in_haste = segment(large, spec, model, bounds=Bounds(outline_bytes=0)).metrics.decoded_again
+    in_haste = segment(large, spec, model, bounds=Bounds(logits_window_bytes=0)).metrics.decoded_again
 
     assert in_haste == at_leisure > 0
 

@@ -11,12 +11,12 @@ from flask import Flask, current_app, g, request
 from maskfleet.api.auth import Caller
 from maskfleet.api.limits import register_limits
 from maskfleet.api.operation import operation_of
-from maskfleet.api.services import services
+from maskfleet.api.services import current_services
 from maskfleet.jobs.errors import Unauthorized
 from maskfleet.jobs.ledger.api_keys import Scope
 
 
-def register_gate(app: Flask) -> None:
+def register_authorization(app: Flask) -> None:
     app.before_request(_identify)
     register_limits(app)
     app.before_request(_authorize)
@@ -27,7 +27,7 @@ def _identify() -> None:
     if _needed_scope() is None:
         return
     try:
-        g.caller = services().keys.caller_of(request.headers.get("Authorization"))
+        g.caller = current_services().keys.caller_of(request.headers.get("Authorization"))
     except Unauthorized as refusal:
         g.refusal = refusal
     else:

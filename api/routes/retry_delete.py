@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 from maskfleet.api.admission import over_quota, publish
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.routes.jobs import find_job, job_not_found, show
-from maskfleet.api.services import base_url, services, tenant
+from maskfleet.api.services import base_url, current_services, tenant
 from maskfleet.jobs.errors import Conflict
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Deleted, Retried
@@ -15,7 +15,7 @@ from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.storage import result_prefix
 
-blueprint = Blueprint("ended", __name__)
+blueprint = Blueprint("retry_delete", __name__)
 logger = get_logger()
 
 
@@ -24,14 +24,14 @@ logger = get_logger()
     Operation(
         summary="Queue a failed job again, under the same id and with both deadlines restarted.",
         scope=Scope.WRITE,
-        answers={202: JobView},
+        responses={202: JobView},
         problems={404: ("job_not_found",), 409: ("job_not_failed",), 429: ("too_many_jobs_in_flight",)},
     )
 )
 def retry_job(job_id: str) -> Response:
-    record, door = find_job(job_id), services()
-    max_in_flight = door.settings.jobs_in_flight(tenant())
-    outcome = door.ledger.retry(
+    record, services = find_job(job_id), current_services()
+    max_in_flight = services.settings.jobs_in_flight(tenant())
+    outcome = services.ledger.retry(
         record.id,
         tenant(),
         start_deadline_s=record.spec.start_deadline_s,
@@ -45,10 +45,10 @@ def retry_job(job_id: str) -> Response:
         case Retried.UNKNOWN:  # its record has expired since it was read
             raise job_not_found()
     logger.info("job_retried", job_id=record.id)
-    publish(record.id, record.queue, door)
-    answer = show(find_job(job_id), status=202)
-    answer.headers["Location"] = f"{base_url()}/v1/jobs/{record.id}"
-    return answer
+    publish(record.id, record.queue, services)
+    response = show(find_job(job_id), status=202)
+    response.headers["Location"] = f"{base_url()}/v1/jobs/{record.id}"
+    return response
 
 
 @blueprint.delete("/jobs/<job_id>")
@@ -60,18 +60,18 @@ def retry_job(job_id: str) -> Response:
             "The image stays, since other jobs of yours may use the same upload; the operator's lifecycle rule for the "
             "bucket removes it."
         ),
-        answers={204: None},
+        responses={204: None},
         problems={404: ("job_not_found",), 409: ("job_not_ended",), 503: ("store_unavailable",)},
     )
 )
 def delete_job(job_id: str) -> Response:
-    record, door = find_job(job_id), services()
-    match door.ledger.begin_deletion(record.id, tenant()):
+    record, services = find_job(job_id), current_services()
+    match services.ledger.begin_deletion(record.id, tenant()):
         case Deleted.NOT_ENDED:
             raise Conflict("job_not_ended", f"The job is {record.status}. Cancel it, or wait for it to end.")
         case Deleted.UNKNOWN:  # its record has expired since it was read
             raise job_not_found()
-    removed = door.store.delete_prefix(f"{result_prefix(record.tenant, record.id)}/")
-    door.ledger.delete(record.id, tenant())
+    removed = services.store.delete_prefix(f"{result_prefix(record.tenant, record.id)}/")
+    services.ledger.delete(record.id, tenant())
     logger.info("job_deleted", job_id=record.id, objects=removed)
     return Response(status=204)
