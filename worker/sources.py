@@ -22,7 +22,7 @@ from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_
 if TYPE_CHECKING:
     from maskfleet.worker.sam.prompts import MaskInputs
 
-#: Bytes read at a time, so that a file over the limit is left after so many too many.
+#: Bytes read at a time: a file over the limit is abandoned at most this far beyond it.
 _CHUNK = 1 << 20
 
 

@@ -97,7 +97,7 @@ class Steps:
         self._embed_s = self._decode_s = 0.0
 
     def expect(self, batches: int) -> None:
-        """Say how many batches there are in all, before the first."""
+        """Set how many batches there are in all, before the first."""
         self._batches = batches
 
     def embed(self, photo: Photo, crop: Crop) -> Embedding:

@@ -70,7 +70,7 @@ def _manifest(job_id: str) -> Manifest:
         raise NotFound(
             "result_not_found", "The result is no longer in the store; results are kept for a limited time."
         ) from error
-    # Links are made for what the manifest names; whoever wrote it, they must not reach beyond the job's own folder.
+    # Links are made for what the manifest names; even a forged one must not make them leave the job's own folder.
     folder = f"{result_prefix(record.tenant, record.id)}/"
     if not all(file.key.startswith(folder) for file in manifest.files):
         logger.error("manifest_names_foreign_keys", job_id=record.id)

@@ -24,7 +24,7 @@ class SweepTurns:
         self._redis = client
 
     def is_due(self, every_s: float) -> bool:
-        """Say whether it is the asker's turn; once in ``every_s``, whoever asks."""
+        """Return True if the caller should sweep: once per ``every_s`` among all couriers."""
         with redis_errors():
             return bool(self._redis.set("mf:swept", "1", nx=True, px=int(every_s * 1000)))
 
@@ -54,7 +54,7 @@ class SweepTurns:
         try:
             yield keep
         finally:
-            # Whoever has the lock now, if it is not this one any more, keeps it.
+            # If another sweep holds the lock by now, it keeps it.
             with suppress(LockError), redis_errors():
                 lock.release()
 

@@ -54,7 +54,7 @@ class Sweep:
     """A pass through the results of all jobs."""
 
     def __init__(self, ledger: Ledger, turns: SweepTurns, store: Store, *, retention_s: float, grace_s: float) -> None:
-        """retention_s: how long records outlive their jobs.  grace_s: how long objects outlive what named them."""
+        """retention_s: how long records outlive their jobs.  grace_s: how long unreferenced objects are kept."""
         self._ledger = ledger
         self._turns = turns
         self._store = store
@@ -67,7 +67,7 @@ class Sweep:
         return cls(ledger, turns, Store(settings), retention_s=settings.retention_s, grace_s=settings.sweep_grace_s)
 
     def is_due(self, every_s: float) -> bool:
-        """Say whether it is the asker's turn; once in ``every_s``, whoever asks."""
+        """Return True if the caller should sweep: once per ``every_s`` among all couriers."""
         return self._turns.is_due(every_s)
 
     def run(self, *, dry_run: bool = False, is_over: Callable[[], bool] = lambda: False) -> Iterator[Leftover]:
