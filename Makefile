@@ -6,15 +6,15 @@ BIN := .venv/bin
 
 setup: .venv/.installed
 
-# TORCH=cpu takes PyTorch's build for the processor, which is 4.5 GB smaller on Linux; it counts when .venv is made.
-TORCH ?=
+# The index of PyTorch's CPU builds, as its installation page names it: 4.5 GB smaller on Linux.  Read when .venv is made.
+TORCH_INDEX_URL ?=
 
 # The stamp is newer than what it was installed from, so a second call does nothing.
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "maskfleet needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(if $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps \
-		--index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision)
+	$(if $(TORCH_INDEX_URL),$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps \
+		--index-url $(TORCH_INDEX_URL) torch torchvision)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	touch $@
 
