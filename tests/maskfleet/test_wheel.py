@@ -293,7 +293,9 @@ def install(wheel: Path, folder: Path) -> Installed:
     made = Installed(folder / "environment", folder / "project")
     venv.create(made.environment, with_pip=False, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(made.environment / "bin" / "python")]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    # Without PYTHONPATH: pip would take a checkout that it finds there for the package, installed already.
+    command = [*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, cwd=folder, env=made.variables, check=True)
     for name in FOREIGN:
         (made.folder / name).mkdir(parents=True)
         (made.folder / name / "__init__.py").write_text("raise ImportError('This is a package of somebody else.')\n")
