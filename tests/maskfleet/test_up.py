@@ -303,7 +303,7 @@ def test_a_store_that_was_given_but_lacks_the_bucket_is_named(
 
     answer = start.refused("--data", tmp_path, **{**given, "MASKFLEET_BUCKET": "missing"})
 
-    assert "does not show us the bucket 'missing'" in answer
+    assert "Cannot access the bucket 'missing'" in answer
 
 
 def test_a_redis_that_was_given_but_does_not_answer_is_named(start: Starter, tmp_path: Path) -> None:
