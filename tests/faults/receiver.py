@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
+from urllib.parse import urlsplit
 
 from maskfleet.client.errors import WebhookRejected
 from maskfleet.client.webhooks import verify_webhook
+from maskfleet.stack.hook_server import HookServer
 from tests.faults.history import History, Notified
 from tests.faults.proxy import Fault, Mode, Proxy
 
@@ -28,43 +28,27 @@ class HookReceiver:
         self.slow = False
         #: Webhooks that got an error, a late response, or none at all.
         self.turned_away = 0
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                answer = receiver.answer
-                if slow := receiver.slow:
-                    time.sleep(SLOW_S)
-                receiver.turned_away += slow or answer >= 300
-                history.note(_sight(body, dict(self.headers), secret, 0 if slow else answer))
-                self.send_response(answer)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except ConnectionError:  # the courier gave up, or was killed
-                    self.close_connection = True
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._secret = secret
+        self._history = history
+        self._server = HookServer(self._take)
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        self._exits.callback(self._server.server_close)
-        self._exits.callback(self._server.shutdown)
-        self._way = self._exits.enter_context(Proxy(self._server.server_port))
+        server = self._exits.enter_context(self._server)
+        self._way = self._exits.enter_context(Proxy(urlsplit(server.url).port or 0))
         self.url = f"http://127.0.0.1:{self._way.port}/hook"
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    def _take(self, body: bytes, headers: Mapping[str, str]) -> int:
+        answer = self.answer
+        if slow := self.slow:
+            time.sleep(SLOW_S)
+        self.turned_away += slow or answer >= 300
+        self._history.note(_sight(body, headers, self._secret, 0 if slow else answer))
+        return answer
 
     @contextmanager
     def answering(self, status: int) -> Iterator[None]:
@@ -91,7 +75,7 @@ class HookReceiver:
             self.turned_away += self._way.heal()
 
 
-def _sight(body: bytes, headers: dict[str, str], secret: str, answered: int) -> Notified:
+def _sight(body: bytes, headers: Mapping[str, str], secret: str, answered: int) -> Notified:
     headers = {name.lower(): value for name, value in headers.items()}
     event = json.loads(body)
     data = event["data"]
