@@ -239,7 +239,7 @@ def test_a_job_can_be_canceled_between_its_second_decodings(model: SegmentationM
 
 
 def test_half_precision_has_no_digits_to_match(demo_model: str, photo: Photo) -> None:
-    half = load_model(demo_model, "cpu", "bfloat16")
+    half = load_model(demo_model, "cpu", "float16")
 
     assert segment(photo, points(RAGGED[0]), half, bounds=EVERY_MASK).metrics.decoded_again == 0
 

@@ -27,6 +27,8 @@ from maskfleet.worker.sam.prompts import PromptBatch, join
 #: is what decoding may use besides the weights.
 _MOST_COPIES = 4
 #: The ways in which the library multiplies matrices.
+#: Sizes of batches that are tried, up to the size of the one given: kernels may change from one to the next.
+_PROBED_SIZES = (2, 3, 5, 8)
 _PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 
 Decode = Callable[[PromptBatch], Candidates]
@@ -65,27 +67,21 @@ def decode_in_slot(
 
 
 def find_copies(decode: Decode, prompts: PromptBatch, image_positions: int) -> int | None:
-    """Find the fewest copies of a prompt that round like a whole batch, on this machine with its threads.
+    """Find the fewest copies of a prompt that round like whole batches, on this machine with its threads.
 
-    prompts: a batch of two or more.  Returns None if no number up to ``_MOST_COPIES`` does.
+    prompts: a batch of two or more; smaller ones are tried with its first prompts.
+    Returns None if no number up to ``_MOST_COPIES`` does.
     """
-    size = len(prompts.indices)
-    whole = decode(prompts)
-    for copies in range(1, min(_MOST_COPIES, size) + 1):
-        if all(
-            _is_row(
-                decode_in_slot(
-                    decode,
-                    prompts.part(row, row + 1),
-                    BatchSlot(row, size),
-                    copies=copies,
-                    image_positions=image_positions,
-                ),
-                whole,
-                row,
-            )
-            for row in range(size)
-        ):
+    sizes = sorted({min(size, len(prompts.indices)) for size in _PROBED_SIZES})
+    wholes = {size: decode(prompts.part(0, size)) for size in sizes}
+
+    def is_alike(size: int, row: int, copies: int) -> bool:
+        prompt, slot = prompts.part(row, row + 1), BatchSlot(row, size)
+        one = decode_in_slot(decode, prompt, slot, copies=copies, image_positions=image_positions)
+        return _is_row(one, wholes[size], row)
+
+    for copies in range(1, min(_MOST_COPIES, sizes[-1]) + 1):
+        if all(is_alike(size, row, copies) for size in sizes for row in (0, size - 1)):
             return copies
     return None
 
