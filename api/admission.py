@@ -22,12 +22,12 @@ from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuo
 from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewJobs
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
-from maskfleet.jobs.schema.base import BATCH_ID
 from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
 from maskfleet.jobs.schema.spec import ImageSource, JobOptions, dump_spec
+from maskfleet.jobs.schema.wire import BATCH_ID
 from maskfleet.jobs.status import Status
 
 #: The limit on all specs of a batch together; each of its jobs keeps its own in Redis, which holds small things only.

@@ -15,9 +15,9 @@ from pydantic import BaseModel, TypeAdapter
 from maskfleet.api.operation import Operation, operation_of
 from maskfleet.api.problems import PROBLEM_TYPE
 from maskfleet.jobs.schema.api import Problem
-from maskfleet.jobs.schema.base import BATCH_ID, JOB_ID
 from maskfleet.jobs.schema.batch_spec import BatchSpec
 from maskfleet.jobs.schema.spec import JobSpec
+from maskfleet.jobs.schema.wire import BATCH_ID, JOB_ID
 
 Json = dict[str, Any]  # Any: a part of the document, whose shape the OpenAPI specification defines
 

@@ -26,7 +26,7 @@ from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.connection import tls_options
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import UrgencyCycle
-from maskfleet.jobs.schema.base import JOB_ID
+from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.settings import SharedSettings
 
 #: The one task; what is published with one version is taken by nodes of another, so it never changes.

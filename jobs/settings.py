@@ -14,8 +14,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
-from maskfleet.jobs.schema.base import HttpUrl
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
+from maskfleet.jobs.schema.wire import HttpUrl
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"

@@ -23,8 +23,8 @@ from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.api import JobPage, JobQuery
-from maskfleet.jobs.schema.base import JOB_ID
 from maskfleet.jobs.schema.record import JobRecord, JobView
+from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.status import Status
 
 #: The most records that a list filtered by status reads before it responds with what it has found.

@@ -28,7 +28,7 @@ import redis
 from pydantic import SecretStr
 
 from maskfleet.jobs.ledger.connection import redis_errors
-from maskfleet.jobs.schema.base import utc_time
+from maskfleet.jobs.schema.wire import utc_time
 
 #: A tenant's name is part of keys in Redis and of paths in the store.
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

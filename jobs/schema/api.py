@@ -10,9 +10,9 @@ from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault
-from maskfleet.jobs.schema.base import HttpUrl, Wire
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.record import JobView
+from maskfleet.jobs.schema.wire import HttpUrl, Wire
 from maskfleet.jobs.status import Status
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.base import Wire, utc_time
+from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import ENDED, Status
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from maskfleet.jobs.schema.base import HttpUrl, Wire
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
     MAX_BATCH_IMAGES,
@@ -23,6 +22,7 @@ from maskfleet.jobs.schema.spec import (
     Webhook,
     invalid_request,
 )
+from maskfleet.jobs.schema.wire import HttpUrl, Wire
 
 
 class BatchEventName(StrEnum):

@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.base import Wire, utc_time
+from maskfleet.jobs.schema.wire import Wire, utc_time
 
 
 class DeliveryState(StrEnum):

@@ -10,10 +10,10 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.base import Wire, utc_time
 from maskfleet.jobs.schema.batch import BatchEnds, BatchRecord, BatchStatus, BatchUrls
 from maskfleet.jobs.schema.record import Failure, JobRecord, JobUrls, Metrics
 from maskfleet.jobs.schema.spec import EventName
+from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import Status
 
 #: Standard Webhooks recommends bodies below this, in bytes.

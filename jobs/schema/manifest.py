@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.base import Wire
 from maskfleet.jobs.schema.record import Metrics, ResultSummary
+from maskfleet.jobs.schema.wire import Wire
 
 
 class ManifestFile(Wire):

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maskfleet.jobs.schema.base import JobId, S3Uri, UploadId, Wire
+from maskfleet.jobs.schema.wire import JobId, S3Uri, UploadId, Wire
 
 #: A bound on one request, as those in `spec` are: a spec is kept in Redis, which holds small things only.
 MAX_POINTS_PER_PROMPT = 256

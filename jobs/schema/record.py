@@ -11,8 +11,8 @@ from typing import Self
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.base import Wire, utc_time
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, parse_spec
+from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import Stage, Status
 
 Spec = EverythingJob | PointJob | BoxJob

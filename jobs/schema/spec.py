@@ -21,8 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault, InvalidRequest
-from maskfleet.jobs.schema.base import HttpUrl, S3Uri, UploadId, Wire
 from maskfleet.jobs.schema.prompts import Prompt
+from maskfleet.jobs.schema.wire import HttpUrl, S3Uri, UploadId, Wire
 
 #: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000

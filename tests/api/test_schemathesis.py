@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from maskfleet.api.app import create_app
 from maskfleet.api.openapi import DELIVERY_ID, document
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.schema.base import BATCH_ID
+from maskfleet.jobs.schema.wire import BATCH_ID
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, claim, run_to_success

@@ -26,8 +26,8 @@ from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.schema.base import JOB_ID
 from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.storage import ListedObject, Store
 
