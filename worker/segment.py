@@ -74,7 +74,7 @@ def segment(
 
 
 def _segment_everything(photo: Photo, spec: EverythingJob, steps: Steps) -> Segmentation:
-    """A grid of points on the image and on each crop; good, stable, whole masks; of those that overlap, the best."""
+    """Segment a grid of points on image and crops; keep good, stable, whole masks, the best where they overlap."""
     params = spec.params
     crops = lay_out(photo.size_wh, params)
     steps.expect(count_grid_batches(crops, steps.points_per_batch))
@@ -136,7 +136,7 @@ def _measure_whole(
 
 
 def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
-    """One object for each prompt: its best candidate, or with multimask all three."""
+    """Segment one object for each prompt: its best candidate, or with multimask all three."""
     params, family = spec.params, steps.model.family
     groups = group_prompts(spec.prompts, steps.points_per_batch, padded=family.pads_prompts, masked=mask_inputs)
     steps.expect(len(groups))

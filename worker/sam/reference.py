@@ -5,8 +5,8 @@ decoders only the products over prompts' tokens have few rows; those over the im
 round alike whatever the number of prompts.  So one prompt is decoded by itself, while the products over its tokens get
 as many rows as the whole batch has, with zeros in place of the other prompts.
 
-This held on all processors, thread counts and instruction sets that were tried, but is not taken for granted:
-``find_copies`` tests it on the present machine when a model is loaded.
+With MKL limited to SSE 4.2 on several threads two copies of the prompt are needed for that, elsewhere one was enough.
+Nothing is taken for granted: ``find_copies`` tests it on the present machine when a model is loaded.
 See docs/decisions/0034-borderline-masks-are-decoded-again.md.
 """
 
@@ -26,9 +26,9 @@ from maskfleet.worker.sam.prompts import PromptBatch, join
 #: The most copies of a prompt to decode together if one alone rounds differently.  Four of ViT-B's take 160 MB, which
 #: is what decoding may use besides the weights.
 _MOST_COPIES = 4
-#: The ways in which the library multiplies matrices.
 #: Sizes of batches that are tried, up to the size of the one given: kernels may change from one to the next.
 _PROBED_SIZES = (2, 3, 5, 8)
+#: The ways in which the library multiplies matrices.
 _PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 
 Decode = Callable[[PromptBatch], Candidates]
