@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import keep, spread
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.jobs.schema.spec import parse_spec
 from maskfleet.worker.image.decode import decode_photo
 from maskfleet.worker.output.formats import make_artifacts

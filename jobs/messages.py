@@ -18,8 +18,7 @@ from typing import Annotated, Any, Literal
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
-from kombu.transport.redis import Channel as RedisChannel
-from kombu.transport.redis import Transport as RedisTransport
+from kombu.transport.redis import Channel as RedisChannel, Transport as RedisTransport
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from maskfleet.jobs.errors import QueueUnavailable

@@ -6,64 +6,63 @@ What a name needs is imported when it is first used: the service's programs live
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from maskfleet.client import (
-        ApiError,
-        AuthenticationError,
-        BatchView,
-        Client,
-        Conflict,
-        DamagedFile,
-        DeliveryView,
-        ImageSource,
-        JobFields,
-        JobView,
-        Manifest,
-        NotFound,
-        Photo,
-        PingView,
-        Prompt,
-        Redeliveries,
-        Refused,
-        Unavailable,
-        WaitTimeout,
-        Webhook,
-        WebhookEvent,
-        WebhookRejected,
-        verify_webhook,
+if TYPE_CHECKING:  # for type checkers and editors
+    from maskfleet.client.client import Client as Client
+    from maskfleet.client.errors import (
+        ApiError as ApiError,
+        AuthenticationError as AuthenticationError,
+        Conflict as Conflict,
+        DamagedFile as DamagedFile,
+        NotFound as NotFound,
+        Refused as Refused,
+        Unavailable as Unavailable,
+        WaitTimeout as WaitTimeout,
+        WebhookRejected as WebhookRejected,
     )
+    from maskfleet.client.submission import JobFields as JobFields, Photo as Photo
+    from maskfleet.client.webhooks import WebhookEvent as WebhookEvent, verify_webhook as verify_webhook
+    from maskfleet.jobs.schema.api import PingView as PingView, Redeliveries as Redeliveries
+    from maskfleet.jobs.schema.batch import BatchView as BatchView
+    from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
+    from maskfleet.jobs.schema.manifest import Manifest as Manifest
+    from maskfleet.jobs.schema.prompts import Prompt as Prompt
+    from maskfleet.jobs.schema.record import JobView as JobView
+    from maskfleet.jobs.schema.spec import ImageSource as ImageSource, Webhook as Webhook
 
-__all__ = [
-    "ApiError",
-    "AuthenticationError",
-    "BatchView",
-    "Client",
-    "Conflict",
-    "DamagedFile",
-    "DeliveryView",
-    "ImageSource",
-    "JobFields",
-    "JobView",
-    "Manifest",
-    "NotFound",
-    "Photo",
-    "PingView",
-    "Prompt",
-    "Redeliveries",
-    "Refused",
-    "Unavailable",
-    "WaitTimeout",
-    "Webhook",
-    "WebhookEvent",
-    "WebhookRejected",
-    "verify_webhook",
-]
+#: Each name's module, for Python itself.
+_MODULE_OF = {
+    "Client": "maskfleet.client.client",
+    "ApiError": "maskfleet.client.errors",
+    "AuthenticationError": "maskfleet.client.errors",
+    "Conflict": "maskfleet.client.errors",
+    "DamagedFile": "maskfleet.client.errors",
+    "NotFound": "maskfleet.client.errors",
+    "Refused": "maskfleet.client.errors",
+    "Unavailable": "maskfleet.client.errors",
+    "WaitTimeout": "maskfleet.client.errors",
+    "WebhookRejected": "maskfleet.client.errors",
+    "JobFields": "maskfleet.client.submission",
+    "Photo": "maskfleet.client.submission",
+    "WebhookEvent": "maskfleet.client.webhooks",
+    "verify_webhook": "maskfleet.client.webhooks",
+    "PingView": "maskfleet.jobs.schema.api",
+    "Redeliveries": "maskfleet.jobs.schema.api",
+    "BatchView": "maskfleet.jobs.schema.batch",
+    "DeliveryView": "maskfleet.jobs.schema.delivery",
+    "Manifest": "maskfleet.jobs.schema.manifest",
+    "Prompt": "maskfleet.jobs.schema.prompts",
+    "JobView": "maskfleet.jobs.schema.record",
+    "ImageSource": "maskfleet.jobs.schema.spec",
+    "Webhook": "maskfleet.jobs.schema.spec",
+}
+
+__all__ = list(_MODULE_OF)
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> object:
-        if name in __all__:
-            return getattr(importlib.import_module("maskfleet.client"), name)
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(_MODULE_OF[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

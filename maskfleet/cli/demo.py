@@ -19,9 +19,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from maskfleet import Client
 from maskfleet.cli.demo_progress import DemoProgress
 from maskfleet.cli.extras import require
-from maskfleet.client import Client
 from maskfleet.client.errors import ApiError, WaitTimeout
 from maskfleet.client.submission import JobFields
 from maskfleet.data import DEMO_PHOTO

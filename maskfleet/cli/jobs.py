@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
+from maskfleet import Client
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import EXIT_SERVICE, progress_bars, reporting_errors, show_progress, summary
-from maskfleet.client import Client
 from maskfleet.client.submission import source_of
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import JobView

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import redis
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from maskfleet.api.app import create_app
 from maskfleet.api.request_body import MAX_SPEC_BYTES

@@ -20,7 +20,7 @@ import pytest
 import redis
 import requests
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.record import JobView

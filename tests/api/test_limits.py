@@ -13,9 +13,9 @@ from flask import Flask
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from maskfleet import Client
 from maskfleet.api.app import create_app
 from maskfleet.api.limits import REST_S
-from maskfleet.client import Client
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from maskfleet.jobs.errors import InvalidRequest, QueueUnavailable
 from maskfleet.jobs.ledger.batches import Batches

@@ -9,8 +9,7 @@ from typing import ClassVar, cast
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares

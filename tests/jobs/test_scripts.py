@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from maskfleet.jobs.ledger.connection import SCRIPTS as FOLDER
-from maskfleet.jobs.ledger.connection import script_text
+from maskfleet.jobs.ledger.connection import SCRIPTS as FOLDER, script_text
 
 SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir()}
 #: Required by other scripts; no program runs these by themselves.

@@ -5,8 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
 from maskfleet.jobs.prompt_checks import check_prompts_on_image

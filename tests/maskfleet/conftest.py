@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.stack.process import StackLine
 from maskfleet.stack.receiver import Receiver
 from tests.conftest import WEBHOOK_SECRET

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.client import client as client_module
 from maskfleet.client.errors import AuthenticationError, Conflict, NotFound, Refused, WaitTimeout
 from maskfleet.client.submission import JobFields

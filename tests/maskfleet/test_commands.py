@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from maskfleet import Client
 from maskfleet.cli.main import COMMANDS
-from maskfleet.client import Client
 from maskfleet.stack.process import StackLine
 from tests.maskfleet.conftest import Cli
 from tests.maskfleet.scripted_server import Answer, ScriptedServer

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import maskfleet
-import maskfleet.client
 
 
 @pytest.mark.parametrize("name", maskfleet.__all__)
 def test_every_name_is_there(name: str) -> None:
-    assert getattr(maskfleet, name) is getattr(maskfleet.client, name)
+    assert getattr(maskfleet, name) is getattr(import_module(maskfleet._MODULE_OF[name]), name)
     assert name in dir(maskfleet)
 
 
-def test_the_names_are_those_of_the_client_and_of_its_page(repository: Path) -> None:
+def test_type_checkers_read_the_same_names_from_the_same_modules() -> None:
+    imports = [
+        node for node in ast.walk(ast.parse(Path(maskfleet.__file__).read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+
+    typed = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
+
+    assert typed == maskfleet._MODULE_OF
+
+
+def test_the_names_are_those_of_their_page(repository: Path) -> None:
     rows = [line.split("|")[1] for line in (repository / "docs" / "python.md").read_text().splitlines() if "|" in line]
 
     described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
-    assert described == set(maskfleet.__all__) == set(maskfleet.client.__all__)
+    assert described == set(maskfleet.__all__)
 
 
 def test_another_name_is_none() -> None:

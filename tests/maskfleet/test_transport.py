@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.client.download import download
 from maskfleet.client.errors import AuthenticationError, Conflict, DamagedFile, NotFound, Refused, Unavailable
 from maskfleet.client.events import follow

@@ -27,7 +27,7 @@ import pytest
 import requests
 from PIL import Image
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.workers import WorkerRegistry

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from maskfleet.client import Client, verify_webhook
+from maskfleet import Client, verify_webhook
 from maskfleet.client.errors import NotFound, Refused
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.stack.process import StackLine

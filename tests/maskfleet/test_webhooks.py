@@ -8,7 +8,7 @@ import pytest
 import requests
 from standardwebhooks import Webhook
 
-from maskfleet.client import verify_webhook
+from maskfleet import verify_webhook
 from maskfleet.client.errors import WebhookRejected
 from maskfleet.jobs.schema.events import Event, EventData, Ping, PingData
 from maskfleet.jobs.schema.record import JobUrls

@@ -1,7 +1,6 @@
 """The decision after a failed attempt."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from maskfleet.jobs.errors import (
     AttemptFailed,
