@@ -137,7 +137,7 @@ class Service:
             courier.wait(60)
 
     def end_a_job(self, url: str) -> str:
-        """Let a job succeed; return the id of the webhook that this queues."""
+        """Run a job to its end; return the id of the webhook that this queues."""
         job = NewJobs(TENANT, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
         job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).id
         record = self.ledger.claim(job_id, "node", lease_s=600, max_attempts=3)

@@ -204,7 +204,7 @@ def result_prefix(tenant: str, job_id: str) -> str:
 
 
 def manifest_key(tenant: str, job_id: str) -> str:
-    """The key of the manifest, which is written once for each job."""
+    """Return the key of the manifest, which is written once for each job."""
     return f"{result_prefix(tenant, job_id)}/manifest.json"
 
 

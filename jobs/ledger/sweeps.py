@@ -30,7 +30,7 @@ class SweepTurns:
 
     @contextmanager
     def hold(self) -> Iterator[Callable[[], None]]:
-        """Hold the one lock of all sweeps; gives what keeps it alive, to be called often.
+        """Hold the one lock of all sweeps; yield the function that keeps it alive, to be called often.
 
         Raises Conflict (``sweep_under_way``) when another sweep has it, or took it over.
         """

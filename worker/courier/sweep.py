@@ -136,7 +136,7 @@ class Sweep:
 
 
 def _keep_nothing() -> None:
-    """A dry run removes nothing, so it takes no turn."""
+    """Do nothing: a dry run removes nothing, so it takes no turn."""
 
 
 def _job_of(folder: str) -> str:

@@ -127,7 +127,7 @@ def one_step(low_hw: tuple[int, int], original_hw: tuple[int, int]) -> BilinearM
 
 
 def bilinear_map_of(low_hw: tuple[int, int], frame: Frame) -> BilinearMap:
-    """How low-resolution logits cover the original in a frame."""
+    """Return how low-resolution logits cover the original in a frame."""
     if frame.keeps_aspect:
         return two_steps(low_hw, frame.padded_hw, frame.scaled_hw, frame.original_hw)
     return one_step(low_hw, frame.original_hw)

@@ -52,5 +52,5 @@ def lay_out(size_wh: tuple[int, int], params: EverythingParams) -> tuple[Crop, .
 
 
 def count_grid_batches(crops: Sequence[Crop], points_per_batch: int) -> int:
-    """How many batches the points of all crops make, each crop's by themselves."""
+    """Count the batches of points over all crops; no batch spans two crops."""
     return sum(-(-(crop.points_per_side**2) // points_per_batch) for crop in crops)

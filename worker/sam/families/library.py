@@ -38,7 +38,7 @@ class Family:
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         self.network = network
         self.preprocessing = preprocessing
-        #: The encoder's precision.  Half precision is faster and gives other masks; the decoder is always float32.
+        #: The encoder's precision.  Half precision is faster and changes the masks slightly; the decoder is always float32.
         self.encoder_dtype = torch.float32
 
     @classmethod
@@ -46,7 +46,7 @@ class Family:
         """Load a checkpoint from a hub id or a folder; raises what the library raises."""
         numbers, _ = BaseImageProcessor.get_image_processor_dict(source)
         preprocessing = cls.read_preprocessing(numbers)
-        # float32 whatever the file contains: half precision gives other masks.
+        # float32 whatever the file contains: half precision changes the masks slightly.
         network = getattr(transformers, cls.network_class).from_pretrained(source, dtype=torch.float32)
         return network.eval().requires_grad_(False), preprocessing
 
