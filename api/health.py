@@ -15,7 +15,7 @@ blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/live")
-@operation(Operation(summary="Liveness: this process responds.", scope=None, responses={200: Health}))
+@operation(Operation(summary="Liveness: this process responds.", scope=None, responses={200: Health}, any_host=True))
 def live() -> Response:
     return json_response(Health(status="live"))
 
@@ -27,6 +27,7 @@ def live() -> Response:
         scope=None,
         responses={200: Health},
         problems={503: ("queue_unavailable", "store_unavailable")},
+        any_host=True,
     )
 )
 def ready() -> Response:

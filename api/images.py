@@ -10,7 +10,7 @@ from maskfleet.api.image_header import read_header
 from maskfleet.api.services import Services
 from maskfleet.api.sources import image_file_too_large
 from maskfleet.jobs.errors import CallerError
-from maskfleet.jobs.prompt_checks import check_prompts_on_image
+from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.settings import ApiSettings
@@ -27,7 +27,7 @@ def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings)
         raise image_file_too_large(settings.max_image_bytes)
     header = read_header(data, settings.max_image_pixels)
     if header.size_wh is not None:
-        check_prompts_on_image(prompts, header.size_wh)
+        fit_prompts(prompts, header.size_wh)
 
 
 def store_image(source: ImageSource, data: bytes | None, tenant: str, services: Services) -> ImageSource:

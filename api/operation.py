@@ -21,7 +21,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
     403: ("bucket_not_allowed",),
     404: ("upload_not_found",),
     413: ("body_too_large", "spec_too_large", "image_file_too_large"),
-    415: ("unsupported_media_type",),
+    415: ("unsupported_media_type", "content_encoding_not_supported"),
     422: (
         "invalid_spec",
         "unknown_model",
@@ -58,6 +58,7 @@ class Operation:
     responses: the model of each success status; None for no JSON body, a media type for another kind of body.
     problems: the codes of each error status, in addition to those that every route may return.
     body: the model of a JSON body; ``takes_job`` and ``takes_batch`` are for the routes whose body is one of those.
+    any_host: whether it is answered whatever the Host header says.
     """
 
     summary: str
@@ -70,6 +71,7 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
     description: str = ""
+    any_host: bool = False
 
 
 def submission_problems(own: Mapping[int, tuple[str, ...]]) -> Mapping[int, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
-from maskfleet.jobs.errors import FieldFault, JobError
+from maskfleet.jobs.errors import FieldFault, JobError, UnsupportedCoding
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.api import Problem
 
@@ -47,6 +47,8 @@ def error_response(error: JobError) -> Response:
         response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
     if error.code == "missing_scope":
         response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="insufficient_scope"'
+    if isinstance(error, UnsupportedCoding):
+        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, section 12.5.3
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request_not_served", code=error.code, detail=error.detail)
     return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import re
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +14,7 @@ from pydantic_core import from_json, to_json
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
@@ -39,10 +40,11 @@ class Submission:
 def read_submission(max_image_bytes: int) -> Submission:
     """Read a job from JSON, or from multipart/form-data with parts ``job`` and ``image``."""
     if request.mimetype == "application/json":
-        spec = parse_spec(request.get_data(cache=False))
+        spec = parse_spec(_json())
         image = base64.b64decode(spec.image.base64) if spec.image.base64 is not None else None
         submission = Submission(spec, image)
     elif request.mimetype == "multipart/form-data":
+        _check_coding()
         submission = _read_multipart(max_image_bytes)
     else:
         raise UnsupportedMediaType
@@ -55,17 +57,13 @@ def read_submission(max_image_bytes: int) -> Submission:
 
 def read_batch() -> Batch:
     """Read a batch from JSON."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType
-    return parse_batch(request.get_data(cache=False))
+    return parse_batch(_json())
 
 
 def read_json(model: type[Model], code: str) -> Model:
     """Read a small JSON body.  Raises InvalidRequest (``malformed_json``, or ``code``)."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType
     try:
-        return model.model_validate_json(request.get_data(cache=False), strict=True)
+        return model.model_validate_json(_json(), strict=True)
     except ValidationError as error:
         raise _recoded(invalid_request(error), code) from error
 
@@ -88,6 +86,21 @@ def read_idempotency_key() -> str:
             "invalid_idempotency_key", "An Idempotency-Key must be 1 to 255 visible ASCII characters.", status=400
         )
     return key
+
+
+def _json() -> bytes:
+    """Return the body of a JSON request, without a byte order mark, which some programs write before UTF-8."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    _check_coding()
+    return request.get_data(cache=False).removeprefix(codecs.BOM_UTF8)
+
+
+def _check_coding() -> None:
+    """Raise UnsupportedCoding for a compressed body: a small one may unpack to any size, and images hardly shrink."""
+    coding = request.headers.get("Content-Encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        raise UnsupportedCoding(coding)
 
 
 def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
@@ -121,7 +134,7 @@ def _read_multipart(max_image_bytes: int) -> Submission:
             raise InvalidRequest("malformed_multipart", f"The part {name!r} is missing.")
     if len(found["job"]) > MAX_SPEC_BYTES:
         raise spec_too_large()
-    return Submission(parse_spec(_with_image(found["job"])), found["image"])
+    return Submission(parse_spec(_with_image(found["job"].removeprefix(codecs.BOM_UTF8))), found["image"])
 
 
 def _with_image(job: bytes) -> bytes:

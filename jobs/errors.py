@@ -7,6 +7,8 @@
     │   ├── Forbidden            missing_scope
     │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
+    │   ├── InvalidHost          invalid_host, host_not_allowed
+    │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── OverQuota            too_many_jobs_in_flight; the only one worth retrying unchanged
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
@@ -49,8 +51,11 @@ class JobError(Exception):
         return f"{self.code}: {self.detail}"
 
     def locate(self, pointer: str) -> Self:
-        """Record where in the body the error is, as a JSON pointer; return the error itself, to be raised again."""
-        self.faults = (FieldFault(pointer, self.code, self.detail),)
+        """Record where in the body the error is, as a JSON pointer; return the error itself, to be raised again.
+
+        Faults that it has already follow: with a batch's image, the prompts that do not fit it.
+        """
+        self.faults = (FieldFault(pointer, self.code, self.detail), *self.faults)
         self.detail = f"{pointer}: {self.detail}"
         return self
 
@@ -129,11 +134,34 @@ class OverQuota(CallerError):
     retry_after_s = 10
 
 
+class InvalidHost(CallerError):
+    """The Host header is malformed, or names a host that this service is not known by."""
+
+    title = "The Host header is not accepted"
+
+
+class UnsupportedCoding(CallerError):
+    """The request's body is compressed."""
+
+    status = 415
+    title = "The body's coding is not supported"
+
+    def __init__(self, coding: str) -> None:
+        super().__init__(
+            "content_encoding_not_supported",
+            f"The body has the Content-Encoding {coding[:40]!r}. Send it as it is, without that header.",
+        )
+
+
 class InvalidPrompt(CallerError):
     """A prompt is outside the image, or its earlier mask cannot be used."""
 
     status = 422
     title = "A prompt does not fit the image"
+
+    def __init__(self, code: str, detail: str, *, faults: tuple[FieldFault, ...] = ()) -> None:
+        super().__init__(code, detail)
+        self.faults = faults
 
 
 class InvalidImage(CallerError):

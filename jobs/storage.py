@@ -25,6 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreUnavailable
+from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -220,8 +221,10 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
 
 
 def allowed_object(s3_uri: str, settings: SharedSettings) -> tuple[str, str]:
-    """Split a URI that a job names.  Raises InvalidRequest (``bucket_not_allowed``)."""
+    """Split a URI that a job names.  Raises InvalidRequest (``invalid_s3_uri``, ``bucket_not_allowed``)."""
     bucket, key = split_s3_uri(s3_uri)
+    if fault := key_fault(key):  # a job that was recorded before keys were checked
+        raise InvalidRequest("invalid_s3_uri", f"The s3_uri is not allowed. {fault}")
     # Never our own bucket: it holds other tenants' images and masks.
     if bucket not in settings.allowed_buckets or bucket == settings.bucket:
         raise InvalidRequest("bucket_not_allowed", f"This service may not read the bucket {bucket!r}.", status=403)

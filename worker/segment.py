@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from maskfleet.jobs.prompt_checks import check_mask_input_sizes, check_prompts_on_image
+from maskfleet.jobs.prompt_checks import check_mask_input_sizes, fit_prompts
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
 from maskfleet.worker.image.decode import Photo
@@ -64,7 +64,8 @@ def segment(
     Raises InvalidPrompt for a prompt outside the photo or with a mask of another size than the model's, and whatever
     the watch raises.
     """
-    check_prompts_on_image(spec.prompts, photo.size_wh)
+    if not isinstance(spec, EverythingJob):
+        spec = spec.model_copy(update={"prompts": fit_prompts(spec.prompts, photo.size_wh)})
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
     steps = Steps(model, spec.params.points_per_batch, watch, bounds)

@@ -89,7 +89,7 @@ def redeliver(delivery_id: str) -> Response:
         problems={
             400: ("malformed_json",),
             413: ("body_too_large",),
-            415: ("unsupported_media_type",),
+            415: ("unsupported_media_type", "content_encoding_not_supported"),
             422: ("invalid_range",),
         },
     )

@@ -27,7 +27,7 @@ blueprint = Blueprint("uploads", __name__)
         problems={
             400: ("malformed_json",),
             413: ("image_file_too_large", "body_too_large"),
-            415: ("unsupported_media_type",),
+            415: ("unsupported_media_type", "content_encoding_not_supported"),
             422: ("invalid_upload",),
         },
     )

@@ -44,7 +44,7 @@ logger = get_logger()
         problems={
             400: ("malformed_json",),
             413: ("body_too_large",),
-            415: ("unsupported_media_type",),
+            415: ("unsupported_media_type", "content_encoding_not_supported"),
             422: ("invalid_ping", "url_not_allowed"),
         },
         headers=(

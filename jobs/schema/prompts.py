@@ -47,14 +47,21 @@ class Prompt(Wire):
     """
 
     points: tuple[Point, ...] = Field(
-        (), max_length=MAX_POINTS_PER_PROMPT, description="[x, y] in pixels.", examples=[[[140, 60]]]
+        (),
+        max_length=MAX_POINTS_PER_PROMPT,
+        description="[x, y] in pixels. Up to one pixel outside the image is moved to its edge.",
+        examples=[[[140, 60]]],
     )
     labels: tuple[Literal[0, 1], ...] | None = Field(
         None,
         max_length=MAX_POINTS_PER_PROMPT,
         description="One for each point: 1 on the object, 0 off it. Default: all 1.",
     )
-    box: Box | None = Field(None, description="[x_min, y_min, x_max, y_max] in pixels.", examples=[[100, 20, 180, 100]])
+    box: Box | None = Field(
+        None,
+        description="[x_min, y_min, x_max, y_max] in pixels. Up to one pixel outside the image is moved to its edge.",
+        examples=[[100, 20, 180, 100]],
+    )
     mask_input: MaskInput | None = None
 
     @model_validator(mode="after")

@@ -192,7 +192,7 @@ class JobRecord:
 
     @cached_property
     def spec(self) -> Spec:
-        return parse_spec(self.spec_json)
+        return parse_spec(self.spec_json, recorded=True)
 
     @property
     def tried_for_s(self) -> float:

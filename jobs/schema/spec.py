@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -22,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault, InvalidRequest
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.wire import HttpUrl, S3Uri, UploadId, Wire
+from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, S3Uri, UploadId, Wire
 
 #: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
@@ -64,12 +65,37 @@ class EventName(StrEnum):
 ENDS = tuple(name for name in EventName if name is not EventName.STARTED)
 
 
-def _is_base64(text: str) -> str:
+#: What may stand before the base64 text: the head of a data: URL.  Source: RFC 2397; the Fetch Standard, "data: URLs".
+_DATA_URL = re.compile(r"data:[^,]{0,255};[ ]*base64[ ]*,", re.IGNORECASE)
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+#: ASCII white space, as the Infra Standard's "forgiving-base64 decode" drops it.
+_WHITE_SPACE = b"\t\n\x0c\r "
+
+
+def _standard_base64(text: str) -> str:
+    """Return base64 in its standard form, from any form that programs write it in."""
+    if head := _DATA_URL.match(text[:300]):
+        text = text[head.end() :]
     try:
         base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PydanticCustomError("invalid_base64", "The text is not standard base64.") from error
-    return text
+    except ValueError:  # includes binascii.Error
+        pass
+    else:
+        return text
+    digits = text.encode("ascii", "replace").translate(_URL_SAFE, delete=_WHITE_SPACE)
+    bare = digits.rstrip(b"=")
+    padding = b"=" * (-len(bare) % 4)
+    try:
+        if digits not in (bare, bare + padding):
+            raise binascii.Error("its padding is wrong")
+        base64.b64decode(bare + padding, validate=True)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "invalid_base64",
+            "The text is not base64. Send the standard or the URL-safe alphabet, with or without line breaks and "
+            "padding, or a data: URL with ;base64.",
+        ) from error
+    return (bare + padding).decode("ascii")
 
 
 class ImageSource(Wire):
@@ -80,8 +106,10 @@ class ImageSource(Wire):
     )
     url: HttpUrl | None = Field(None, description="A URL that a worker can fetch the image from.")
     upload_id: UploadId | None = Field(None, description="An upload made with `POST /v1/uploads`.")
-    base64: Annotated[str, AfterValidator(_is_base64)] | None = Field(
-        None, description="The image's bytes in the request itself; for small images."
+    base64: Annotated[str, AfterValidator(_standard_base64)] | None = Field(
+        None,
+        description="The image's bytes in the request itself, for small images: standard or URL-safe base64, with or "
+        "without line breaks and padding, or a `data:` URL.",
     )
 
     @model_validator(mode="after")
@@ -242,14 +270,15 @@ JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode
 _ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
 
 
-def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
+def parse_spec(text: bytes | str, *, recorded: bool = False) -> EverythingJob | PointJob | BoxJob:
     """Read a spec from JSON, with the schema's types exactly: no number in a string, no boolean for a number.
 
+    recorded: it is a job's record, and was accepted already.
     Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, otherwise ``invalid_spec`` with one
     fault for each field.
     """
     try:
-        return _ADAPTER.validate_json(text, strict=True)
+        return _ADAPTER.validate_json(text, strict=True, context=RECORDED if recorded else None)
     except ValidationError as error:
         raise invalid_request(error) from error
 

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.addresses import AddressRefused, split_url
@@ -15,6 +15,13 @@ from maskfleet.jobs.addresses import AddressRefused, split_url
 JOB_ID = r"job_[0-9a-f]{32}"
 BATCH_ID = r"batch_[0-9a-f]{32}"
 UPLOAD_ID = r"upl_[0-9a-f]{32}"
+
+
+#: The validation context for a record's own values: they were accepted once, perhaps by an older version of the rules.
+RECORDED = {"recorded": True}
+#: S3's limit.  Source: Amazon S3, "Naming Amazon S3 objects".
+MAX_KEY_BYTES = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 
 
 class Wire(BaseModel):
@@ -28,9 +35,26 @@ def utc_time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _is_s3_uri(uri: str) -> str:
-    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]+", uri):
+def key_fault(key: str) -> str:
+    """Return what is wrong with a key or prefix in a caller's or an operator's bucket; empty if nothing is.
+
+    A store may resolve ``..`` and empty parts, and read a backslash as a slash: such a key leads elsewhere.
+    """
+    if len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
+        return f"Its key is longer than {MAX_KEY_BYTES:,} bytes."
+    if _CONTROL.search(key):
+        return "Its key contains a control character or a backslash."
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        return "Its key has an empty part, or one that is . or .. alone."
+    return ""
+
+
+def _is_s3_uri(uri: str, info: ValidationInfo) -> str:
+    found = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([^\x00-\x1f]+)", uri)
+    if not found:
         raise PydanticCustomError("invalid_s3_uri", "Write it as s3://bucket/key.")
+    if info.context != RECORDED and (fault := key_fault(found[1])):
+        raise PydanticCustomError("invalid_s3_uri", "{fault} Write it as s3://bucket/key.", {"fault": fault})
     return uri
 
 

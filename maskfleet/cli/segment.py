@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import progress_bars, reporting_errors
 from maskfleet.data import DEMO_MODEL
-from maskfleet.jobs.prompt_checks import check_prompts_on_image
+from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.jobs.status import Stage
 
@@ -51,7 +51,7 @@ def segment_command(photo: Path, model: str | None, out: Path, device: str, **op
 
         settings = SharedSettings()
         picture = decode_photo(photo.read_bytes(), settings.max_image_pixels)
-        check_prompts_on_image(spec.prompts, picture.size_wh)
+        fit_prompts(spec.prompts, picture.size_wh)
 
         from maskfleet.worker.node.device import OPENMP_PASSIVE_WAIT
 

@@ -164,16 +164,25 @@ def test_a_body_over_the_limit_is_refused_unread(make_settings: SettingsMaker, c
 @pytest.mark.parametrize(
     ("mode", "prompt", "code"),
     [
-        ("point", {"points": [[64, 10]]}, "point_outside_image"),
-        ("point", {"points": [[10, 10], [-1, 10]]}, "point_outside_image"),
-        ("point", {"points": [[10, 48]]}, "point_outside_image"),
-        ("box", {"box": [10, 10, 64.5, 20]}, "box_outside_image"),
-        ("box", {"box": [-1, 10, 20, 20]}, "box_outside_image"),
+        ("point", {"points": [[65.1, 10]]}, "point_outside_image"),
+        ("point", {"points": [[10, 10], [-1.1, 10]]}, "point_outside_image"),
+        ("point", {"points": [[10, 49.5]]}, "point_outside_image"),
+        ("box", {"box": [10, 10, 65.5, 20]}, "box_outside_image"),
+        ("box", {"box": [-2, 10, 20, 20]}, "box_outside_image"),
         ("box", {"box": [1, 1, 9, 9], "points": [[70, 1]]}, "point_outside_image"),
     ],
 )
 def test_a_prompt_outside_the_image_is_refused(apiary: Caller, mode: str, prompt: dict[str, Any], code: str) -> None:
-    check_problem(apiary.send(job(mode=mode, prompts=[prompt])), 422, code)
+    good = {"box": [1, 1, 9, 9]} if mode == "box" else POINT
+
+    problem = check_problem(apiary.send(job(mode=mode, prompts=[good, prompt])), 422, code)
+
+    (fault,) = problem.errors or ()
+    assert (fault.pointer.rstrip("0123456789"), fault.code) == (
+        "/prompts/1/box" if code == "box_outside_image" else "/prompts/1/points/",
+        code,
+    )
+    assert problem.detail.startswith(f"{fault.pointer}: ")
 
 
 def test_a_prompt_outside_the_picture_as_it_is_turned_is_refused(apiary: Caller) -> None:

@@ -8,11 +8,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
-from maskfleet.jobs.prompt_checks import check_prompts_on_image
+from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, dump_spec, parse_spec
 
 IMAGE = {"s3_uri": "s3://photos/bee.jpg"}
+#: Keys that a store may resolve to another one than they name, or refuse.
+BAD_KEYS = [
+    *("../x.png", "a/../x.png", "./x.png", "a/./x.png", "a//x.png", "/x.png", "a/", "a/..", "..", "..\\x.png"),
+    *("a\x00.png", "a\n.png", "a\x7f.png", "a\x85.png", "k" * 1025, "\u20ac" * 342),
+]
 
 
 def _refining(mask_input: dict[str, object]) -> dict[str, object]:
@@ -80,6 +85,11 @@ def test_labels_default_to_points_on_the_object() -> None:
         ({"mode": "everything", "image": {**IMAGE, "base64": "aaaa"}}, "/image", "image_source"),
         ({"mode": "everything", "image": {"s3_uri": "https://x/y"}}, "/image/s3_uri", "invalid_s3_uri"),
         ({"mode": "everything", "image": {"s3_uri": "s3://only-a-bucket"}}, "/image/s3_uri", "invalid_s3_uri"),
+        *(
+            ({"mode": "everything", "image": {"s3_uri": f"s3://photos/{key}"}}, "/image/s3_uri", "invalid_s3_uri")
+            for key in BAD_KEYS
+        ),
+        (_refining({"s3_uri": "s3://photos/../m.npy"}), "/prompts/0/mask_input/s3_uri", "invalid_s3_uri"),
         ({"mode": "everything", "image": {"url": "file:///etc/passwd"}}, "/image/url", "invalid_url"),
         ({"mode": "everything", "image": {"url": "https://me:secret@example.com/"}}, "/image/url", "invalid_url"),
         ({"mode": "everything", "image": {"base64": "not base64!"}}, "/image/base64", "invalid_base64"),
@@ -148,23 +158,56 @@ def test_not_a_number_is_no_coordinate() -> None:
 
 
 def test_a_prompt_on_the_images_edge_is_inside() -> None:
-    check_prompts_on_image((Prompt(points=((0, 0), (99, 49))), Prompt(box=(0, 0, 100, 50))), (100, 50))
+    prompts = (Prompt(points=((0, 0), (99, 49), (100, 50))), Prompt(box=(0, 0, 100, 50)))
+
+    assert fit_prompts(prompts, (100, 50)) == prompts
+
+
+def test_what_is_up_to_a_pixel_outside_is_moved_to_the_edge() -> None:
+    prompts = (
+        Prompt(box=(-0.3, -1, 100.7, 51)),
+        Prompt(box=(5, 5, 9, 50.001), points=((-1, 3), (101, 51)), labels=(1, 0)),
+        Prompt(points=((4, 3),)),
+    )
+
+    fitted = fit_prompts(prompts, (100, 50))
+
+    assert [prompt.box for prompt in fitted] == [(0, 0, 100, 50), (5, 5, 9, 50), None]
+    assert [prompt.points for prompt in fitted] == [(), ((0, 3), (100, 50)), ((4, 3),)]
+    assert fitted[1].labels == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        (Prompt(points=((100, 10),)), "point_outside_image"),
-        (Prompt(points=((5, -1),)), "point_outside_image"),
-        (Prompt(box=(0, 0, 101, 50)), "box_outside_image"),
-        (Prompt(box=(-1, 0, 10, 10)), "box_outside_image"),
+        (Prompt(points=((101.1, 10),)), "point_outside_image"),
+        (Prompt(points=((5, -1.01),)), "point_outside_image"),
+        (Prompt(box=(0, 0, 101.1, 50)), "box_outside_image"),
+        (Prompt(box=(0, 0, 100, 51.1)), "box_outside_image"),
+        (Prompt(box=(-1.1, 0, 10, 10)), "box_outside_image"),
+        (Prompt(box=(-1, 0, -0.5, 10)), "box_outside_image"),
+        (Prompt(box=(100, 0, 101, 10)), "box_outside_image"),
+        (Prompt(box=(1, 50.5, 9, 51)), "box_outside_image"),
     ],
 )
 def test_a_prompt_outside_the_image_is_refused(prompt: Prompt, code: str) -> None:
     with pytest.raises(InvalidPrompt) as caught:
-        check_prompts_on_image((prompt,), (100, 50))
+        fit_prompts((prompt,), (100, 50))
 
     assert caught.value.code == code
+
+
+def test_every_prompt_outside_is_named_by_its_place_among_five_hundred() -> None:
+    prompts = [Prompt(box=(1, 1, 9, 9), points=((2, 2),)) for _ in range(500)]
+    prompts[317] = Prompt(box=(1, 1, 9, 52))
+    prompts[400] = Prompt(box=(1, 1, 9, 9), points=((2, 2), (3, -4)))
+
+    with pytest.raises(InvalidPrompt) as caught:
+        fit_prompts(tuple(prompts), (100, 50))
+
+    named = [(fault.pointer, fault.code) for fault in caught.value.faults]
+    assert named == [("/prompts/317/box", "box_outside_image"), ("/prompts/400/points/1", "point_outside_image")]
+    assert caught.value.detail.startswith("/prompts/317/box: The box [1.0, 1.0, 9.0, 52.0] extends outside")
 
 
 # Any input gives a spec, or a refusal with a code.
@@ -246,3 +289,14 @@ def test_anything_is_a_spec_that_survives_writing_or_a_refusal_with_a_code(text:
         assert refusal.faults
         assert all(fault.code and fault.detail for fault in refusal.faults)
         assert all(fault.pointer == "" or fault.pointer.startswith("/") for fault in refusal.faults)
+
+
+@pytest.mark.parametrize("key", ["a..b/...x.png", ".hidden/x.png", "a b/\u00e9.png", "%2e%2e/x.png", "\u20ac" * 341])
+def test_a_key_that_only_looks_odd_is_taken(key: str) -> None:
+    assert parse_spec(json.dumps({"mode": "everything", "image": {"s3_uri": f"s3://photos/{key}"}}))
+
+
+def test_a_record_with_a_key_that_would_be_refused_now_is_still_read() -> None:
+    text = json.dumps({"mode": "everything", "image": {"s3_uri": "s3://photos/../x.png"}})
+
+    assert parse_spec(text, recorded=True).image.s3_uri == "s3://photos/../x.png"

@@ -89,6 +89,19 @@ def test_a_bucket_that_is_not_allowed_is_not_read(bench: Workbench) -> None:
     assert failure_of(bench, create(bench, {"s3_uri": "s3://maskfleet/uploads/bee/secret"})) == "bucket_not_allowed"
 
 
+@pytest.mark.parametrize(
+    "key", ["../maskfleet/uploads/bee/secret", "a/../../x", "a//x", "a\\..\\x", "a\x7f", "k" * 1100]
+)
+def test_a_key_that_leads_elsewhere_is_not_read(bench: Workbench, key: str) -> None:
+    """The API refuses it; a record of an older version may still hold it."""
+    uri = f"s3://{PHOTOS_BUCKET}/{key}"
+    masked = [{"box": [20, 20, 80, 80], "mask_input": {"s3_uri": uri}}]
+
+    assert failure_of(bench, create(bench, {"s3_uri": uri})) == "invalid_s3_uri"
+    upload_id = bench.store.put_upload("ant", png((100, 100)), "image/png")
+    assert failure_of(bench, create(bench, {"upload_id": upload_id}, mode="box", prompts=masked)) == "invalid_s3_uri"
+
+
 def test_a_missing_object_fails_the_job(bench: Workbench) -> None:
     assert failure_of(bench, create(bench, {"s3_uri": f"s3://{PHOTOS_BUCKET}/none"})) == "image_not_found"
 

@@ -86,10 +86,22 @@ def test_a_prompt_outside_the_photo_is_refused_before_anything_is_computed(
     model: SegmentationModel, example: Example
 ) -> None:
     with pytest.raises(InvalidPrompt) as refused:
-        segment(example("coins.png"), points(ONE_POINT, {"points": [[384, 10]]}), model)
+        segment(example("coins.png"), points(ONE_POINT, {"points": [[386, 10]]}), model)
 
     assert refused.value.code == "point_outside_image"
-    assert "Prompt 1" in refused.value.detail
+    assert [fault.pointer for fault in refused.value.faults] == ["/prompts/1/points/0"]
+
+
+def test_a_box_that_a_detector_rounded_outside_is_segmented_as_the_box_at_the_edge(
+    model: SegmentationModel, example: Example
+) -> None:
+    photo = example("coins.png")
+    width, height = photo.size_wh
+
+    outside = segment(photo, boxes({"box": [300, 10, width + 0.3, height + 1], "points": [[width + 0.5, 99]]}), model)
+    at_the_edge = segment(photo, boxes({"box": [300, 10, width, height], "points": [[width, 99]]}), model)
+
+    assert outside.masks == at_the_edge.masks
 
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (1, 5000), (5000, 1)])
