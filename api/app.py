@@ -8,6 +8,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from maskfleet.api import health
 from maskfleet.api.authorization import register_authorization
 from maskfleet.api.cors import register_cors
+from maskfleet.api.hosts import register_hosts
 from maskfleet.api.problems import register_problems
 from maskfleet.api.request_body import MAX_SPEC_BYTES
 from maskfleet.api.request_context import register_request_context
@@ -45,6 +46,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     app.url_map.converters["msg"] = deliveries.MessageId
     register_request_context(app)
     register_problems(app)
+    register_hosts(app)
     register_cors(app)
     register_authorization(app)
     app.register_blueprint(health.blueprint)

@@ -29,6 +29,7 @@ _KEY_PROBLEMS = {
     503: ("queue_unavailable",),
 }
 _COMMON_PROBLEMS = {500: ("internal_error",)}
+_HOST_PROBLEMS = {400: ("invalid_host", "host_not_allowed")}
 _WITH_RETRY_AFTER = (429, 503)
 
 _MODES = ("everything", "point", "box")
@@ -66,8 +67,11 @@ _EXAMPLE_BATCH: Json = {
 }
 
 
-def document(app: Flask) -> Json:
-    """Describe every route of the app.  Raises LookupError for a route without a description."""
+def document(app: Flask, public_url: str = "") -> Json:
+    """Describe every route of the app.  Raises LookupError for a route without a description.
+
+    public_url: where clients reach the API; empty for where they found this document.
+    """
     routes = list(_routes(app))
     paths: dict[str, Json] = {}
     for path, method, name, described in routes:
@@ -80,7 +84,7 @@ def document(app: Flask) -> Json:
             "description": "Images in, masks out: Segment Anything as a durable job service.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": public_url.rstrip("/") or "/"}],
         # First the routes for callers, then those for operators.
         "paths": dict(sorted(paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0]))),
         "components": {
@@ -109,7 +113,12 @@ def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
 
 
 def _operation(path: str, name: str, described: Operation) -> Json:
-    problems = [_COMMON_PROBLEMS, described.problems, *([_KEY_PROBLEMS] if described.scope is not None else [])]
+    problems = [
+        _COMMON_PROBLEMS,
+        described.problems,
+        *([_KEY_PROBLEMS] if described.scope is not None else []),
+        *([_HOST_PROBLEMS] if not described.any_host else []),
+    ]
     codes: dict[int, tuple[str, ...]] = {}
     for some in problems:
         for status, names in some.items():

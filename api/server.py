@@ -39,6 +39,11 @@ worker_class = "gthread"
 threads = _settings.threads
 # A load balancer keeps connections open for a minute; the server must not be the first to close them.
 keepalive = 75
+# The app itself reads X-Forwarded-For and -Proto, from as many proxies as trusted_proxies says.  By default gunicorn
+# would believe the latter from any program on this machine, and from all that reach it over a UNIX socket.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
 # Requests that wait for a job to end are released at once; an upload in progress gets this long.
 graceful_timeout = 8
 timeout = 60

@@ -26,6 +26,8 @@ LOCAL_API_URL = "http://127.0.0.1:8000"
 Names = Annotated[tuple[str, ...], NoDecode]
 #: The exact form in which browsers send an origin.
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[a-z0-9.:\[\]-]+$")], ...], NoDecode]
+#: A host name, an address without brackets, or a network; neither a scheme nor a port.
+Host = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")]
 RateLimit = Annotated[str, Field(pattern=r"^([1-9][0-9]*/(second|minute|hour|day))?$")]
 
 
@@ -132,6 +134,9 @@ class ApiSettings(SharedSettings):
     anonymous_rate_limit: RateLimit = "60/minute"
     #: Proxies before the API that set X-Forwarded-For and X-Forwarded-Proto, which callers could otherwise forge.
     trusted_proxies: int = Field(0, ge=0)
+    #: Host names, addresses and networks that a Host header may name; ``*`` for any.  Empty: loopback, and the host of
+    #: public_url or, without one, of bind.  Health checks are answered under any.
+    trusted_hosts: Annotated[tuple[Host, ...], NoDecode] = ()
     #: Origins whose pages may call the API from a browser, as in ``https://masks.example.com``; empty for none.
     cors_origins: Origins = ()
     max_body_bytes: int = Field(96 * 2**20, ge=1)
@@ -149,7 +154,7 @@ class ApiSettings(SharedSettings):
     #: Threads of each process; each serves one request, and at most half may hold long polls and event streams.
     threads: int = Field(32, ge=2)
 
-    _split_names = field_validator("api_keys", "models", "cors_origins", mode="before")(_split)
+    _split_names = field_validator("api_keys", "models", "cors_origins", "trusted_hosts", mode="before")(_split)
     _split_pairs = field_validator("tenant_jobs_in_flight", mode="before")(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, current_app, send_from_directory
 
 from maskfleet.api.openapi import document
 from maskfleet.api.operation import Operation, operation
+from maskfleet.api.services import current_services
 
 blueprint = Blueprint("docs", __name__)
 
@@ -49,7 +50,8 @@ _START = """window.ui = SwaggerUIBundle({
 @blueprint.get("/openapi.json")
 @operation(Operation(summary="This OpenAPI document.", scope=None, responses={200: "application/json"}))
 def openapi() -> Response:
-    return Response(json.dumps(document(current_app)), mimetype="application/json")
+    described = document(current_app, current_services().settings.public_url)
+    return Response(json.dumps(described), mimetype="application/json")
 
 
 @blueprint.get("/docs")

@@ -19,7 +19,8 @@ def api_command(host: str | None, port: int | None) -> None:
 
     usual_host, _, usual_port = ApiSettings().bind.rpartition(":")
     bind = f"{host or usual_host}:{port or usual_port}"
-    command = ["--config", "python:maskfleet.api.server", "--bind", bind, "maskfleet.api.app:create_app()"]
+    command = ["--config", "python:maskfleet.api.server", "maskfleet.api.app:create_app()"]
+    os.environ["MASKFLEET_BIND"] = bind
     sys.stdout.flush()
     # This process becomes gunicorn, so that signals reach it.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *command])  # noqa: S606

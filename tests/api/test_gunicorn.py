@@ -269,3 +269,20 @@ def test_sigterm_lets_go_of_those_who_wait_and_ends_the_server(door: Door, redis
     assert list(door.figures.glob("maskfleet-api-*")) == []
     lines = door.log.read_text().splitlines()
     assert all(line.startswith("{") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("door", "links_begin_with"),
+    [({"trusted_proxies": "0"}, "http://"), ({"trusted_proxies": "1"}, "https://")],
+    indirect=["door"],
+    ids=["no proxy is trusted", "one is"],
+)
+def test_a_scheme_is_taken_from_a_header_only_behind_a_proxy_that_is_trusted(door: Door, links_begin_with: str) -> None:
+    """These requests come from 127.0.0.1, which gunicorn by itself believes."""
+    forged = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil"}
+
+    response = door.ask("POST", "/v1/jobs", body=job(), **forged)
+
+    own = door.url.removeprefix("http://")
+    assert response.json()["urls"]["self"].startswith(f"{links_begin_with}{own}/v1/jobs/")
+    assert ("Strict-Transport-Security" in response.headers) == (links_begin_with == "https://")

@@ -158,7 +158,7 @@ def test_ports_agree_from_end_to_end(compose: dict[str, Any], repository: Path) 
     assert last(api, "EXPOSE") == port
     assert f"127.0.0.1:{port}/ready" in last(api, "HEALTHCHECK")
     assert compose["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert compose["courier"]["environment"]["MASKFLEET_PUBLIC_URL"] == ""
+    assert {compose[name]["environment"]["MASKFLEET_PUBLIC_URL"] for name in ("api", "courier")} == {LOCAL_API_URL}
     assert f"http://127.0.0.1:{port}" == LOCAL_API_URL
     assert settings["MASKFLEET_S3_ENDPOINT"] == "http://s3:8333"
     assert "-s3.port=8333" in compose["s3"]["command"]
