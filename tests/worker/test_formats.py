@@ -6,16 +6,21 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.output import formats
@@ -68,7 +73,8 @@ def test_coco_records_decode_to_the_same_masks(job_of: Callable[..., Done]) -> N
 
     document = json.loads(done.file("coco.json"))
 
-    assert document["image"] == {"width": 320, "height": 256, "file_name": "shapes.png"}
+    assert document["images"] == [{"id": 1, "file_name": "shapes.png", "width": 320, "height": 256}]
+    assert document["categories"] == [{"id": 1, "name": "object", "supercategory": ""}]
     assert document["metrics"]["points"] == 3
     assert len(document["annotations"]) == 9
     for number, (record, mask) in enumerate(zip(document["annotations"], done.segmentation.masks, strict=True)):
@@ -81,6 +87,84 @@ def test_coco_records_decode_to_the_same_masks(job_of: Callable[..., Done]) -> N
         assert {"predicted_iou", "stability_score", "point_coords"} <= record.keys()
 
 
+def test_pycocotools_reads_the_file_as_a_dataset(job_of: Callable[..., Done], tmp_path: Path) -> None:
+    done = job_of("coco", multimask=True)
+    file = tmp_path / "coco.json"
+    file.write_bytes(done.file("coco.json"))
+
+    dataset = COCO(file)
+
+    assert dataset.getCatIds() == [1]
+    (image,) = dataset.loadImgs(dataset.getImgIds())
+    annotations = dataset.loadAnns(dataset.getAnnIds(imgIds=[image["id"]], iscrowd=False))
+    assert [annotation["id"] for annotation in annotations] == list(range(1, 10))
+    for annotation, mask in zip(annotations, done.segmentation.masks, strict=True):
+        assert np.array_equal(dataset.annToMask(annotation).astype(bool), decode_mask(mask))
+        assert annotation["score"] == annotation["predicted_iou"] == mask.predicted_iou
+
+
+def test_its_annotations_are_results_that_pycocotools_evaluates(job_of: Callable[..., Done], tmp_path: Path) -> None:
+    done = job_of("coco")
+    file = tmp_path / "coco.json"
+    file.write_bytes(done.file("coco.json"))
+    dataset = COCO(file)
+
+    results = dataset.loadRes(json.loads(file.read_bytes())["annotations"])
+    evaluation = COCOeval(dataset, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+
+    assert len(results.getAnnIds()) == 3
+    assert evaluation.stats[0] == 1.0  # they are compared with themselves
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ({"s3_uri": "s3://photos/a/b c.jpg"}, "b c.jpg"),
+        ({"url": "https://example.com/a/caf%C3%A9.jpg?size=1"}, "café.jpg"),
+        ({"url": "https://example.com/"}, "image"),
+        ({"url": "https://example.com/a%2f..%2f.."}, "image"),
+        ({"url": "https://example.com/a%5c..%00"}, "image"),
+        ({"upload_id": "upl_" + "0" * 32}, "upl_" + "0" * 32),
+    ],
+)
+def test_an_images_name_is_that_of_its_source(job_of: Callable[..., Done], image: dict[str, str], name: str) -> None:
+    done = job_of("coco")
+    spec = done.spec.model_copy(update={"image": ImageSource(**image)})
+
+    (artifact,) = make_artifacts(done.photo, spec, done.segmentation)
+
+    assert json.loads(artifact.data)["images"][0]["file_name"] == name
+
+
+def test_the_document_names_every_output_and_every_field(job_of: Callable[..., Done], repository: Path) -> None:
+    document = (repository / "docs" / "outputs.md").read_text()
+    done = job_of(*Output, multimask=True)
+    coco = json.loads(done.file("coco.json"))
+
+    (of_dataset, of_annotations) = re.findall(r"\n\| field \| \|\n\|[-| ]+\n((?:\|.+\n)+)", document)
+
+    assert set(re.findall(r"^\| `(\w+)` \| `", document, re.MULTILINE)) == set(Output)
+    assert {name for row in _first_cells(of_dataset) for name in row} == coco.keys()
+    assert {name for row in _first_cells(of_annotations) for name in row} == coco["annotations"][0].keys()
+    for artifact in done.artifacts():
+        assert re.sub(r"\d+", "0000", artifact.name) in document
+
+
+def _first_cells(rows: str) -> list[list[str]]:
+    return [re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows.splitlines()]
+
+
+def test_of_two_masks_of_one_area_the_later_is_on_top(job_of: Callable[..., Done]) -> None:
+    done = job_of("label_map")
+    mask = done.segmentation.masks[0]
+    done.segmentation = dataclasses.replace(done.segmentation, masks=(mask, mask))
+
+    assert set(np.unique(np.asarray(done.picture("label_map.png")))) == {0, 2}
+
+
 def test_records_of_mode_everything_have_the_fields_of_sa_1b(model: SegmentationModel) -> None:
     scene = plain_scene(2, (320, 256))
     photo = decode_photo(scene.png, MAX_PIXELS)
@@ -88,7 +172,8 @@ def test_records_of_mode_everything_have_the_fields_of_sa_1b(model: Segmentation
 
     (artifact,) = make_artifacts(photo, spec, segment(photo, spec, model))
 
-    fields = {"id", "segmentation", "area", "bbox", "predicted_iou", "stability_score", "point_coords", "crop_box"}
+    of_coco = {"id", "image_id", "category_id", "iscrowd", "segmentation", "area", "bbox", "score"}
+    fields = of_coco | {"predicted_iou", "stability_score", "point_coords", "crop_box"}
     records = json.loads(artifact.data)["annotations"]
     assert records
     assert all(set(record) == fields for record in records)

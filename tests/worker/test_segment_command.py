@@ -31,7 +31,7 @@ def test_boxes_on_the_coins_give_every_file_that_was_asked_for(repository: Path,
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"coco.json", "masks/0000.png", "masks/0001.png", "label_map.png", "overlay.png"}
     document = json.loads((tmp_path / "coco.json").read_text())
-    assert document["image"] == {"width": 384, "height": 303, "file_name": "coins.png"}
+    assert document["images"] == [{"id": 1, "file_name": "coins.png", "width": 384, "height": 303}]
     assert [record["prompt"] for record in document["annotations"]] == [0, 1]
     assert document["annotations"][1]["point_coords"] == [[45, 50], [75, 75]]
     first = coco_mask.decode(document["annotations"][0]["segmentation"]).astype(bool)

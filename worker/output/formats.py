@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from PIL import Image
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import Output
+from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.output.artifacts import Artifact
@@ -23,6 +24,8 @@ from maskfleet.worker.segment import Segmentation
 
 #: The ids of a 16-bit label map, not counting 0, the background.
 MAX_LABELS = 65_535
+#: The ids of the one image and the one category of a COCO dataset.  Not 0, which pycocotools takes for "none".
+IMAGE_ID = CATEGORY_ID = 1
 
 
 def make_artifacts(
@@ -30,7 +33,7 @@ def make_artifacts(
 ) -> Iterator[Artifact]:
     """Yield the outputs that the spec names, one file at a time.
 
-    file_name: the image's, for the COCO record.
+    file_name: the image's, for the COCO dataset; without one, it is made from the spec's source.
     Raises InvalidRequest (``too_many_masks``) if a label map has too few ids.
     """
     if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
@@ -41,7 +44,7 @@ def make_artifacts(
         )
     for output in dict.fromkeys(spec.outputs):
         if output is Output.COCO:
-            yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name))
+            yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name or _name_of(spec.image)))
         elif output is Output.PNG:
             yield from mask_pngs(segmentation)
         elif output is Output.LOGITS:
@@ -52,16 +55,20 @@ def make_artifacts(
             yield Artifact("overlay.png", "image/png", _png(draw_overlay(photo, spec, segmentation.masks)))
 
 
-def coco_json(segmentation: Segmentation, file_name: str | None = None) -> bytes:
-    """Return records with SA-1B's fields as JSON, one line per mask.
+def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
+    """Return a COCO dataset of one image and one category as JSON, one line per mask.
 
-    Additional fields: ``prompt``, the index of the mask's prompt, and ``candidate`` with multimask.
+    An annotation also has the fields of SA-1B, ``score``, by which COCO's tools rank results (it is ``predicted_iou``),
+    ``prompt``, the index of the mask's prompt, and ``candidate`` with multimask.
+    Source: cocodataset.org, "Data format", 1 and 2; and "Results format".
     """
     width, height = segmentation.size_wh
-    image = {"width": width, "height": height} | ({"file_name": file_name} if file_name else {})
+    image = {"id": IMAGE_ID, "file_name": file_name, "width": width, "height": height}
+    category = {"id": CATEGORY_ID, "name": "object", "supercategory": ""}
     records = ",\n".join(json.dumps(_record(number, mask)) for number, mask in enumerate(segmentation.masks, 1))
     return (
-        f'{{"image": {json.dumps(image)},\n"annotations": [\n{records}\n],\n'
+        f'{{"info": {{"description": "Masks by Segment Anything, made with maskfleet"}},\n"licenses": [],\n'
+        f'"images": [{json.dumps(image)}],\n"categories": [{json.dumps(category)}],\n"annotations": [\n{records}\n],\n'
         f'"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
     ).encode()
 
@@ -110,9 +117,13 @@ def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str)
 def _record(number: int, mask: Mask) -> dict[str, object]:
     record: dict[str, object] = {
         "id": number,
+        "image_id": IMAGE_ID,
+        "category_id": CATEGORY_ID,
+        "iscrowd": 0,
         "segmentation": {"size": list(mask.size_hw), "counts": mask.counts},
         "area": mask.area,
         "bbox": list(mask.bbox_xywh),
+        "score": mask.predicted_iou,
         "predicted_iou": mask.predicted_iou,
         "stability_score": mask.stability_score,
         "point_coords": [list(point) for point in mask.point_coords],
@@ -123,6 +134,13 @@ def _record(number: int, mask: Mask) -> dict[str, object]:
     if mask.candidate is not None:
         record["candidate"] = mask.candidate
     return record
+
+
+def _name_of(image: ImageSource) -> str:
+    """Return a file name for an image: the last part of its key or path, or its upload's id."""
+    source = image.s3_uri or (unquote(urlsplit(image.url).path) if image.url else image.upload_id) or ""
+    name = source.rpartition("/")[2]
+    return name if name not in ("", ".", "..") and name.isprintable() and "\\" not in name else "image"
 
 
 def _png(image: Image.Image) -> bytes:
