@@ -34,10 +34,18 @@ def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
         raise InvalidRequest.at(pointer, error.code, error.detail) from error
 
 
+def check_object(pointer: str, s3_uri: str, tenant: str, settings: ApiSettings) -> None:
+    """Raise InvalidRequest for an object that the tenant's jobs may not name.  pointer: its field in the body."""
+    try:
+        allowed_object(s3_uri, tenant, settings)
+    except InvalidRequest as error:
+        raise error.locate(pointer) from error
+
+
 def check_image_source(source: ImageSource, tenant: str, services: Services) -> None:
     """Raise InvalidRequest, NotFound or InvalidImage for a bucket that is not allowed, or an unusable upload."""
     if source.s3_uri is not None:
-        allowed_object(source.s3_uri, services.settings)
+        check_object("/image/s3_uri", source.s3_uri, tenant, services.settings)
     if source.upload_id is not None:
         stored = services.store.head(upload_key(tenant, source.upload_id))
         if stored is None:
@@ -58,7 +66,7 @@ def check_mask_inputs(prompts: Sequence[Prompt], tenant: str, services: Services
         if source is None:
             continue
         if source.s3_uri is not None:
-            allowed_object(source.s3_uri, services.settings)
+            check_object(f"/prompts/{number}/mask_input/s3_uri", source.s3_uri, tenant, services.settings)
         named = source.upload_id or source.job_id
         if named is None or named in seen:  # many prompts may name one job
             continue

@@ -53,10 +53,12 @@ class JobError(Exception):
     def locate(self, pointer: str) -> Self:
         """Record where in the body the error is, as a JSON pointer; return the error itself, to be raised again.
 
-        Faults that it has already follow: with a batch's image, the prompts that do not fit it.
+        It replaces a pointer into the image alone; faults of prompts, which do not fit that image, follow.
         """
-        self.faults = (FieldFault(pointer, self.code, self.detail), *self.faults)
-        self.detail = f"{pointer}: {self.detail}"
+        prompts = tuple(fault for fault in self.faults if fault.pointer.startswith("/prompts/"))
+        detail = self.detail if prompts or not self.faults else self.faults[0].detail
+        self.faults = (FieldFault(pointer, self.code, detail), *prompts)
+        self.detail = f"{pointer}: {detail}"
         return self
 
 

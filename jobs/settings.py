@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
+from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
 from maskfleet.jobs.schema.wire import HttpUrl
 
@@ -50,6 +51,14 @@ def _split_endpoints(value: object) -> object:
     if isinstance(value, str):
         return dict(part.strip().partition(":")[::2] for part in value.split(",") if part.strip())
     return value
+
+
+def _split_buckets(value: object) -> object:
+    """Read ``a:photos/a,shared`` as entries."""
+    parts = _split(value)
+    if isinstance(parts, tuple | list):
+        return tuple(AllowedBucket.parse(part) if isinstance(part, str) else part for part in parts)
+    return parts
 
 
 class SharedSettings(BaseSettings):
@@ -89,19 +98,30 @@ class SharedSettings(BaseSettings):
     max_image_pixels: int = Field(100_000_000, ge=1)
     #: Attempts before a job fails with ``attempts_exhausted``; workers and the courier count them.
     max_attempts: int = Field(3, ge=1)
-    #: Buckets that jobs may name in an ``s3_uri``; the API and the workers reject others.
-    allowed_buckets: Names = ()
+    #: What jobs may name in an ``s3_uri``, as in ``apiary:photos/apiary,shared-photos``; see ``jobs.buckets``.  The API
+    #: and the workers reject all else.
+    allowed_buckets: Annotated[tuple[AllowedBucket, ...], NoDecode] = ()
     #: The URL at which clients reach the API; links in responses and webhooks start with it.  Empty: the request's own
     #: in responses, LOCAL_API_URL in webhooks.
     public_url: str = ""
 
-    _split_shared = field_validator("egress_ports", "allowed_buckets", mode="before")(_split)
+    _split_shared = field_validator("egress_ports", mode="before")(_split)
+    _split_buckets = field_validator("allowed_buckets", mode="before")(_split_buckets)
 
     @model_validator(mode="after")
     def _authorities_are_for_tls(self) -> Self:
         if self.redis_ca and not self.redis_url.get_secret_value().startswith("rediss://"):
             raise ValueError(
                 "redis_ca is set, but redis_url does not begin with rediss://: nothing would be encrypted."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_bucket_is_not_named(self) -> Self:
+        if any(one.bucket == self.bucket for one in self.allowed_buckets):
+            raise ValueError(
+                f"allowed_buckets names {self.bucket!r}, the service's own bucket, which holds all tenants' images and "
+                "results. Put the images that jobs may name into another one."
             )
         return self
 

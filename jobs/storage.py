@@ -220,14 +220,19 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def allowed_object(s3_uri: str, settings: SharedSettings) -> tuple[str, str]:
-    """Split a URI that a job names.  Raises InvalidRequest (``invalid_s3_uri``, ``bucket_not_allowed``)."""
+def allowed_object(s3_uri: str, tenant: str, settings: SharedSettings) -> tuple[str, str]:
+    """Split a URI that a tenant's job names.  Raises InvalidRequest (``invalid_s3_uri``, ``bucket_not_allowed``)."""
     bucket, key = split_s3_uri(s3_uri)
     if fault := key_fault(key):  # a job that was recorded before keys were checked
         raise InvalidRequest("invalid_s3_uri", f"The s3_uri is not allowed. {fault}")
     # Never our own bucket: it holds other tenants' images and masks.
-    if bucket not in settings.allowed_buckets or bucket == settings.bucket:
-        raise InvalidRequest("bucket_not_allowed", f"This service may not read the bucket {bucket!r}.", status=403)
+    own = [one for one in settings.allowed_buckets if one.is_for(tenant) and one.bucket != settings.bucket]
+    if not any(one.holds(bucket, key) for one in own):
+        listed = ", ".join(one.uri for one in own)
+        may = f"Your jobs may read objects under {listed}." if own else "The operator allows your jobs no bucket."
+        raise InvalidRequest(
+            "bucket_not_allowed", f"This object is in no bucket or folder that is allowed. {may}", status=403
+        )
     return bucket, key
 
 

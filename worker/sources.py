@@ -14,8 +14,9 @@ from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NotFound, SourceU
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.spec import ImageSource
+from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.settings import WorkerSettings
-from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, manifest_key, upload_key
+from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, manifest_key, result_prefix, upload_key
 from maskfleet.worker.egress import MAX_REDIRECTS
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 
@@ -36,7 +37,7 @@ def fetch_image(
     if source.url is not None:
         data = _fetch_url(source.url, egress, settings)
     elif source.s3_uri is not None:
-        bucket, key = allowed_object(source.s3_uri, settings)
+        bucket, key = allowed_object(source.s3_uri, tenant, settings)
         data = _read_object(store, bucket, key, settings)
     elif source.upload_id is not None:
         data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
@@ -62,7 +63,7 @@ def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, sett
 def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settings: WorkerSettings) -> bytes:
     try:
         if source.s3_uri is not None:
-            bucket, key = allowed_object(source.s3_uri, settings)
+            bucket, key = allowed_object(source.s3_uri, tenant, settings)
             return store.read(key, bucket=bucket, max_bytes=MAX_FILE_BYTES)
         if source.upload_id is not None:
             return store.read(upload_key(tenant, source.upload_id), max_bytes=MAX_FILE_BYTES)
@@ -70,6 +71,9 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
         of_masks = [
             file.key for file in Manifest.model_validate_json(body).files if file.name.startswith(LOGITS_FOLDER)
         ]
+        folder = f"{result_prefix(tenant, source.job_id or '')}/"
+        if any(not key.startswith(folder) or key_fault(key) for key in of_masks):
+            raise NotFound("object_not_found", "The manifest names objects outside the job's folder.")
         if source.mask is not None and source.mask < len(of_masks):
             return store.read(of_masks[source.mask], max_bytes=MAX_FILE_BYTES)
     except ObjectDenied as error:

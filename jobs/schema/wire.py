@@ -15,6 +15,8 @@ from maskfleet.jobs.addresses import AddressRefused, split_url
 JOB_ID = r"job_[0-9a-f]{32}"
 BATCH_ID = r"batch_[0-9a-f]{32}"
 UPLOAD_ID = r"upl_[0-9a-f]{32}"
+#: A bucket's name.  Source: Amazon S3, "General purpose bucket naming rules".
+BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 
 
 #: The validation context for a record's own values: they were accepted once, perhaps by an older version of the rules.
@@ -50,7 +52,7 @@ def key_fault(key: str) -> str:
 
 
 def _is_s3_uri(uri: str, info: ValidationInfo) -> str:
-    found = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([^\x00-\x1f]+)", uri)
+    found = re.fullmatch(rf"s3://{BUCKET}/([^\x00-\x1f]+)", uri)
     if not found:
         raise PydanticCustomError("invalid_s3_uri", "Write it as s3://bucket/key.")
     if info.context != RECORDED and (fault := key_fault(found[1])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from maskfleet.jobs.buckets import bucket_names
 from maskfleet.jobs.errors import NotFound
 from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.settings import ApiSettings
@@ -12,7 +13,7 @@ logger = get_logger()
 
 def make_buckets(settings: ApiSettings) -> None:
     """Create the missing buckets; raises StoreUnavailable if the store does not respond."""
-    for bucket in dict.fromkeys((settings.bucket, *settings.allowed_buckets)):
+    for bucket in dict.fromkeys((settings.bucket, *bucket_names(settings.allowed_buckets))):
         store = Store(settings.model_copy(update={"bucket": bucket}))
         try:
             store.ping()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from maskfleet.data import DEMO_MODEL
+from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.settings import ApiSettings, CourierSettings
 from maskfleet.stack.folder import StackKeys
 
@@ -34,7 +35,7 @@ class StackSettings:
     s3_access_key: str
     s3_secret_key: str
     bucket: str
-    allowed_buckets: tuple[str, ...]
+    allowed_buckets: tuple[AllowedBucket, ...]
     api_key: str
     public_url: str
     environment: Mapping[str, str]
@@ -53,7 +54,7 @@ class StackSettings:
         clear = [key for _, _, key in (pair.partition(":") for pair in pairs) if key and not key.startswith("sha256:")]
         if not clear:
             pairs, clear = [*pairs, f"{TENANT}:{keys.api_key}"], [keys.api_key]
-        buckets = api.allowed_buckets if "allowed_buckets" in given else (PHOTOS_BUCKET,)
+        buckets = api.allowed_buckets if "allowed_buckets" in given else (AllowedBucket.parse(PHOTOS_BUCKET),)
         secrets = [secret.get_secret_value() for secret in courier.webhook_secrets] or [keys.webhook_secret]
         return cls(
             redis_url=api.redis_url.get_secret_value() if "redis_url" in given else None,
@@ -68,7 +69,7 @@ class StackSettings:
                 "MASKFLEET_S3_ACCESS_KEY": access_key,
                 "MASKFLEET_S3_SECRET_KEY": secret_key,
                 "MASKFLEET_API_KEYS": ",".join(pairs),
-                "MASKFLEET_ALLOWED_BUCKETS": ",".join(buckets),
+                "MASKFLEET_ALLOWED_BUCKETS": ",".join(map(str, buckets)),
                 "MASKFLEET_WEBHOOK_SECRETS": ",".join(secrets),
                 "MASKFLEET_MODEL": _choose_model(model or (api.model if "model" in given else "")),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(usable_cores()),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from maskfleet.jobs.buckets import bucket_names
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
@@ -188,7 +189,7 @@ class Stack:
                 data / "s3",
                 access_key=self._settings.s3_access_key,
                 secret_key=self._settings.s3_secret_key,
-                buckets=tuple(dict.fromkeys((self._settings.bucket, *self._settings.allowed_buckets))),
+                buckets=tuple(dict.fromkeys((self._settings.bucket, *bucket_names(self._settings.allowed_buckets)))),
                 log=self._folder.log("s3"),
                 port=port,
             )

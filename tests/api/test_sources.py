@@ -68,6 +68,25 @@ def test_a_mask_of_a_bucket_that_is_not_allowed_is_refused(apiary: Caller) -> No
     assert apiary.send(from_mask(s3_uri=f"s3://{PHOTOS_BUCKET}/mask.npy")).status_code == 202
 
 
+def test_each_tenant_names_its_own_objects_only(make_settings: SettingsMaker, ledger: Ledger) -> None:
+    app = create_app(make_settings(allowed_buckets=f"apiary:{PHOTOS_BUCKET}/apiary,{PHOTOS_BUCKET}/shared"))
+    apiary, bakery = (Caller(app, KEYS[tenant]) for tenant in ("apiary", "bakery"))
+    own, shared = f"s3://{PHOTOS_BUCKET}/apiary/bee.jpg", f"s3://{PHOTOS_BUCKET}/shared/bee.jpg"
+
+    assert apiary.send(job(image={"s3_uri": own})).status_code == 202
+    assert bakery.send(job(image={"s3_uri": shared})).status_code == 202
+    refused = [
+        (job(image={"s3_uri": own}), "/image/s3_uri"),
+        (from_mask(s3_uri=own), "/prompts/0/mask_input/s3_uri"),
+        ({"mode": "everything", "images": [PUBLIC, {"s3_uri": own}]}, "/images/1"),
+    ]
+    for body, pointer in refused:
+        path = "/v1/batches" if "images" in body else "/v1/jobs"
+        problem = check_problem(bakery.post(path, body), 403, "bucket_not_allowed")
+        assert [fault.pointer for fault in problem.errors or ()] == [pointer]
+        assert problem.detail.startswith(f"{pointer}: This object is in no bucket or folder")
+
+
 def test_a_mask_that_was_never_uploaded_is_refused(apiary: Caller) -> None:
     check_problem(apiary.send(from_mask(upload_id="upl_" + "0" * 32)), 422, "mask_input_not_found")
 

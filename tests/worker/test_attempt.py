@@ -16,6 +16,7 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
+from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.errors import CallerError
 from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
 from maskfleet.jobs.schema.manifest import Manifest
@@ -100,6 +101,13 @@ def test_a_key_that_leads_elsewhere_is_not_read(bench: Workbench, key: str) -> N
     assert failure_of(bench, create(bench, {"s3_uri": uri})) == "invalid_s3_uri"
     upload_id = bench.store.put_upload("ant", png((100, 100)), "image/png")
     assert failure_of(bench, create(bench, {"upload_id": upload_id}, mode="box", prompts=masked)) == "invalid_s3_uri"
+
+
+def test_a_worker_reads_what_the_jobs_own_tenant_may_name(bench: Workbench) -> None:
+    allowed = AllowedBucket.parse(f"bee:{PHOTOS_BUCKET}")
+    apart = dataclasses.replace(bench, settings=bench.settings.model_copy(update={"allowed_buckets": (allowed,)}))
+
+    assert failure_of(apart, create(bench, {"s3_uri": f"s3://{PHOTOS_BUCKET}/a/coins.png"})) == "bucket_not_allowed"
 
 
 def test_a_missing_object_fails_the_job(bench: Workbench) -> None:
