@@ -113,9 +113,8 @@ class _JobCollector(Collector):
             queued.add_metric((queue,), count)
         yield queued
         workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
-        seen = [worker.model for worker in self._jobs.worker_registry.workers()]
-        for model in dict.fromkeys((*self._models, *seen)):
-            workers.add_metric((model,), seen.count(model))
+        for model, count in (dict.fromkeys(self._models, 0) | self._jobs.worker_registry.counts()).items():
+            workers.add_metric((model,), count)
         yield workers
         for name, text, value in (
             ("jobs_processing", "Jobs that are running.", self._jobs.job_counts.processing()),

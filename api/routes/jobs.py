@@ -6,7 +6,6 @@ import base64
 import binascii
 import re
 import time
-from collections import Counter
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
@@ -148,8 +147,8 @@ def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
     """Return the views of jobs, without their attempts."""
     services = current_services()
     default = services.settings.model_name
-    waiting = any(record.status is Status.QUEUED for record in records)
-    workers = Counter(worker.model for worker in services.worker_registry.workers()) if waiting else Counter[str]()
+    waiting = {record.spec.model or default for record in records if record.status is Status.QUEUED}
+    workers = services.worker_registry.counts(tuple(waiting)) if waiting else {}
     return tuple(
         record.view(
             default,

@@ -17,10 +17,10 @@ blueprint = Blueprint("models", __name__)
 @operation(Operation(summary="List the models, the default first.", scope=Scope.READ, responses={200: ModelList}))
 def list_models() -> Response:
     settings = current_services().settings
-    served = [worker.model for worker in current_services().worker_registry.workers()]
+    ready_workers = current_services().worker_registry.counts(settings.model_names)
     models = ModelList(
         models=tuple(
-            ModelView(name=name, default=name == settings.model_name, ready_workers=served.count(name))
+            ModelView(name=name, default=name == settings.model_name, ready_workers=ready_workers[name])
             for name in settings.model_names
         )
     )

@@ -36,7 +36,10 @@ fields):
     sending:{tenant}:{host}  zset  delivery id → when the courier's lease on it runs out
     breaker:{tenant}:{host}  hash  failures in a row, until when the host is paused; expires after a day
     disabled:{tenant}:{sha1}  string  of a URL: when it responded 410; expires after ``DISABLED_S`` (deliveries.py)
-    workers               zset    node → last seen, in seconds                                (workers.py)
+    workers               zset    node → last seen, in seconds; a courier drops those gone for long    (workers.py)
+    host:{host}           zset    the same, of one machine; expires unless renewed
+    serving:{model}       zset    the same, of those that have a model loaded; expires unless renewed
+    models                zset    model → a worker with it last seen, in seconds; expires unless renewed
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
     sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
     schema                string  the version of the ledger's schema                          (version.py)

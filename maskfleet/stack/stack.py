@@ -117,7 +117,7 @@ class Stack:
 
         def worker_announced() -> bool:
             worker_log.raise_load_failure()
-            return any(seen.node == node_name(CPU) for seen in worker_registry.workers())
+            return worker_registry.find(node_name(CPU)) is not None
 
         self._await("worker", worker_announced)
 

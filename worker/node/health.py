@@ -41,7 +41,8 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
                 self._respond(200, "live")
             elif self.path == "/ready":
                 try:
-                    reason = why_not_ready(worker_registry.workers(), settings.node, settings.ready_within_s)
+                    own = worker_registry.find(settings.node)
+                    reason = why_not_ready([own] if own else [], settings.node, settings.ready_within_s)
                 except JobError as error:
                     reason = str(error)
                 self._respond(503 if reason else 200, reason or "ready")
@@ -68,9 +69,8 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
 def main() -> None:
     settings = WorkerSettings()
     try:
-        reason = why_not_ready(
-            WorkerRegistry(connect(settings)).workers(), f"@{socket.gethostname()}", settings.ready_within_s
-        )
+        host = socket.gethostname()
+        reason = why_not_ready(WorkerRegistry(connect(settings)).workers(host), f"@{host}", settings.ready_within_s)
     except JobError as error:
         reason = str(error)
     if reason:

@@ -32,6 +32,12 @@ local WAITING, HOST_QUEUES = 'mf:deliveries', 'mf:lanes'
 local function delivery_key(id) return 'mf:delivery:' .. id end
 local function delivery_attempts_key(id) return 'mf:tries:' .. id end
 local function log_key(tenant) return 'mf:deliveries:' .. tenant end
+-- Workers.
+local WORKERS, MODELS = 'mf:workers', 'mf:models'
+local function worker_key(node) return 'mf:worker:' .. node end
+local function serving_key(model) return 'mf:serving:' .. model end
+local function host_key(host) return 'mf:host:' .. host end
+
 local function deliveries_of_key(subject) return 'mf:told:' .. subject end
 local function host_queues_key(tenant) return 'mf:lanes:' .. tenant end
 local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
