@@ -19,6 +19,7 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.places import QueuePlaces
+from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.schema.record import JobRecord, JobView
@@ -42,6 +43,7 @@ class Services:
     places: QueuePlaces
     outbox: Outbox
     deliveries: Deliveries
+    webhook_secrets: WebhookSecrets
     worker_registry: WorkerRegistry
     store: Store
     publisher: Publisher
@@ -63,6 +65,7 @@ def make_services(settings: ApiSettings) -> Services:
         places=QueuePlaces(client),
         outbox=outbox,
         deliveries=deliveries,
+        webhook_secrets=WebhookSecrets(client, settings.masters),
         worker_registry=worker_registry,
         store=Store(settings),
         publisher=Publisher(settings),

@@ -33,13 +33,15 @@ from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.record import Metrics, ResultSummary
 from maskfleet.jobs.schema.spec import Webhook
 from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.servers import free_port, start_redis
 
 EVENTS, RUNS = 2000, 3
 DOWN_S, FAILING, HANGING = 60.0, 0.30, 0.05
 SCHEDULE_S = (0, 1, 2, 4, 8, 10, 10, 10, 10, 10)
 TIMEOUT_S, BREAKER_S, TICK_S = 2.0, 1.0, 0.2
-TENANT, SECRET = "bench", "whsec_" + "c2VjcmV0" * 4
+TENANT, MASTER = "bench", "whsec_" + "c2VjcmV0" * 4
+SECRET = tenant_secret(MASTER, TENANT)
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
 RESULT = ResultSummary(prefix="p/", manifest_key="p/m", masks=3, best_score=0.9, metrics=Metrics())
 
@@ -118,7 +120,7 @@ class Service:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MASKFLEET_")}
         environment |= {
             "MASKFLEET_REDIS_URL": self._redis_url,
-            "MASKFLEET_WEBHOOK_SECRETS": SECRET,
+            "MASKFLEET_WEBHOOK_MASTER_SECRETS": MASTER,
             "MASKFLEET_WEBHOOK_SCHEDULE_S": ",".join(str(wait) for wait in SCHEDULE_S),
             "MASKFLEET_WEBHOOK_TIMEOUT_S": str(TIMEOUT_S),
             "MASKFLEET_WEBHOOK_BREAKER_S": str(BREAKER_S),

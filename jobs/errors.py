@@ -9,6 +9,7 @@
     │   ├── Conflict             job_not_ended, job_already_ended
     │   ├── InvalidHost          invalid_host, host_not_allowed
     │   ├── UnsupportedCoding    content_encoding_not_supported
+    │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap
     │   ├── OverQuota            too_many_jobs_in_flight; the only one worth retrying unchanged
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
@@ -126,6 +127,13 @@ class NotFound(CallerError):
 class Conflict(CallerError):
     status = 409
     title = "The job's state does not allow this"
+
+
+class TooManySecrets(CallerError):
+    """So many earlier webhook secrets still sign that another rotation must wait, or end them."""
+
+    status = 409
+    title = "Too many webhook secrets at once"
 
 
 class OverQuota(CallerError):

@@ -17,6 +17,7 @@ from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules
 from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
 from maskfleet.jobs.schema.wire import HttpUrl
+from maskfleet.jobs.webhook_secrets import master_bytes
 
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
@@ -131,7 +132,29 @@ class SharedSettings(BaseSettings):
         return model_name(self.model)
 
 
-class ApiSettings(SharedSettings):
+class SigningSettings(SharedSettings):
+    """Settings of the programs that know the tenants' webhook secrets: the API shows them, the courier signs."""
+
+    #: ``whsec_…``; each tenant's secret is derived from the first, and while it is being replaced also from the others.
+    #: Give it to nobody: who knows it knows every tenant's.
+    webhook_master_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+
+    _split_masters = field_validator("webhook_master_secrets", mode="before")(_split)
+
+    @field_validator("webhook_master_secrets")
+    @classmethod
+    def _masters_are_secrets(cls, masters: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for master in masters:
+            master_bytes(master.get_secret_value())
+        return masters
+
+    @property
+    def masters(self) -> tuple[str, ...]:
+        """The master secrets in plain text."""
+        return tuple(master.get_secret_value() for master in self.webhook_master_secrets)
+
+
+class ApiSettings(SigningSettings):
     """Settings of the API."""
 
     #: ``tenant:key`` pairs.  A key may be given as ``sha256:<hex>``.
@@ -235,11 +258,12 @@ class WorkerSettings(SharedSettings):
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
 
 
-class CourierSettings(SharedSettings):
+class CourierSettings(SigningSettings):
     """Settings of the courier."""
 
-    #: Standard Webhooks secrets, ``whsec_…``; the first signs, all are sent while keys rotate.
-    webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: Secrets that several tenants' receivers still share, from before each had its own: every webhook carries their
+    #: signatures, too.  A receiver that verifies with one believes whoever else knows it.
+    webhook_shared_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     #: Delays before each attempt, plus up to a fifth; after the last failure the delivery is given up.  The schedule of
     #: Standard Webhooks: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h, three days in all.
     webhook_schedule_s: Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode, Field(min_length=1)] = (
@@ -263,7 +287,16 @@ class CourierSettings(SharedSettings):
     #: How long objects outlive what named them: an attempt that lost its lease, a record that expired.
     sweep_grace_s: float = Field(24 * 3600, ge=0)
 
-    _split_names = field_validator("webhook_secrets", "webhook_schedule_s", mode="before")(_split)
+    _split_names = field_validator("webhook_shared_secrets", "webhook_schedule_s", mode="before")(_split)
+
+    @model_validator(mode="after")
+    def _masters_are_not_shared(self) -> Self:
+        if set(self.masters) & {secret.get_secret_value() for secret in self.webhook_shared_secrets}:
+            raise ValueError(
+                "A secret is in both webhook_master_secrets and webhook_shared_secrets: whoever shares it could derive "
+                "every tenant's. Make a new master secret."
+            )
+        return self
 
 
 def model_name(model: str) -> str:

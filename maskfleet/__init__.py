@@ -21,7 +21,11 @@ if TYPE_CHECKING:  # for type checkers and editors
     )
     from maskfleet.client.submission import JobFields as JobFields, Photo as Photo
     from maskfleet.client.webhooks import WebhookEvent as WebhookEvent, verify_webhook as verify_webhook
-    from maskfleet.jobs.schema.api import PingView as PingView, Redeliveries as Redeliveries
+    from maskfleet.jobs.schema.api import (
+        PingView as PingView,
+        Redeliveries as Redeliveries,
+        WebhookSecretView as WebhookSecretView,
+    )
     from maskfleet.jobs.schema.batch import BatchView as BatchView
     from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
     from maskfleet.jobs.schema.manifest import Manifest as Manifest
@@ -47,6 +51,7 @@ _MODULE_OF = {
     "verify_webhook": "maskfleet.client.webhooks",
     "PingView": "maskfleet.jobs.schema.api",
     "Redeliveries": "maskfleet.jobs.schema.api",
+    "WebhookSecretView": "maskfleet.jobs.schema.api",
     "BatchView": "maskfleet.jobs.schema.batch",
     "DeliveryView": "maskfleet.jobs.schema.delivery",
     "Manifest": "maskfleet.jobs.schema.manifest",

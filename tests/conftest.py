@@ -21,15 +21,19 @@ from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.folder import lock_file
 from maskfleet.stack.process import StackLine, StackProcess
 from maskfleet.stack.servers import start_redis, start_s3
+from maskfleet.stack.settings import TENANT
 
 BUCKET = "maskfleet"
 #: A second bucket, which jobs may name in an ``s3_uri``.
 PHOTOS_BUCKET = "photos"
-#: The secret that the stack's courier signs with.
-WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
+#: What the tenants' secrets are derived from.
+WEBHOOK_MASTER = f"whsec_{base64.b64encode(b'a secret of the tests, long').decode()}"
+#: The secret of the running stack's tenant.
+WEBHOOK_SECRET = tenant_secret(WEBHOOK_MASTER, TENANT)
 
 
 #: Patterns of secrets: webhook secrets, created keys, signed links, and the keys that tests use.
@@ -168,7 +172,7 @@ def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> 
     settings = {
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
-        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+        "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
     }
     with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
         yield stack.line

@@ -1,4 +1,4 @@
-"""Pings: test webhooks, sent on request, to check that a receiver listens and verifies signatures."""
+"""For a receiver's owner: the secret to verify webhooks with, and pings, which are test webhooks sent on request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maskfleet.api.responses import json_response
 from maskfleet.api.routes.deliveries import delivery_url, find_delivery
 from maskfleet.api.services import current_services, tenant
 from maskfleet.api.sources import check_address
-from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.errors import InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.schema.api import PingRequest, PingView
+from maskfleet.jobs.schema.api import EarlierSecret, PingRequest, PingView, SecretRotation, WebhookSecretView
 from maskfleet.jobs.schema.delivery import DeliveryRecord, DeliveryState
 from maskfleet.jobs.schema.events import Ping, PingData
 
@@ -78,6 +78,67 @@ def ping() -> Response:
     if waiting:
         response.headers["Location"] = delivery_url(delivery_id)
     return response
+
+
+@blueprint.get("/webhooks/secret")
+@operation(
+    Operation(
+        summary="Get the secret that signs your webhooks.",
+        scope=Scope.WEBHOOK_SECRET,
+        description=(
+            "Standard Webhooks' libraries verify with it. Every tenant has its own; whoever knows it can sign webhooks "
+            "that your receivers believe."
+        ),
+        responses={200: WebhookSecretView},
+        problems={404: ("no_webhook_secret",)},
+    )
+)
+def show_secret() -> Response:
+    return json_response(_secret())
+
+
+@blueprint.post("/webhooks/secret/rotate")
+@operation(
+    Operation(
+        summary="Replace the secret that signs your webhooks.",
+        scope=Scope.WEBHOOK_SECRET,
+        description=(
+            "For `overlap_s`, every webhook carries the signatures of both, so that receivers can change in their own "
+            "time. Rotate with 0 when a secret has leaked."
+        ),
+        body=SecretRotation,
+        responses={200: WebhookSecretView},
+        problems={
+            400: ("malformed_json",),
+            404: ("no_webhook_secret",),
+            409: ("too_many_secrets",),
+            413: ("body_too_large",),
+            415: ("unsupported_media_type", "content_encoding_not_supported"),
+            422: ("invalid_rotation",),
+        },
+    )
+)
+def rotate_secret() -> Response:
+    overlap_s = read_json(SecretRotation, "invalid_rotation").overlap_s
+    _secret()  # raises if there is none
+    current_services().webhook_secrets.rotate(tenant(), overlap_s)
+    logger.info("webhook_secret_rotated", tenant=tenant(), overlap_s=overlap_s)
+    return json_response(_secret())
+
+
+def _secret() -> WebhookSecretView:
+    """Return the caller's secret.  Raises NotFound (``no_webhook_secret``)."""
+    secrets = current_services().webhook_secrets.of(tenant())
+    if not secrets:
+        raise NotFound(
+            "no_webhook_secret",
+            "This API was not given MASKFLEET_WEBHOOK_MASTER_SECRETS, which the couriers sign with. Ask its operator.",
+        )
+    current, *earlier = secrets
+    return WebhookSecretView(
+        secret=current.text,
+        earlier=tuple(EarlierSecret(secret=one.text, signs_until=one.until) for one in earlier),
+    )
 
 
 def _wait(delivery_id: str) -> DeliveryRecord:

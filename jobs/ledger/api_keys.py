@@ -40,6 +40,8 @@ class Scope(StrEnum):
 
     READ = "jobs:read"
     WRITE = "jobs:write"
+    #: To see and rotate the secret that signs the tenant's webhooks: whoever knows it can forge them.
+    WEBHOOK_SECRET = "webhooks:secret"  # noqa: S105 - a scope's name
     ADMIN = "admin"
 
 

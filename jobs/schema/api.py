@@ -106,6 +106,38 @@ class Redeliveries(Wire):
     more: bool = Field(description="There may be more than one call can queue; repeat it for a shorter range.")
 
 
+class EarlierSecret(Wire):
+    """A secret that also signs your webhooks, while another replaces it."""
+
+    secret: str = Field(repr=False)
+    signs_until: datetime | None = Field(description="Null: until the service's operator ends it.")
+
+
+class WebhookSecretView(Wire):
+    """The secret that signs your webhooks, and nobody else's. Give it to your receivers only."""
+
+    secret: str = Field(repr=False, description="Verify with this one, as Standard Webhooks specifies.")
+    earlier: tuple[EarlierSecret, ...] = Field(
+        description="Each webhook also carries these ones' signatures, so that receivers can change at their own pace."
+    )
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every secret that signs now, the current one first: what ``verify_webhook`` takes."""
+        return (self.secret, *(one.secret for one in self.earlier))
+
+
+class SecretRotation(Wire):
+    """How to replace the secret that signs your webhooks."""
+
+    overlap_s: int = Field(
+        24 * 3600,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="For how long the previous secret signs, too. 0: not at all, for a secret that has leaked.",
+    )
+
+
 class PingRequest(Wire):
     """Where to send a ping."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import secrets
 import shutil
 import signal
 import sys
@@ -85,15 +83,14 @@ def demo_command(out: Path) -> None:
         signal.signal(name, _stop)
     console = Console(width=None if sys.stdout.isatty() else 120)
     _clear(out)
-    secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
     # The stack and the receiver are on this machine, where webhooks are not sent unless this is set.
-    settings = {"MASKFLEET_EGRESS_ALLOW_PRIVATE": "1", "MASKFLEET_WEBHOOK_SECRETS": secret}
-    with tempfile.TemporaryDirectory(prefix="maskfleet-demo-") as data, Receiver(secret) as receiver:
+    settings = {"MASKFLEET_EGRESS_ALLOW_PRIVATE": "1"}
+    with tempfile.TemporaryDirectory(prefix="maskfleet-demo-") as data:
         try:
             console.print("Starting Redis, S3, the API, a worker and the courier …")
             with StackProcess(Path(data), settings) as stack:
                 console.print(f"Ready at {stack.line.api_url}.  Sending three jobs for {DEMO_PHOTO.name}.")
-                ended = _run_jobs(stack.line.api_url, stack.line.api_key, receiver, out, console)
+                ended = _run_jobs(stack.line.api_url, stack.line.api_key, out, console)
                 left = stack.stop()
         except (ApiError, StackNotReady) as error:
             raise click.ClickException(str(error)) from error
@@ -105,8 +102,8 @@ def demo_command(out: Path) -> None:
     console.print(f"3 jobs succeeded, 3 signed webhooks verified, everything stopped.  See {out}/*/overlay.png.")
 
 
-def _run_jobs(api_url: str, api_key: str, receiver: Receiver, out: Path, console: Console) -> dict[str, Checked]:
-    with Client(api_url, api_key) as client:
+def _run_jobs(api_url: str, api_key: str, out: Path, console: Console) -> dict[str, Checked]:
+    with Client(api_url, api_key) as client, Receiver(*client.webhook_secret().all) as receiver:
         ids: dict[str, str] = {}
         for mode, fields in JOBS.items():
             job: JobFields = {

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("maskfleet.cli.jobs:fetch_command", "Download a job's result."),
     "deliveries": ("maskfleet.cli.deliveries:deliveries_command", "Show a job's webhooks and every delivery attempt."),
     "redeliver": ("maskfleet.cli.deliveries:redeliver_command", "Send webhooks again."),
-    "webhook": ("maskfleet.cli.webhooks:webhook_command", "Receive webhooks on this machine, or send a test one."),
+    "webhook": ("maskfleet.cli.webhooks:webhook_command", "Receive webhooks here, send a test one, show the secret."),
     "ledger": ("maskfleet.cli.ledger:ledger_command", "Upgrade the data in Redis to this version."),
     "keys": ("maskfleet.cli.keys:keys_command", "Create, list and revoke API keys."),
     "api": ("maskfleet.cli.programs:api_command", "Run the API."),

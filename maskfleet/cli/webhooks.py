@@ -16,12 +16,12 @@ from maskfleet.cli.listener import Listener
 from maskfleet.cli.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
 from maskfleet.client.webhooks import check_secrets
 from maskfleet.jobs.schema.api import PingView
-from maskfleet.stack.discovery import local_webhook_secret
+from maskfleet.stack.discovery import local_server
 from maskfleet.stack.hook_server import HookServer
 
 
 class Secret(click.ParamType[str]):
-    """A webhook's secret; in the environment several, as the courier takes them: with commas between."""
+    """A webhook's secret; in the environment several, with commas between."""
 
     name = "whsec_…"
 
@@ -31,7 +31,7 @@ class Secret(click.ParamType[str]):
 
 @click.group("webhook")
 def webhook_command() -> None:
-    """Receive webhooks on this machine, or have the service send a test one."""
+    """Receive webhooks on this machine, have the service send a test one, or see the secret to verify them with."""
 
 
 @webhook_command.command("listen")
@@ -43,7 +43,7 @@ def webhook_command() -> None:
     multiple=True,
     type=Secret(),
     envvar="MASKFLEET_WEBHOOK_SECRETS",
-    help="A secret to verify with; repeatable.  [default: MASKFLEET_WEBHOOK_SECRETS, else the local stack's]",
+    help="A secret to verify with; repeatable.  [default: MASKFLEET_WEBHOOK_SECRETS, else the server's for you]",
 )
 @click.option(
     "--answer",
@@ -51,13 +51,17 @@ def webhook_command() -> None:
     metavar="STATUS",
     help="Always respond with this status, to try out failures.  [default: 204, or 400 if invalid]",
 )
-def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int | None) -> None:
+@server_options
+def listen_command(
+    port: int, host: str, secrets: tuple[str, ...], answer: int | None, api_url: str | None, api_key: str | None
+) -> None:
     """Print and verify the webhooks that arrive, until Ctrl-C.
 
     The service sends to this machine only with MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
     """
-    if not secrets and (local := local_webhook_secret(Path(".maskfleet"))) is not None:
-        secrets = (local.get_secret_value(),)
+    if not secrets and (api_url or local_server(Path(".maskfleet"))):
+        with reporting_errors(), connect(api_url, api_key) as client:
+            secrets = client.webhook_secret().all
     try:
         check_secrets(secrets)
     except ValueError as error:
@@ -71,9 +75,44 @@ def listen_command(port: int, host: str, secrets: tuple[str, ...], answer: int |
         ) from error
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits SIGINT as ignored
     with suppress(KeyboardInterrupt), server:
-        verified = f"verified with {len(secrets)} secret(s)" if secrets else "not verified: no --secret given"
+        verified = (
+            f"verified with {len(secrets)} secret(s)"
+            if secrets
+            else "not verified: no --secret given, and no server to ask for it"
+        )
         click.echo(f"Listening on {server.url}, {verified}. Press Ctrl-C to stop.\n")
         threading.Event().wait()
+
+
+@webhook_command.command("secret")
+@click.option("--rotate", is_flag=True, help="Replace it first; the previous one signs, too, for the overlap.")
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=click.IntRange(0, 7 * 24 * 3600),
+    metavar="SECONDS",
+    help="With --rotate: how long; 0 for a secret that has leaked.  [default: 86400, a day]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as one line of JSON, with the earlier ones.")
+@server_options
+def secret_command(
+    rotate: bool, overlap_s: int | None, as_json: bool, api_url: str | None, api_key: str | None
+) -> None:
+    """Print the secret that signs your tenant's webhooks, to verify them with.
+
+    The key needs the scope webhooks:secret.
+    """
+    if overlap_s is not None and not rotate:
+        raise click.UsageError("--overlap needs --rotate.")
+    with reporting_errors(), connect(api_url, api_key) as client:
+        if rotate:
+            shown = client.rotate_webhook_secret(overlap_s=24 * 3600 if overlap_s is None else overlap_s)
+        else:
+            shown = client.webhook_secret()
+    click.echo(shown.model_dump_json() if as_json else shown.secret)
+    for earlier in shown.earlier:
+        until = f"until {earlier.signs_until:%Y-%m-%d %H:%M:%S} UTC" if earlier.signs_until else "for now"
+        click.echo(f"An earlier secret signs, too, {until}; --json shows it.", err=True)
 
 
 @webhook_command.command("ping")

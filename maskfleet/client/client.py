@@ -41,6 +41,7 @@ from maskfleet.jobs.schema.api import (
     PingView,
     Redeliveries,
     UploadView,
+    WebhookSecretView,
 )
 from maskfleet.jobs.schema.batch import BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
@@ -314,6 +315,22 @@ class Client:
             held_s=held_s,
         )
         return PingView.model_validate_json(response.content)
+
+    def webhook_secret(self) -> WebhookSecretView:
+        """Return the secret that signs your tenant's webhooks; its ``all`` is what ``verify_webhook`` takes.
+
+        Raises Refused (``missing_scope``): the key needs the scope ``webhooks:secret``.
+        """
+        return WebhookSecretView.model_validate_json(self._transport.call("GET", "/v1/webhooks/secret").content)
+
+    def rotate_webhook_secret(self, *, overlap_s: int = 24 * 3600) -> WebhookSecretView:
+        """Replace the secret that signs your webhooks; the previous one signs, too, for ``overlap_s``.
+
+        0 ends every earlier one at once, for a secret that has leaked.  A rotation whose response is lost is repeated,
+        which adds a secret that nobody needs.  Raises Conflict (``too_many_secrets``).
+        """
+        response = self._transport.call("POST", "/v1/webhooks/secret/rotate", json={"overlap_s": overlap_s})
+        return WebhookSecretView.model_validate_json(response.content)
 
     def models(self) -> tuple[str, ...]:
         """Return the models that a job may name, the default first."""

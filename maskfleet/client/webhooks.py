@@ -30,8 +30,9 @@ def verify_webhook(
 ) -> WebhookEvent:
     """Check a webhook's signature and return its event.
 
-    body: the request's raw bytes.  headers: names in any case.  secrets: the operator's secret, ``whsec_…``, or
-    several during a rotation; it is enough that one of them matches one of the signatures.
+    body: the request's raw bytes.  headers: names in any case.  secrets: your tenant's secret, ``whsec_…``, or
+    several during a rotation (``Client.webhook_secret().all``); it is enough that one of them matches one of the
+    signatures.
     A webhook may arrive more than once, with the same ``webhook-id`` header.
     Raises WebhookRejected, whose ``code`` says why; ValueError for a malformed secret, or if there are none.
     """
@@ -70,7 +71,9 @@ def _signers(secrets: Iterable[str]) -> list[Signer]:
     try:
         return [Signer(secret) for secret in secrets]
     except (EmptyWebhookSecretError, ValueError) as error:
-        raise ValueError("A webhook secret is whsec_ followed by base64, exactly as the operator's.") from error
+        raise ValueError(
+            "A webhook secret is whsec_ followed by base64, exactly as `maskfleet webhook secret` prints it."
+        ) from error
 
 
 def _signed_at(timestamp: str, tolerance_s: float) -> datetime:

@@ -19,12 +19,6 @@ class _Pids(BaseModel):
     api: int
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    webhook_secret: SecretStr
-
-
 class LocalServer(BaseModel):
     """A running local stack's API and key, and its Redis."""
 
@@ -44,11 +38,3 @@ def local_server(data: Path) -> LocalServer | None:
     except (OSError, ValidationError):
         return None
     return server
-
-
-def local_webhook_secret(data: Path) -> SecretStr | None:
-    """Return the secret that the stack of this data folder signs webhooks with, unless its settings name others."""
-    try:
-        return _Keys.model_validate_json((data / KEYS_FILE).read_bytes()).webhook_secret
-    except (OSError, ValidationError):
-        return None

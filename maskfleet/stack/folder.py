@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import os
 import secrets
@@ -13,6 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskfleet.jobs.ledger.api_keys import new_key
+from maskfleet.jobs.webhook_secrets import new_master
 from maskfleet.stack.discovery import KEYS_FILE, STATE_FILE
 
 #: A log longer than this, in bytes, is moved aside when the stack starts.
@@ -23,10 +23,6 @@ class FolderInUse(RuntimeError):
     """Another stack is running on the folder."""
 
 
-def _webhook_secret() -> str:
-    return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
-
-
 class StackKeys(BaseModel):
     """The secrets of a local stack, created with its folder."""
 
@@ -35,7 +31,7 @@ class StackKeys(BaseModel):
     api_key: str = Field(default_factory=new_key)
     s3_access_key: str = Field(default_factory=lambda: secrets.token_hex(10))
     s3_secret_key: str = Field(default_factory=lambda: secrets.token_hex(20))
-    webhook_secret: str = Field(default_factory=_webhook_secret)
+    webhook_master_secret: str = Field(default_factory=new_master)
 
 
 class StackPorts(BaseModel):

@@ -55,7 +55,7 @@ class StackSettings:
         if not clear:
             pairs, clear = [*pairs, f"{TENANT}:{keys.api_key}"], [keys.api_key]
         buckets = api.allowed_buckets if "allowed_buckets" in given else (AllowedBucket.parse(PHOTOS_BUCKET),)
-        secrets = [secret.get_secret_value() for secret in courier.webhook_secrets] or [keys.webhook_secret]
+        masters = courier.masters or (keys.webhook_master_secret,)
         return cls(
             redis_url=api.redis_url.get_secret_value() if "redis_url" in given else None,
             s3_endpoint=None if own_store else api.s3_endpoint,
@@ -70,7 +70,7 @@ class StackSettings:
                 "MASKFLEET_S3_SECRET_KEY": secret_key,
                 "MASKFLEET_API_KEYS": ",".join(pairs),
                 "MASKFLEET_ALLOWED_BUCKETS": ",".join(map(str, buckets)),
-                "MASKFLEET_WEBHOOK_SECRETS": ",".join(secrets),
+                "MASKFLEET_WEBHOOK_MASTER_SECRETS": ",".join(masters),
                 "MASKFLEET_MODEL": _choose_model(model or (api.model if "model" in given else "")),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(usable_cores()),
             },

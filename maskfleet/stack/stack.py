@@ -171,7 +171,8 @@ class Stack:
         """Describe the stack in one line for people."""
         return (
             f"maskfleet is ready: {self._api_url} (docs at /docs)  key {self._settings.api_key}  "
-            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  Ctrl-C stops it"
+            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  "
+            "webhook secret: `maskfleet webhook secret`  Ctrl-C stops it"
         )
 
     def _start_servers(self) -> None:

@@ -14,7 +14,7 @@ from maskfleet.api.app import create_app
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, a_closed_port
-from tests.conftest import PHOTOS_BUCKET
+from tests.conftest import PHOTOS_BUCKET, WEBHOOK_MASTER
 
 MODEL, OTHER_MODEL = "sam-demo", "sam-other"
 KEYS = {"apiary": "key-of-the-apiary", "bakery": "key-of-the-bakery"}
@@ -30,6 +30,7 @@ def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
         fields: dict[str, Any] = {
             **shared_fields,
             "api_keys": ",".join(f"{tenant}:{key}" for tenant, key in KEYS.items()),
+            "webhook_master_secrets": WEBHOOK_MASTER,
             "model": MODEL,
             "models": OTHER_MODEL,
             "allowed_buckets": PHOTOS_BUCKET,

@@ -26,12 +26,13 @@ from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Priority
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.storage import Store, upload_key
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.receiver import Receiver
 from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, as_base64, check_problem, claim, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
 from tests.api.pictures import HTML_PAGE, a_picture
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER
 from tests.taking import take_due
 from tests.waiting import wait_until
 
@@ -317,7 +318,7 @@ def courier(shared_fields: dict[str, str]) -> Iterator[None]:
     over = threading.Event()
     settings = CourierSettings(
         **shared_fields,
-        webhook_secrets=WEBHOOK_SECRET,
+        webhook_master_secrets=WEBHOOK_MASTER,
         egress_allow_private=True,
         tick_s=0.05,
         sweep_s=0,
@@ -343,7 +344,7 @@ def test_the_end_of_a_batch_is_signed_sent_and_sent_again(
 ) -> None:
     caller = Caller(private, KEYS["apiary"])
     began = datetime.now(UTC) - timedelta(seconds=60)  # Redis' clock may differ
-    with Receiver(WEBHOOK_SECRET) as receiver:
+    with Receiver(tenant_secret(WEBHOOK_MASTER, "apiary")) as receiver:
         sent = send(caller, webhook={"url": receiver.url}, metadata={"album": "7"})
         ledger.fail(claim(sent.job_ids[0], ledger), "image_corrupt", "The JPEG file is damaged.")
         caller.post(f"/v1/jobs/{sent.job_ids[1]}/cancel")
@@ -379,7 +380,7 @@ def test_a_batch_that_is_open_again_when_the_courier_comes_is_not_told_of(
     private: Flask, ledger: Ledger, deliveries: Deliveries, shared_fields: dict[str, str]
 ) -> None:
     caller = Caller(private, KEYS["apiary"])
-    with Receiver(WEBHOOK_SECRET) as receiver:
+    with Receiver(tenant_secret(WEBHOOK_MASTER, "apiary")) as receiver:
         sent = send(caller, webhook={"url": receiver.url})
         fail_all(sent, ledger)
         [under_way] = take_due(deliveries, lease_s=0)  # a courier took it, and died

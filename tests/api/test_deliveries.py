@@ -20,10 +20,11 @@ from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.settings import CourierSettings
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.worker.courier.courier import Courier
 from tests.api.caller import Caller, a_closed_port, check_problem, claim
 from tests.api.conftest import KEYS, SettingsMaker
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER
 from tests.taking import take_due
 from tests.waiting import wait_until
 
@@ -250,7 +251,7 @@ def a_hook(status: int = 204, response: bytes = b"") -> Iterator[Hook]:
 def a_courier(redis_url: str, **changes: Any) -> Iterator[None]:  # Any: a settings field's own type
     fields = {
         "redis_url": redis_url,
-        "webhook_secrets": (WEBHOOK_SECRET,),
+        "webhook_master_secrets": (WEBHOOK_MASTER,),
         "tick_s": 0.02,
         "egress_allow_private": True,
         "sweep_s": 0,
@@ -286,16 +287,16 @@ def test_a_ping_shows_the_bytes_and_headers_that_were_signed_and_what_was_answer
 
     assert (response.status_code, response.json["code"]) == (200, "delivered")
     [(headers, body)] = hook.came
+    secret = tenant_secret(WEBHOOK_MASTER, "apiary")
     assert response.json["body"].encode() == body
     assert json.loads(body)["data"] == {"url": hook.url}
     shown = {name.lower(): value for name, value in response.json["headers"].items()}
     assert {name: headers[name] for name in shown} == shown
-    assert verify_webhook(response.json["body"].encode(), shown, WEBHOOK_SECRET).type == "webhook.ping"
+    assert verify_webhook(response.json["body"].encode(), shown, secret).type == "webhook.ping"
     [only] = response.json["delivery"]["tries"]
     assert (only["status"], only["answer"], only["outcome"]) == (200, "thanks", "delivered")
     assert response.json["delivery"]["id"] == headers["webhook-id"]
-    assert WEBHOOK_SECRET not in response.text
-    assert WEBHOOK_SECRET.removeprefix("whsec_") not in response.text
+    assert secret.removeprefix("whsec_") not in response.text
 
 
 @pytest.mark.parametrize("status", [500, 410, 302])

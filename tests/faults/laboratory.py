@@ -24,6 +24,7 @@ from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.servers import Server, free_port, start_redis, start_s3
 from maskfleet.worker.node.supervisor import kill_child, start_child
 from tests.conftest import ports_in_turn
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "models" / "sam-demo"
 ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
 TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
-WEBHOOK_SECRET = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
+WEBHOOK_MASTER = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
 LEASE_S = 2.0
 #: The model name of nodes without a model: see stand_in.py.
 STAND_IN = "stand-in"
@@ -120,7 +121,7 @@ class Laboratory:
             self.history = exits.enter_context(History(self.folder / "history.jsonl"))
             with ports_in_turn():
                 self._start_servers(exits)
-            self.receiver = exits.enter_context(HookReceiver(WEBHOOK_SECRET, self.history))
+            self.receiver = exits.enter_context(HookReceiver(tenant_secret(WEBHOOK_MASTER, TENANT), self.history))
             self.images = exits.enter_context(ImageHost(self.node_pids))
             exits.callback(self._end_programs)
             exits.enter_context(self._kept())
@@ -254,7 +255,7 @@ class Laboratory:
             "MASKFLEET_S3_SECRET_KEY": SECRET_KEY,
             "MASKFLEET_MODEL": str(MODEL),
             "MASKFLEET_API_KEYS": f"{TENANT}:{API_KEY}",
-            "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+            "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
             "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.3,0.5,1,1,2,2,3,3,5,5,5,5,5,5",
             "MASKFLEET_WEBHOOK_TIMEOUT_S": "1",
             "MASKFLEET_WEBHOOK_BREAKER_S": "0.3",

@@ -36,7 +36,7 @@ def test_a_webhook_that_waits_for_a_free_sender_uses_up_no_try(
         ledger.create(job, max_in_flight=JOBS, idempotency_ttl_s=60)
     settings = CourierSettings(
         redis_url=redis_url,
-        webhook_secrets=("whsec_" + "c2VjcmV0" * 4,),
+        webhook_master_secrets=("whsec_" + "c2VjcmV0" * 4,),
         webhook_schedule_s=(0, 600, 600, 600, 600),
         webhook_timeout_s=0.5,
         webhook_breaker_failures=0,

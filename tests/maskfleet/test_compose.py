@@ -32,7 +32,7 @@ SETTINGS: dict[str, type[SharedSettings]] = {
 #: What a user must put into ``.env``.
 ENV = {
     "MASKFLEET_API_KEYS": "me:key",
-    "MASKFLEET_WEBHOOK_SECRETS": "whsec_MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw",
+    "MASKFLEET_WEBHOOK_MASTER_SECRETS": "whsec_MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw",
     "MASKFLEET_S3_ACCESS_KEY": "access",
     "MASKFLEET_S3_SECRET_KEY": "secret",
     **{f"MASKFLEET_REDIS_PASSWORD_{user.upper()}": f"of-{user}" for user in ("api", "worker", "courier", "operator")},

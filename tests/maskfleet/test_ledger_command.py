@@ -13,7 +13,7 @@ import redis
 from maskfleet.jobs.ledger.version import SCHEMA
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.stack.readiness import StackFailed, check_redis, upgrade_ledger
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER
 from tests.jobs.full_ledger import restore
 from tests.jobs.test_schema import EARLIER
 from tests.maskfleet.conftest import Cli
@@ -36,7 +36,12 @@ def test_a_program_does_not_start_on_an_earlier_ledger_and_says_what_to_run(
 
     ended = subprocess.run(
         [sys.executable, *PROGRAMS[program]],
-        env={**os.environ, **settings, "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET, "MASKFLEET_BIND": "127.0.0.1:0"},
+        env={
+            **os.environ,
+            **settings,
+            "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
+            "MASKFLEET_BIND": "127.0.0.1:0",
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -22,9 +22,10 @@ from kombu.exceptions import OperationalError
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.messages import celery_app
 from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.receiver import Receiver
 from maskfleet.stack.servers import free_port
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER
 from tests.faults.laboratory import STAND_IN
 from tests.maskfleet.test_redis_users import KEY, PROGRAMS, GuardedRedis, answers, password_of
 from tests.waiting import wait_until
@@ -93,7 +94,7 @@ def api_url(guarded: GuardedRedis, store_fields: dict[str, str], demo_model: str
     own = {
         "api": {"model": demo_model, "models": STAND_IN, "api_keys": f"apiary:{KEY}", "bind": bind, "processes": "1"},
         "worker": {"model": f"./{STAND_IN}", "node": "node-1", "canary_s": "1"},
-        "courier": {"model": demo_model, "webhook_secrets": WEBHOOK_SECRET, "tick_s": "0.1"},
+        "courier": {"model": demo_model, "webhook_master_secrets": WEBHOOK_MASTER, "tick_s": "0.1"},
     }
     modules = {"api": ("maskfleet", "api"), "worker": ("tests.faults.stand_in",), "courier": ("maskfleet", "courier")}
     with ExitStack() as ending:
@@ -123,7 +124,7 @@ def is_ready(url: str) -> bool:
 
 
 def test_a_job_goes_its_whole_way_over_tls(guarded: GuardedRedis, api_url: str, coins: Path) -> None:
-    with Receiver(WEBHOOK_SECRET) as receiver:
+    with Receiver(tenant_secret(WEBHOOK_MASTER, "apiary")) as receiver:
         spec = (
             f'{{"mode": "box", "model": "{STAND_IN}", "prompts": [{{"box": [20, 20, 80, 80]}}],'
             f' "webhook": {{"url": "{receiver.url}", "events": ["succeeded"]}}}}'

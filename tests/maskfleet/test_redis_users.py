@@ -28,7 +28,7 @@ from maskfleet.jobs.messages import Publisher, celery_app
 from maskfleet.jobs.settings import ApiSettings, SharedSettings
 from maskfleet.stack.receiver import Receiver
 from maskfleet.stack.servers import free_port, last_lines, redis_binary
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER
 from tests.tls_relay import TlsRelay
 from tests.waiting import wait_until
 
@@ -111,9 +111,19 @@ def service(
     """The API, a worker and the courier, each as its own user; yields the API's address."""
     bind = f"127.0.0.1:{free_port()}"
     own = {
-        "api": {"api_keys": f"apiary:{KEY}", "bind": bind, "processes": "1"},
+        "api": {
+            "api_keys": f"apiary:{KEY}",
+            "bind": bind,
+            "processes": "1",
+            "webhook_master_secrets": WEBHOOK_MASTER,
+        },
         "worker": {"node": "node-1", "lease_s": "2", "beat_s": "0.2", "canary_s": "1", "drain_grace_s": "0.5"},
-        "courier": {"webhook_secrets": WEBHOOK_SECRET, "tick_s": "0.1", "sweep_s": "1", "webhook_schedule_s": "0,1,1"},
+        "courier": {
+            "webhook_master_secrets": WEBHOOK_MASTER,
+            "tick_s": "0.1",
+            "sweep_s": "1",
+            "webhook_schedule_s": "0,1,1",
+        },
     }
     commands = {
         "api": ["-m", "maskfleet", "api"],
@@ -175,7 +185,8 @@ def test_each_program_does_its_work_as_its_own_user(
         return answer.stdout.strip()
 
     # The operator creates a key, with which a caller does everything callers do.
-    key = operate("keys", "create", "--tenant", "apiary", "--scope", "jobs:read", "--scope", "jobs:write")
+    scopes = ("--scope", "jobs:read", "--scope", "jobs:write", "--scope", "webhooks:secret")
+    key = operate("keys", "create", "--tenant", "apiary", *scopes)
 
     def ask(method: str, path: str, expected: int, **options: object) -> requests.Response:
         answer = requests.request(method, url + path, headers={"Authorization": f"Bearer {key}"}, timeout=40, **options)  # type: ignore[arg-type]  # requests' own
@@ -191,7 +202,10 @@ def test_each_program_does_its_work_as_its_own_user(
 
     photo = (repository / "examples" / "coins.png").read_bytes()
     box = '{"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]%s}'
-    with Receiver(WEBHOOK_SECRET) as receiver:
+    first = ask("GET", "/v1/webhooks/secret", 200).json()["secret"]
+    second = ask("POST", "/v1/webhooks/secret/rotate", 200, json={"overlap_s": 0}).json()["secret"]
+    assert first != second
+    with Receiver(second) as receiver:
         hook = f', "webhook": {{"url": "{receiver.url}", "events": ["succeeded", "failed"]}}'
         good, broken = job(photo, box % hook), job(photo[:5000], box % hook)
         assert guarded.refusals() == []  # otherwise its first sign would be a missed deadline
@@ -249,6 +263,11 @@ FORBIDDEN: dict[str, tuple[str, Attempt]] = {
     "the worker lifts a limit": ("worker", lambda client: client.delete("mf:limits:LIMITS:key")),
     "the worker enables an endpoint": ("worker", lambda client: client.delete("mf:disabled:apiary:0")),
     "the courier reads a key": ("courier", lambda client: client.hgetall("mf:key:0123456789ab")),
+    "the courier rotates a secret": (
+        "courier",
+        lambda client: client.zadd("mf:webhook_secrets:apiary", {"mine": 9e15}),
+    ),
+    "the worker rotates a secret": ("worker", lambda client: client.zadd("mf:webhook_secrets:apiary", {"mine": 9e15})),
     "the courier drains a worker": ("courier", lambda client: client.set("mf:draining:node-1", 0)),
     "the courier blocks": ("courier", lambda client: client.brpop(["sam.sam-demo.normal"], 1)),
     "the operator changes a job": ("operator", lambda client: client.hset("mf:job:job_0", "status", "queued")),

@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from maskfleet import Client, verify_webhook
-from maskfleet.client.errors import NotFound, Refused
+from maskfleet.client.errors import NotFound, Refused, WebhookRejected
 from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.stack.process import StackLine
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER, WEBHOOK_SECRET
 from tests.maskfleet.conftest import Cli
 from tests.maskfleet.scripted_server import Answer, ScriptedServer
 from tests.waiting import wait_until
@@ -122,6 +123,36 @@ def test_the_commands_show_each_try_and_send_again(
     assert "sent again" in several.stderr
 
 
+def test_the_secret_is_shown_and_rotated_and_webhooks_verify_with_it(cli: Cli, running_stack: StackLine) -> None:
+    made = cli(
+        *("keys", "create", "--tenant", "keeper", "--scope", "webhooks:secret", "--scope", "jobs:write"),
+        MASKFLEET_REDIS_URL=running_stack.redis_url,
+    )
+    keeper = {"MASKFLEET_API_URL": running_stack.api_url, "MASKFLEET_API_KEY": made.stdout.strip()}
+
+    first = cli("webhook", "secret", **keeper)
+    second = cli("webhook", "secret", "--rotate", **keeper)
+    as_json = cli("webhook", "secret", "--json", **keeper)
+    with Client(running_stack.api_url, made.stdout.strip()) as client, ScriptedServer(Answer(204)) as hook:
+        known = client.webhook_secret()
+        ping = client.ping_webhook(f"{hook.url}/hook", held_s=SOON_S)
+        alone = client.rotate_webhook_secret(overlap_s=0)
+
+    assert first.stdout.strip() == tenant_secret(WEBHOOK_MASTER, "keeper")
+    assert (first.returncode, second.returncode, first.stderr) == (0, 0, "")
+    assert second.stderr.startswith("An earlier secret signs, too, until 20")
+    assert known.all == (second.stdout.strip(), first.stdout.strip())
+    assert json.loads(as_json.stdout)["secret"] == known.secret
+    assert known.secret not in repr(known)
+    assert first.stdout.strip() not in repr(known)
+    for secret in known.all:
+        assert verify_webhook(ping.body.encode(), ping.headers or {}, secret).type == "webhook.ping"
+    with pytest.raises(WebhookRejected, match="wrong_signature"):
+        verify_webhook(ping.body.encode(), ping.headers or {}, WEBHOOK_SECRET)
+    assert alone.earlier == ()
+    assert alone.secret not in known.all
+
+
 def test_the_command_pings_and_its_exit_status_says_whether_it_arrived(cli: Cli, server: dict[str, str]) -> None:
     with ScriptedServer(Answer(204), Answer(503, b"later")) as hook:
         good = cli("webhook", "ping", f"{hook.url}/hook", **server)
@@ -146,6 +177,8 @@ def test_faults_of_the_caller_end_with_status_2(cli: Cli, server: dict[str, str]
         (("deliveries", UNKNOWN), "delivery_not_found: "),
         (("deliveries", f"job_{'0' * 32}"), "job_not_found: "),
         (("webhook", "ping"), "invalid_ping: "),
+        (("webhook", "secret", "--overlap", "60"), "--overlap needs --rotate"),
+        (("webhook", "secret", "--rotate", "--overlap", "9999999"), "not in the range"),
     ):
         answer = cli(*arguments, **server)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from maskfleet.stack.process import StackLine
 from tests.conftest import WEBHOOK_SECRET
 from tests.maskfleet.conftest import Cli
 from tests.maskfleet.test_webhooks import BODY, OTHER_SECRET, signed
@@ -113,7 +114,7 @@ def test_failure_can_be_tried_out(listen: Listen) -> None:
     assert "  invalid: missing_header: The header webhook-id is missing.; signed at an unknown time" in listening.text
 
 
-def test_secrets_come_from_the_couriers_own_setting(listen: Listen) -> None:
+def test_secrets_come_from_the_environment(listen: Listen) -> None:
     listening = listen(MASKFLEET_WEBHOOK_SECRETS=f"{OTHER_SECRET},{WEBHOOK_SECRET}")
 
     assert listening.post(BODY, signed()) == 204
@@ -121,14 +122,27 @@ def test_secrets_come_from_the_couriers_own_setting(listen: Listen) -> None:
     assert WEBHOOK_SECRET not in listening.text
 
 
-def test_a_local_stacks_secret_is_found_by_itself(listen: Listen, tmp_path: Path) -> None:
+def test_a_local_stack_is_asked_for_its_tenants_secret(
+    listen: Listen, tmp_path: Path, running_stack: StackLine
+) -> None:
     (tmp_path / ".maskfleet").mkdir()
-    (tmp_path / ".maskfleet" / "keys.json").write_text(json.dumps({"webhook_secret": WEBHOOK_SECRET}))
+    (tmp_path / ".maskfleet" / "stack.json").write_text(running_stack.model_dump_json())
 
     listening = listen()
 
     assert listening.post(BODY, signed()) == 204
     assert listening.post(BODY, signed(secret=OTHER_SECRET)) == 400
+    assert "verified with 1 secret(s)" in listening.text
+    assert WEBHOOK_SECRET not in listening.text
+
+
+def test_a_server_that_does_not_give_the_secret_is_told_before_anything_is_believed(
+    cli: Cli, running_stack: StackLine
+) -> None:
+    answer = cli("webhook", "listen", "--port", "0", "--api-url", running_stack.api_url, "--api-key", "wrong")
+
+    assert answer.returncode == 2
+    assert "unknown_api_key: " in answer.stderr
 
 
 def test_without_a_secret_it_says_that_nothing_is_verified(listen: Listen) -> None:

@@ -23,13 +23,14 @@ from maskfleet.jobs.settings import ApiSettings, CourierSettings, SharedSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.process import StackProcess
 from maskfleet.stack.servers import start_redis
-from tests.conftest import WEBHOOK_SECRET
+from tests.conftest import WEBHOOK_MASTER, WEBHOOK_SECRET
 from tests.waiting import wait_until
 
 PASSWORD = secrets.token_hex(16)
 #: A key that a stranger tries, and a secret in the URLs that a caller supplies.
 WRONG_KEY = f"wrong-{secrets.token_hex(16)}"
 TOKEN = f"token-{secrets.token_hex(16)}"
+SECRETS = (PASSWORD, TOKEN, WRONG_KEY, *(text.removeprefix("whsec_") for text in (WEBHOOK_MASTER, WEBHOOK_SECRET)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_REDIS_URL": url,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
-        "MASKFLEET_WEBHOOK_SECRETS": WEBHOOK_SECRET,
+        "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
         "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.2",
         "MASKFLEET_LOG_LEVEL": "DEBUG",
     }
@@ -103,6 +104,10 @@ def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
     sent = requests.request(upload["method"], upload["url"], headers=upload["headers"], data=photo, timeout=40)
     assert sent.ok, sent.text
     good = job({"upload_id": upload["upload_id"]})
+    rotation = requests.post(
+        f"{api}/v1/webhooks/secret/rotate", json={}, headers={"Authorization": f"Bearer {made}"}, timeout=40
+    ).json()
+    assert rotation["earlier"][0]["secret"] == WEBHOOK_SECRET
     refused = requests.get(f"{api}/v1/jobs", headers={"Authorization": f"Bearer {WRONG_KEY}"}, timeout=40)
     assert refused.status_code == 401
     broken = [
@@ -123,7 +128,9 @@ def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
         "the signature of the upload": re.findall(r"X-Amz-Signature=([0-9a-f]{64})", upload["url"])[0],
         "the key that was made": made,
         "the key that was tried": WRONG_KEY,
-        "the webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
+        "the master of the webhook secrets": WEBHOOK_MASTER.removeprefix("whsec_"),
+        "the first webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
+        "the second webhook secret": rotation["secret"].removeprefix("whsec_"),
         "the password of Redis": PASSWORD,
     }
     return Traces(good, {}, {}, answers, hidden)
@@ -204,8 +211,8 @@ def test_nothing_that_is_printed_in_a_trace_shows_a_secret() -> None:
         "s3_secret_key": TOKEN,
     }
     things: list[object] = [
-        ApiSettings(**fields, api_keys=f"me:{WRONG_KEY}"),
-        CourierSettings(**fields, webhook_secrets=WEBHOOK_SECRET),
+        ApiSettings(**fields, api_keys=f"me:{WRONG_KEY}", webhook_master_secrets=WEBHOOK_MASTER),
+        CourierSettings(**fields, webhook_master_secrets=WEBHOOK_MASTER, webhook_shared_secrets=WEBHOOK_SECRET),
         WorkerSettings(**fields),
     ]
     shared = SharedSettings(**fields)
@@ -214,5 +221,5 @@ def test_nothing_that_is_printed_in_a_trace_shows_a_secret() -> None:
 
     for thing in things:
         for text in (repr(thing), str(thing)):
-            for secret in (PASSWORD, TOKEN, WRONG_KEY, WEBHOOK_SECRET.removeprefix("whsec_")):
+            for secret in SECRETS:
                 assert secret not in text, type(thing)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import redis
+from pydantic import ValidationError
 
+from maskfleet.client.errors import WebhookRejected
 from maskfleet.client.webhooks import verify_webhook
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
+from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.events import job_event
@@ -24,10 +30,13 @@ from maskfleet.jobs.schema.record import Metrics, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Priority, Webhook
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.status import Status
+from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.worker.courier.courier import Courier
+from maskfleet.worker.courier.send import signed_headers
 from tests.waiting import wait_until
 
-SECRET, NEW_SECRET = "whsec_" + "c2VjcmV0" * 4, "whsec_" + "bmV3a2V5" * 4
+MASTER, NEW_MASTER = "whsec_" + "c2VjcmV0" * 4, "whsec_" + "bmV3a2V5" * 4
+SECRET = tenant_secret(MASTER, "ant")
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
 QUEUE = queue_name("sam-demo", Priority.NORMAL)
 
@@ -84,7 +93,7 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
     settings = CourierSettings(
         **{
             "redis_url": redis_url,
-            "webhook_secrets": (SECRET,),
+            "webhook_master_secrets": (MASTER,),
             "webhook_schedule_s": (0, 0.01, 0.01),
             "webhook_breaker_failures": 0,
             "tick_s": 0.02,
@@ -149,15 +158,110 @@ def test_a_receiver_can_verify_what_it_is_told(
     assert len(body) < 20_000
 
 
-def test_while_secrets_rotate_either_verifies(ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]) -> None:
+def test_a_tenants_webhook_is_signed_with_a_secret_that_no_other_tenant_knows(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]
+) -> None:
+    ants, bees = receive(), receive()
+    succeed(ledger, ants.url)
+    create(ledger, bees.url, tenant="bee", start_deadline_s=0)
+
+    with courier(redis_url):
+        wait_until(lambda: ants.requests and bees.requests)
+
+    known_to_the_bee = tenant_secret(MASTER, "bee")
+    [(of_the_ant, ants_body)], [(of_the_bee, bees_body)] = ants.requests, bees.requests
+    assert verify_webhook(bees_body, of_the_bee, known_to_the_bee).type == "job.expired"
+    with pytest.raises(WebhookRejected, match="wrong_signature"):
+        verify_webhook(ants_body, of_the_ant, known_to_the_bee)
+    forged = signed_headers("msg_forged", ants_body.decode(), (known_to_the_bee,), datetime.now(UTC))
+    with pytest.raises(WebhookRejected, match="wrong_signature"):
+        verify_webhook(ants_body, forged, SECRET)
+
+
+@pytest.mark.parametrize("secret", [SECRET, tenant_secret(NEW_MASTER, "ant")])
+def test_while_the_master_secret_is_replaced_the_secrets_of_both_verify(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], secret: str
+) -> None:
     receiver = receive()
     succeed(ledger, receiver.url)
 
-    with courier(redis_url, webhook_secrets=(NEW_SECRET, SECRET)):
+    with courier(redis_url, webhook_master_secrets=(NEW_MASTER, MASTER)):
         wait_until(lambda: receiver.requests)
 
     [(headers, body)] = receiver.requests
-    assert verify_webhook(body, headers, SECRET) == verify_webhook(body, headers, NEW_SECRET)
+    assert verify_webhook(body, headers, secret).type == "job.succeeded"
+
+
+def test_a_rotated_secret_signs_from_the_next_webhook_on_and_the_earlier_one_too_for_as_long_as_asked(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver], redis_client: redis.Redis
+) -> None:
+    receiver = receive()
+    secrets = WebhookSecrets(redis_client, (MASTER,))
+
+    with courier(redis_url):
+        secrets.rotate("ant", overlap_s=600)
+        succeed(ledger, receiver.url)
+        wait_until(lambda: len(receiver.requests) == 1)
+        overlapping = [secret.text for secret in secrets.of("ant")]
+        secrets.rotate("ant", overlap_s=0)
+        succeed(ledger, receiver.url)
+        wait_until(lambda: len(receiver.requests) == 2)
+
+    [(first, first_body), (second, second_body)] = receiver.requests
+    [latest] = secrets.of("ant")
+    assert overlapping[1] == SECRET
+    for secret in overlapping:
+        assert verify_webhook(first_body, first, secret).type == "job.succeeded"
+        with pytest.raises(WebhookRejected, match="wrong_signature"):
+            verify_webhook(second_body, second, secret)
+    assert verify_webhook(second_body, second, latest.text).type == "job.succeeded"
+
+
+def test_a_secret_that_receivers_share_signs_only_while_it_is_set(
+    ledger: Ledger, redis_url: str, receive: Callable[..., Receiver]
+) -> None:
+    receiver, shared = receive(), "whsec_" + "c2hhcmVk" * 4
+    succeed(ledger, receiver.url)
+    with courier(redis_url, webhook_shared_secrets=(shared,)):
+        wait_until(lambda: len(receiver.requests) == 1)
+    succeed(ledger, receiver.url)
+    with courier(redis_url):
+        wait_until(lambda: len(receiver.requests) == 2)
+
+    [(first, first_body), (second, second_body)] = receiver.requests
+    assert verify_webhook(first_body, first, shared) == verify_webhook(first_body, first, SECRET)
+    with pytest.raises(WebhookRejected, match="wrong_signature"):
+        verify_webhook(second_body, second, shared)
+
+
+def test_a_courier_does_not_start_without_a_master_secret(redis_url: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "maskfleet", "courier"],
+        env={**os.environ, "MASKFLEET_REDIS_URL": redis_url, "MASKFLEET_WEBHOOK_SECRETS": MASTER},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert shown.returncode == 1
+    assert "Set MASKFLEET_WEBHOOK_MASTER_SECRETS" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"webhook_master_secrets": MASTER, "webhook_shared_secrets": MASTER},
+        {"webhook_master_secrets": "whsec_c2hvcnQ="},
+        {"webhook_master_secrets": "whsec_!" + "c2VjcmV0" * 4},
+        {"webhook_master_secrets": MASTER.removeprefix("whsec_")},
+    ],
+)
+def test_a_master_secret_that_is_known_short_or_malformed_is_refused_and_not_shown(fields: dict[str, str]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        CourierSettings(**fields)
+
+    assert "c2VjcmV0" not in str(refused.value)
 
 
 @pytest.mark.parametrize("answer", [500, 503, 301, 404])

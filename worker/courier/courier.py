@@ -22,6 +22,7 @@ from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shar
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.version import check_at_start
+from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.messages import Publisher
 from maskfleet.jobs.schema.batch import BatchRecord
@@ -60,7 +61,8 @@ class Courier:
         self._deliveries = Deliveries(redis, breaker, settings.retention_s)
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
-        self._secrets = tuple(secret.get_secret_value() for secret in settings.webhook_secrets)
+        self._secrets = WebhookSecrets(redis, settings.masters)
+        self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
         #: The tenant of each webhook in flight.
@@ -136,7 +138,8 @@ class Courier:
                 body = self._body(delivery)
                 if body:
                     timeout_s = self._settings.webhook_timeout_s
-                    self._note(delivery, send(delivery, body, self._secrets, self._session, timeout_s))
+                    secrets = (*(one.text for one in self._secrets.of(delivery.tenant)), *self._shared_secrets)
+                    self._note(delivery, send(delivery, body, secrets, self._session, timeout_s))
             except QueueUnavailable:
                 logger.warning("delivery_not_noted")  # it is due again when its lease ends
             except Exception:  # nothing above this thread would catch it; the delivery is due again when its lease ends
@@ -197,8 +200,12 @@ def main() -> None:
     """Run a courier until it is told to stop."""
     settings = CourierSettings()
     configure_logs(settings.log_level, program="courier")
-    if not settings.webhook_secrets:
-        raise SystemExit("Set MASKFLEET_WEBHOOK_SECRETS: webhooks must be signed, and no secret is set.")
+    if not settings.webhook_master_secrets:
+        raise SystemExit(
+            "Set MASKFLEET_WEBHOOK_MASTER_SECRETS to whsec_ and the base64 of 24 random bytes: each tenant's secret, "
+            "which signs its webhooks, is derived from it. MASKFLEET_WEBHOOK_SECRETS, which all receivers shared, is "
+            "no longer read; see docs/operations.md, Webhook secrets."
+        )
     check_at_start(settings)
     signals = StopSignals()
     logger.info("courier_started")

@@ -31,7 +31,7 @@ class Sent:
 
 
 def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: datetime) -> dict[str, str]:
-    """Sign a body with every active secret, so that receivers can rotate theirs in their own time.
+    """Sign a body with each of the tenant's secrets, so that its receivers can change to a new one in their own time.
 
     Source: the Standard Webhooks specification, sections "Webhook Headers" and "Signature scheme".
     """

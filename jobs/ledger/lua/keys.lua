@@ -43,6 +43,7 @@ local function host_queues_key(tenant) return 'mf:lanes:' .. tenant end
 local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
 local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
 local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
+local function webhook_secrets_key(tenant) return 'mf:webhook_secrets:' .. tenant end
 local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
 
 local function record_key(subject)
