@@ -7,12 +7,16 @@ process that verify every signature.  First, with a healthy receiver: all events
 and the time from the first arrival to the last is measured; once for one host, once for eight.  Then with a failing
 one: for a minute nothing listens while the jobs end; from then on 30 % of requests are answered with 500 and 5 % are
 never answered.  The schedule has as many attempts as the default one, within seconds; the time limit is shorter, too.
+Last, a tenant whose receiver answers beside others with forty hosts each that accept connections and never answer, with
+the default time limit: its webhooks all at once as the others' first attempts hang, and then one each second.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +44,7 @@ EVENTS, RUNS = 2000, 3
 DOWN_S, FAILING, HANGING = 60.0, 0.30, 0.05
 SCHEDULE_S = (0, 1, 2, 4, 8, 10, 10, 10, 10, 10)
 TIMEOUT_S, BREAKER_S, TICK_S = 2.0, 1.0, 0.2
+OTHERS, HOSTS, PER_HOST, OF_THE_WELL, LONGEST_S = (0, 1, 2, 4), 40, 5, 60, 90.0
 TENANT, MASTER = "bench", "whsec_" + "c2VjcmV0" * 4
 SECRET = tenant_secret(MASTER, TENANT)
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
@@ -116,7 +121,8 @@ class Service:
         self.deliveries = Deliveries(self.redis)
 
     @contextmanager
-    def courier(self) -> Iterator[None]:
+    def courier(self, **changes: str) -> Iterator[None]:
+        """Run a courier; changes: settings, by their names in the environment without the prefix."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MASKFLEET_")}
         environment |= {
             "MASKFLEET_REDIS_URL": self._redis_url,
@@ -127,6 +133,7 @@ class Service:
             "MASKFLEET_TICK_S": str(TICK_S),
             "MASKFLEET_SWEEP_S": "0",
             "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
+            **{f"MASKFLEET_{name}": value for name, value in changes.items()},
         }
         with (self._folder / "courier.log").open("a") as log:
             courier = subprocess.Popen(
@@ -138,9 +145,9 @@ class Service:
             courier.terminate()
             courier.wait(60)
 
-    def end_a_job(self, url: str) -> str:
+    def end_a_job(self, url: str, tenant: str = TENANT) -> str:
         """Run a job to its end; return the id of the webhook that this queues."""
-        job = NewJobs(TENANT, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
+        job = NewJobs(tenant, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
         job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).id
         record = self.ledger.claim(job_id, "node", lease_s=600, max_attempts=3)
         if record is None:
@@ -206,6 +213,41 @@ def failing(service: Service) -> dict[str, object]:
     }
 
 
+def beside_hanging(service: Service, others: int) -> dict[str, object]:
+    """Time a well tenant's webhooks beside that many tenants whose receivers hang on many hosts."""
+    service.redis.flushall()
+    with ExitStack() as open_now:
+        receiver = open_now.enter_context(Receiver(port := free_port()))
+        url = f"http://127.0.0.1:{port}/hook"
+        for number in range(others):
+            for _ in range(HOSTS):
+                host = open_now.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
+                for _ in range(PER_HOST):
+                    service.end_a_job(f"http://127.0.0.1:{host.getsockname()[1]}/", f"hanging-{number}")
+        open_now.enter_context(service.courier(WEBHOOK_TIMEOUT_S="15", WEBHOOK_BREAKER_S="10", TICK_S="1"))
+        while others and not service.redis.keys("mf:sending:*"):
+            time.sleep(0.05)
+        began = time.monotonic()
+        for _ in range(OF_THE_WELL):
+            service.end_a_job(url)
+        receiver.wait_for(OF_THE_WELL, LONGEST_S)
+        arrived = list(receiver.arrived.values())
+        in_turn = time.monotonic()
+        ended: dict[str, float] = {}
+        for number in range(OF_THE_WELL):
+            time.sleep(max(0.0, in_turn + number - time.monotonic()))
+            ended[service.end_a_job(url)] = time.monotonic()
+        receiver.wait_for(2 * OF_THE_WELL, LONGEST_S)
+        late_s = [receiver.arrived.get(one, math.inf) - at for one, at in ended.items()]
+    return {
+        "arrived_of_60_at_once": len(arrived),
+        "s_until_the_last_of_these": round(max(arrived, default=math.inf) - began, 2),
+        "arrived_of_60_in_turn": sum(late < math.inf for late in late_s),
+        "s_from_end_to_arrival_median": round(percentile(late_s, 50), 2),
+        "s_from_end_to_arrival_longest": round(max(late_s), 2),
+    }
+
+
 def main() -> None:
     """Measure, and store the figures."""
     figures: dict[str, object] = {}
@@ -222,6 +264,9 @@ def main() -> None:
             figures["a receiver that is down for 60 s, then answers 30 % with 500 and 5 % not at all"] = failing(
                 service
             )
+            for others in OTHERS:
+                name = f"a tenant that is well beside {others} whose receivers hang on {HOSTS} hosts each"
+                figures[name] = beside_hanging(service, others)
         finally:
             redis.stop()
     settings = {"schedule_s": SCHEDULE_S, "timeout_s": TIMEOUT_S, "breaker_s": BREAKER_S, "tick_s": TICK_S}

@@ -270,9 +270,10 @@ class CourierSettings(SigningSettings):
         *(0, 5, 5 * 60, 30 * 60),
         *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)),
     )
-    #: The time limit of one attempt, from resolving the host to the last byte of its response.
+    #: The time limit of one attempt, from resolving the host to the last byte of its response.  A host that hung lately
+    #: has a third of it for the first two attempts of a webhook.
     webhook_timeout_s: float = Field(15.0, gt=0)
-    #: Webhooks that one courier sends at once; at most three quarters are of one tenant.
+    #: Webhooks that one courier sends at once, shared out among the tenants.
     webhook_senders: int = Field(32, ge=1)
     #: Webhooks of one tenant that all couriers together send to one host at once.
     webhook_per_host: int = Field(8, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery, Shares
 
-ALL_AT_ONCE = Shares(per_host=1_000_000, per_tenant=1_000_000, sending={})
+ALL_AT_ONCE = Shares(per_host=1_000_000, senders=100_000_000, sending={})
 
 
 def take_due(

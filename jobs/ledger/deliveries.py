@@ -34,7 +34,7 @@ class Delivery:
     subject: the job or batch that it is about; empty for a ping.
     attempts_since_queued: attempts since it was queued, including this one.  attempts_total: of this attempt, across
     redeliveries. body: empty before the first attempt.  forced: its owner asked for it.  now_s: Redis' clock, in
-    seconds since the epoch.
+    seconds since the epoch.  hung: its host did not answer in time of late.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Delivery:
     attempts_total: int
     forced: bool
     now_s: int
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +55,27 @@ class Breaker:
     """When a host is paused: after this many failures in a row (0: never), for ``first_s`` and up to 32 times that.
 
     Then one webhook is sent to probe whether the host is back.  Webhooks that wait meanwhile use up no attempt.
+    A tenant is paused likewise when as many of its hosts hang and none answers.
+    quick_s: a host that takes longer, and does not answer at all, hangs.
     """
 
     failures: int = 10
     first_s: float = 10.0
+    quick_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How much may be sent at once: to one host by all couriers, for one tenant by this one.
+    """What may be sent at once: to one host by all couriers, and by this courier, which has so many senders.
 
-    sending: how many this courier is sending for each tenant.
+    sending: how many this courier is sending for each tenant.  hanging: the tenants for which one of these takes long.
+    The script shares the senders out among the tenants.
     """
 
     per_host: int
-    per_tenant: int
+    senders: int
     sending: Mapping[str, int]
+    hanging: frozenset[str] = frozenset()
 
 
 class Redelivered(StrEnum):
@@ -98,14 +104,18 @@ class Deliveries:
 
     def due(self, limit: int, *, lease_s: float, shares: Shares) -> list[Delivery]:
         """Lease webhooks that are due; one without a reported outcome within ``lease_s`` is due again."""
-        sending = [part for tenant, count in shares.sending.items() for part in (tenant, count)]
+        sending = [
+            part
+            for tenant, count in shares.sending.items()
+            for part in (tenant, count, "1" if tenant in shares.hanging else "")
+        ]
         with redis_errors():
             flat = self._due(
                 args=[
                     limit,
                     int(lease_s * 1000),
                     shares.per_host,
-                    shares.per_tenant,
+                    shares.senders,
                     self._breaker.failures,
                     self._retention_ms,
                     *sending,
@@ -113,10 +123,11 @@ class Deliveries:
             )
         return [
             Delivery(
-                delivery, tenant, subject, event, url, body, int(since_queued), int(total), bool(forced), int(now_s)
+                *(delivery, tenant, subject, event, url, body, int(since_queued), int(total)),
+                *(bool(forced), int(now_s), bool(hung)),
             )
-            for delivery, tenant, subject, event, url, body, since_queued, total, forced, now_s in zip(
-                *[iter(flat)] * 10, strict=True
+            for delivery, tenant, subject, event, url, body, since_queued, total, forced, now_s, hung in zip(
+                *[iter(flat)] * 11, strict=True
             )
         ]
 
@@ -152,8 +163,17 @@ class Deliveries:
                     int(self._breaker.first_s * 1000),
                     DISABLED_S * 1000 if attempt and attempt.status == 410 else 0,
                     self._retention_ms,
+                    self._pace(attempt),
                 ]
             )
+
+    def _pace(self, attempt: DeliveryAttempt | None) -> str:
+        if attempt is None or not _was_sent(attempt):
+            return ""
+        quick = attempt.duration_s < self._breaker.quick_s
+        if attempt.status is None:
+            return "other" if quick else "hung"
+        return "quick" if quick else "other"
 
     # The owner's side.
 
@@ -244,9 +264,13 @@ class Deliveries:
 
 
 def _health(attempt: DeliveryAttempt | None) -> str:
-    if attempt is None or (attempt.status is None and attempt.outcome == "refused"):  # nothing was sent
+    if attempt is None or not _was_sent(attempt):
         return ""
     return "failed" if attempt.host_failed else "well"
+
+
+def _was_sent(attempt: DeliveryAttempt) -> bool:
+    return attempt.status is not None or attempt.outcome != "refused"
 
 
 def _ms(time: datetime) -> int:

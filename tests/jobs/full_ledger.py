@@ -109,9 +109,13 @@ class FullLedger:
         pinged = self._deliveries.ping(TENANT, "https://pinged.example.com/hook", '{"type":"webhook.ping"}')
         [ping] = (due for due in take_due(self._deliveries, MANY) if due.id == pinged)
         attempt = _attempt(
-            ping, None, DeliveryAttemptOutcome.FAILED, error="ConnectTimeout", headers={"webhook-id": ping.id}
+            *(ping, None, DeliveryAttemptOutcome.FAILED),
+            **{"error": "ConnectTimeout", "headers": {"webhook-id": ping.id}, "duration_s": 15.0},
         )
         self._deliveries.postponed(ping, 0, attempt)
+        # None of the tenant's hosts answers now; this one shows whether they are back.
+        probing = self._deliveries.ping(TENANT, "https://probed.example.com/hook", '{"type":"webhook.ping"}')
+        assert [due.id for due in take_due(self._deliveries, MANY)] == [probing]
 
     def _expire(self, name: str) -> None:
         self._create(name, start_deadline_s=0)
@@ -131,7 +135,8 @@ class FullLedger:
 def _attempt(due: Delivery, status: int | None, outcome: DeliveryAttemptOutcome, **fields: Any) -> DeliveryAttempt:
     # Any: DeliveryAttempt's own
     at = datetime.fromtimestamp(due.now_s, UTC)
-    return DeliveryAttempt(number=due.attempts_total, at=at, duration_s=0.1, outcome=outcome, status=status, **fields)
+    made = {"number": due.attempts_total, "at": at, "duration_s": 0.1, "outcome": outcome, "status": status}
+    return DeliveryAttempt(**(made | fields))
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:  # Any: JSON

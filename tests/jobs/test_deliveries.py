@@ -236,7 +236,7 @@ def test_a_host_is_sent_no_more_at_once_than_it_may(ledger: Ledger, deliveries: 
         canceled(ledger, f"https://slow.example.com/{number}")
     for _ in range(3):
         canceled(ledger, "https://other.example.com/")
-    shares = Shares(per_host=4, per_tenant=100, sending={})
+    shares = Shares(per_host=4, senders=1000, sending={})
 
     first, second = take_due(deliveries, 100, shares=shares), take_due(deliveries, 100, shares=shares)
     done = next(one for one in first if "slow" in one.url)
@@ -247,15 +247,203 @@ def test_a_host_is_sent_no_more_at_once_than_it_may(ledger: Ledger, deliveries: 
     assert len(take_due(deliveries, 100, shares=shares)) == 1
 
 
-def test_a_tenant_has_no_more_than_its_share_of_a_courier(ledger: Ledger, deliveries: Deliveries) -> None:
+def queue_many(ledger: Ledger, *tenants: str) -> None:
+    """Queue more for each tenant, to as many hosts, than a courier has senders."""
+    for tenant in tenants:
+        for number in range(40):
+            canceled(ledger, f"https://host-{number}.example.com/", tenant)
+
+
+def answer(
+    ledger: Ledger, deliveries: Deliveries, tenant: str, duration_s: float = 0.1, status: int | None = 200
+) -> None:
+    """Have a receiver of the tenant's answer, or hang."""
+    canceled(ledger, "https://first.example.com/", tenant)
+    [delivery] = take_due(deliveries)
+    attempt = tried(delivery, status).model_copy(update={"duration_s": duration_s})
+    deliveries.ended(delivery, DeliveryState.DELIVERED if status == 200 else DeliveryState.GIVEN_UP, attempt)
+
+
+def shared_out(deliveries: Deliveries, sending: dict[str, int], *hanging: str, senders: int = 32) -> Counter[str]:
+    """What a courier takes of what is due, by tenant, when it is sending so much."""
+    shares = Shares(8, senders, sending, frozenset(hanging))
+    return Counter(one.tenant for one in take_due(deliveries, senders - sum(sending.values()), shares=shares))
+
+
+@pytest.mark.parametrize(("tenants", "each"), [(1, 16), (2, 10), (3, 8), (7, 4), (31, 1)])
+def test_tenants_whose_receivers_answer_share_a_courier_so_that_one_more_finds_as_much(
+    ledger: Ledger, deliveries: Deliveries, tenants: int, each: int
+) -> None:
+    names = [f"ant-{number}" for number in range(tenants)]
+    for name in names:
+        answer(ledger, deliveries, name)
+    queue_many(ledger, *names)
+
+    assert shared_out(deliveries, {}) == dict.fromkeys(names, each)
+    assert shared_out(deliveries, dict.fromkeys(names, each)) == {}
+
+
+def test_a_tenant_begins_with_few_until_one_of_its_receivers_answers(ledger: Ledger, deliveries: Deliveries) -> None:
+    queue_many(ledger, "ant")
+    shares = Shares(8, 32, {})
+
+    first = take_due(deliveries, 32, shares=shares)
+    deliveries.ended(first[0], DeliveryState.DELIVERED, tried(first[0], 200))
+
+    assert len(first) == 4
+    assert shared_out(deliveries, {"ant": 3}) == {"ant": 13}
+
+
+@pytest.mark.parametrize(("status", "duration_s"), [(None, 15.0), (200, 12.0), (None, 0.1)])
+def test_a_receiver_that_hangs_is_slow_or_refuses_proves_nothing(
+    ledger: Ledger, deliveries: Deliveries, status: int | None, duration_s: float
+) -> None:
+    answer(ledger, deliveries, "ant", duration_s, status)
+    queue_many(ledger, "ant")
+
+    assert shared_out(deliveries, {}) == {"ant": 4}
+
+
+def test_a_hang_takes_the_proof_away_and_the_next_answer_gives_it_back(ledger: Ledger, deliveries: Deliveries) -> None:
+    for duration_s, status in ((0.1, 200), (15.0, None)):
+        answer(ledger, deliveries, "ant", duration_s, status)
+    answer(ledger, deliveries, "bee")
+    queue_many(ledger, "ant", "bee")
+
+    assert shared_out(deliveries, {"ant": 0, "bee": 16}) == {"ant": 12}
+    answer_of = take_due(deliveries, 1, shares=Shares(8, 32, {}))[0]
+    deliveries.ended(answer_of, DeliveryState.DELIVERED, tried(answer_of, 200))
+    assert shared_out(deliveries, {"bee": 16}) != {}
+
+
+def test_attempts_that_take_long_right_now_count_before_they_are_over(ledger: Ledger, deliveries: Deliveries) -> None:
+    for tenant in ("ant", "bee"):
+        answer(ledger, deliveries, tenant)
+    queue_many(ledger, "ant", "bee")
+
+    assert shared_out(deliveries, {"ant": 12}, "ant") == {"bee": 10}
+
+
+@pytest.mark.parametrize("strangers", [6, 24, 60])
+def test_tenants_whose_receivers_do_not_answer_leave_a_quarter_to_those_whose_receivers_do(
+    ledger: Ledger, deliveries: Deliveries, strangers: int
+) -> None:
+    answer(ledger, deliveries, "bee")
+    names = [f"ant-{number}" for number in range(strangers)]
+    queue_many(ledger, *names)
+
+    taken = shared_out(deliveries, {})
+    queue_many(ledger, "bee")
+    of_the_bee = shared_out(deliveries, taken)
+
+    assert 18 <= sum(taken.values()) <= 24
+    assert max(taken.values()) <= 4
+    assert of_the_bee == {"bee": (32 - sum(taken.values())) // 2}
+
+
+def test_a_courier_with_a_single_sender_sends_for_everyone(ledger: Ledger, deliveries: Deliveries) -> None:
+    for tenant in ("ant", "bee"):
+        canceled(ledger, tenant=tenant)
+
+    assert [shared_out(deliveries, {}, senders=1) for _ in range(3)] == [{"ant": 1}, {"bee": 1}, {}]
+
+
+def test_a_host_leaves_some_of_its_tenants_share_to_the_others(ledger: Ledger, deliveries: Deliveries) -> None:
+    for _ in range(20):
+        canceled(ledger, "https://slow.example.com/")
+    due = take_due(deliveries, 32, shares=Shares(8, 32, {}))
+    canceled(ledger, "https://other.example.com/")
+
+    assert len(due) == 3
+    assert [one.url for one in take_due(deliveries, 29, shares=Shares(8, 32, {"ant": 3}, frozenset({"ant"})))] == [
+        "https://other.example.com/"
+    ]
+
+
+def test_more_tenants_than_one_look_sees_hide_nobody(ledger: Ledger, deliveries: Deliveries) -> None:
+    """Their share is in use; who has one left comes behind them."""
+    answer(ledger, deliveries, "bee")
+    strangers = {f"wasp-{number}": 1 for number in range(24)}
     for number in range(300):
+        canceled(ledger, tenant=f"ant-{number}")
+    canceled(ledger, tenant="bee")
+
+    looks = [shared_out(deliveries, strangers) for _ in range(3)]
+
+    assert sum(looks, Counter()) == {"bee": 1}
+
+
+def test_a_host_that_hung_gets_less_at_once_and_says_so_until_it_answers(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=5, quick_s=5))
+    for _ in range(20):
+        canceled(ledger)
+    [first, *_] = take_due(deliveries, 1)
+    deliveries.postponed(first, 600, tried(first, None).model_copy(update={"duration_s": 15.0}))
+
+    hung = take_due(deliveries, 32, shares=Shares(8, 320, {}))
+    deliveries.ended(hung[0], DeliveryState.DELIVERED, tried(hung[0], 200))
+    well = take_due(deliveries, 32, shares=Shares(8, 320, {"ant": 1}))
+
+    assert [one.hung for one in hung] == [True, True]
+    assert [one.hung for one in well] == [False] * 7
+
+
+def test_a_tenant_none_of_whose_hosts_answers_is_left_alone_and_then_probed(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    """A thousand names for one receiver that hangs have a thousand breakers, and one tenant."""
+    deliveries = Deliveries(redis_client, Breaker(failures=3, first_s=0.5, quick_s=5))
+    for number in range(20):
         canceled(ledger, f"https://host-{number}.example.com/")
+    canceled(ledger, tenant="bee")
+    for delivery in [one for one in take_due(deliveries, 4, shares=Shares(8, 32, {})) if one.tenant == "ant"]:
+        deliveries.postponed(delivery, 600, hung(delivery))
+
+    paused = take_due(deliveries, 32)
+    probes = wait_until(lambda: take_due(deliveries, 32))
+    under_way = take_due(deliveries, 32)
+    deliveries.postponed(probes[0], 600, hung(probes[0]))
+    pauses = redis_client.hget("mf:receivers:ant", "pauses")
+    second = wait_until(lambda: take_due(deliveries, 32))
+    deliveries.ended(second[0], DeliveryState.DELIVERED, tried(second[0], 200))
+
+    assert [one.tenant for one in paused] in (["bee"], [])
+    assert (len(probes), under_way, len(second)) == (1, [], 1)
+    assert pauses == "2"  # each twice as long as the one before
+    assert len(take_due(deliveries, 32)) == 14
+
+
+def test_what_a_paused_tenant_asks_for_is_sent_first_and_at_once(ledger: Ledger, redis_client: redis.Redis) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=2, first_s=100, quick_s=5))
+    for number in range(6):
+        canceled(ledger, f"https://host-{number}.example.com/")
+    for delivery in take_due(deliveries, 2):
+        deliveries.postponed(delivery, 600, hung(delivery))
+    before = take_due(deliveries)
+
+    ping = deliveries.ping("ant", URL, "{}")
+
+    assert before == []
+    assert [one.id for one in take_due(deliveries)] == [ping]
+    assert take_due(deliveries) == []
+
+
+def test_one_host_that_hangs_does_not_pause_its_tenants_others(ledger: Ledger, redis_client: redis.Redis) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=2, first_s=100, quick_s=5))
     for _ in range(2):
-        canceled(ledger, tenant="bee")
+        canceled(ledger)
+    for delivery in take_due(deliveries):
+        deliveries.postponed(delivery, 600, hung(delivery))
 
-    due = take_due(deliveries, 32, shares=Shares(per_host=8, per_tenant=24, sending={"ant": 20}))
+    elsewhere = canceled(ledger, "https://other.example.com/")
 
-    assert Counter(one.tenant for one in due) == {"ant": 4, "bee": 2}
+    assert [one.subject for one in take_due(deliveries)] == [elsewhere]
+
+
+def hung(delivery: Delivery) -> DeliveryAttempt:
+    return tried(delivery, None).model_copy(update={"duration_s": 15.0})
 
 
 def test_tenants_and_hosts_take_turns(ledger: Ledger, deliveries: Deliveries) -> None:
@@ -264,7 +452,7 @@ def test_tenants_and_hosts_take_turns(ledger: Ledger, deliveries: Deliveries) ->
             for host in ("a", "b"):
                 canceled(ledger, f"https://{host}.example.com/", tenant)
 
-    taken = [take_due(deliveries, 1, shares=Shares(per_host=5, per_tenant=9, sending={}))[0] for _ in range(12)]
+    taken = [take_due(deliveries, 1, shares=Shares(per_host=5, senders=1000, sending={}))[0] for _ in range(12)]
 
     assert max(Counter((one.tenant, one.url) for one in taken).values()) <= 5
     assert len({(one.tenant, one.url) for one in taken}) == 4

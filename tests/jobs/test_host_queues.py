@@ -20,7 +20,7 @@ from maskfleet.jobs.schema.spec import Webhook
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 TENANTS, HOSTS = ("ant", "bee"), ("a.example.com", "b.example.com:8443")
-PER_HOST, PER_TENANT, SENDERS = 2, 3, 4
+PER_HOST, SENDERS = 2, 16
 #: Halfway between the time steps below, with 50 s to spare: no lease runs out because the machine is slow.
 LEASE_S = 650.0
 ANSWERS = {200: DeliveryState.DELIVERED, 410: DeliveryState.REFUSED, 404: None, 500: None, None: None}
@@ -53,16 +53,14 @@ class HostQueuesMachine(RuleBasedStateMachine):
     def a_courier_takes_what_is_due(self) -> None:
         sending = {tenant: sum(one.tenant == tenant for one in self.taken) for tenant in TENANTS}
         free = SENDERS - len(self.taken)
-        if free <= 0:
-            return
 
-        due = self.deliveries.due(free, lease_s=LEASE_S, shares=Shares(PER_HOST, PER_TENANT, sending))
+        due = self.deliveries.due(free, lease_s=LEASE_S, shares=Shares(PER_HOST, SENDERS, sending))
 
         assert len(due) <= free
         assert not {one.id for one in due} & {one.id for one in self.taken}
         self.taken += due
         for tenant in TENANTS:
-            assert sum(one.tenant == tenant for one in self.taken) <= PER_TENANT
+            assert sum(one.tenant == tenant for one in self.taken) <= SENDERS // 2
         for host_queue in {(one.tenant, host_of(one)) for one in due}:
             assert self.client.zcard(f"mf:sending:{host_queue[0]}:{host_queue[1]}") <= PER_HOST
         self._see_disabled()
@@ -123,7 +121,7 @@ class HostQueuesMachine(RuleBasedStateMachine):
             for key in self.keys(pattern):
                 scores = self.members(key)
                 self.client.zadd(key, {name: score - seconds * 1000 for name, score in scores.items()})
-        for key in self.keys("mf:breaker:*"):
+        for key in (*self.keys("mf:breaker:*"), *self.keys("mf:receivers:*")):
             if self.client.hexists(key, "until_ms"):
                 self.client.hincrby(key, "until_ms", -int(seconds * 1000))
         leases = {name: at for key in self.keys("mf:sending:*") for name, at in self.members(key).items()}
@@ -159,8 +157,9 @@ class HostQueuesMachine(RuleBasedStateMachine):
                     assert host_queues[host] <= max(now, *sending.values())
                 elif due:
                     assert host_queues[host] <= max(now, min(due.values()), until)
+            paused = float(str(self.client.hget(f"mf:receivers:{tenant}", "until_ms") or 0))
             if host_queues:
-                assert self.members("mf:lanes")[tenant] <= max(now, min(host_queues.values()))
+                assert self.members("mf:lanes")[tenant] <= max(now, min(host_queues.values()), paused)
 
     def teardown(self) -> None:
         """At the end, with healthy receivers, everything arrives."""
@@ -201,7 +200,8 @@ def tried(delivery: Delivery, status: int | None) -> DeliveryAttempt:
         status or 0, DeliveryAttemptOutcome.FAILED
     )
     at = datetime.fromtimestamp(delivery.now_s, UTC)
-    return DeliveryAttempt(number=delivery.attempts_total, at=at, duration_s=0.1, outcome=outcome, status=status)
+    duration_s = 15.0 if status is None else 0.1  # without an answer it hung
+    return DeliveryAttempt(number=delivery.attempts_total, at=at, duration_s=duration_s, outcome=outcome, status=status)
 
 
 @pytest.fixture

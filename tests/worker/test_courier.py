@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +34,7 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.worker.courier.courier import Courier
 from maskfleet.worker.courier.send import signed_headers
+from tests.taking import take_due
 from tests.waiting import wait_until
 
 MASTER, NEW_MASTER = "whsec_" + "c2VjcmV0" * 4, "whsec_" + "bmV3a2V5" * 4
@@ -131,8 +133,8 @@ def succeed(ledger: Ledger, url: str) -> str:
     return job_id
 
 
-def _being_sent(client: redis.Redis) -> int:
-    return sum(client.zcard(key) for key in client.scan_iter("mf:sending:*"))
+def _being_sent(client: redis.Redis, tenants: str = "*") -> int:
+    return sum(client.zcard(key) for key in client.scan_iter(f"mf:sending:{tenants}", count=1000))
 
 
 def _failed_tries(client: redis.Redis) -> int:
@@ -456,7 +458,7 @@ def test_a_receiver_that_hangs_delays_no_other_one(
     ledger.reap(max_attempts=3, limit=300)
 
     with courier(redis_url, webhook_timeout_s=60, webhook_schedule_s=(0, 600), webhook_breaker_failures=5):
-        wait_until(lambda: _being_sent(redis_client) == 8)
+        wait_until(lambda: _being_sent(redis_client) == 3)
         for _ in range(20):
             succeed(ledger, receiver.url)
         wait_until(lambda: len(receiver.requests) == 20)
@@ -465,8 +467,52 @@ def test_a_receiver_that_hangs_delays_no_other_one(
         wait_until(lambda: _being_sent(redis_client) == 0)
 
     # The breaker opens when five have failed, and those in flight then; all others wait uncharged.
-    assert (still_hanging, deliveries.waiting()) == (8, 300)
-    assert 8 <= _failed_tries(redis_client) <= 8 + 4
+    assert (still_hanging, deliveries.waiting()) == (3, 300)
+    assert 5 <= _failed_tries(redis_client) <= 5 + 8
+
+
+@pytest.mark.parametrize("others", [1, 2, 4])
+def test_tenants_whose_receivers_hang_on_many_hosts_take_no_sender_from_one_whose_receiver_answers(
+    ledger: Ledger,
+    redis_url: str,
+    receive: Callable[..., Receiver],
+    redis_client: redis.Redis,
+    others: int,
+) -> None:
+    receiver, tenants = receive(), [f"ant-{number}" for number in range(others)]
+    with ExitStack() as hanging:
+        for tenant in tenants:
+            for _ in range(12):
+                host = hanging.enter_context(socket.create_server(("127.0.0.1", 0), backlog=8))
+                for _ in range(2):
+                    create(ledger, f"http://127.0.0.1:{host.getsockname()[1]}/", tenant=tenant, start_deadline_s=0)
+        ledger.reap(max_attempts=3, limit=1000)
+
+        with courier(redis_url, webhook_timeout_s=60, webhook_schedule_s=(0, 600)):
+            wait_until(lambda: _being_sent(redis_client) == 4 * others)
+            for _ in range(60):
+                create(ledger, receiver.url, tenant="bee", start_deadline_s=0)
+            wait_until(lambda: len(receiver.requests) == 60)
+            still_hanging = _being_sent(redis_client, "ant-*")
+            hanging.close()
+
+    assert still_hanging == 4 * others
+
+
+def test_a_host_that_hung_gets_less_time_for_the_first_attempts_of_a_webhook_and_all_of_it_later(
+    ledger: Ledger, redis_url: str, redis_client: redis.Redis, deliveries: Deliveries
+) -> None:
+    redis_client.hset("mf:breaker:ant:hung.example.com", "hung", 1)
+    create(ledger, "https://hung.example.com/", start_deadline_s=0)
+    create(ledger, "https://well.example.com/", start_deadline_s=0)
+    ledger.reap(max_attempts=3)
+    due = {one.url: one for one in take_due(deliveries)}
+    hung, well = due["https://hung.example.com/"], due["https://well.example.com/"]
+    later = [replace(hung, attempts_since_queued=number) for number in (2, 3)]
+    taken = [well, hung, *later, replace(hung, forced=True)]
+    settings = CourierSettings(redis_url=redis_url, webhook_master_secrets=MASTER, webhook_timeout_s=15)
+
+    assert [Courier(settings).time_limit_s(one) for one in taken] == [15, 5, 5, 15, 15]
 
 
 def test_a_webhook_is_given_up_at_the_end_of_its_schedule(

@@ -5,7 +5,6 @@ CPU only.  Several may run: each claims its work through a ledger script, for a 
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
@@ -37,9 +36,12 @@ from maskfleet.worker.node.supervisor import StopSignals
 
 logger = get_logger()
 
-#: One tenant has so much of a courier's senders at most, however many receivers of its own hang; the rest is left to
-#: the others (docs/decisions/0026-webhooks-in-host-queues.md).
-TENANT_SHARE = 0.75
+#: A receiver that takes longer than this share of the time limit keeps a sender from others, and its tenant gets fewer.
+#: A host that hung lately has only so long (docs/decisions/0043-a-webhook-secret-per-tenant.md).
+QUICK = 1 / 3
+#: The attempts of a webhook that such a host gets less time for; later ones have all of it, so that a receiver that has
+#: become slow is not cut off for good.
+SHORT_ATTEMPTS = 2
 #: A claimed delivery is leased for this many webhook timeouts; after that another courier may take it.
 LEASE_TIMEOUTS = 4
 #: Delays from the schedule and from Retry-After are lengthened by up to this share, so that attempts spread out.
@@ -57,7 +59,8 @@ class Courier:
         self._ledger = Ledger(redis, settings.retention_s)
         self._batches = Batches(redis)
         self._outbox = Outbox(redis, settings.republish_s)
-        breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s)
+        self._quick_s = QUICK * settings.webhook_timeout_s
+        breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s, self._quick_s)
         self._deliveries = Deliveries(redis, breaker, settings.retention_s)
         self._publisher = Publisher(settings)
         self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
@@ -65,8 +68,8 @@ class Courier:
         self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
-        #: The tenant of each webhook in flight.
-        self._sending: dict[Future[None], str] = {}
+        #: The tenant of each webhook in flight, and when it was taken.
+        self._sending: dict[Future[None], tuple[str, float]] = {}
         self._sent = threading.Event()
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -92,16 +95,21 @@ class Courier:
     def _take(self, senders: ThreadPoolExecutor) -> None:
         settings = self._settings
         self._sent.clear()
-        self._sending = {future: tenant for future, tenant in self._sending.items() if not future.done()}
+        self._sending = {future: taken for future, taken in self._sending.items() if not future.done()}
         # No more than can be sent at once: a delivery waiting here would use up its lease, and with it an attempt.
         free = settings.webhook_senders - len(self._sending)
         if free == 0:
             return
-        per_tenant = math.ceil(settings.webhook_senders * TENANT_SHARE)
-        shares = Shares(settings.webhook_per_host, per_tenant, Counter(self._sending.values()))
+        now = time.monotonic()
+        shares = Shares(
+            settings.webhook_per_host,
+            settings.webhook_senders,
+            sending=Counter(tenant for tenant, _ in self._sending.values()),
+            hanging=frozenset(tenant for tenant, taken in self._sending.values() if now - taken >= self._quick_s),
+        )
         for delivery in self._deliveries.due(free, lease_s=LEASE_TIMEOUTS * settings.webhook_timeout_s, shares=shares):
             future = senders.submit(self._deliver, delivery)
-            self._sending[future] = delivery.tenant
+            self._sending[future] = (delivery.tenant, now)
             future.add_done_callback(lambda _: self._sent.set())
 
     def _reap(self) -> None:
@@ -137,13 +145,17 @@ class Courier:
             try:
                 body = self._body(delivery)
                 if body:
-                    timeout_s = self._settings.webhook_timeout_s
                     secrets = (*(one.text for one in self._secrets.of(delivery.tenant)), *self._shared_secrets)
-                    self._note(delivery, send(delivery, body, secrets, self._session, timeout_s))
+                    self._note(delivery, send(delivery, body, secrets, self._session, self.time_limit_s(delivery)))
             except QueueUnavailable:
                 logger.warning("delivery_not_noted")  # it is due again when its lease ends
             except Exception:  # nothing above this thread would catch it; the delivery is due again when its lease ends
                 logger.exception("delivery_broke")
+
+    def time_limit_s(self, delivery: Delivery) -> float:
+        """Return how long this attempt may take."""
+        short = delivery.hung and not delivery.forced and delivery.attempts_since_queued <= SHORT_ATTEMPTS
+        return self._quick_s if short else self._settings.webhook_timeout_s
 
     def _body(self, delivery: Delivery) -> str:
         """Return the body to send; if it would no longer be true, drop the webhook and return an empty string."""

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Record the outcome of a delivery attempt.
 -- ARGV: id, attempts_total (the number of the attempt), attempt (JSON; '' when nothing was sent), host ('well' | 'failed' | ''),
---       state ('waiting': try again), detail, delay_ms, breaker_failures, breaker_ms, disable_ms (0: do not), retention_ms
+--       state ('waiting': try again), detail, delay_ms, breaker_failures, breaker_ms, disable_ms (0: do not), retention_ms,
+--       pace ('quick': the host answered within a moment | 'hung': not in time | 'other' | '': nothing was sent)
 -- Returns 'ok' | 'late' (another courier has it by now, or it has ended) | 'unknown'
 -- requires: keys, webhooks
 local id, attempts_total, attempt, state = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
@@ -28,6 +29,28 @@ elseif ARGV[4] == 'failed' and failures > 0 and now >= tonumber(redis.call('HGET
   end
   redis.call('PEXPIRE', breaker, 86400 * 1000)
 end
+
+-- Hosts that hang are counted once each until one of the tenant's answers: as many as a breaker takes pause them all, so
+-- that a thousand names for one receiver that hangs have no thousand breakers to open.
+local receivers, pace = receivers_key(tenant), ARGV[12]
+if redis.call('HGET', receivers, 'probe') == id then
+  redis.call('HDEL', receivers, 'probe')
+  redis.call('HSET', receivers, 'until_ms', now)
+end
+if pace == 'hung' then
+  if redis.call('HINCRBY', breaker, 'hung', 1) == 1 then redis.call('HINCRBY', receivers, 'hung', 1) end
+  redis.call('PEXPIRE', breaker, 86400 * 1000)
+  local seen = redis.call('HMGET', receivers, 'hung', 'until_ms')
+  if failures > 0 and tonumber(seen[1] or 0) >= failures and now >= tonumber(seen[2] or 0) then
+    local pauses = redis.call('HINCRBY', receivers, 'pauses', 1)
+    redis.call('HSET', receivers, 'until_ms', math.floor(now + ARGV[9] * 2 ^ math.min(pauses - 1, 5)))
+  end
+elseif pace ~= '' then
+  redis.call('HDEL', breaker, 'hung')
+  redis.call('HDEL', receivers, 'hung', 'until_ms', 'pauses')
+  if pace == 'quick' then redis.call('HSET', receivers, 'answered_ms', now) end
+end
+redis.call('PEXPIRE', receivers, 86400 * 1000)
 
 if state == 'delivered' then
   redis.call('DEL', disabled_key(tenant, url))

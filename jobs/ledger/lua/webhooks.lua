@@ -29,11 +29,15 @@ local function enqueue_delivery(id, tenant, url, due_ms, now)
   wake_host_queue(tenant, host, math.max(due_ms, now))
 end
 
--- Put a webhook that somebody asked for before all others, and let it probe its host at once if the breaker is open.
+-- Put a webhook that somebody asked for before all others, and let it probe its host at once if a breaker is open.
 local function rush_delivery(id, tenant, url, now)
   local host = host_of(url)
   redis.call('HSET', delivery_key(id), 'forced', 1)
   redis.call('ZADD', due_key(tenant, host), 0, id)
+  redis.call('ZADD', host_queues_key(tenant), 0, host)
+  if redis.call('HEXISTS', receivers_key(tenant), 'until_ms') == 1 then
+    redis.call('HSET', receivers_key(tenant), 'until_ms', now)
+  end
   if redis.call('EXISTS', breaker_key(tenant, host)) == 1 then
     redis.call('HSET', breaker_key(tenant, host), 'until_ms', now)
   end
