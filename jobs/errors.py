@@ -10,7 +10,8 @@
     │   ├── InvalidHost          invalid_host, host_not_allowed
     │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap
-    │   ├── OverQuota            too_many_jobs_in_flight; the only one worth retrying unchanged
+    │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as is the next one
+    │   ├── TooManyRedeliveries  too_many_redeliveries: the tenant had as many webhooks sent again as it may in an hour
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
@@ -161,6 +162,20 @@ class UnsupportedCoding(CallerError):
             "content_encoding_not_supported",
             f"The body has the Content-Encoding {coding[:40]!r}. Send it as it is, without that header.",
         )
+
+
+class TooManyRedeliveries(CallerError):
+    """The tenant had as many webhooks sent again as it may within an hour."""
+
+    status = 429
+    title = "Too many webhooks sent again"
+
+    def __init__(self, per_hour: int, retry_after_s: int) -> None:
+        super().__init__(
+            "too_many_redeliveries",
+            f"You may have {per_hour:,} webhooks sent again within an hour. Try again in {retry_after_s} s.",
+        )
+        self.retry_after_s = retry_after_s
 
 
 class InvalidPrompt(CallerError):

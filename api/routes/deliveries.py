@@ -67,7 +67,7 @@ def show_delivery(delivery_id: str) -> Response:
             "endpoint again. A webhook that is already being sent is left alone."
         ),
         responses={202: DeliveryView},
-        problems={404: ("delivery_not_found",)},
+        problems={404: ("delivery_not_found",), 429: ("too_many_redeliveries",)},
     )
 )
 def redeliver(delivery_id: str) -> Response:
@@ -83,7 +83,12 @@ def redeliver(delivery_id: str) -> Response:
     Operation(
         summary="Resend the webhooks of a time range, each under its own id.",
         scope=Scope.WRITE,
-        description=f"Oldest first, at most {MAX_REDELIVERED:,}. For use after a receiver was down for a long time.",
+        description=(
+            f"Oldest first, at most {MAX_REDELIVERED:,} within an hour, single ones included. For use after a receiver "
+            "was down for a long time. They wait their turn: a host that is still down, or an endpoint that responded "
+            "410, gets none of them; ping it or resend one first. Left out are webhooks that are still to be sent, and "
+            "those that such a call has sent again within the last hour."
+        ),
         body=RedeliveryRange,
         responses={202: Redeliveries},
         problems={
@@ -91,6 +96,7 @@ def redeliver(delivery_id: str) -> Response:
             413: ("body_too_large",),
             415: ("unsupported_media_type", "content_encoding_not_supported"),
             422: ("invalid_range",),
+            429: ("too_many_redeliveries",),
         },
     )
 )
@@ -104,8 +110,8 @@ def redeliver_range() -> Response:
     queued = current_services().deliveries.redeliver_range(
         tenant(), wanted.since, until, only_failed=wanted.only_failed
     )
-    logger.info("redeliveries_queued", deliveries=len(queued))
-    shown = Redeliveries(queued=queued, more=len(queued) >= MAX_REDELIVERED)
+    logger.info("redeliveries_queued", deliveries=len(queued.ids))
+    shown = Redeliveries(queued=queued.ids, more=queued.more)
     return json_response(shown, status=202)
 
 

@@ -7,6 +7,7 @@ jobs/ledger/lua/webhooks.lua.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import cast
 
 import redis
 
+from maskfleet.jobs.errors import TooManyRedeliveries
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
 from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryAttempt, DeliveryRecord, DeliveryState
 
 #: An endpoint that responded 410 is tried again after this time, if there are still webhooks for it.
 DISABLED_S = 30 * 24 * 3600
-#: The most webhooks that one call queues again.
+#: The most webhooks that one call queues again, and that all calls of one tenant do within an hour.
 MAX_REDELIVERED = 10_000
 #: Ids that one run of a script takes; Redis does nothing else while it runs.
 _PAGE = 500
@@ -84,7 +86,18 @@ class Redelivered(StrEnum):
     QUEUED = "queued"
     #: It is being sent right now.
     WAITING = "waiting"
+    #: It is not one of those asked for.
+    SKIPPED = "skipped"
+    OVER_BUDGET = "over_budget"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRedelivered:
+    """The webhooks of a range that were queued again, oldest first.  more: there may be others."""
+
+    ids: tuple[str, ...] = ()
+    more: bool = False
 
 
 class Deliveries:
@@ -191,9 +204,12 @@ class Deliveries:
         """Queue a webhook again, at once and with its schedule restarted; its id and its bytes stay the same.
 
         It is sent even if its endpoint is disabled or its host paused; a 2xx response enables the endpoint again.
+        Raises TooManyRedeliveries.
         """
         with redis_errors():
-            _, reply = self._redeliver(args=[tenant, "", delivery_id])
+            _, reply = self._redeliver(args=[tenant, "", "", MAX_REDELIVERED, delivery_id])
+        if reply == Redelivered.OVER_BUDGET:
+            raise self._over_budget(tenant)
         return Redelivered(reply)
 
     def redeliver_range(
@@ -204,13 +220,15 @@ class Deliveries:
         *,
         only_failed: bool = True,
         limit: int = MAX_REDELIVERED,
-    ) -> tuple[str, ...]:
-        """Queue again the webhooks created in a time range, both ends included, oldest first; return their ids.
+    ) -> RangeRedelivered:
+        """Queue again the webhooks created in a time range, both ends included, oldest first.
 
-        only_failed: those refused, given up or not sent to a disabled endpoint; otherwise also those delivered or
-        waiting.  Dropped ones stay dropped.  If ``limit`` ids are returned, there may be more.
+        only_failed: those refused, given up or not sent to a disabled endpoint; otherwise also those delivered, unless
+        such a call had them sent within the last hour.  Those that wait are sent anyway, and dropped ones stay dropped.
+        They wait their turn, behind breakers and 410s.  Raises TooManyRedeliveries if none may be queued now.
         """
-        states = FAILED_STATES if only_failed else tuple(set(DeliveryState) - {DeliveryState.DROPPED})
+        states = FAILED_STATES if only_failed else (*FAILED_STATES, DeliveryState.DELIVERED)
+        call = uuid.uuid4().hex
         queued: list[str] = []
         offset = 0
         with redis_errors():
@@ -229,10 +247,19 @@ class Deliveries:
                 if not ids:
                     break
                 offset += len(ids)
-                flat = self._redeliver(args=[tenant, f",{','.join(states)},", *ids])
-                replies = zip(flat[::2], flat[1::2], strict=True)
+                flat = self._redeliver(args=[tenant, call, f",{','.join(states)},", MAX_REDELIVERED, *ids])
+                replies = tuple(zip(flat[::2], flat[1::2], strict=True))
                 queued += (delivery for delivery, reply in replies if reply == Redelivered.QUEUED)
-        return tuple(queued)
+                if any(reply == Redelivered.OVER_BUDGET for _, reply in replies):
+                    if not queued:
+                        raise self._over_budget(tenant)
+                    return RangeRedelivered(tuple(queued), more=True)
+        return RangeRedelivered(tuple(queued), more=len(queued) >= limit)
+
+    def _over_budget(self, tenant: str) -> TooManyRedeliveries:
+        with redis_errors():
+            left_ms = self._redis.pttl(f"mf:redelivered:{tenant}")
+        return TooManyRedeliveries(MAX_REDELIVERED, max(1, math.ceil(left_ms / 1000)))
 
     def ping(self, tenant: str, url: str, body: str) -> str:
         """Queue a test webhook; return its id.  It is sent once, even to a disabled endpoint."""

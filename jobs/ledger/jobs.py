@@ -37,6 +37,7 @@ fields):
     breaker:{tenant}:{host}  hash  failures in a row, until when the host is paused; expires after a day
     receivers:{tenant}    hash    when one last answered, how many hosts hang, until when all are paused; expires
                                   after a day
+    redelivered:{tenant}  string  how many webhooks were sent again on request; expires an hour after the first
     disabled:{tenant}:{sha1}  string  of a URL: when it responded 410; expires after ``DISABLED_S`` (deliveries.py)
     webhook_secrets:{tenant}  zset  generation of the tenant's secret → until when it signs  (webhook_secrets.py)
     workers               zset    node → last seen, in seconds; a courier drops those gone for long    (workers.py)

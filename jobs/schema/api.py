@@ -103,7 +103,7 @@ class Redeliveries(Wire):
     """The webhooks that are sent again."""
 
     queued: tuple[str, ...] = Field(description="The webhooks' ids, oldest first.")
-    more: bool = Field(description="There may be more than one call can queue; repeat it for a shorter range.")
+    more: bool = Field(description="There may be more than may be queued now: at most 10,000 within an hour.")
 
 
 class EarlierSecret(Wire):

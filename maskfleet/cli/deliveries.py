@@ -66,4 +66,4 @@ def redeliver_command(
         click.echo(line)
     click.echo(f"{len(several.queued)} webhooks will be sent again.", err=True)
     if several.more:
-        click.echo("There may be more: repeat with shorter time ranges.", err=True)
+        click.echo("There may be more: repeat it in an hour.", err=True)

@@ -295,7 +295,8 @@ class Client:
     ) -> Redeliveries:
         """Send the webhooks of a time range again: those that failed, or all.
 
-        since, until: with a time zone; ``until`` defaults to now.  Raises Refused (``invalid_range``).
+        since, until: with a time zone; ``until`` defaults to now.  Raises Refused (``invalid_range``,
+        ``too_many_redeliveries``: at most 10,000 within an hour).
         """
         body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
         response = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)

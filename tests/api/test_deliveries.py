@@ -16,7 +16,7 @@ from flask import Flask
 
 from maskfleet.api.app import create_app
 from maskfleet.client.webhooks import verify_webhook
-from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
+from maskfleet.jobs.ledger.deliveries import MAX_REDELIVERED, Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.settings import CourierSettings
@@ -151,6 +151,22 @@ def test_the_failed_ones_of_a_time_are_sent_again_and_others_only_when_asked_for
     assert (failed.status_code, failed.json) == (202, {"queued": [lost.id], "more": False})
     assert due == [lost.id]
     assert everything.json == {"queued": [arrived.id], "more": False}  # the other one is in flight
+
+
+def test_who_has_too_many_sent_again_is_told_when_to_come_back(
+    apiary: Caller, bakery: Caller, ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    for caller in (apiary, bakery):
+        an_ended_job(caller, ledger)
+        lost = give_up(deliveries)
+    redis_client.set("mf:redelivered:apiary", MAX_REDELIVERED, ex=600)
+
+    refused = apiary.post("/v1/deliveries/redeliver", {"from": "2020-01-01T00:00:00Z"})
+    others = bakery.post("/v1/deliveries/redeliver", {"from": "2020-01-01T00:00:00Z", "to": "2100-01-01T00:00:00Z"})
+
+    check_problem(refused, 429, "too_many_redeliveries")
+    assert 590 <= int(refused.headers["Retry-After"]) <= 600
+    assert others.json == {"queued": [lost.id], "more": False}
 
 
 def test_a_range_ends_now_when_it_does_not_say(apiary: Caller, ledger: Ledger, deliveries: Deliveries) -> None:

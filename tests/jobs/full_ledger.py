@@ -113,6 +113,7 @@ class FullLedger:
             **{"error": "ConnectTimeout", "headers": {"webhook-id": ping.id}, "duration_s": 15.0},
         )
         self._deliveries.postponed(ping, 0, attempt)
+        self._deliveries.redeliver_range(TENANT, datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
         # None of the tenant's hosts answers now; this one shows whether they are back.
         probing = self._deliveries.ping(TENANT, "https://probed.example.com/hook", '{"type":"webhook.ping"}')
         assert [due.id for due in take_due(self._deliveries, MANY)] == [probing]

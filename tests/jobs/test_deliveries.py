@@ -8,8 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
+from maskfleet.jobs.errors import TooManyRedeliveries
+from maskfleet.jobs.ledger.connection import load_script
 from maskfleet.jobs.ledger.counts import JobCounts
-from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Redelivered, Shares
+from maskfleet.jobs.ledger.deliveries import (
+    MAX_REDELIVERED,
+    Breaker,
+    Deliveries,
+    Delivery,
+    RangeRedelivered,
+    Redelivered,
+    Shares,
+)
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryRecord, DeliveryState
@@ -81,7 +91,7 @@ def test_of_another_tenants_webhooks_nothing_is_told_or_sent(ledger: Ledger, del
     assert deliveries.of(job_id, "bee") == []
     assert deliveries.read(told.id, "bee") is None
     assert deliveries.redeliver(told.id, "bee") is Redelivered.UNKNOWN
-    assert deliveries.redeliver_range("bee", LONG_AGO, LATER, only_failed=False) == ()
+    assert deliveries.redeliver_range("bee", LONG_AGO, LATER, only_failed=False) == RangeRedelivered()
     assert deliveries.read(told.id, "ant") == told
 
 
@@ -126,8 +136,8 @@ def test_what_failed_in_a_time_is_sent_again_and_nothing_else(
     failed = deliveries.redeliver_range("ant", datetime.now(UTC) - timedelta(hours=1), LATER)
     rest = deliveries.redeliver_range("ant", LONG_AGO, LATER, only_failed=False)
 
-    assert set(failed) == {ids[DeliveryState.GIVEN_UP], ids[DeliveryState.DISABLED]}
-    assert set(rest) == {*failed, ids[DeliveryState.DELIVERED]}
+    assert set(failed.ids) == {ids[DeliveryState.GIVEN_UP], ids[DeliveryState.DISABLED]}
+    assert rest.ids == (ids[DeliveryState.DELIVERED],)
     dropped = deliveries.read(ids[DeliveryState.DROPPED], "ant")
     assert dropped is not None
     assert dropped.state is DeliveryState.DROPPED
@@ -142,8 +152,86 @@ def test_a_range_is_sent_again_in_pages_up_to_its_limit(ledger: Ledger, deliveri
     first = deliveries.redeliver_range("ant", LONG_AGO, LATER, limit=3)
     rest = deliveries.redeliver_range("ant", LONG_AGO, LATER)
 
-    assert (len(first), len(rest)) == (3, 4)
-    assert not set(first) & set(rest)
+    assert (len(first.ids), len(rest.ids)) == (3, 4)
+    assert (first.more, rest.more) == (True, False)
+    assert not set(first.ids) & set(rest.ids)
+
+
+def test_a_range_waits_for_a_breaker_and_for_an_endpoint_that_said_410(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=1, first_s=100))
+    down, gone = canceled(ledger), canceled(ledger, "https://gone.example.com/")
+    for delivery in take_due(deliveries):
+        status = 410 if "gone" in delivery.url else None
+        deliveries.ended(delivery, DeliveryState.REFUSED if status else DeliveryState.GIVEN_UP, tried(delivery, status))
+
+    queued = deliveries.redeliver_range("ant", LONG_AGO, LATER)
+    due = take_due(deliveries)
+    deliveries.redeliver(only(deliveries, gone).id, "ant")
+    forced = take_due(deliveries)
+
+    assert len(queued.ids) == 2
+    assert due == []
+    assert only(deliveries, down).state is DeliveryState.WAITING
+    assert [one.subject for one in forced] == [gone]
+
+
+def test_a_range_that_is_under_way_is_not_sent_a_second_time(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    for _ in range(4):
+        canceled(ledger)
+    for delivery in take_due(deliveries):
+        deliveries.ended(delivery, DeliveryState.DELIVERED, tried(delivery, 200))
+
+    def again() -> int:
+        return len(deliveries.redeliver_range("ant", LONG_AGO, LATER, only_failed=False).ids)
+
+    first, at_once = again(), again()
+    [arrived, failed, *_] = take_due(deliveries)
+    deliveries.ended(arrived, DeliveryState.DELIVERED, tried(arrived, 200))
+    deliveries.ended(failed, DeliveryState.GIVEN_UP, tried(failed, 500))
+    afterwards = again()  # the one that failed; the others are being sent, or arrived
+    redis_client.hincrby(f"mf:delivery:{arrived.id}", "redelivered_ms", -3600 * 1000)
+    an_hour_later = again()
+
+    assert (first, at_once, afterwards, an_hour_later) == (4, 0, 1, 1)
+
+
+def test_a_tenant_has_so_many_sent_again_within_an_hour_and_no_more(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    for tenant in ("ant", "ant", "ant", "bee"):
+        canceled(ledger, tenant=tenant)
+    for delivery in take_due(deliveries):
+        deliveries.ended(delivery, DeliveryState.GIVEN_UP, tried(delivery))
+    redis_client.set("mf:redelivered:ant", MAX_REDELIVERED - 1, ex=600)
+
+    queued = deliveries.redeliver_range("ant", LONG_AGO, LATER)
+    with pytest.raises(TooManyRedeliveries) as refused:
+        deliveries.redeliver_range("ant", LONG_AGO, LATER)
+    with pytest.raises(TooManyRedeliveries):
+        deliveries.redeliver(queued.ids[0], "ant")
+    others = deliveries.redeliver_range("bee", LONG_AGO, LATER)
+
+    assert (len(queued.ids), queued.more, len(others.ids)) == (1, True, 1)
+    assert 590 <= (refused.value.retry_after_s or 0) <= 600
+    assert 0 < redis_client.ttl("mf:redelivered:bee") <= 3600
+
+
+def test_a_call_that_runs_twice_finds_what_it_queued(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis
+) -> None:
+    canceled(ledger)
+    [delivery] = take_due(deliveries)
+    deliveries.ended(delivery, DeliveryState.GIVEN_UP, tried(delivery))
+    redeliver = load_script(redis_client, "redeliver")
+
+    replies = [redeliver(args=["ant", "a-call", ",given_up,", 10, delivery.id]) for _ in range(2)]
+
+    assert replies == [[delivery.id, "queued"]] * 2
+    assert redis_client.get("mf:redelivered:ant") == "1"
 
 
 def test_a_410_disables_an_endpoint_until_it_answers_well(ledger: Ledger, deliveries: Deliveries) -> None:

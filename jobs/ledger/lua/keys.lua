@@ -45,6 +45,7 @@ local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .
 local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
 local function webhook_secrets_key(tenant) return 'mf:webhook_secrets:' .. tenant end
 local function receivers_key(tenant) return 'mf:receivers:' .. tenant end
+local function redelivered_key(tenant) return 'mf:redelivered:' .. tenant end
 local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
 
 local function record_key(subject)
