@@ -35,8 +35,8 @@ fields):
     due:{tenant}:{host}   zset    delivery id → when it is due
     sending:{tenant}:{host}  zset  delivery id → when the courier's lease on it runs out
     breaker:{tenant}:{host}  hash  failures in a row, until when the host is paused; expires after a day
-    receivers:{tenant}    hash    when one last answered, how many hosts hang, until when all are paused; expires
-                                  after a day
+    hung:{tenant}         set     hosts that have hung since one last answered, as many as count; expires after a day
+    receivers:{tenant}    hash    when one last answered, until when all are paused; expires after a day
     redelivered:{tenant}  string  how many webhooks were sent again on request; expires an hour after the first
     disabled:{tenant}:{sha1}  string  of a URL: when it responded 410; expires after ``DISABLED_S`` (deliveries.py)
     webhook_secrets:{tenant}  zset  generation of the tenant's secret → until when it signs  (webhook_secrets.py)

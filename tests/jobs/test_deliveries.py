@@ -503,6 +503,27 @@ def test_a_tenant_none_of_whose_hosts_answers_is_left_alone_and_then_probed(
     assert len(take_due(deliveries, 32)) == 14
 
 
+def test_hosts_that_hang_again_after_an_answer_pause_their_tenant_again(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    deliveries = Deliveries(redis_client, Breaker(failures=2, first_s=100, quick_s=5))
+    paused = []
+    for _ in range(2):
+        for number in range(2):
+            canceled(ledger, f"https://host-{number}.example.com/")
+        for delivery in take_due(deliveries):
+            deliveries.ended(delivery, DeliveryState.GIVEN_UP, hung(delivery))
+        canceled(ledger, "https://host-2.example.com/")
+        paused.append(take_due(deliveries))
+        deliveries.ping("ant", "https://well.example.com/", "{}")
+        [ping] = take_due(deliveries, 1)
+        deliveries.ended(ping, DeliveryState.DELIVERED, tried(ping, 200))
+        for delivery in take_due(deliveries):
+            deliveries.ended(delivery, DeliveryState.DELIVERED, tried(delivery, 200))
+
+    assert paused == [[], []]
+
+
 def test_what_a_paused_tenant_asks_for_is_sent_first_and_at_once(ledger: Ledger, redis_client: redis.Redis) -> None:
     deliveries = Deliveries(redis_client, Breaker(failures=2, first_s=100, quick_s=5))
     for number in range(6):

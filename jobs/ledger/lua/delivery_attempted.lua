@@ -30,24 +30,27 @@ elseif ARGV[4] == 'failed' and failures > 0 and now >= tonumber(redis.call('HGET
   redis.call('PEXPIRE', breaker, 86400 * 1000)
 end
 
--- Hosts that hang are counted once each until one of the tenant's answers: as many as a breaker takes pause them all, so
--- that a thousand names for one receiver that hangs have no thousand breakers to open.
-local receivers, pace = receivers_key(tenant), ARGV[12]
+-- The hosts that hang are noted until one of the tenant's answers: as many as a breaker takes pause them all, so that a
+-- thousand names for one receiver that hangs have no thousand breakers to open.
+local receivers, hung, pace = receivers_key(tenant), hung_key(tenant), ARGV[12]
 if redis.call('HGET', receivers, 'probe') == id then
   redis.call('HDEL', receivers, 'probe')
   redis.call('HSET', receivers, 'until_ms', now)
 end
 if pace == 'hung' then
-  if redis.call('HINCRBY', breaker, 'hung', 1) == 1 then redis.call('HINCRBY', receivers, 'hung', 1) end
+  redis.call('HINCRBY', breaker, 'hung', 1)
   redis.call('PEXPIRE', breaker, 86400 * 1000)
-  local seen = redis.call('HMGET', receivers, 'hung', 'until_ms')
-  if failures > 0 and tonumber(seen[1] or 0) >= failures and now >= tonumber(seen[2] or 0) then
+  if redis.call('SCARD', hung) < math.max(failures, 1) then redis.call('SADD', hung, host) end  -- no more are needed
+  redis.call('PEXPIRE', hung, 86400 * 1000)
+  local until_ms = tonumber(redis.call('HGET', receivers, 'until_ms') or 0)
+  if failures > 0 and redis.call('SCARD', hung) >= failures and now >= until_ms then
     local pauses = redis.call('HINCRBY', receivers, 'pauses', 1)
     redis.call('HSET', receivers, 'until_ms', math.floor(now + ARGV[9] * 2 ^ math.min(pauses - 1, 5)))
   end
 elseif pace ~= '' then
   redis.call('HDEL', breaker, 'hung')
-  redis.call('HDEL', receivers, 'hung', 'until_ms', 'pauses')
+  redis.call('DEL', hung)
+  redis.call('HDEL', receivers, 'until_ms', 'pauses')
   if pace == 'quick' then redis.call('HSET', receivers, 'answered_ms', now) end
 end
 redis.call('PEXPIRE', receivers, 86400 * 1000)

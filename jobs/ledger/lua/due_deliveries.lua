@@ -40,11 +40,12 @@ local proven_tenants, unproven_tenants, unproven_sending = 0, 0, 0
 
 local function look_up(tenant)
   if known[tenant] then return end
-  local seen = redis.call('HMGET', receivers_key(tenant), 'answered_ms', 'hung', 'until_ms')
+  local seen = redis.call('HMGET', receivers_key(tenant), 'answered_ms', 'until_ms')
+  local hung = redis.call('SCARD', hung_key(tenant))
   local answered = tonumber(seen[1] or 0) > now - ANSWER_COUNTS_MS
-  local pauses = breaker_failures > 0 and tonumber(seen[2] or 0) >= breaker_failures
-  local until_ms = pauses and tonumber(seen[3] or 0) or 0
-  local proven = answered and not seen[2] and not hanging[tenant]
+  local pauses = breaker_failures > 0 and hung >= breaker_failures
+  local until_ms = pauses and tonumber(seen[2] or 0) or 0
+  local proven = answered and hung == 0 and not hanging[tenant]
   known[tenant] = {answered = answered, proven = proven, paused_ms = until_ms, probing = pauses and until_ms <= now}
   if proven then
     proven_tenants = proven_tenants + 1

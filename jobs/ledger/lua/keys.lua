@@ -44,6 +44,7 @@ local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host e
 local function sending_key(tenant, host) return 'mf:sending:' .. tenant .. ':' .. host end
 local function breaker_key(tenant, host) return 'mf:breaker:' .. tenant .. ':' .. host end
 local function webhook_secrets_key(tenant) return 'mf:webhook_secrets:' .. tenant end
+local function hung_key(tenant) return 'mf:hung:' .. tenant end
 local function receivers_key(tenant) return 'mf:receivers:' .. tenant end
 local function redelivered_key(tenant) return 'mf:redelivered:' .. tenant end
 local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' .. redis.sha1hex(url) end
