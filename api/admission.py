@@ -1,7 +1,7 @@
-"""Admission of jobs, one or a batch: check them, store their images, record them in one step, enqueue them.
+"""Admission of jobs, one or a batch: check them, store their images, record them in one step, ring for a worker.
 
-Whatever can be checked at once is rejected here, before anything is recorded.  Once recorded, no job is lost: a message
-that cannot be published now is published later by the courier.
+Whatever can be checked at once is rejected here, before anything is recorded.  Once recorded, a job is queued; a bell
+that cannot be rung now is rung by the courier.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Admitted(Generic[View]):
 def admit_job(
     submission: Submission, tenant: str, idempotency_key: str, services: Services, address: str
 ) -> Admitted[JobView]:
-    """Check a job, store the image sent with it, record it and enqueue it."""
+    """Check a job, store the image sent with it, record it and ring for a worker."""
     spec, image = _with_model(submission.spec, services), submission.image
     unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
@@ -80,7 +80,7 @@ def admit_job(
 def admit_batch(
     spec: Batch, tenant: str, idempotency_key: str, services: Services, address: str
 ) -> Admitted[BatchView]:
-    """Check a batch, store the images sent with it, record it and enqueue its jobs.
+    """Check a batch, store the images sent with it, record it and ring for workers.
 
     All or nothing: an error in one image names the image, and nothing is recorded.
     """
@@ -175,7 +175,7 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# Record and publish.
+# Record and ring.
 
 
 def _record(jobs: NewJobs, model: str, services: Services) -> Creation:
@@ -194,9 +194,7 @@ def _record(jobs: NewJobs, model: str, services: Services) -> Creation:
             logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
         case refused:
             _refuse(refused, creation.wait_s, jobs.tenant, services)
-    for job_id in creation.job_ids:
-        if not publish(job_id, jobs.queue, services):
-            break  # leave the rest to the courier as well: if Redis hangs, each publish would hang
+    ring(jobs.queue, services, len(creation.job_ids))
     return creation
 
 
@@ -230,15 +228,12 @@ def over_quota(max_jobs_in_flight: int) -> OverQuota:
     )
 
 
-def publish(job_id: str, queue: str, services: Services) -> bool:
-    """Publish a recorded job; return False when it is left to the courier, because Redis is unavailable."""
+def ring(queue: str, services: Services, jobs: int = 1) -> None:
+    """Wake workers for recorded jobs; while Redis is unavailable that is left to the courier."""
     try:
-        services.publisher.publish(job_id, queue)
-        services.outbox.published(job_id)
+        services.bells.ring(queue, jobs)
     except QueueUnavailable:
-        logger.warning("publish_left_to_courier", job_id=job_id)
-        return False
-    return True
+        logger.warning("bell_left_to_courier", queue=queue)
 
 
 # Show.

@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.delivery import DeliveryState
@@ -32,7 +31,6 @@ class JobFigures:
     """The sources of the metrics about jobs."""
 
     job_counts: JobCounts
-    outbox: Outbox
     deliveries: Deliveries
     worker_registry: WorkerRegistry
 
@@ -98,6 +96,7 @@ class _JobCollector(Collector):
             ("attempts_fenced", "Times that a worker was refused because it no longer held the job."),
             ("jobs_requeued", "Jobs taken back from a worker whose lease ran out."),
             ("jobs_retried", "Failed jobs that their owners retried."),
+            ("bells_rung", "Times that the courier woke workers for jobs that waited unheard."),
         ):
             yield CounterMetricFamily(f"maskfleet_{name}", text, totals.get(name.rpartition("_")[2], 0))
         webhooks = CounterMetricFamily(
@@ -112,6 +111,12 @@ class _JobCollector(Collector):
         for queue, count in self._jobs.job_counts.queued(queues).items():
             queued.add_metric((queue,), count)
         yield queued
+        oldest = GaugeMetricFamily(
+            "maskfleet_oldest_queued_seconds", "The age of the oldest waiting job; 0 for none.", labels=("queue",)
+        )
+        for queue, age_s in self._jobs.job_counts.oldest_queued_s(queues).items():
+            oldest.add_metric((queue,), age_s)
+        yield oldest
         workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
         for model, count in (dict.fromkeys(self._models, 0) | self._jobs.worker_registry.counts()).items():
             workers.add_metric((model,), count)
@@ -119,6 +124,5 @@ class _JobCollector(Collector):
         for name, text, value in (
             ("jobs_processing", "Jobs that are running.", self._jobs.job_counts.processing()),
             ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),
-            ("publishes_due", "Jobs whose message is still to be published.", self._jobs.outbox.waiting()),
         ):
             yield GaugeMetricFamily(f"maskfleet_{name}", text, value)

@@ -17,11 +17,10 @@ from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.ledger.workers import WorkerRegistry
-from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status
@@ -41,20 +40,19 @@ class Services:
     ledger: Ledger
     batches: Batches
     places: QueuePlaces
-    outbox: Outbox
     deliveries: Deliveries
     webhook_secrets: WebhookSecrets
     worker_registry: WorkerRegistry
     store: Store
-    publisher: Publisher
+    bells: Bells
     waits: Waits
     metrics: RequestMetrics
 
 
 def make_services(settings: ApiSettings) -> Services:
     client = connect(settings)
-    ledger = Ledger(client, settings.retention_s)
-    outbox, worker_registry = Outbox(client, settings.republish_s), WorkerRegistry(client)
+    ledger = Ledger(client, settings.retention_s, settings.tenant_weights)
+    worker_registry = WorkerRegistry(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
     return Services(
         settings=settings,
@@ -62,15 +60,14 @@ def make_services(settings: ApiSettings) -> Services:
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
         batches=Batches(client),
-        places=QueuePlaces(client),
-        outbox=outbox,
+        places=QueuePlaces(client, settings.tenant_weights),
         deliveries=deliveries,
         webhook_secrets=WebhookSecrets(client, settings.masters),
         worker_registry=worker_registry,
         store=Store(settings),
-        publisher=Publisher(settings),
+        bells=Bells(client, Publisher(settings)),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(JobCounts(client), outbox, deliveries, worker_registry)),
+        metrics=RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry)),
     )
 
 

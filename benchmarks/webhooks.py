@@ -149,7 +149,7 @@ class Service:
         """Run a job to its end; return the id of the webhook that this queues."""
         job = NewJobs(tenant, "sam.bench.normal", (SPEC,), 600, Webhook(url=url))
         job_id = self.ledger.create(job, max_in_flight=EVENTS, idempotency_ttl_s=60).id
-        record = self.ledger.claim(job_id, "node", lease_s=600, max_attempts=3)
+        record = self.ledger.claim_next(("sam.bench.normal",), "node", lease_s=600, max_attempts=3).record
         if record is None:
             raise SystemExit("a job could not be claimed")
         self.ledger.succeed(record, RESULT)

@@ -1,11 +1,13 @@
-"""The messages of Celery's queues: how one is published, and which ones a node accepts.
+"""The messages of Celery's queues: bells, how one is rung, and which messages a node accepts.
 
-A message holds the job's id and nothing else; everything else is in the ledger.
+A bell says that jobs may wait in a queue.  It names none: a node that hears it claims the next job from the ledger, and
+drops a bell that finds nothing.  So a bell that is lost, late or doubled costs at most a moment: whoever claims a job
+rings again while more wait, and the courier rings at each tick where jobs wait and no bell lies.
 
 Anyone who may write to the lists in Redis can put anything there.  kombu and Celery parse messages in the node's own
 event loop, and the first one that they cannot parse ends it, and the node with it.  So messages are validated here
 first: only those of the form that ``Publisher`` writes pass, and only their validated fields are passed on.  Dropping
-one loses no job: the outbox republishes every job that no worker claims.
+one loses no job.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ from maskfleet.jobs.settings import SharedSettings
 
 #: The one task; what is published with one version is taken by nodes of another, so it never changes.
 TASK_NAME = "maskfleet.segment"
+#: The argument of a bell, and of the message with which a node proves that it hears.
+BELL, CANARY = "bell", "canary"
+#: The most bells that lie in a queue: each node that hears one rings for the next ones, so a few wake all.
+MOST_BELLS = 8
 #: Above the longest run with its model load: recovery belongs to the ledger's lease, not to this.
 VISIBILITY_TIMEOUT_S = 3 * 3600
 
@@ -67,22 +73,42 @@ def celery_app(settings: SharedSettings) -> Celery:
 
 
 class Publisher:
-    """Publishes jobs' ids to the queues."""
+    """Publishes messages."""
 
     def __init__(self, settings: SharedSettings) -> None:
         self._app = celery_app(settings)
 
-    def publish(self, job_id: str, queue: str) -> None:
-        """Publish a job.  Raises QueueUnavailable at once when Redis does not accept the message."""
+    def publish(self, argument: str, queue: str) -> None:
+        """Publish a message.  Raises QueueUnavailable at once when Redis does not accept it."""
         try:
-            self._app.send_task(TASK_NAME, args=[job_id], task_id=job_id, queue=queue, retry=False)
+            self._app.send_task(TASK_NAME, args=[argument], queue=queue, retry=False)
         except (OperationalError, OSError) as error:
             raise QueueUnavailable from error
 
 
-def is_job_id(argument: object) -> bool:
-    """Return whether this is a job id, the only argument that a message may have."""
-    return isinstance(argument, str) and re.fullmatch(JOB_ID, argument) is not None
+class Bells:
+    """The bells of all queues."""
+
+    def __init__(self, client: redis.Redis, publisher: Publisher) -> None:
+        self._redis = client
+        self._publisher = publisher
+
+    def ring(self, queue: str, jobs: int = 1) -> None:
+        """Wake workers for jobs that wait in a queue, unless enough bells lie there.  Raises QueueUnavailable."""
+        try:
+            lying = self._redis.llen(queue)
+        except redis.RedisError as error:
+            raise QueueUnavailable from error
+        for _ in range(min(jobs, MOST_BELLS) - lying):
+            self._publisher.publish(BELL, queue)
+
+
+def is_ours(argument: object) -> bool:
+    """Return whether a message may have this argument.
+
+    A job's id was what messages held until version 2 of the ledger; such a message is a bell like any other.
+    """
+    return isinstance(argument, str) and (argument in (BELL, CANARY) or re.fullmatch(JOB_ID, argument) is not None)
 
 
 class _Known(BaseModel):
@@ -104,7 +130,7 @@ class _NothingAfter(_Known):
     chord: None = None
 
 
-#: Arguments, keywords and follow-up tasks.  The task itself checks that the one argument is a job id.
+#: Arguments, keywords and follow-up tasks.  The task itself checks the one argument.
 _CALL: TypeAdapter[tuple[tuple[str], _NoKeywords, _NothingAfter]] = TypeAdapter(
     tuple[tuple[str], _NoKeywords, _NothingAfter]
 )

@@ -86,8 +86,8 @@ class SharedSettings(BaseSettings):
     model: str = DEFAULT_MODEL
     #: Records of ended jobs expire after this time; the sweep then deletes their objects, if no bucket rule has.
     retention_s: int = Field(7 * 24 * 3600, ge=60)
-    #: A message whose job nobody claimed is considered lost after this time.
-    republish_s: float = Field(30.0, gt=0)
+    #: Tenants' shares of the workers where they differ from 1, as in ``apiary:3,bakery:0.5``.
+    tenant_weights: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], NoDecode] = Field(default_factory=dict)
     log_level: str = "INFO"
     #: Whether images and webhooks may use plain http, any port and private addresses: for closed networks and the demo.
     egress_allow_private: bool = False
@@ -108,6 +108,7 @@ class SharedSettings(BaseSettings):
 
     _split_shared = field_validator("egress_ports", mode="before")(_split)
     _split_buckets = field_validator("allowed_buckets", mode="before")(_split_buckets)
+    _split_weights = field_validator("tenant_weights", mode="before")(_split_pairs)
 
     @model_validator(mode="after")
     def _authorities_are_for_tls(self) -> Self:
@@ -281,7 +282,7 @@ class CourierSettings(SigningSettings):
     webhook_breaker_failures: int = Field(10, ge=0)
     #: How long it is paused at first; twice as long after each failed probe, up to 32 times.
     webhook_breaker_s: float = Field(10.0, gt=0)
-    #: How often leases, deadlines and the outbox are checked.
+    #: How often leases, deadlines and bells are checked.
     tick_s: float = Field(1.0, gt=0)
     #: How often one of the couriers looks for objects that no record names; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)

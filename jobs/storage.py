@@ -3,7 +3,8 @@
 Objects in the bucket:
 
     uploads/{tenant}/{upload id}                     an image that a caller uploaded
-    results/{tenant}/{job}/attempt-{n}-{fence}/…     what one attempt wrote
+    results/{tenant}/{job}/attempt-{n}-{fence}-{token}/…  what one attempt wrote; without the token until version 2
+                                                          of the ledger
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
 """
 
@@ -209,9 +210,13 @@ def manifest_key(tenant: str, job_id: str) -> str:
     return f"{result_prefix(tenant, job_id)}/manifest.json"
 
 
-def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int) -> str:
-    """Return the folder of one attempt; the fence distinguishes attempts that were handed back uncharged."""
-    return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}"
+def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int, token: str) -> str:
+    """Return the folder of one attempt.
+
+    The fence distinguishes attempts that were handed back uncharged, and the claim's token those to which a Redis that
+    lost its last writes gave the same fence.
+    """
+    return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}-{token[:8]}"
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:

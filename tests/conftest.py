@@ -17,7 +17,6 @@ import redis
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
@@ -128,12 +127,6 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 def ledger(redis_client: redis.Redis) -> Ledger:
     """An empty ledger."""
     return Ledger(redis_client, retention_s=3600)
-
-
-@pytest.fixture
-def outbox(redis_client: redis.Redis) -> Outbox:
-    """The outbox of the empty ledger."""
-    return Outbox(redis_client, republish_s=60)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import configure_logs, get_logger
-from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app, is_job_id
+from maskfleet.jobs.messages import TASK_NAME, Bells, Publisher, celery_app, is_ours
 from maskfleet.jobs.queue import canary_queue, model_queues
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.model_process import WorkerChild
@@ -43,14 +43,14 @@ _child: WorkerChild | None = None
 
 
 @shared_task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
-def segment_job(job_id: str) -> None:
-    """Handle a job's message; this is the only Celery task."""
+def hear(argument: str) -> None:
+    """Handle a bell or a canary; this is the only Celery task."""
     if _child is None:
         raise RuntimeError("the task runs outside a worker's child process")
-    if not is_job_id(job_id):
-        logger.error("message_refused", argument=repr(job_id)[:80])  # something else is writing to our queues
+    if not is_ours(argument):
+        logger.error("message_refused", argument=repr(argument)[:80])  # something else is writing to our queues
         return
-    _child.work(job_id)
+    _child.hear(argument)
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
@@ -76,7 +76,7 @@ def leave(**_: object) -> None:
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def drain(**_: object) -> None:
-    """Start the drain: a job that does not finish within the grace time goes back to the queue, uncharged."""
+    """Start the drain: claim nothing more; a job that does not finish in time goes back to the queue, uncharged."""
     settings = WorkerSettings()
     try:
         Ledger(connect(settings), settings.retention_s).drain(settings.node, settings.drain_grace_s)
@@ -115,8 +115,10 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
     from maskfleet.worker.egress import egress_session
     from maskfleet.worker.image.sandbox import Sandbox
 
+    client = connect(settings)
     return Workbench(
-        ledger=Ledger(connect(settings), settings.retention_s),
+        ledger=Ledger(client, settings.retention_s, settings.tenant_weights),
+        bells=Bells(client, Publisher(settings)),
         store=Store(settings),
         egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
         sandbox=Sandbox(),

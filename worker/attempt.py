@@ -15,6 +15,8 @@ from maskfleet.jobs.errors import AttemptFailed, JobError, QueueUnavailable
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.messages import Bells
+from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
@@ -39,6 +41,7 @@ class Workbench:
     """What a worker process holds between jobs.  segment: holds the model, and is the only part that needs torch."""
 
     ledger: Ledger
+    bells: Bells
     store: Store
     egress: requests.Session
     sandbox: Sandbox
@@ -46,13 +49,17 @@ class Workbench:
     settings: WorkerSettings
 
 
-def attempt_job(job_id: str, bench: Workbench) -> None:
-    """Claim the job that a message names, run it and record the outcome; or drop the message."""
+def attempt_next(bench: Workbench) -> bool:
+    """Claim the next job, run it and record the outcome; return False if there is none."""
     settings, ledger = bench.settings, bench.ledger
-    record = ledger.claim(job_id, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+    queues = model_queues(settings.model_name)
+    claim = ledger.claim_next(queues, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+    if claim.more:
+        _ring(bench, claim.more_in, claim.more)
+    record = claim.record
     if record is None:
-        logger.info("message_dropped", job_id=job_id)
-        return
+        logger.info("bell_dropped")
+        return False
     with bound_contextvars(**record.log_ids):
         try:
             logger.info("job_claimed", mode=record.spec.mode)
@@ -63,6 +70,7 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
             _end(partial(ledger.finish_canceled, record), "job_canceled")
         except Drained:
             _end(partial(ledger.release, record, delay_s=0, charged=False, outcome="drained"), "job_drained")
+            _ring(bench, record.queue)
         except Fenced:
             _end(ledger.note_fenced, "job_fenced")
         except JobError as error:
@@ -73,10 +81,18 @@ def attempt_job(job_id: str, bench: Workbench) -> None:
             if is_lost_device(error):
                 logger.error("device_lost")
                 kill_this_process()  # every further call on the device would fail, too
+    return True
+
+
+def _ring(bench: Workbench, queue: str, jobs: int = 1) -> None:
+    try:
+        bench.bells.ring(queue, jobs)
+    except QueueUnavailable:
+        logger.warning("bell_left_to_courier", queue=queue)
 
 
 def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
-    if done := earlier_result(record, bench.store):
+    if record.fence > 1 and (done := earlier_result(record, bench.store)):
         return done
     started = time.monotonic()
     data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
@@ -123,5 +139,7 @@ def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
             time.sleep(0.5)
     if reply is Reply.OK:
         logger.info(event, **fields)
+    elif reply is Reply.CANCELED:  # it was to be handed back
+        logger.info("job_canceled")
     else:
         logger.warning("job_fenced", event_lost=event)

@@ -9,9 +9,7 @@ from maskfleet.jobs.storage import Store, manifest_key, result_prefix
 
 
 def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
-    """Find the result of an earlier attempt that wrote its manifest and died before it could say so."""
-    if record.fence == 1:
-        return None
+    """Find the result of another attempt that wrote its manifest and died, or was fenced, before it could say so."""
     key = manifest_key(record.tenant, record.id)
     try:
         body = store.read(key)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry, WorkerSeen
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.messages import CANARY, Publisher
 from maskfleet.jobs.queue import canary_queue
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = get_logger()
 
-#: A job id that no job has.  A message with it, sent to a node's own queue, proves that the node consumes.
-CANARY_ID = f"job_{'0' * 32}"
 #: A parent that does not exit within this time after SIGTERM is killed.
 END_GRACE_S = 5.0
 
@@ -47,18 +45,17 @@ class WorkerChild:
         self._over = threading.Event()
         threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
 
-    def work(self, job_id: str) -> None:
-        """Run the job that a message names, or note a canary."""
+    def hear(self, argument: str) -> None:
+        """Run the next job at a bell, or note a canary."""
         self._consumed_at = time.monotonic()
         self._unheard_since = None
-        if job_id == CANARY_ID:
+        if argument == CANARY:
             return
-        from maskfleet.worker.attempt import attempt_job
+        from maskfleet.worker.attempt import attempt_next
 
         self._busy = True
         try:
-            attempt_job(job_id, self._bench)
-            self._jobs += 1
+            self._jobs += attempt_next(self._bench)
         finally:
             self._busy = False
             self._consumed_at = time.monotonic()
@@ -91,7 +88,7 @@ class WorkerChild:
         )
         if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:
             self._canary_sent_at = now
-            self._publisher.publish(CANARY_ID, canary_queue(settings.node))
+            self._publisher.publish(CANARY, canary_queue(settings.node))
             self._unheard_since = self._unheard_since or now
         if not self._busy and self._unheard_since and now - self._unheard_since > settings.ready_within_s:
             logger.error("node_hears_nothing", idle_s=idle_s)

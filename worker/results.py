@@ -31,7 +31,7 @@ def write_result(
     and no manifest lists this one's objects.
     """
     started = time.monotonic()
-    prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence)
+    prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence, record.token)
     files = []
     for artifact in segmented.artifacts:
         key = f"{prefix}/{artifact.name}"

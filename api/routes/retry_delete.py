@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from maskfleet.api.admission import over_quota, publish
+from maskfleet.api.admission import over_quota, ring
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.routes.jobs import find_job, job_not_found, show
 from maskfleet.api.services import base_url, current_services, tenant
@@ -45,7 +45,7 @@ def retry_job(job_id: str) -> Response:
         case Retried.UNKNOWN:  # its record has expired since it was read
             raise job_not_found()
     logger.info("job_retried", job_id=record.id)
-    publish(record.id, record.queue, services)
+    ring(record.queue, services)
     response = show(find_job(job_id), status=202)
     response.headers["Location"] = f"{base_url()}/v1/jobs/{record.id}"
     return response

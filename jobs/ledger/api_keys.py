@@ -36,12 +36,16 @@ _FORM = re.compile(r"(mf_([0-9a-f]{12})_[0-9a-f]{48})([0-9a-f]{8})")
 
 
 class Scope(StrEnum):
-    """What a key allows.  ``admin`` is for operators: it allows everything, including what only operators may do."""
+    """What a key allows.  ``admin`` is for operators: it allows everything, including what only operators may do.
+
+    ``jobs:interactive``, with ``jobs:write``, allows jobs of priority ``interactive``, which go before all others.
+    """
 
     READ = "jobs:read"
     WRITE = "jobs:write"
     #: To see and rotate the secret that signs the tenant's webhooks: whoever knows it can forge them.
     WEBHOOK_SECRET = "webhooks:secret"  # noqa: S105 - a scope's name
+    INTERACTIVE = "jobs:interactive"
     ADMIN = "admin"
 
 

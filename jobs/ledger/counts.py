@@ -16,7 +16,7 @@ class JobCounts:
         self._redis = client
 
     def totals(self) -> dict[str, int]:
-        """Return counts since the ledger began: created, each way to end, fenced, requeued, retried, webhooks_…."""
+        """Return counts since the ledger began: created, each end, fenced, requeued, retried, rung, webhooks_…."""
         with redis_errors():
             counts = cast("dict[str, str]", self._redis.hgetall("mf:totals"))
         return {name: int(count) for name, count in counts.items()}
@@ -25,6 +25,17 @@ class JobCounts:
         """Count the waiting jobs, by queue."""
         with redis_errors():
             return {queue: self._redis.zcard(f"mf:queued:{queue}") for queue in queues}
+
+    def oldest_queued_s(self, queues: tuple[str, ...]) -> dict[str, float]:
+        """Return the age of the oldest waiting job, by queue; 0 for an empty one."""
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.time()
+            for queue in queues:
+                pipeline.zrange(f"mf:queued:{queue}", 0, 0, withscores=True)
+            (seconds, _), *oldest = pipeline.execute()
+        ages = (max(0.0, seconds - first[0][1] / 1000) if first else 0.0 for first in oldest)
+        return dict(zip(queues, ages, strict=True))
 
     def processing(self) -> int:
         """Count the running jobs."""

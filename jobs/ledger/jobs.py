@@ -1,8 +1,9 @@
 """The authoritative state of every job, in Redis: one atomic script for each transition, by Redis' own clock.
 
-Celery's messages only say "look at this job"; they may be lost or delivered twice.  What a worker may do is
-decided here.  A claim gives the worker a lease, which it renews by beats, and a fencing token: the holder of an older
-token can change nothing.
+The queue is here as well: a worker claims the next job, and Celery's messages only say that there may be one.  They may
+be lost, late or delivered twice.  A claim gives the worker a lease, which it renews by beats, a fence, which grows with
+each claim, and a random token: whoever holds an older pair can change nothing, even if a Redis that lost its last
+writes gives out the same fence again.
 
 Keys (all begin with ``mf:``; one Redis, not a cluster; times are milliseconds since the epoch; docs/ledger.md lists the
 fields):
@@ -12,7 +13,13 @@ fields):
     jobs:{tenant}         zset    job id → created; the tenant's list; drops expired records over time
     inflight:{tenant}     set     ids of jobs that have not ended
     idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
-    queued:{queue}        zset    job id → created; the waiting jobs in order
+    queues                set     queues where jobs may wait; the courier removes empty ones
+    queued:{queue}        zset    job id → created; all waiting jobs
+    waiting:{queue}:{tenant}  zset  job id → created; those of a tenant that wait in its turns
+    turns:{queue}         zset    tenant → its virtual time: the lowest is next; one without waiting jobs is removed
+                                  when its turn comes                                         (lua/turns.lua)
+    returned:{queue}      zset    job id → when it is due; jobs that were handed back, claimed before all others
+    claimed:{token}       string  the job that a claim was given, for a repeated call; expires after a minute
     leases                zset    job id → when the lease runs out; the running jobs
     deadlines             zset    job id → when it must have started
     batch:{id}            hash    a batch: tenant, times, how many of its jobs are in each state; expires
@@ -20,11 +27,11 @@ fields):
                                   attempted once, or a week has passed                        (batches.py)
     batch_jobs:{id}       list    ids of its jobs, in the order of its images; expires ``retention_s`` after that end
     attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
-    draining:{node}       string  when the node must hand its jobs back; expires a minute later
+    draining:{node}       string  when the node must hand its jobs back, and until then it claims none; expires a
+                                  minute later
     pace                  hash    queue → a moving average of the time that one job takes, in ms
-    totals                hash    counts since the ledger began: created, each end, fenced, requeued, retried, and
-                                  webhooks by how they ended
-    outbox                zset    job id → when to publish it (again); removed by the claim   (outbox.py)
+    totals                hash    counts since the ledger began: created, each end, fenced, requeued, retried, rung,
+                                  and webhooks by how they ended
     deliveries            zset    delivery id → when to send it; the waiting webhooks         (deliveries.py)
     delivery:{id}         hash    a webhook: tenant, subject, URL, state, bytes; expires ``retention_s`` after its
                                   end; without an end it is given up after a week, and expires after two
@@ -57,15 +64,17 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 import redis
 
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
-from maskfleet.jobs.ledger.outbox import PUBLISH_GRACE_MS
 from maskfleet.jobs.ledger.outcomes import (
     BacklogLimit,
     Cancel,
+    Claim,
     Created,
     Creation,
     Deleted,
@@ -86,8 +95,12 @@ def new_job_id() -> str:
 class Ledger:
     """The jobs' records and every transition between their states."""
 
-    def __init__(self, client: redis.Redis, retention_s: int) -> None:
+    def __init__(
+        self, client: redis.Redis, retention_s: int, tenant_weights: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """tenant_weights: tenants' shares of the workers where they differ from 1."""
         self._redis = client
+        self._weights = dict(tenant_weights)
         self._schema = Schema(client)
         self._retention_ms = retention_s * 1000
         self._create = load_script(client, "create")
@@ -99,6 +112,7 @@ class Ledger:
         self._retry = load_script(client, "retry")
         self._delete = load_script(client, "delete")
         self._reap = load_script(client, "reap")
+        self._silent = load_script(client, "silent")
 
     def check_version(self) -> None:
         """Raise LedgerVersion when the data in Redis has another version; an empty Redis is given this one.
@@ -113,7 +127,7 @@ class Ledger:
     def create(
         self, jobs: NewJobs, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
     ) -> Creation:
-        """Record jobs in state ``queued`` and in the outbox, and their batch if they have one; all or none.
+        """Record jobs in state ``queued``, and their batch if they have one; all or none.
 
         Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
         the same idempotency key finds what was.
@@ -127,7 +141,6 @@ class Ledger:
             "start_deadline_ms": jobs.start_deadline_s * 1000,
             "webhook_url": jobs.webhook.url if jobs.webhook else "",
             "webhook_events": ",".join(jobs.webhook.events) if jobs.webhook else "",
-            "publish_grace_ms": PUBLISH_GRACE_MS,
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
             "idempotency_ttl_ms": idempotency_ttl_s * 1000,
@@ -135,6 +148,7 @@ class Ledger:
             "max_backlog_ms": int(backlog.max_wait_s * 1000) if backlog else 0,
             "workers": backlog.workers if backlog else 0,
             "more_urgent": backlog.more_urgent if backlog else (),
+            "weights": self._weights,
         }
         if jobs.batch is not None:
             new["batch"] = {
@@ -229,16 +243,22 @@ class Ledger:
 
     # The worker's side.
 
-    def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int) -> JobRecord | None:
-        """Claim a job for as long as its lease is renewed; return None when the message is to be dropped."""
+    def claim_next(self, queues: Sequence[str], worker: str, *, lease_s: float, max_attempts: int) -> Claim:
+        """Claim the job that is next, for as long as its lease is renewed.
+
+        queues: the most urgent first; each is drained before the next.  A worker that is shutting down gets none.
+        """
         self.check_version()
+        arguments: list[str | int] = [worker, int(lease_s * 1000), max_attempts, self._retention_ms, uuid.uuid4().hex]
+        answer: list[str] = ["again"]
         with redis_errors():
-            verdict, *fields = self._claim(
-                args=[job_id, worker, int(lease_s * 1000), max_attempts, self._retention_ms, uuid.uuid4().hex]
-            )
-        if verdict != "claimed":
-            return None
-        return JobRecord.from_fields(dict(zip(fields[::2], fields[1::2], strict=True)))
+            while answer[0] == "again":  # each call ends some jobs that can no longer be claimed
+                answer = self._claim(args=[*arguments, json.dumps(self._weights), *queues])
+        if answer[0] == "none":
+            return Claim(None)
+        _, more_in, more, *fields = answer
+        record = JobRecord.from_fields(dict(zip(fields[::2], fields[1::2], strict=True)))
+        return Claim(record, more_in, int(more))
 
     def beat(self, record: JobRecord, progress: ProgressView, *, lease_s: float) -> Reply:
         """Renew the lease and record progress; return whether to stop."""
@@ -248,6 +268,7 @@ class Ledger:
                     args=[
                         record.id,
                         record.fence,
+                        record.token,
                         int(lease_s * 1000),
                         progress.stage,
                         progress.done,
@@ -272,7 +293,8 @@ class Ledger:
 
     def _end(self, record: JobRecord, status: Status, *, code: str = "", detail: str = "", result: str = "") -> Reply:
         with redis_errors():
-            return Reply(self._finish(args=[record.id, record.fence, status, code, detail, result, self._retention_ms]))
+            claim = (record.id, record.fence, record.token)
+            return Reply(self._finish(args=[*claim, status, code, detail, result, self._retention_ms]))
 
     def note_fenced(self) -> Reply:
         """Count an attempt that noticed by itself that it no longer holds its job."""
@@ -281,18 +303,22 @@ class Ledger:
         return Reply.FENCED
 
     def release(self, record: JobRecord, *, delay_s: float, charged: bool, outcome: str = "released") -> Reply:
-        """Hand a job back, to be retried after ``delay_s``; ``charged``: whether the attempt counts."""
+        """Hand a job back, to be retried after ``delay_s``; ``charged``: whether the attempt counts.
+
+        Returns CANCELED when its cancellation was requested: then it has ended.
+        """
+        claim = (record.id, record.fence, record.token)
         with redis_errors():
-            return Reply(self._release(args=[record.id, record.fence, int(delay_s * 1000), int(charged), outcome]))
+            return Reply(self._release(args=[*claim, int(delay_s * 1000), int(charged), outcome, self._retention_ms]))
 
     def drain(self, node: str, grace_s: float) -> None:
-        """Have a node's running jobs handed back after ``grace_s``."""
+        """Let a node claim nothing more, and have its running jobs handed back after ``grace_s``."""
         with redis_errors():
             seconds, _ = self._redis.time()
             self._redis.set(f"mf:draining:{node}", int((seconds + grace_s) * 1000), ex=int(grace_s) + 60)
 
     def undrain(self, node: str) -> None:
-        """Clear a node's drain when it starts, so that it keeps its jobs."""
+        """Clear a node's drain when it starts, so that it claims jobs and keeps them."""
         with redis_errors():
             self._redis.delete(f"mf:draining:{node}")
 
@@ -303,6 +329,12 @@ class Ledger:
         self.check_version()
         with redis_errors():
             return Reaped(*self._reap(args=[limit, max_attempts, self._retention_ms]))
+
+    def silent_queues(self) -> dict[str, int]:
+        """Return the queues where jobs can be claimed and no bell lies, with the number of those jobs."""
+        with redis_errors():
+            answer = self._silent(args=[])
+        return dict(zip(answer[::2], map(int, answer[1::2]), strict=True))
 
     # For monitoring.
 

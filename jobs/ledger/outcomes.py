@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.schema.spec import Webhook
 
 
@@ -105,6 +106,19 @@ class Creation:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The outcome of CLAIM.
+
+    record: of the job; None when there was none to claim.  more_in: the most urgent queue where jobs can still be
+    claimed, and ``more`` how many; empty and 0 when nothing was claimed.
+    """
+
+    record: JobRecord | None
+    more_in: str = ""
+    more: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Reaped:
     """How many jobs REAP moved to each state."""
 
@@ -112,3 +126,8 @@ class Reaped:
     failed: int
     canceled: int
     expired: int
+
+    @property
+    def leases(self) -> int:
+        """How many leases had run out."""
+        return self.requeued + self.failed + self.canceled

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
 import redis
 from redis.exceptions import LockError
@@ -20,9 +21,11 @@ from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import SharedSettings
 
 #: The version that this program reads and writes.
-SCHEMA = 1
+SCHEMA = 2
 #: An upgrade that was killed blocks the next one for this long; longer than any step takes.
 LOCK_S = 600.0
+#: How many jobs a migration carries over in one transaction.
+CARRIED_AT_ONCE = 500
 
 logger = get_logger()
 
@@ -72,7 +75,42 @@ def _change_nothing(client: redis.Redis) -> None:
     """Do nothing: only the version is new."""
 
 
-MIGRATIONS = (Migration(1, "records the ledger's version; changes nothing else", _change_nothing),)
+def _queue_in_turns(client: redis.Redis) -> None:
+    """Carry waiting jobs from the outbox, where each of them was, to the new queues; then delete the outbox.
+
+    Keys that may create jobs keep the right to create interactive ones, which they had.
+    """
+    while waiting := cast(
+        "list[tuple[str, float]]", client.zrange("mf:outbox", 0, CARRIED_AT_ONCE - 1, withscores=True)
+    ):
+        pipeline = client.pipeline(transaction=False)
+        for job_id, _ in waiting:
+            pipeline.hmget(f"mf:job:{job_id}", "status", "queue", "tenant", "created_ms", "fence", "retry")
+        jobs = pipeline.execute()
+        for (job_id, _), (_, queue, *_) in zip(waiting, jobs, strict=True):
+            pipeline.zscore(f"mf:queued:{queue}", job_id)  # to the microsecond
+        carried = client.pipeline()
+        for (job_id, due_ms), fields, place in zip(waiting, jobs, pipeline.execute(), strict=True):
+            status, queue, tenant, created_ms, fence, retry = fields
+            if status == "queued":
+                if fence != "0" and retry is None:  # it was handed back
+                    carried.zadd(f"mf:returned:{queue}", {job_id: due_ms})
+                else:
+                    carried.zadd(f"mf:waiting:{queue}:{tenant}", {job_id: place or created_ms})
+                    carried.zadd(f"mf:turns:{queue}", {tenant: 0}, nx=True)
+                carried.sadd("mf:queues", queue)
+            carried.zrem("mf:outbox", job_id)
+        carried.execute()
+    for key_id in cast("list[str]", client.zrange("mf:keys", 0, -1)):
+        scopes = cast("str | None", client.hget(f"mf:key:{key_id}", "scopes"))
+        if scopes and "jobs:write" in scopes.split():
+            client.hset(f"mf:key:{key_id}", "scopes", " ".join(sorted({*scopes.split(), "jobs:interactive"})))
+
+
+MIGRATIONS = (
+    Migration(1, "records the ledger's version; changes nothing else", _change_nothing),
+    Migration(2, "queues waiting jobs by tenant; lets keys that create jobs create interactive ones", _queue_in_turns),
+)
 
 
 def upgrade(client: redis.Redis, *, dry_run: bool = False) -> Iterator[Migration]:

@@ -117,7 +117,9 @@ class JobView(Wire):
     ended_at: datetime | None = None
     queue_s: float | None = Field(None, description="From creation to the first start.")
     run_s: float | None = Field(None, description="From the first start to the end.")
-    queue_position: int | None = Field(None, description="Jobs before this one in its queue; null when not queued.")
+    queue_position: int | None = Field(
+        None, description="Jobs that would start before this one if no more came; null when not queued."
+    )
     starts_in_s: float | None = Field(
         None, description="An estimate from the pace of its queue; null when not queued, or when there is no estimate."
     )
@@ -149,7 +151,9 @@ class JobRecord:
     claimed_ms: int | None
     ended_ms: int | None
     attempt: int
+    #: Fence and token identify the claim: the fence grows, the token is random.
     fence: int
+    token: str
     worker: str | None
     cancel_requested: bool
     progress: ProgressView | None
@@ -174,6 +178,7 @@ class JobRecord:
             ended_ms=_int_or_none(fields.get("ended_ms")),
             attempt=int(fields["attempt"]),
             fence=int(fields["fence"]),
+            token=fields.get("token", ""),
             worker=fields.get("worker"),
             cancel_requested="cancel" in fields,
             progress=ProgressView(

@@ -19,6 +19,7 @@ from maskfleet.jobs.schema.manifest import Manifest, ManifestFile, MaskSummary
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, result_prefix
+from tests import taking
 from tests.api.pictures import a_picture
 
 
@@ -104,7 +105,7 @@ def _described() -> Any:  # Any: the OpenAPI document
 def run_to_success(job_id: str, ledger: Ledger, store: Store) -> Manifest:
     """Act as a worker: claim the job, write its objects, finish it."""
     record = claim(job_id, ledger)
-    prefix = attempt_prefix(record.tenant, job_id, record.attempt, record.fence)
+    prefix = attempt_prefix(record.tenant, job_id, record.attempt, record.fence, record.token)
     store.put(f"{prefix}/coco.json", b'{"annotations": []}', "application/json")
     store.put(f"{prefix}/masks/0000.png", b"a mask", "image/png")
     files = [("coco.json", 19, "application/json"), ("masks/0000.png", 6, "image/png")]
@@ -131,7 +132,7 @@ def run_to_success(job_id: str, ledger: Ledger, store: Store) -> Manifest:
 
 
 def claim(job_id: str, ledger: Ledger) -> JobRecord:
-    record = ledger.claim(job_id, "a-worker", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "a-worker")
     assert record is not None
     return record
 

@@ -351,7 +351,9 @@ def test_links_of_a_result_open_its_own_files_and_nothing_beside(
     job_id, foreign = apiary.a_job(), bakery.a_job()
     run_to_success(job_id, ledger, store)
     run_to_success(foreign, ledger, store)
-    prefix = f"/{attempt_prefix('apiary', job_id, 1, 1)}/"
+    record = ledger.read(job_id)
+    assert record is not None
+    prefix = f"/{attempt_prefix('apiary', job_id, 1, 1, record.token)}/"
 
     urls = [file["url"] for file in apiary.get(f"/v1/jobs/{job_id}/result").json["files"]]
 

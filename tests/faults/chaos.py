@@ -148,7 +148,7 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "off, servers are slow, refuse requests or have the wrong time, both on our fleet and on a carefully",
             "configured plain Celery (late acknowledgement, rejection when a worker is lost, retries, a visibility",
             "timeout of 30 s: `tests/faults/plain_celery.py`). A fault counts only if it hit its target: a node that",
-            "was running a job, a job about to be published, a webhook in flight.",
+            "was running a job, a bell about to be rung, a webhook in flight.",
             "",
             f"`{command}`, {machine['measured_at']}, commit {machine['commit']}; {machine['processor']}, "
             f"{machine['cores']} cores, {machine['memory_gib']} GiB.",

@@ -20,7 +20,6 @@ import requests
 
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
@@ -219,7 +218,7 @@ class Laboratory:
         )
         self.redis = connect(settings)
         exits.callback(self.redis.close)
-        self.ledger, self.outbox = Ledger(self.redis, settings.retention_s), Outbox(self.redis, settings.republish_s)
+        self.ledger = Ledger(self.redis, settings.retention_s)
         self.worker_registry, self.store = WorkerRegistry(self.redis), Store(settings)
 
     def _start_programs(self) -> None:

@@ -2,7 +2,7 @@
 
 Late acknowledgement, rejection when a worker is lost, retries with back-off, one message at a time; a visibility
 timeout of half a minute, so that it recovers within the run (Celery's default is an hour).  The task waits like
-the laboratory's stand-in, writes its result to S3 and notifies the receiver.  No ledger, no fence, no outbox.
+the laboratory's stand-in, writes its result to S3 and notifies the receiver.  No ledger, no fence, no bells.
 """
 
 from __future__ import annotations

@@ -287,7 +287,9 @@ class _Trial:
 
 def _is_of_one_attempt(stored: Stored) -> bool:
     """Return whether all of a manifest's objects are in one folder, that of the attempt it names."""
-    return len(stored.folders) == 1 and bool(re.fullmatch(rf"attempt-{stored.attempt}-\d+", stored.folders[0]))
+    return len(stored.folders) == 1 and bool(
+        re.fullmatch(rf"attempt-{stored.attempt}-\d+-[0-9a-f]{{8}}", stored.folders[0])
+    )
 
 
 def _code(attempt: Attempted) -> str:

@@ -130,7 +130,7 @@ def _note_ledger(lab: Laboratory) -> None:
         ("in flight", client.scard(f"mf:inflight:{TENANT}"), 0),
         ("queued", sum(client.zcard(key) for key in client.scan_iter("mf:queued:*")), 0),
         ("leases", client.zcard("mf:leases"), 0),
-        ("outbox", client.zcard("mf:outbox"), 0),
+        ("returned", sum(client.zcard(key) for key in client.scan_iter("mf:returned:*")), 0),
         ("deadlines", client.zcard("mf:deadlines"), 0),
         ("webhooks to be sent", client.zcard("mf:deliveries"), 0),
         ("keys without expiry", _everlasting(lab), 0),

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from tests.faults.faults import FaultKind, Scene
 from tests.faults.faults.on_processes import (
     api_clock_off,
-    api_cut_off_at_publish,
-    api_killed_between_record_and_publish,
+    api_cut_off_at_bell,
+    api_killed_between_record_and_bell,
     child_killed_mid_job,
     courier_clock_off,
     courier_killed,
@@ -64,8 +64,8 @@ OF_OURS = (
     FaultKind(receiver_answers_410, "nothing"),
     FaultKind(courier_killed, "nothing", weight=2, fells=True),
     FaultKind(courier_clock_off, "nothing"),
-    FaultKind(api_killed_between_record_and_publish, "nothing", weight=2, fells=True),
-    FaultKind(api_cut_off_at_publish, "nothing", weight=2, fells=True),
+    FaultKind(api_killed_between_record_and_bell, "nothing", weight=2, fells=True),
+    FaultKind(api_cut_off_at_bell, "nothing", weight=2, fells=True),
     FaultKind(api_clock_off, "nothing"),
 )
 ALL = (*OF_ANY_FLEET, *OF_OURS)

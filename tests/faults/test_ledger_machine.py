@@ -23,14 +23,13 @@ from hypothesis.stateful import (
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
 from maskfleet.jobs.schema.spec import Webhook
 from maskfleet.jobs.status import Stage
 from tests.taking import take_due
 
-TENANT, QUEUE = "ant", "sam.m.normal"
+TENANT, OTHER, QUEUE = "ant", "bee", "sam.m.normal"
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 ENDED = {"succeeded", "failed", "canceled", "expired"}
 MAX_ATTEMPTS, MAX_IN_FLIGHT = 2, 3
@@ -46,11 +45,15 @@ class Modelled:
 
     hooked: bool
     key: str
+    tenant: str
+    created_ms: int
     status: str = "queued"
     attempt: int = 0
     fence: int = 0
+    token: str = ""
     cancel: bool = False
     deleting: bool = False
+    returned: bool = False
     told: list[str] = field(default_factory=list)
 
 
@@ -72,7 +75,6 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.client.flushall()
         self.ledger = Ledger(self.client, retention_s=3600)
-        self.outbox = Outbox(self.client, republish_s=60)
         self.deliveries = Deliveries(self.client)
         self.jobs: dict[str, Modelled] = {}
         self.keys: dict[str, tuple[str, str]] = {}
@@ -83,10 +85,16 @@ class LedgerMachine(RuleBasedStateMachine):
     # Callers.
 
     @precondition(lambda self: len(self.jobs) < MAX_JOBS)
-    @rule(key=st.sampled_from(["", "", "k1", "k2"]), body=st.sampled_from(["b1", "b2"]), hooked=st.booleans())
-    def create(self, key: str, body: str, hooked: bool) -> None:
+    @rule(
+        key=st.sampled_from(["", "", "k1", "k2"]),
+        body=st.sampled_from(["b1", "b2"]),
+        hooked=st.booleans(),
+        other=st.booleans(),
+    )
+    def create(self, key: str, body: str, hooked: bool, other: bool) -> None:
         webhook = Webhook(url="https://example.com/hook") if hooked else None
-        job = NewJobs(TENANT, QUEUE, (SPEC,), 600, webhook, key, body if key else "")
+        tenant = OTHER if other and not key else TENANT
+        job = NewJobs(tenant, QUEUE, (SPEC,), 600, webhook, key, body if key else "")
 
         creation = self.ledger.create(job, max_in_flight=MAX_IN_FLIGHT, idempotency_ttl_s=3600)
 
@@ -94,12 +102,14 @@ class LedgerMachine(RuleBasedStateMachine):
             known, its_body = self.keys[key]
             assert creation.id == known
             assert creation.outcome is (Created.KNOWN if body == its_body else Created.KEY_REUSED)
-        elif len(self.in_flight()) >= MAX_IN_FLIGHT:
+        elif len(self.in_flight(tenant)) >= MAX_IN_FLIGHT:
             assert creation.outcome is Created.OVER_QUOTA
         else:
             assert creation.outcome is Created.CREATED
             assert creation.id not in self.jobs
-            self.jobs[creation.id] = Modelled(hooked, key)
+            record = self.ledger.read(creation.id)
+            assert record is not None
+            self.jobs[creation.id] = Modelled(hooked, key, tenant, record.created_ms)
             if key:
                 self.keys[key] = (creation.id, body)
 
@@ -107,7 +117,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         job, known = self.any_job(data, "processing")
 
-        reply = self.ledger.cancel(job, TENANT)
+        reply = self.ledger.cancel(job, self.tenant_of(job))
 
         if known is None:
             assert reply is Cancel.UNKNOWN
@@ -124,26 +134,26 @@ class LedgerMachine(RuleBasedStateMachine):
     def retry(self, data: st.DataObject) -> None:
         job, known = self.any_job(data, "failed")
 
-        reply = self.ledger.retry(job, TENANT, start_deadline_s=600, max_in_flight=MAX_IN_FLIGHT)
+        reply = self.ledger.retry(job, self.tenant_of(job), start_deadline_s=600, max_in_flight=MAX_IN_FLIGHT)
 
         if known is None:
             assert reply is Retried.UNKNOWN
         elif known.status != "failed" or known.deleting:
             assert reply is Retried.NOT_FAILED
-        elif len(self.in_flight()) >= MAX_IN_FLIGHT:
+        elif len(self.in_flight(known.tenant)) >= MAX_IN_FLIGHT:
             assert reply is Retried.OVER_QUOTA
         else:
             assert reply is Retried.QUEUED
-            known.status, known.attempt, known.cancel = "queued", 0, False
+            known.status, known.attempt, known.cancel, known.returned = "queued", 0, False, False
             known.fence += 1
 
     @rule(data=st.data(), whole=st.booleans())
     def delete(self, data: st.DataObject, whole: bool) -> None:
         job, known = self.any_job(data, "failed")
 
-        reply = self.ledger.begin_deletion(job, TENANT)
+        reply = self.ledger.begin_deletion(job, self.tenant_of(job))
         if reply is Deleted.BEGUN and whole:
-            reply = self.ledger.delete(job, TENANT)
+            reply = self.ledger.delete(job, self.tenant_of(job))
 
         if known is None:
             assert reply is Deleted.UNKNOWN
@@ -160,31 +170,69 @@ class LedgerMachine(RuleBasedStateMachine):
     def another_tenant_changes_nothing(self, data: st.DataObject) -> None:
         job, _ = self.any_job(data)
 
-        assert self.ledger.cancel(job, "bee") is Cancel.UNKNOWN
-        assert self.ledger.retry(job, "bee", start_deadline_s=1, max_in_flight=9) is Retried.UNKNOWN
-        assert self.ledger.delete(job, "bee") is Deleted.UNKNOWN
+        stranger = TENANT if self.tenant_of(job) == OTHER else OTHER
+        assert self.ledger.cancel(job, stranger) is Cancel.UNKNOWN
+        assert self.ledger.retry(job, stranger, start_deadline_s=1, max_in_flight=9) is Retried.UNKNOWN
+        assert self.ledger.delete(job, stranger) is Deleted.UNKNOWN
 
     # Workers.
 
-    @rule(target=claims, data=st.data())
-    def claim(self, data: st.DataObject) -> Any:
-        job, known = self.any_job(data, "queued")
+    @rule(target=claims)
+    def claim(self) -> Any:
+        record = self.claim_next()
+        return multiple() if record is None else Claim(record.id, record)
 
-        record = self.ledger.claim(job, "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS)
-
-        if known is None or known.status != "queued":
-            assert record is None
+    @rule(target=claims, claim=claims)
+    def a_job_is_reaped_and_claimed_again_and_then_its_first_worker_beats(self, claim: Claim) -> Any:
+        if not self.holds(claim) or self.jobs[claim.job].cancel or self.jobs[claim.job].attempt >= MAX_ATTEMPTS:
             return multiple()
-        if known.attempt >= MAX_ATTEMPTS:
-            assert record is None
-            self.end(job, "failed")
-            return multiple()
+        self.reap(claim.job)
+        record = self.claim_next()
+        while record is not None and record.id != claim.job:  # others that were handed back before
+            record = self.claim_next()
         assert record is not None
-        known.status = "processing"
+
+        self.assert_fenced(self.ledger.beat(claim.record, ProgressView(stage=Stage.DECODING, done=1), lease_s=LONG_S))
+        self.assert_fenced(self.ledger.fail(claim.record, "internal_error", "It broke."))
+        self.assert_fenced(self.ledger.release(claim.record, delay_s=0, charged=True))
+        assert self.ledger.beat(record, ProgressView(stage=Stage.DECODING, done=2), lease_s=LONG_S) is Reply.OK
+        return Claim(record.id, record)
+
+    def may_be_next(self) -> set[str]:
+        """Return the jobs that were handed back, or else each tenant's oldest ones."""
+        waiting = {job: known for job, known in self.jobs.items() if known.status == "queued"}
+        returned = {job for job, known in waiting.items() if known.returned}
+        oldest = {
+            tenant: min(known.created_ms for known in waiting.values() if known.tenant == tenant)
+            for tenant in {known.tenant for known in waiting.values()}
+        }
+        return returned or {job for job, known in waiting.items() if known.created_ms == oldest[known.tenant]}
+
+    def claim_next(self) -> JobRecord | None:
+        """Claim the next job, and check that it is one that may be next."""
+        claim = self.ledger.claim_next((QUEUE,), "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS)
+
+        record = claim.record
+        while candidates := self.may_be_next():
+            if record is not None and record.id in candidates:
+                break
+            # Those without an attempt left were ended on the way.
+            ended = {job for job in candidates if self.jobs[job].attempt >= MAX_ATTEMPTS}
+            ended = {job for job in ended if self.ledger.status(job) == "failed"}
+            assert ended
+            for job in ended:
+                self.end(job, "failed")
+        if record is None:
+            return None
+        known = self.jobs[record.id]
+        assert known.status == "queued"
+        known.status, known.returned, known.token = "processing", False, record.token
         known.attempt += 1
         known.fence += 1
         assert (record.attempt, record.fence) == (known.attempt, known.fence)
-        return Claim(job, record)
+        waiting = sum(one.status == "queued" for one in self.jobs.values())
+        assert (claim.more_in, claim.more) == ((QUEUE, waiting) if waiting else ("", 0))
+        return record
 
     @rule(claim=claims, done=st.integers(0, 9))
     def beat(self, claim: Claim, done: int) -> None:
@@ -198,7 +246,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(claim=claims, status=st.sampled_from(["succeeded", "failed", "canceled"]))
     def finish(self, claim: Claim, status: str) -> None:
         known = self.jobs.get(claim.job)
-        again = known is not None and (known.status, known.fence) == (status, claim.record.fence)
+        again = known is not None and (known.status, known.token, known.fence) == (
+            status,
+            claim.record.token,
+            claim.record.fence,
+        )
 
         if status == "succeeded":
             reply = self.ledger.succeed(claim.record, RESULT)
@@ -220,11 +272,15 @@ class LedgerMachine(RuleBasedStateMachine):
         reply = self.ledger.release(claim.record, delay_s=0, charged=charged)
 
         if self.holds(claim):
-            assert reply is Reply.OK
             known = self.jobs[claim.job]
-            known.status = "queued"
-            known.fence += 1
             known.attempt -= not charged
+            if known.cancel:
+                assert reply is Reply.CANCELED
+                self.end(claim.job, "canceled")
+                return
+            assert reply is Reply.OK
+            known.status, known.returned = "queued", True
+            known.fence += 1
         else:
             self.assert_fenced(reply)
 
@@ -235,7 +291,9 @@ class LedgerMachine(RuleBasedStateMachine):
         running = [job for job, known in self.jobs.items() if known.status == "processing"]
         if not running:
             return
-        job = one_of(data, running)
+        self.reap(one_of(data, running))
+
+    def reap(self, job: str) -> None:
         self.client.zadd("mf:leases", {job: 0}, xx=True)
 
         reaped = self.ledger.reap(max_attempts=MAX_ATTEMPTS)
@@ -249,7 +307,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.end(job, "failed")
         else:
             assert (reaped.canceled, reaped.failed, reaped.requeued) == (0, 0, 1)
-            known.status = "queued"
+            known.status, known.returned = "queued", True
             known.fence += 1
 
     @rule(data=st.data(), by_claim=st.booleans())
@@ -259,30 +317,26 @@ class LedgerMachine(RuleBasedStateMachine):
         if not waiting:
             return
         job = one_of(data, waiting)
+        if by_claim and any(known.returned for known in self.jobs.values() if known.status == "queued"):
+            return  # its turn would not come
         self.client.zadd("mf:deadlines", {job: 0}, xx=True)
 
         if by_claim:
-            assert self.ledger.claim(job, "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS) is None
+            # As if it were the oldest job of the tenant whose turn it is.
+            tenant = self.jobs[job].tenant
+            self.client.zadd(f"mf:waiting:{QUEUE}:{tenant}", {job: 0}, xx=True)
+            self.client.zadd(f"mf:turns:{QUEUE}", {tenant: -1}, xx=True)
+            self.end(job, "expired")
+            self.claim_next()
         else:
             assert self.ledger.reap(max_attempts=MAX_ATTEMPTS).expired == 1
-
-        self.end(job, "expired")
-
-    @rule(data=st.data())
-    def publish(self, data: st.DataObject) -> None:
-        job, _ = self.any_job(data, "queued")
-
-        self.outbox.published(job)
+            self.end(job, "expired")
 
     @rule()
-    def what_is_due_is_published(self) -> None:
-        for job in cast("list[str]", self.client.zrange("mf:outbox", 0, -1)):
-            self.client.zadd("mf:outbox", {job: 0})
+    def the_courier_rings_where_jobs_wait(self) -> None:
+        waiting = sum(known.status == "queued" for known in self.jobs.values())
 
-        due = self.outbox.due()
-
-        assert {job for job, _ in due} == {job for job, known in self.jobs.items() if known.status == "queued"}
-        assert self.outbox.due() == []
+        assert self.ledger.silent_queues() == ({QUEUE: waiting} if waiting else {})
 
     @rule()
     def webhooks_are_delivered(self) -> None:
@@ -314,12 +368,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def each_job_is_in_the_lists_of_its_state_and_in_no_other(self) -> None:
         queued = {job for job, known in self.jobs.items() if known.status == "queued"}
         running = {job for job, known in self.jobs.items() if known.status == "processing"}
+        returned = {job for job in queued if self.jobs[job].returned}
         assert self.members(f"mf:queued:{QUEUE}") == queued
-        assert self.members("mf:outbox") == queued
+        assert self.members(f"mf:returned:{QUEUE}") == returned
+        for tenant in (TENANT, OTHER):
+            in_turn = {job for job in queued - returned if self.jobs[job].tenant == tenant}
+            assert self.members(f"mf:waiting:{QUEUE}:{tenant}") == in_turn
+            assert not in_turn or self.client.zscore(f"mf:turns:{QUEUE}", tenant) is not None
         assert self.members("mf:leases") == running
         assert self.members("mf:deadlines") <= queued
-        assert self.members(f"mf:jobs:{TENANT}") == set(self.jobs)
-        assert cast("set[str]", self.client.smembers(f"mf:inflight:{TENANT}")) == queued | running
+        for tenant in (TENANT, OTHER):
+            own = {job for job, known in self.jobs.items() if known.tenant == tenant}
+            assert self.members(f"mf:jobs:{tenant}") == own
+            assert cast("set[str]", self.client.smembers(f"mf:inflight:{tenant}")) == (queued | running) & own
 
     @invariant()
     def what_has_ended_expires_and_nothing_else_does(self) -> None:
@@ -344,12 +405,15 @@ class LedgerMachine(RuleBasedStateMachine):
             job = one_of(data, ["job_unknown", *self.gone, *self.jobs])
         return job, self.jobs.get(job)
 
-    def in_flight(self) -> list[str]:
-        return [job for job, known in self.jobs.items() if known.status not in ENDED]
+    def in_flight(self, tenant: str) -> list[str]:
+        return [job for job, known in self.jobs.items() if known.status not in ENDED and known.tenant == tenant]
+
+    def tenant_of(self, job: str) -> str:
+        return self.jobs[job].tenant if job in self.jobs else TENANT
 
     def holds(self, claim: Claim) -> bool:
         known = self.jobs.get(claim.job)
-        return known is not None and known.status == "processing" and known.fence == claim.record.fence
+        return known is not None and known.status == "processing" and known.token == claim.record.token
 
     def end(self, job: str, status: str) -> None:
         known = self.jobs[job]

@@ -35,7 +35,7 @@ FAILED = Shown(at=4, job="a", status="failed", error="attempts_exhausted")
 TOLD = Notified(at=5, job="a", webhook_id="msg_a_1", status="succeeded", answered=204)
 BEGUN = Notified(at=3, job="a", webhook_id="msg_a_1_started", status="processing", answered=204, event="job.started")
 TOLD_FAILED = replace(TOLD, status="failed")
-STORED = Stored(at=6, job="a", masks="digest", manifest="first", attempt=2, folders=("attempt-2-3",))
+STORED = Stored(at=6, job="a", masks="digest", manifest="first", attempt=2, folders=("attempt-2-3-0123abcd",))
 REFERENCE = Reference(at=0, kind="box", masks="digest")
 COUNTED = Counted(at=7, totals={"created": 1, "succeeded": 1})
 BROKEN_OFF = Attempted(at=7, job="a", number=3, worker="node-1", started=2, ended=4, outcome="attempts_exhausted")
@@ -143,16 +143,22 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, replace(STORED, manifest="second")), "a had several manifests"),
         ((*without(STORED),), "a succeeded without a manifest"),
         ((*without(STORED), Stored(at=6, job="a")), "a succeeded without a manifest"),
-        ((*without(STORED), replace(STORED, attempt=4, folders=("attempt-4-7",))), "attempt 4, which the ledger does"),
-        ((*without(SECOND),), "attempt 2, which the ledger does not know"),
-        ((*without(STORED), replace(STORED, folders=("attempt-1-1",))), "attempt 2, with objects of attempt-1-1"),
         (
-            (*without(STORED), replace(STORED, folders=("attempt-1-1", "attempt-2-3"))),
-            "with objects of attempt-1-1, at",
+            (*without(STORED), replace(STORED, attempt=4, folders=("attempt-4-7-0123abcd",))),
+            "attempt 4, which the ledger does",
+        ),
+        ((*without(SECOND),), "attempt 2, which the ledger does not know"),
+        (
+            (*without(STORED), replace(STORED, folders=("attempt-1-1-0123abcd",))),
+            "attempt 2, with objects of attempt-1-1-0123abcd",
         ),
         (
-            (*without(STORED), replace(STORED, folders=("attempt-2-3", "attempt-2-5"))),
-            "with objects of attempt-2-3, at",
+            (*without(STORED), replace(STORED, folders=("attempt-1-1-0123abcd", "attempt-2-3-0123abcd"))),
+            "with objects of attempt-1-1-0123abcd, at",
+        ),
+        (
+            (*without(STORED), replace(STORED, folders=("attempt-2-3-0123abcd", "attempt-2-5-0123abcd"))),
+            "with objects of attempt-2-3-0123abcd, at",
         ),
         ((*without(STORED), replace(STORED, whole=False)), "a has a manifest whose objects are not what it says"),
         ((*without(STORED), replace(STORED, masks="others")), "a has other masks"),

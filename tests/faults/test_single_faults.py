@@ -24,8 +24,8 @@ from tests.faults.caller import Callers, stored
 from tests.faults.faults import Effect, Scene
 from tests.faults.faults.on_processes import (
     HOUR_S,
-    api_cut_off_at_publish,
-    api_killed_between_record_and_publish,
+    api_cut_off_at_bell,
+    api_killed_between_record_and_bell,
     clock_off,
 )
 from tests.faults.faults.on_redis import redis_full
@@ -171,21 +171,21 @@ def test_a_job_that_the_api_recorded_and_died_is_found_by_the_same_key_and_done(
     with ThreadPoolExecutor(1) as caller:
         sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX, key=key))
 
-        effect = api_killed_between_record_and_publish(stage.scene)
+        effect = api_killed_between_record_and_bell(stage.scene)
 
         job = sending.result(LASTS_S)
-    assert effect == Effect(acted=True, text=f"recorded and not published: {job}")
+    assert effect == Effect(acted=True, text=f"recorded and not heard of: {job}")
     assert stage.ended(job).status == "succeeded"
 
 
-def test_a_job_that_could_not_be_published_is_accepted_and_done(stage: Stage) -> None:
+def test_a_job_whose_bell_could_not_be_rung_is_accepted_and_done(stage: Stage) -> None:
     with ThreadPoolExecutor(1) as caller:
         sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX))
 
-        effect = api_cut_off_at_publish(stage.scene)
+        effect = api_cut_off_at_bell(stage.scene)
 
         job = sending.result(LASTS_S)
-    assert effect == Effect(acted=True, text=f"recorded and not published: {job}")
+    assert effect == Effect(acted=True, text=f"recorded and not heard of: {job}")
     assert stage.ended(job).status == "succeeded"
 
 

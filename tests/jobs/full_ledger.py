@@ -21,7 +21,6 @@ from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
@@ -30,6 +29,7 @@ from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.stack.servers import start_redis
+from tests import taking
 from tests.taking import take_due
 
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
@@ -55,6 +55,8 @@ class FullLedger:
         self._jobs()
         self._batch("open", 3)
         self._batch("complete", 1)
+        released = self._claim(self._create("released"))
+        self._ledger.release(released, delay_s=0, charged=True, outcome="store_unavailable")
         self._send_webhooks()
         KeyStore(self._client).create(TENANT, [Scope.READ], lifetime_s=90 * DAY_S)
         WorkerRegistry(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
@@ -62,8 +64,7 @@ class FullLedger:
     def _jobs(self) -> None:
         ledger = self._ledger
         self._create("queued")
-        published = self._create("published", host="published", key="order-42")
-        Outbox(self._client, republish_s=60).published(published)
+        self._create("published", host="published", key="order-42")
         running = self._claim(self._create("running", host="running"))
         ledger.beat(running, ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2), lease_s=600)
         self._claim(self._create("lost"), lease_s=0)
@@ -71,7 +72,6 @@ class FullLedger:
         ledger.cancel(self._create("canceled"), TENANT)
         ledger.succeed(self._claim(self._create("succeeded", host="untold")), RESULT)
         ledger.fail(self._claim(self._create("failed", host="failing")), "image_corrupt", "It is damaged.")
-        ledger.release(self._claim(self._create("released")), delay_s=0, charged=True, outcome="store_unavailable")
         retried, deleting = self._create("retried"), self._create("being deleted")
         for job_id in (retried, deleting):
             ledger.fail(self._claim(job_id), "image_corrupt", "It is damaged.")
@@ -128,7 +128,7 @@ class FullLedger:
         return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 
     def _claim(self, job_id: str, lease_s: float = 600) -> JobRecord:
-        record = self._ledger.claim(job_id, NODE, lease_s=lease_s, max_attempts=3)
+        record = taking.claim(self._ledger, job_id, NODE, lease_s=lease_s)
         assert record is not None
         return record
 

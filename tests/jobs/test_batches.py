@@ -16,7 +16,6 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import load_script
 from maskfleet.jobs.ledger.deliveries import Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, Deleted, NewBatch, NewJobs, Retried
 from maskfleet.jobs.schema.batch import BatchRecord
 from maskfleet.jobs.schema.batch_spec import job_of, parse_batch
@@ -24,6 +23,7 @@ from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, ImageSource, Webhook
 from maskfleet.jobs.status import Status
+from tests import taking
 from tests.taking import take_due
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
@@ -50,7 +50,7 @@ def read(batches: Batches, sent: Creation) -> BatchRecord:
 
 
 def claim(ledger: Ledger, job_id: str, lease_s: float = 600, max_attempts: int = 3) -> JobRecord:
-    record = ledger.claim(job_id, "node-1", lease_s=lease_s, max_attempts=max_attempts)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=lease_s, max_attempts=max_attempts)
     assert record is not None
     return record
 
@@ -71,7 +71,7 @@ def completion(sent: Creation, number: int = 1) -> str:
 
 
 def test_a_batch_and_all_its_jobs_are_recorded_in_the_order_of_its_images(
-    ledger: Ledger, batches: Batches, outbox: Outbox, redis_client: redis.Redis
+    ledger: Ledger, batches: Batches, redis_client: redis.Redis
 ) -> None:
     specs = tuple(SPEC.replace("00", f"{number:02}", 1) for number in range(50))
 
@@ -85,7 +85,7 @@ def test_a_batch_and_all_its_jobs_are_recorded_in_the_order_of_its_images(
         (spec, sent.id, Status.QUEUED) for spec in specs
     ]
     assert redis_client.zrange(f"mf:queued:{QUEUE}", 0, -1) == list(sent.job_ids)
-    assert redis_client.zcard("mf:outbox") == redis_client.scard("mf:inflight:ant") == 50
+    assert redis_client.zcard(f"mf:waiting:{QUEUE}:ant") == redis_client.scard("mf:inflight:ant") == 50
     assert redis_client.ttl(f"mf:batch:{sent.id}") == -1
 
 
@@ -211,7 +211,7 @@ def breaks_off_too_often(ledger: Ledger, job_id: str, _: redis.Redis) -> None:
 
 def is_claimed_too_often(ledger: Ledger, job_id: str, _: redis.Redis) -> None:
     ledger.release(claim(ledger, job_id), delay_s=0, charged=True)
-    assert ledger.claim(job_id, "node-1", lease_s=600, max_attempts=1) is None
+    assert taking.claim(ledger, job_id, "node-1", lease_s=600, max_attempts=1) is None
 
 
 def expires(ledger: Ledger, job_id: str, client: redis.Redis) -> None:
@@ -221,7 +221,7 @@ def expires(ledger: Ledger, job_id: str, client: redis.Redis) -> None:
 
 def is_claimed_too_late(ledger: Ledger, job_id: str, client: redis.Redis) -> None:
     client.zadd("mf:deadlines", {job_id: 0})
-    assert ledger.claim(job_id, "node-1", lease_s=600, max_attempts=3) is None
+    assert taking.claim(ledger, job_id, "node-1", lease_s=600, max_attempts=3) is None
 
 
 WAYS: dict[Callable[[Ledger, str, redis.Redis], None], str] = {
@@ -361,8 +361,8 @@ def test_in_any_order_the_counts_are_those_of_the_jobs(
 def _take(step: str, job_id: str, held: dict[str, JobRecord], ledger: Ledger, client: redis.Redis) -> None:
     record = held.get(job_id)
     if step == "claim":
-        claimed = ledger.claim(job_id, "node-1", lease_s=600, max_attempts=2)
-        held.update({job_id: claimed} if claimed else {})
+        claimed = ledger.claim_next((QUEUE,), "node-1", lease_s=600, max_attempts=2).record
+        held.update({claimed.id: claimed} if claimed else {})
     elif step == "succeed" and record:
         ledger.succeed(record, RESULT)
     elif step == "fail" and record:

@@ -24,6 +24,7 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryRecord, DeliveryState
 from maskfleet.jobs.schema.spec import ENDS, EventName, Webhook
+from tests import taking
 from tests.taking import take_due
 from tests.waiting import wait_until
 
@@ -746,7 +747,7 @@ def test_a_deleted_job_takes_its_webhooks_with_it(
 def test_the_first_start_of_a_job_is_told_once(ledger: Ledger, deliveries: Deliveries) -> None:
     job_id = create(ledger, events=(EventName.STARTED,))
     for charged in (False, True, True):
-        record = ledger.claim(job_id, "node", lease_s=30, max_attempts=9)
+        record = taking.claim(ledger, job_id, "node", lease_s=30, max_attempts=9)
         assert record is not None
         ledger.release(record, delay_s=0, charged=charged)
 
@@ -756,14 +757,14 @@ def test_the_first_start_of_a_job_is_told_once(ledger: Ledger, deliveries: Deliv
 
 
 def test_a_start_that_was_not_asked_for_is_not_told(ledger: Ledger, deliveries: Deliveries) -> None:
-    ledger.claim(create(ledger), "node", lease_s=30, max_attempts=3)
+    taking.claim(ledger, create(ledger), "node", lease_s=30, max_attempts=3)
 
     assert deliveries.waiting() == 0
 
 
 def test_of_a_start_nobody_is_told_after_the_end(ledger: Ledger, deliveries: Deliveries) -> None:
     job_id = create(ledger, events=tuple(EventName))
-    record = ledger.claim(job_id, "node", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node", lease_s=30, max_attempts=3)
     assert record is not None
 
     ledger.fail(record, "internal_error", "It broke.")
@@ -774,10 +775,10 @@ def test_of_a_start_nobody_is_told_after_the_end(ledger: Ledger, deliveries: Del
 
 def test_a_retried_job_starts_anew(ledger: Ledger, deliveries: Deliveries) -> None:
     job_id = create(ledger, events=(EventName.STARTED,))
-    record = ledger.claim(job_id, "node", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node", lease_s=30, max_attempts=3)
     assert record is not None
     ledger.fail(record, "internal_error", "It broke.")
     ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
-    ledger.claim(job_id, "node", lease_s=30, max_attempts=3)
+    taking.claim(ledger, job_id, "node", lease_s=30, max_attempts=3)
 
     assert [delivery.id for delivery in take_due(deliveries, 9)] == [f"msg_{job_id}_2_started"]

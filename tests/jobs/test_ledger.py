@@ -8,17 +8,18 @@ from maskfleet.jobs.ledger.connection import load_script
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
-from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.outcomes import Cancel, Claim, Created, Deleted, NewJobs, Reply, Retried
 from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, Webhook
 from maskfleet.jobs.status import Stage, Status
+from tests import taking
 from tests.taking import take_due
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"metadata":{"order":"42"}}'
+QUEUE = "sam.m.normal"
 RESULT = ResultSummary(prefix="p/", manifest_key="p/manifest.json", masks=3, best_score=0.9, metrics=Metrics())
 PROGRESS = ProgressView(stage=Stage.DECODING, done=1, total=4, masks=2)
 
@@ -36,9 +37,13 @@ def new_job(tenant: str = "ant", **fields: object) -> NewJobs:
 
 
 def claim(ledger: Ledger, job_id: str, *, lease_s: float = 30, max_attempts: int = 3) -> JobRecord:
-    record = ledger.claim(job_id, "node-1", lease_s=lease_s, max_attempts=max_attempts)
+    record = taking.claim(ledger, job_id, lease_s=lease_s, max_attempts=max_attempts)
     assert record is not None
     return record
+
+
+def next_of(ledger: Ledger, *queues: str, worker: str = "node-1", max_attempts: int = 3) -> Claim:
+    return ledger.claim_next(queues or (QUEUE,), worker, lease_s=30, max_attempts=max_attempts)
 
 
 def read(ledger: Ledger, job_id: str) -> JobRecord:
@@ -98,7 +103,7 @@ def test_a_claimed_job_is_held_by_one_worker(ledger: Ledger, places: QueuePlaces
     record = claim(ledger, job_id)
 
     assert (record.status, record.attempt, record.worker) == (Status.PROCESSING, 1, "node-1")
-    assert ledger.claim(job_id, "node-2", lease_s=30, max_attempts=3) is None
+    assert next_of(ledger, worker="node-2") == Claim(None)
     assert ahead(places, record) is None
 
 
@@ -122,7 +127,7 @@ def test_a_finished_job_never_changes(ledger: Ledger) -> None:
     assert late == [Reply.FENCED] * 3
     assert canceled is Cancel.ENDED
     assert (ended.status, ended.result, ended.error, ended.progress) == (Status.SUCCEEDED, RESULT, None, None)
-    assert ledger.claim(record.id, "node-2", lease_s=30, max_attempts=3) is None
+    assert next_of(ledger, worker="node-2") == Claim(None)
 
 
 def test_a_worker_whose_lease_ran_out_is_fenced(ledger: Ledger) -> None:
@@ -163,7 +168,7 @@ def test_a_queued_job_is_canceled_at_once(ledger: Ledger) -> None:
 
     assert ledger.cancel(job_id, "ant") is Cancel.CANCELED
     assert ledger.status(job_id) is Status.CANCELED
-    assert ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3) is None
+    assert next_of(ledger) == Claim(None)
 
 
 def test_a_running_job_learns_of_its_cancellation_by_the_beat(ledger: Ledger) -> None:
@@ -192,47 +197,131 @@ def test_another_tenants_job_cannot_be_canceled(ledger: Ledger) -> None:
 
 
 def test_a_job_that_waits_past_its_deadline_expires(ledger: Ledger) -> None:
-    reaped, claimed = create(ledger, start_deadline_s=0), create(ledger, start_deadline_s=0)
+    met = create(ledger, start_deadline_s=0)
+    refused = next_of(ledger)
+    reaped = create(ledger, start_deadline_s=0)
 
-    refused = ledger.claim(claimed, "node-1", lease_s=30, max_attempts=3)
     wait_until(lambda: ledger.reap(max_attempts=3).expired == 1)
 
-    assert refused is None
-    assert [ledger.status(job) for job in (reaped, claimed)] == [Status.EXPIRED] * 2
+    assert refused == Claim(None)
+    assert [ledger.status(job) for job in (met, reaped)] == [Status.EXPIRED] * 2
 
 
-def test_a_job_that_was_handed_back_waits_and_keeps_its_place(
-    ledger: Ledger, places: QueuePlaces, outbox: Outbox
+def test_a_job_that_was_handed_back_is_claimed_first_once_its_delay_has_passed(
+    ledger: Ledger, places: QueuePlaces, redis_client: redis.Redis
 ) -> None:
     record = claim(ledger, create(ledger))
     other = create(ledger)
 
     assert ledger.release(record, delay_s=60, charged=False) is Reply.OK
 
+    assert ahead(places, read(ledger, other)) == 0
+    assert ledger.silent_queues() == {QUEUE: 1}
+    redis_client.zadd(f"mf:returned:{QUEUE}", {record.id: 1}, xx=True)  # as if the minute had passed
     assert ahead(places, read(ledger, record.id)) == 0
     assert ahead(places, read(ledger, other)) == 1
-    assert record.id not in [job for job, _ in outbox.due()]
+    assert ledger.silent_queues() == {QUEUE: 2}
     assert claim(ledger, record.id).attempt == 1
 
 
-def test_a_job_that_was_not_published_is_due_in_the_outbox(
-    ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
+def test_a_job_whose_delay_has_not_passed_is_not_claimed(ledger: Ledger, places: QueuePlaces) -> None:
+    ledger.succeed(claim(ledger, create(ledger)), RESULT)  # so that the pace is known
+    record = claim(ledger, create(ledger))
+    ledger.release(record, delay_s=60, charged=True)
+
+    place = places.of(read(ledger, record.id), workers=1)
+
+    assert next_of(ledger) == Claim(None)
+    assert ledger.silent_queues() == {}
+    assert place is not None
+    assert (place.ahead, place.starts_in_s) == (0, pytest.approx(60, abs=5))
+
+
+@pytest.mark.parametrize("way", ["release", "reap"])
+def test_a_cancellation_outlives_the_attempt_that_was_to_see_it(
+    ledger: Ledger, way: str, redis_client: redis.Redis
 ) -> None:
+    record = claim(ledger, create(ledger), lease_s=600)
+    assert ledger.cancel(record.id, "ant") is Cancel.REQUESTED
+
+    if way == "release":
+        assert ledger.release(record, delay_s=300, charged=False, outcome="drained") is Reply.CANCELED
+    else:
+        redis_client.zadd("mf:leases", {record.id: 1}, xx=True)  # as if its lease had run out
+        assert ledger.reap(max_attempts=3).canceled == 1
+
+    assert ledger.status(record.id) is Status.CANCELED
+    assert [attempt.outcome for attempt in ledger.attempts(record.id)] == ["canceled"]
+    assert next_of(ledger) == Claim(None)
+    assert redis_client.exists(f"mf:queued:{QUEUE}", "mf:inflight:ant", "mf:leases") == 0
+
+
+def test_a_waiting_job_that_is_to_be_canceled_is_not_claimed(ledger: Ledger, redis_client: redis.Redis) -> None:
+    job_id, other = create(ledger), create(ledger)
+    redis_client.hset(f"mf:job:{job_id}", "cancel", 1)  # as version 1 left it after a release
+
+    assert (found := next_of(ledger).record) is not None
+    assert found.id == other
+    assert ledger.status(job_id) is Status.CANCELED
+
+
+def test_a_worker_that_shuts_down_claims_nothing_more(ledger: Ledger) -> None:
     job_id = create(ledger)
-    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the API's grace period had passed
+    ledger.drain("node-1", grace_s=60)
 
-    due = outbox.due()
+    assert next_of(ledger) == Claim(None)
+    assert next_of(ledger, worker="node-2").record is not None
+    assert ledger.status(job_id) is Status.PROCESSING
 
-    assert due == [(job_id, "sam.m.normal")]
-    assert outbox.due() == []
+
+def test_the_more_urgent_queue_is_drained_first(ledger: Ledger) -> None:
+    queues = tuple(f"sam.m.{urgency}" for urgency in ("interactive", "normal", "bulk"))
+    jobs = [create(ledger, queue=queue) for queue in reversed(queues)]
+
+    claims = [next_of(ledger, *queues) for _ in range(4)]
+
+    assert [one.record.id for one in claims if one.record] == jobs[::-1]
+    assert [(one.more_in, one.more) for one in claims] == [(queues[1], 1), (queues[2], 1), ("", 0), ("", 0)]
 
 
-def test_a_claimed_job_is_not_published_again(ledger: Ledger, redis_client: redis.Redis, outbox: Outbox) -> None:
-    job_id = create(ledger)
-    claim(ledger, job_id)
-    outbox.published(job_id)
+def test_many_jobs_that_can_no_longer_be_claimed_are_ended_on_the_way(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    for _ in range(120):
+        create(ledger, start_deadline_s=0, quota=1000)
+    last = create(ledger, quota=1000)
 
-    assert redis_client.zcard("mf:outbox") == 0
+    assert (found := next_of(ledger).record) is not None
+    assert found.id == last
+    assert JobCounts(redis_client).totals()["expired"] == 120
+
+
+def test_a_job_whose_record_is_gone_leaves_all_lists_when_its_turn_comes(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    gone, other = create(ledger), create(ledger)
+    redis_client.delete(f"mf:job:{gone}")
+
+    assert (found := next_of(ledger).record) is not None
+    assert found.id == other
+    lists = (f"mf:queued:{QUEUE}", f"mf:waiting:{QUEUE}:ant", "mf:deadlines")
+    assert [key for key in lists if redis_client.zscore(key, gone) is not None] == []
+    assert redis_client.smembers("mf:inflight:ant") == {other}
+
+
+def test_the_courier_learns_where_jobs_wait_and_no_bell_lies(ledger: Ledger, redis_client: redis.Redis) -> None:
+    for queue in (QUEUE, QUEUE, "sam.m.bulk"):
+        create(ledger, queue=queue)
+    redis_client.lpush("sam.m.bulk", "a bell")
+
+    assert ledger.silent_queues() == {QUEUE: 2}
+    redis_client.rpop("sam.m.bulk")
+    assert ledger.silent_queues() == {QUEUE: 2, "sam.m.bulk": 1}
+    assert JobCounts(redis_client).totals()["rung"] == 3
+    for _ in range(3):
+        next_of(ledger, QUEUE, "sam.m.bulk")
+    assert ledger.silent_queues() == {}
+    assert redis_client.exists("mf:queues") == 0
 
 
 @pytest.mark.parametrize("events", [(EventName.SUCCEEDED,), tuple(EventName)])
@@ -298,6 +387,8 @@ def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis
     job_id = create(ledger)
     ledger.cancel(job_id, "ant")
 
+    assert next_of(ledger) == Claim(None)  # the bell that was rung for it
+    assert ledger.silent_queues() == {}
     assert redis_client.ttl(f"mf:job:{job_id}") > 0
     assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:schema", "mf:totals"])
 
@@ -377,9 +468,7 @@ def test_a_node_that_drains_hands_its_job_back_after_the_grace(ledger: Ledger) -
     assert ledger.beat(record, PROGRESS, lease_s=30) is Reply.OK
 
 
-def test_a_failed_job_is_retried_with_all_its_attempts_before_it(
-    ledger: Ledger, redis_client: redis.Redis, outbox: Outbox
-) -> None:
+def test_a_failed_job_is_retried_with_all_its_attempts_before_it(ledger: Ledger, redis_client: redis.Redis) -> None:
     job_id = create(ledger)
     ledger.fail(claim(ledger, job_id, max_attempts=1), "store_unavailable", "Gone.")
 
@@ -388,13 +477,14 @@ def test_a_failed_job_is_retried_with_all_its_attempts_before_it(
     record = read(ledger, job_id)
     assert (record.status, record.error, record.ended_ms) == (Status.QUEUED, None, None)
     assert redis_client.ttl(f"mf:job:{job_id}") == -1
-    assert outbox.due() == [(job_id, "sam.m.normal")]
+    assert ledger.silent_queues() == {QUEUE: 1}
     assert claim(ledger, job_id, max_attempts=1).attempt == 1
 
 
 def test_only_a_failed_job_of_ones_own_is_retried(ledger: Ledger) -> None:
-    running, failed = create(ledger), create(ledger)
+    failed, running = create(ledger), create(ledger)
     ledger.fail(claim(ledger, failed), "x", "y")
+    claim(ledger, running)
 
     def retry(job_id: str, tenant: str, quota: int = 10) -> Retried:
         return ledger.retry(job_id, tenant, start_deadline_s=60, max_in_flight=quota)
@@ -462,29 +552,15 @@ def test_a_watcher_sees_a_new_version_with_each_change_and_only_then(ledger: Led
     assert seen == [1, 2, 3, 3, 4]
 
 
-def test_a_long_queue_is_not_made_longer(ledger: Ledger, redis_client: redis.Redis, outbox: Outbox) -> None:
-    jobs = [create(ledger) for _ in range(3)]
-    for job in jobs:
-        redis_client.lpush("sam.m.normal", job)
-        outbox.published(job)
-    redis_client.zadd("mf:outbox", dict.fromkeys(jobs, 0))  # as if the wait for a claim had passed
-
-    assert outbox.due() == []
-
-    redis_client.rpop("sam.m.normal")  # a message is lost
-    redis_client.zadd("mf:outbox", dict.fromkeys(jobs, 0))
-
-    assert sorted(job for job, _ in outbox.due()) == sorted(jobs)
-
-
 def test_a_claim_whose_answer_was_lost_is_found_again_by_the_same_call(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
-    job_id = create(ledger)
+    job_id, other = create(ledger), create(ledger)
     script = load_script(redis_client, "claim")
-    arguments = [job_id, "node-1", 30_000, 3, 3_600_000, "one-call"]
+    arguments = ["node-1", 30_000, 3, 3_600_000, "one-call", "{}", QUEUE]
 
     first, again = script(args=arguments), script(args=arguments)
 
-    assert first[0] == again[0] == "claimed"
-    assert read(ledger, job_id).attempt == 1
+    assert first[:3] == ["claimed", QUEUE, 1]
+    assert again == first
+    assert (read(ledger, job_id).attempt, read(ledger, other).status) == (1, Status.QUEUED)

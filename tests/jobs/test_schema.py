@@ -8,18 +8,17 @@ import pytest
 import redis
 
 from maskfleet.jobs.errors import Conflict, LedgerVersion
-from maskfleet.jobs.ledger.api_keys import KeyStore
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import Created, Deleted, NewJobs, Reply, Retried
 from maskfleet.jobs.ledger.version import MIGRATIONS, SCHEMA, Schema, upgrade
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, ProgressView
 from maskfleet.jobs.status import Stage, Status
 from tests.jobs.full_ledger import DAY_S, MANY, NODE, QUEUE, RESULT, SPEC, TENANT, dump, restore
-from tests.taking import take_due
+from tests.taking import pass_delays, take_due
 
 #: What the scripts of each earlier version wrote: python -m tests.jobs.full_ledger
 EARLIER = {int(path.stem): path.read_text() for path in (Path(__file__).parent / "ledgers").glob("*.json")}
@@ -30,8 +29,8 @@ def create(ledger: Ledger, new: NewJobs = NEW) -> str:
     return ledger.create(new, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 
 
-def claim(ledger: Ledger, job_id: str) -> JobRecord | None:
-    return ledger.claim(job_id, NODE, lease_s=600, max_attempts=3)
+def claim(ledger: Ledger) -> JobRecord | None:
+    return ledger.claim_next((QUEUE,), NODE, lease_s=600, max_attempts=3).record
 
 
 def test_each_earlier_version_has_its_migration_and_its_ledger() -> None:
@@ -62,12 +61,11 @@ def test_an_earlier_ledger_is_refused_before_anything_is_changed(
 ) -> None:
     restore(redis_client, EARLIER[version])
     before = dump(redis_client)["keys"].keys()
-    job_id = next(iter(redis_client.scan_iter("mf:job:*"))).removeprefix("mf:job:")
 
     for call in (
         ledger.check_version,
         lambda: create(ledger),
-        lambda: claim(ledger, job_id),
+        lambda: claim(ledger),
         lambda: ledger.reap(max_attempts=3),
     ):
         with pytest.raises(
@@ -132,7 +130,7 @@ class Upgraded:
         restore(client, EARLIER[version])
         assert [step.version for step in upgrade(client)] == list(range(version + 1, SCHEMA + 1))
         self.client = client
-        self.ledger, self.outbox, self.batches = Ledger(client, DAY_S), Outbox(client, 60), Batches(client)
+        self.ledger, self.batches = Ledger(client, DAY_S), Batches(client)
         self.deliveries = Deliveries(client, Breaker(failures=0), DAY_S)
         records = self.ledger.jobs_of(TENANT, before=None, limit=MANY)
         self.jobs = {record.spec.metadata["name"]: record.id for record in records}
@@ -140,11 +138,6 @@ class Upgraded:
     def record(self, name: str) -> JobRecord:
         record = self.ledger.read(self.jobs[name])
         assert record is not None
-        return record
-
-    def claim(self, name: str) -> JobRecord:
-        record = claim(self.ledger, self.jobs[name])
-        assert record is not None, name
         return record
 
     def pass_all_waits(self) -> None:
@@ -177,23 +170,25 @@ def test_after_an_upgrade_workers_end_the_jobs_that_they_hold(upgraded: Upgraded
 def test_after_an_upgrade_all_jobs_and_batches_come_to_their_ends(upgraded: Upgraded) -> None:
     ledger, client = upgraded.ledger, upgraded.client
     assert ledger.reap(max_attempts=3).requeued == 1
-    client.zadd("mf:outbox", dict.fromkeys(client.zrange("mf:outbox", 0, -1), 0))  # as if their delays had passed
-    due = {job_id for job_id, _ in upgraded.outbox.due()}
+    pass_delays(client)
     names = {name for name, job_id in upgraded.jobs.items() if ledger.status(job_id) is Status.QUEUED}
+    silent = ledger.silent_queues()
 
     attempts = {}
-    for name in names:
-        record = upgraded.claim(name)
-        attempts[name] = record.attempt
+    while record := claim(ledger):
+        attempts[record.spec.metadata["name"]] = record.attempt
         assert ledger.succeed(record, RESULT) is Reply.OK
     for name, job_id in upgraded.jobs.items():
         if ledger.status(job_id) is Status.PROCESSING:
             assert ledger.succeed(upgraded.record(name), RESULT) is Reply.OK
 
     assert attempts == {"queued": 1, "published": 1, "lost": 2, "released": 2, "retried": 1, "open, 2": 1}
-    assert due == {upgraded.jobs[name] for name in names}
+    assert set(list(attempts)[:2]) == {"lost", "released"}  # what was handed back comes first, then the oldest
+    assert list(attempts)[2:] == [name for name in upgraded.jobs if name in set(list(attempts)[2:])][::-1]
+    assert silent == {QUEUE: len(names)}
     assert {upgraded.record(name).status for name in names} == {Status.SUCCEEDED}
     left = ("mf:leases", "mf:deadlines", "mf:outbox", f"mf:queued:{QUEUE}", f"mf:inflight:{TENANT}")
+    left += (f"mf:waiting:{QUEUE}:{TENANT}", f"mf:returned:{QUEUE}", f"mf:turns:{QUEUE}")
     assert client.exists(*left) == 0
     batch = upgraded.batches.read(str(upgraded.record("open, 0").batch_id))
     assert batch is not None
@@ -246,3 +241,28 @@ def test_after_an_upgrade_keys_stand_for_what_they_stood_for(upgraded: Upgraded)
 
     assert (creation.outcome, creation.id) == (Created.KNOWN, upgraded.jobs["published"])
     assert [key.tenant for key in KeyStore(upgraded.client).listed()] == [TENANT]
+
+
+def test_after_an_upgrade_a_key_that_creates_jobs_creates_interactive_ones_as_before(redis_client: redis.Redis) -> None:
+    restore(redis_client, EARLIER[1])
+    keys = KeyStore(redis_client)
+    keys.create(TENANT, [Scope.READ, Scope.WRITE])
+
+    list(upgrade(redis_client))
+
+    assert [key.scopes for key in keys.listed()] == [{Scope.READ}, {Scope.READ, Scope.WRITE, Scope.INTERACTIVE}]
+
+
+def test_waiting_jobs_are_carried_over_once_however_often_the_upgrade_runs(redis_client: redis.Redis) -> None:
+    restore(redis_client, EARLIER[1])
+    outbox = redis_client.zrange("mf:outbox", 0, -1, withscores=True)
+    list(upgrade(redis_client))
+    once = dump(redis_client)["keys"]
+    redis_client.set("mf:schema", 1)
+    redis_client.zadd("mf:outbox", dict(outbox[2:]))  # as if it had been cut off
+
+    list(upgrade(redis_client))
+
+    assert {key: kept["value"] for key, kept in dump(redis_client)["keys"].items()} == {
+        key: kept["value"] for key, kept in once.items()
+    }

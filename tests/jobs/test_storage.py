@@ -83,6 +83,7 @@ def test_an_s3_uri_is_split_at_its_bucket() -> None:
 
 
 def test_attempts_write_to_folders_of_their_own() -> None:
-    folders = {attempt_prefix("t", "j", attempt, fence) for attempt, fence in [(1, 1), (1, 3), (2, 5)]}
+    claims = [(1, 1, "0" * 32), (1, 3, "0" * 32), (2, 5, "0" * 32), (2, 5, "1" * 32)]
+    folders = {attempt_prefix("t", "j", *claim) for claim in claims}
 
-    assert len(folders) == 3
+    assert len(folders) == 4

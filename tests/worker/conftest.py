@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import torch
 
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, ImageSource, PointJob
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.storage import Store
@@ -97,8 +99,14 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def bench(
-    ledger: Ledger, store: Store, sandbox: Sandbox, model: SegmentationModel, worker_settings: WorkerSettings
+    ledger: Ledger,
+    store: Store,
+    sandbox: Sandbox,
+    model: SegmentationModel,
+    worker_settings: WorkerSettings,
+    redis_client: redis.Redis,
 ) -> Workbench:
     """What a worker process holds."""
     segment = partial(segment_and_format, model)
-    return Workbench(ledger, store, egress_session(allow_private=True), sandbox, segment, worker_settings)
+    bells = Bells(redis_client, Publisher(worker_settings))
+    return Workbench(ledger, bells, store, egress_session(allow_private=True), sandbox, segment, worker_settings)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
+import redis
 from PIL import Image
 
 from maskfleet.jobs.buckets import AllowedBucket
@@ -24,19 +25,21 @@ from maskfleet.jobs.schema.record import JobRecord, ProgressView, ResultSummary
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage, Status
 from maskfleet.jobs.storage import Store
-from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.egress import egress_session
 from maskfleet.worker.lease import Fenced, Lease
+from tests import taking
 from tests.conftest import PHOTOS_BUCKET
 from tests.waiting import wait_until
 
 BOX = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
+QUEUE = "sam.sam-demo.normal"
 SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}
 
 
 def create(bench: Workbench, image: dict[str, str], **fields: object) -> str:
     spec = json.dumps({**({} if "mode" in fields else BOX), **fields, "image": image})
-    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    job = NewJobs(tenant="ant", queue=QUEUE, specs_json=(spec,), start_deadline_s=60)
     return bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
 
 
@@ -51,7 +54,7 @@ def read(bench: Workbench, job_id: str) -> JobRecord:
 
 
 def failure_of(bench: Workbench, job_id: str) -> str:
-    attempt_job(job_id, bench)
+    attempt_next(bench)
     record = read(bench, job_id)
     assert (record.status, record.attempt) == (Status.FAILED, 1)
     assert record.error is not None
@@ -61,7 +64,7 @@ def failure_of(bench: Workbench, job_id: str) -> str:
 def test_a_job_ends_with_a_manifest_that_names_each_object_with_its_digest(bench: Workbench, coins: bytes) -> None:
     job_id = upload(bench, coins, outputs=["coco", "png", "label_map", "overlay"])
 
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     record = read(bench, job_id)
     assert record.status is Status.SUCCEEDED
@@ -81,7 +84,7 @@ def test_an_image_is_read_from_a_bucket_that_is_allowed(
     Store(SharedSettings(**{**store_fields, "bucket": PHOTOS_BUCKET})).put("a/coins.png", coins, "image/png")
     job_id = create(bench, {"s3_uri": f"s3://{PHOTOS_BUCKET}/a/coins.png"})
 
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     assert read(bench, job_id).status is Status.SUCCEEDED
 
@@ -148,7 +151,7 @@ def test_a_bad_image_fails_the_job_at_its_first_attempt(bench: Workbench, coins:
 def test_extreme_shapes_are_segmented(bench: Workbench, size: tuple[int, int]) -> None:
     job_id = upload(bench, png(size), mode="box", prompts=[{"box": [0, 0, *size]}])
 
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     assert read(bench, job_id).status is Status.SUCCEEDED
 
@@ -196,7 +199,7 @@ def host(coins: bytes) -> Iterator[str]:
 def test_an_image_is_fetched_from_its_address(bench: Workbench, host: str, path: str) -> None:
     job_id = create(bench, {"url": host + path})
 
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     assert read(bench, job_id).status is Status.SUCCEEDED
 
@@ -224,12 +227,15 @@ def test_a_private_address_is_refused_unless_the_network_is_declared_closed(benc
 
 
 @pytest.mark.parametrize("path", ["/busy", "/cut"])
-def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(bench: Workbench, host: str, path: str) -> None:
+def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(
+    bench: Workbench, host: str, path: str, redis_client: redis.Redis
+) -> None:
     job_id = create(bench, {"url": host + path})
 
     seen = []
     for _ in range(bench.settings.max_attempts):
-        attempt_job(job_id, bench)
+        attempt_next(bench)
+        taking.pass_delays(redis_client)
         record = read(bench, job_id)
         seen.append((record.status, record.attempt, record.error.code if record.error else None))
 
@@ -251,20 +257,21 @@ def without_store(bench: Workbench) -> Iterator[Workbench]:
 
 
 def test_a_store_that_is_down_for_a_while_costs_a_job_no_attempt(
-    bench: Workbench, without_store: Workbench, coins: bytes
+    bench: Workbench, without_store: Workbench, coins: bytes, redis_client: redis.Redis
 ) -> None:
     job_id = upload(bench, coins)
 
     for _ in range(bench.settings.max_attempts + 1):
-        attempt_job(job_id, without_store)
+        attempt_next(without_store)
+        taking.pass_delays(redis_client)
         assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.SUCCEEDED, 1)
 
 
 def test_a_store_that_stays_down_is_tried_again_and_then_the_job_fails(
-    bench: Workbench, without_store: Workbench
+    bench: Workbench, without_store: Workbench, redis_client: redis.Redis
 ) -> None:
     impatient = bench.settings.model_copy(update={"outage_patience_s": 0})
     cut_off = dataclasses.replace(without_store, settings=impatient)
@@ -272,7 +279,8 @@ def test_a_store_that_stays_down_is_tried_again_and_then_the_job_fails(
 
     statuses = []
     for _ in range(bench.settings.max_attempts):
-        attempt_job(job_id, cut_off)
+        attempt_next(cut_off)
+        taking.pass_delays(redis_client)
         statuses.append(read(bench, job_id).status)
 
     assert statuses == [Status.QUEUED, Status.QUEUED, Status.FAILED]
@@ -283,7 +291,7 @@ def test_a_running_job_is_canceled_between_two_batches(bench: Workbench, coins: 
     job_id = upload(bench, coins, **SLOW)
 
     with ThreadPoolExecutor(1) as worker:
-        running = worker.submit(attempt_job, job_id, bench)
+        running = worker.submit(attempt_next, bench)
         wait_until(lambda: (progress := read(bench, job_id).progress) and progress.stage is Stage.DECODING)
         assert bench.ledger.cancel(job_id, "ant") is Cancel.REQUESTED
         running.result(timeout=20)
@@ -298,20 +306,34 @@ def test_a_job_that_runs_too_long_fails_as_such(bench: Workbench, coins: bytes) 
     assert failure_of(bench, job_id) == "timeout"
 
 
-def test_a_message_that_comes_twice_is_dropped(bench: Workbench, coins: bytes) -> None:
+def test_a_bell_that_finds_nothing_is_dropped(bench: Workbench, coins: bytes) -> None:
     job_id = upload(bench, coins)
-    attempt_job(job_id, bench)
+    assert attempt_next(bench)
     before = read(bench, job_id)
 
-    attempt_job(job_id, bench)
-    attempt_job("job_unknown", bench)
+    assert not attempt_next(bench)
 
     assert read(bench, job_id) == before
 
 
+def test_whoever_claims_a_job_wakes_others_for_the_next_ones(
+    bench: Workbench, coins: bytes, redis_client: redis.Redis
+) -> None:
+    for _ in range(3):
+        upload(bench, coins)
+    lying = []
+
+    for _ in range(3):
+        redis_client.rpop(QUEUE)  # the bell that this worker hears
+        attempt_next(bench)
+        lying.append(redis_client.llen(QUEUE))
+
+    assert lying == [2, 1, 0]
+
+
 def test_a_worker_that_lost_its_lease_stops_and_changes_nothing(bench: Workbench) -> None:
     job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
-    record = bench.ledger.claim(job_id, "node-1", lease_s=0.01, max_attempts=3)
+    record = taking.claim(bench.ledger, job_id, "node-1", lease_s=0.01, max_attempts=3)
     assert record is not None
 
     with Lease(bench.ledger, record, bench.settings) as lease:
@@ -327,7 +349,7 @@ def test_a_record_that_no_longer_reads_as_a_spec_fails_the_job(bench: Workbench)
 
     with pytest.raises(CallerError):
         read(bench, job_id).spec  # noqa: B018
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     assert read(bench, job_id).status is Status.FAILED
 
@@ -335,13 +357,13 @@ def test_a_record_that_no_longer_reads_as_a_spec_fails_the_job(bench: Workbench)
 def test_an_attempt_finds_the_result_of_one_that_died_before_it_could_say_so(bench: Workbench, coins: bytes) -> None:
     job_id = upload(bench, coins)
     unsaid = dataclasses.replace(bench, ledger=ForgetfulLedger(bench))
-    attempt_job(job_id, unsaid)
+    attempt_next(unsaid)
     [manifest_key] = [key for key in keys_below(bench, f"results/ant/{job_id}/") if key.endswith("manifest.json")]
     written = bench.store.read(manifest_key)
     record = read(bench, job_id)
     bench.ledger.release(record, delay_s=0, charged=True)
 
-    attempt_job(job_id, bench)
+    attempt_next(bench)
 
     record = read(bench, job_id)
     assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)

@@ -24,6 +24,7 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
+from maskfleet.jobs.messages import MOST_BELLS
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.events import job_event
@@ -34,6 +35,7 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.webhook_secrets import tenant_secret
 from maskfleet.worker.courier.courier import Courier
 from maskfleet.worker.courier.send import signed_headers
+from tests import taking
 from tests.taking import take_due
 from tests.waiting import wait_until
 
@@ -89,10 +91,8 @@ def receive() -> Iterator[Callable[..., Receiver]]:
         yield started
 
 
-@contextmanager
-def courier(redis_url: str, **fields: object) -> Iterator[None]:
-    """Run a courier that polls often and retries immediately."""
-    settings = CourierSettings(
+def courier_settings(redis_url: str, **fields: object) -> CourierSettings:
+    return CourierSettings(
         **{
             "redis_url": redis_url,
             "webhook_master_secrets": (MASTER,),
@@ -106,6 +106,12 @@ def courier(redis_url: str, **fields: object) -> Iterator[None]:
             **fields,
         }
     )
+
+
+@contextmanager
+def courier(redis_url: str, **fields: object) -> Iterator[None]:
+    """Run a courier that polls often and retries immediately."""
+    settings = courier_settings(redis_url, **fields)
     over = threading.Event()
     thread = threading.Thread(target=Courier(settings).run, args=(over.is_set,))
     thread.start()
@@ -127,7 +133,7 @@ def create(ledger: Ledger, url: str | None = None, **fields: object) -> str:
 
 def succeed(ledger: Ledger, url: str) -> str:
     job_id = create(ledger, url)
-    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=30, max_attempts=3)
     assert record is not None
     ledger.succeed(record, ResultSummary(prefix="p/", manifest_key="p/m", masks=3, best_score=0.9, metrics=Metrics()))
     return job_id
@@ -416,7 +422,7 @@ def test_a_start_is_told_before_the_end(
 ) -> None:
     receiver = receive()
     job_id = create(ledger, webhook=Webhook(url=receiver.url, events=tuple(EventName)))
-    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=30, max_attempts=3)
     assert record is not None
 
     with courier(redis_url):
@@ -532,7 +538,7 @@ def test_of_a_failure_that_was_retried_meanwhile_nobody_is_told(
 ) -> None:
     receiver = receive()
     job_id = create(ledger, receiver.url)
-    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=30, max_attempts=3)
     assert record is not None
     ledger.fail(record, "store_unavailable", "Gone.")
     ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
@@ -574,32 +580,43 @@ def test_a_receiver_at_a_private_address_is_not_told_on_an_open_network(
     assert (told.state, [attempt.error for attempt in told.tries]) == (DeliveryState.REFUSED, ["url_not_allowed"])
 
 
-def test_a_job_whose_worker_died_is_published_again(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:
+def test_for_a_job_whose_worker_died_the_bell_is_rung_again(
+    ledger: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
     job_id = create(ledger)
-    ledger.claim(job_id, "node-1", lease_s=0.01, max_attempts=3)
+    taking.claim(ledger, job_id, "node-1", lease_s=0.01, max_attempts=3)
 
     with courier(redis_url):
         wait_until(lambda: redis_client.llen(QUEUE) == 1)
 
     assert ledger.status(job_id) is Status.QUEUED
-    assert f'["{job_id}"]'.encode() in b64_body(str(redis_client.lindex(QUEUE, 0)))
 
 
-def b64_body(message: str) -> bytes:
-    import base64
-    import json
-
-    return base64.b64decode(json.loads(message)["body"])
-
-
-def test_a_job_that_the_api_could_not_publish_is_published(
+def test_bells_that_were_lost_are_rung_again_and_no_more_than_a_few(
     ledger: Ledger, redis_url: str, redis_client: redis.Redis
 ) -> None:
-    job_id = create(ledger)
-    redis_client.zadd("mf:outbox", {job_id: 0})  # as if the API's grace period had passed
+    for _ in range(3 * MOST_BELLS):
+        create(ledger)
 
     with courier(redis_url):
-        wait_until(lambda: redis_client.llen(QUEUE) == 1)
+        wait_until(lambda: redis_client.llen(QUEUE) == MOST_BELLS)
+        redis_client.delete(QUEUE)
+        wait_until(lambda: redis_client.llen(QUEUE) == MOST_BELLS)
+
+
+def test_all_leases_that_ran_out_at_once_are_taken_back_in_one_tick(
+    ledger: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
+    jobs = [create(ledger) for _ in range(250)]
+    for _ in jobs:
+        ledger.claim_next((QUEUE,), "node-1", lease_s=0, max_attempts=3)
+    late = [create(ledger, start_deadline_s=0) for _ in range(250)]
+
+    Courier(courier_settings(redis_url, tick_s=600))._reap()
+
+    assert redis_client.zcard(f"mf:returned:{QUEUE}") == 250
+    assert redis_client.exists("mf:leases", "mf:deadlines") == 0
+    assert {ledger.status(job_id) for job_id in late} == {Status.EXPIRED}
 
 
 def test_a_job_that_waits_too_long_expires_and_its_owner_is_told(

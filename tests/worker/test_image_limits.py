@@ -22,7 +22,7 @@ from PIL import Image
 
 from maskfleet.jobs.errors import InvalidImage
 from maskfleet.jobs.schema.record import Status
-from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.image.decode import decode_photo
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REQUEST, SIZE
@@ -97,8 +97,8 @@ def test_a_job_whose_image_crashes_the_decoder_fails_and_the_next_one_is_done(
     bench = dataclasses.replace(bench, sandbox=crashing)
     poisoned, good = upload(bench, written(corners(), "GIF")), upload(bench, coins)
 
-    attempt_job(poisoned, bench)
-    attempt_job(good, bench)
+    attempt_next(bench)
+    attempt_next(bench)
 
     record = read(bench, poisoned)
     assert record.error is not None
@@ -116,7 +116,7 @@ def test_a_job_that_is_canceled_as_its_image_is_decoded_ends_at_once_and_the_nex
         bench = dataclasses.replace(bench, sandbox=hanging, settings=settings)
         hangs, good = upload(bench, written(corners(), "GIF")), upload(bench, coins)
         decoder = hanging._process
-        attempt = threading.Thread(target=attempt_job, args=(hangs, bench))
+        attempt = threading.Thread(target=attempt_next, args=(bench,))
         attempt.start()
         wait_until(begun.exists, 30)
         assert decoder.poll() is None
@@ -127,7 +127,7 @@ def test_a_job_that_is_canceled_as_its_image_is_decoded_ends_at_once_and_the_nex
         assert not attempt.is_alive()
         assert read(bench, hangs).status is Status.CANCELED
         assert decoder.returncode == -signal.SIGKILL
-        attempt_job(good, bench)
+        attempt_next(bench)
         assert read(bench, good).status is Status.SUCCEEDED
 
 

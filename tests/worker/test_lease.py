@@ -13,6 +13,7 @@ from maskfleet.jobs.schema.record import JobRecord, ProgressView
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage, Status
 from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease
+from tests import taking
 from tests.waiting import wait_until
 
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},"run_timeout_s":%d}'
@@ -21,7 +22,7 @@ SPEC = '{"mode":"everything","image":{"upload_id":"upl_0000000000000000000000000
 def claimed(ledger: Ledger, *, run_timeout_s: int = 60, lease_s: float = 30) -> JobRecord:
     job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(SPEC % run_timeout_s,), start_deadline_s=60)
     job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
-    record = ledger.claim(job_id, "node-1", lease_s=lease_s, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=lease_s, max_attempts=3)
     assert record is not None
     return record
 

@@ -18,10 +18,9 @@ import pytest
 import redis
 
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.workers import WorkerRegistry
-from maskfleet.jobs.messages import TASK_NAME, Publisher, celery_app
+from maskfleet.jobs.messages import BELL, TASK_NAME, Publisher, celery_app
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import SharedSettings
@@ -53,7 +52,6 @@ def test_a_node_refuses_what_is_no_job_of_ours_and_goes_on(
     redis_url: str,
     ledger: Ledger,
     store: Store,
-    outbox: Outbox,
     worker_registry: WorkerRegistry,
     repository: Path,
     tmp_path: Path,
@@ -207,7 +205,7 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     def has_done_a_job() -> bool:
         job = NewJobs(tenant="ant", queue=queue, specs_json=(SPEC % upload,), start_deadline_s=60)
         job_id = ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
-        publisher.publish(job_id, queue)
+        publisher.publish(BELL, queue)
         wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 60)
         return True
 
@@ -225,7 +223,7 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     redis_client.lpush(queue, *[part_of(ours, "headers", "later", is_now=ADDED)] * 2)
     assert has_done_a_job()
     log = (tmp_path / "node.log").read_text()
-    assert log.count('"message_dropped"') == 2
+    assert log.count('"bell_dropped"') == 2
     assert log.count('"entry_refused"') == len(NO_ENTRIES)
     assert "Traceback" not in log
     assert stand_in.is_running()

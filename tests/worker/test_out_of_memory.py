@@ -7,16 +7,18 @@ import dataclasses
 from functools import partial
 
 import pytest
+import redis
 import torch
 
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.status import Status
-from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.segment_step import segment_and_format
+from tests.taking import pass_delays
 
 SPEC = (
     '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_crop":4,"points_per_batch":16,'
@@ -42,7 +44,7 @@ def with_memory_for(bench: Workbench, model: SegmentationModel, points: int) -> 
 @pytest.fixture
 def job_id(bench: Workbench, coins: bytes) -> str:
     spec = SPEC % bench.store.put_upload("ant", coins, "image/png")
-    job = NewJobs(tenant="ant", queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    job = NewJobs(tenant="ant", queue="sam.sam-demo.normal", specs_json=(spec,), start_deadline_s=60)
     return bench.ledger.create(job, max_in_flight=9, idempotency_ttl_s=60).id
 
 
@@ -50,7 +52,7 @@ def job_id(bench: Workbench, coins: bytes) -> str:
 def test_the_manifest_says_how_many_points_were_decoded_at_once(
     bench: Workbench, model: SegmentationModel, job_id: str, points: int, said: int
 ) -> None:
-    attempt_job(job_id, with_memory_for(bench, model, points))
+    attempt_next(with_memory_for(bench, model, points))
 
     record = bench.ledger.read(job_id)
     assert record is not None
@@ -59,9 +61,12 @@ def test_the_manifest_says_how_many_points_were_decoded_at_once(
     assert (record.status, manifest.metrics.points_per_batch, manifest.metrics.points) == (Status.SUCCEEDED, said, 16)
 
 
-def test_a_job_that_no_memory_holds_fails_by_that_code(bench: Workbench, model: SegmentationModel, job_id: str) -> None:
+def test_a_job_that_no_memory_holds_fails_by_that_code(
+    bench: Workbench, model: SegmentationModel, job_id: str, redis_client: redis.Redis
+) -> None:
     for _ in range(bench.settings.max_attempts):
-        attempt_job(job_id, with_memory_for(bench, model, 0))
+        attempt_next(with_memory_for(bench, model, 0))
+        pass_delays(redis_client)
 
     record = bench.ledger.read(job_id)
     assert record is not None

@@ -22,7 +22,7 @@ from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.status import Status
-from maskfleet.worker.attempt import Workbench, attempt_job
+from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.output.formats import make_artifacts, write_logits
@@ -277,9 +277,9 @@ def _masked(*sources: dict[str, Any] | None) -> tuple[Prompt, ...]:
 def _run(bench: Workbench, photo: bytes, tenant: str, prompts: list[dict[str, Any]], **fields: Any) -> JobRecord:
     image = {"upload_id": bench.store.put_upload(tenant, photo, "image/png")}
     spec = json.dumps({"mode": "box", "prompts": prompts, "image": image, **fields})
-    job = NewJobs(tenant=tenant, queue="sam.m.normal", specs_json=(spec,), start_deadline_s=60)
+    job = NewJobs(tenant=tenant, queue="sam.sam-demo.normal", specs_json=(spec,), start_deadline_s=60)
     job_id = bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
-    attempt_job(job_id, bench)
+    attempt_next(bench)
     record = bench.ledger.read(job_id)
     assert record is not None
     return record

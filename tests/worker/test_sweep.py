@@ -19,6 +19,7 @@ from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, upload_key
 from maskfleet.worker.courier.sweep import Sweep
+from tests import taking
 from tests.waiting import wait_until
 from tests.worker.test_courier import courier
 
@@ -50,7 +51,7 @@ def create(ledger: Ledger) -> str:
 
 
 def claim(ledger: Ledger, job_id: str) -> JobRecord:
-    record = ledger.claim(job_id, "node-1", lease_s=30, max_attempts=3)
+    record = taking.claim(ledger, job_id, "node-1", lease_s=30, max_attempts=3)
     assert record is not None
     return record
 
@@ -97,7 +98,7 @@ def results(store: Store) -> list[str]:
 
 
 def _folder(record: JobRecord) -> str:
-    return attempt_prefix("ant", record.id, record.attempt, record.fence)
+    return attempt_prefix("ant", record.id, record.attempt, record.fence, record.token)
 
 
 def test_an_attempt_that_lost_goes_and_the_one_that_counts_stays(
@@ -297,8 +298,7 @@ def test_a_courier_outlives_a_store_that_is_away(redis_url: str, ledger: Ledger,
 
     with courier(redis_url, sweep_s=0.1, **nowhere):
         wait_until(lambda: redis_client.exists("mf:swept"))
-        job_id = create(ledger)
-        redis_client.zadd("mf:outbox", {job_id: 0})
+        create(ledger)
         wait_until(lambda: redis_client.llen("sam.m.normal") == 1)
 
 

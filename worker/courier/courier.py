@@ -19,11 +19,10 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outbox import Outbox
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.logs import configure_logs, get_logger
-from maskfleet.jobs.messages import Publisher
+from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.batch import BatchRecord
 from maskfleet.jobs.schema.delivery import DeliveryAttemptOutcome, DeliveryState, subject_ids
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
@@ -42,6 +41,8 @@ QUICK = 1 / 3
 #: The attempts of a webhook that such a host gets less time for; later ones have all of it, so that a receiver that has
 #: become slow is not cut off for good.
 SHORT_ATTEMPTS = 2
+#: How many jobs one run of a script takes back; no script should hold up the others for long.
+REAPED_AT_ONCE = 100
 #: A claimed delivery is leased for this many webhook timeouts; after that another courier may take it.
 LEASE_TIMEOUTS = 4
 #: Delays from the schedule and from Retry-After are lengthened by up to this share, so that attempts spread out.
@@ -58,11 +59,10 @@ class Courier:
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
         self._batches = Batches(redis)
-        self._outbox = Outbox(redis, settings.republish_s)
         self._quick_s = QUICK * settings.webhook_timeout_s
         breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s, self._quick_s)
         self._deliveries = Deliveries(redis, breaker, settings.retention_s)
-        self._publisher = Publisher(settings)
+        self._bells = Bells(redis, Publisher(settings))
         self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
         self._secrets = WebhookSecrets(redis, settings.masters)
         self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
@@ -82,7 +82,7 @@ class Courier:
                     if time.monotonic() >= next_look:
                         next_look = time.monotonic() + self._settings.tick_s
                         self._reap()
-                        self._publish()
+                        self._ring()
                         if self._sweep_is_due():
                             senders.submit(self._sweep_up, is_over)
                     self._take(senders)
@@ -113,16 +113,24 @@ class Courier:
             future.add_done_callback(lambda _: self._sent.set())
 
     def _reap(self) -> None:
-        reaped = self._ledger.reap(max_attempts=self._settings.max_attempts)
-        if reaped.requeued or reaped.failed or reaped.canceled:
-            logger.warning("leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled)
-        if reaped.expired:
-            logger.info("jobs_expired", jobs=reaped.expired)
+        """Take back what dead workers held, until nothing is left or the tick is over."""
+        until = time.monotonic() + self._settings.tick_s
+        while True:
+            reaped = self._ledger.reap(max_attempts=self._settings.max_attempts, limit=REAPED_AT_ONCE)
+            if reaped.leases:
+                logger.warning(
+                    "leases_ran_out", requeued=reaped.requeued, failed=reaped.failed, canceled=reaped.canceled
+                )
+            if reaped.expired:
+                logger.info("jobs_expired", jobs=reaped.expired)
+            if max(reaped.leases, reaped.expired) < REAPED_AT_ONCE or time.monotonic() > until:
+                return
 
-    def _publish(self) -> None:
-        for job_id, queue in self._outbox.due():
-            self._publisher.publish(job_id, queue)
-            logger.info("job_published", job_id=job_id)
+    def _ring(self) -> None:
+        """Ring where jobs can be claimed and no bell lies: it was lost, or a delay has passed."""
+        for queue, jobs in self._ledger.silent_queues().items():
+            self._bells.ring(queue, jobs)
+            logger.info("bell_rung", queue=queue, jobs=jobs)
 
     def _sweep_is_due(self) -> bool:
         every_s, now = self._settings.sweep_s, time.monotonic()

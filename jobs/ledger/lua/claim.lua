@@ -1,52 +1,96 @@
 #!lua flags=allow-oom
--- CLAIM: give a queued job to a worker, for as long as it renews the lease.
--- ARGV: id, worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim)
--- Returns {'claimed', the record's fields and values …} | {'unknown'} | {'ended'} | {'held'}
--- requires: keys, webhooks, batches, jobs
-local id, worker, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[4])
-local key = job_key(id)
+-- CLAIM: give the next waiting job to a worker, for as long as it renews the lease.
+-- ARGV: worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim),
+--       weights (JSON: tenant → its share), queue, … (the most urgent first)
+-- Returns {'claimed', a queue where more jobs can be claimed ('' for none), how many, the record's fields and values …}
+--       | {'none'} (nothing to claim, or the worker is shutting down)
+--       | {'again'} (many that could not be claimed were ended; call again)
+-- requires: keys, webhooks, batches, turns, jobs
+local worker, max_attempts, retention_ms, token = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local now = now_ms()
-local job = redis.call('HMGET', key, 'status', 'attempt', 'queue', 'token', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch')
-local status, attempt = job[1], tonumber(job[2])
+-- The most jobs that one call ends because they can no longer be claimed.
+local MOST_ENDED = 50
+-- A repeated call comes within seconds.
+local REPEATED_WITHIN_MS = 60000
 
-if not status then return {'unknown'} end
-if is_ended(status) then return {'ended'} end
-
-local function claimed()
-  local fields = redis.call('HGETALL', key)
+local function claimed(id)
+  local more, waiting = '', 0
+  for i = 7, #ARGV do
+    waiting = claimable(ARGV[i], now)
+    if waiting > 0 then
+      more = ARGV[i]
+      break
+    end
+  end
+  local fields = redis.call('HGETALL', job_key(id))
   table.insert(fields, 1, 'claimed')
+  table.insert(fields, 2, more)
+  table.insert(fields, 3, waiting)
   return fields
 end
 
-if status == 'processing' then return job[4] == ARGV[6] and claimed() or {'held'} end
+local earlier = redis.call('GET', claimed_key(token))
+if earlier then return claimed(earlier) end
+if redis.call('EXISTS', draining_key(worker)) == 1 then return {'none'} end
 
-local deadline = redis.call('ZSCORE', DEADLINES, id)
-if deadline and tonumber(deadline) <= now then
-  expire(id, now, ARGV[5])
-  return {'ended'}
+local weights = cjson.decode(ARGV[6])
+
+-- Claim a job; return whether it could be claimed.  of: its tenant, if it waited in turn.
+local function claim(id, queue, of)
+  local key = job_key(id)
+  local job = redis.call('HMGET', key, 'status', 'attempt', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch', 'cancel')
+  local attempt, tenant = tonumber(job[2]), job[3] or of or ''
+  if job[1] ~= 'queued' then  -- its record is gone: nothing else takes it out of the lists
+    leave_queue(queue, tenant, id)
+    redis.call('ZREM', DEADLINES, id)
+    if not job[1] then redis.call('SREM', inflight_key(tenant), id) end
+    return false
+  end
+  if job[8] then
+    cancel_job(id, now, retention_ms)
+    return false
+  end
+  local deadline = redis.call('ZSCORE', DEADLINES, id)
+  if deadline and tonumber(deadline) <= now then
+    expire(id, now, retention_ms)
+    return false
+  end
+  if attempt >= max_attempts then
+    exhaust(id, attempt, now, retention_ms)
+    return false
+  end
+
+  redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', token)
+  redis.call('HSETNX', key, 'started_ms', now)
+  redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HINCRBY', key, 'fence', 1)
+  redis.call('HDEL', key, 'done', 'total', 'masks')
+  redis.call('ZADD', LEASES, now + ARGV[2], id)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('SET', claimed_key(token), id, 'PX', REPEATED_WITHIN_MS)
+  leave_queue(queue, tenant, id)
+  charge_turn(queue, tenant, weights)
+
+  if job[7] then move_in_batch(job[7], 'queued', 'processing', now) end
+
+  begin_attempt(id, attempt + 1, worker, now)
+  if attempt == 0 and job[4] and asked_for(job[5], 'started') then
+    local delivery = delivery_id(id, tonumber(job[6] or 0) + 1, 'started')
+    -- After an attempt that was handed back uncharged, the next one is the first again.
+    if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, tenant, id, 'started', job[4], now) end
+  end
+  changed(id)
+  return true
 end
-if attempt >= max_attempts then
-  exhaust(id, attempt, now, ARGV[5])
-  return {'ended'}
+
+local ended = 0
+for i = 7, #ARGV do
+  local id, tenant = next_job(ARGV[i], now)
+  while id do
+    if claim(id, ARGV[i], tenant) then return claimed(id) end
+    ended = ended + 1
+    if ended == MOST_ENDED then return {'again'} end
+    id, tenant = next_job(ARGV[i], now)
+  end
 end
-
-redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', ARGV[6])
-redis.call('HSETNX', key, 'started_ms', now)
-redis.call('HINCRBY', key, 'attempt', 1)
-redis.call('HINCRBY', key, 'fence', 1)
-redis.call('HDEL', key, 'done', 'total', 'masks')
-redis.call('ZADD', LEASES, now + ARGV[3], id)
-redis.call('ZREM', DEADLINES, id)
-redis.call('ZREM', OUTBOX, id)
-redis.call('ZREM', queued_key(job[3]), id)
-
-if job[9] then move_in_batch(job[9], 'queued', 'processing', now) end
-
-begin_attempt(id, attempt + 1, worker, now)
-if attempt == 0 and job[6] and asked_for(job[7], 'started') then
-  local delivery = delivery_id(id, tonumber(job[8] or 0) + 1, 'started')
-  -- After an attempt that was handed back uncharged, the next one is the first again.
-  if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, job[5], id, 'started', job[6], now) end
-end
-changed(id)
-return claimed()
+return {'none'}

@@ -1,14 +1,15 @@
 -- CREATE: record jobs, and their batch if they have one; all or none, once per idempotency key.
 -- ARGV: JSON, job id, spec, job id, spec, …
 -- The JSON: schema (the version that this program writes),
---   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events, publish_grace_ms,
+--   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   the limits: max_in_flight, max_backlog_ms (0 for none), workers, more_urgent (the queues that are drained before this one),
+--   weights (tenant → its share),
 --   and for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)}
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, otherwise of the one job
 -- It has no flag, so a full Redis rejects it: no new work is accepted then.
--- requires: keys
+-- requires: keys, turns
 local new, now = cjson.decode(ARGV[1]), now_ms()
 local tenant, queue, batch = new.tenant, new.queue, new.batch
 local jobs = (#ARGV - 1) / 2
@@ -29,7 +30,8 @@ local function refusal()
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
   local pace = redis.call('HGET', PACE, queue)
   if not pace or new.max_backlog_ms == 0 or new.workers == 0 then return nil end
-  local ahead = redis.call('ZCARD', queued_key(queue)) + jobs - 1
+  local own = redis.call('ZCARD', waiting_key(queue, tenant)) + jobs - 1
+  local ahead = ahead_in_turn(queue, tenant, own, new.weights, now)
   for _, other in ipairs(new.more_urgent) do ahead = ahead + redis.call('ZCARD', queued_key(other)) end
   local wait_ms = math.floor(ahead * pace / new.workers)
   return wait_ms > new.max_backlog_ms and {'backlog_full', tostring(wait_ms)} or nil
@@ -41,10 +43,10 @@ local function record_batch()
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
--- Record a job in state queued, and put it into the outbox.  place: its number among those of this call.
+-- Record a job in state queued.  place: its number among those of this call.
 local function record_job(job, spec, place)
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
-    'created_ms', now, 'attempt', 0, 'fence', 0, 'publishes', 0, 'version', 1)
+    'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1)
   if new.webhook_url ~= '' then
     redis.call('HSET', job_key(job), 'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events)
   end
@@ -54,9 +56,8 @@ local function record_job(job, spec, place)
   end
   redis.call('SADD', inflight_key(tenant), job)
   add_to_log(jobs_key(tenant), job, now, job_key)
-  redis.call('ZADD', queued_key(queue), exact_now_ms(place / 1000), job)
+  join_turn(queue, tenant, job, exact_now_ms(place / 1000))
   redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
-  redis.call('ZADD', OUTBOX, now + new.publish_grace_ms, job)
   -- The first job of a ledger, which may have been emptied since this program checked its version.
   if redis.call('HINCRBY', TOTALS, 'created', 1) == 1 then redis.call('SET', SCHEMA, new.schema) end
 end
@@ -69,6 +70,7 @@ if decided then return decided end
 
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end
+take_turns(queue, tenant)
 if new.idempotency_key ~= '' then
   local key = idempotency_key(tenant, new.idempotency_key)
   redis.call('HSET', key, 'job', id, 'digest', new.body_digest)

@@ -1,5 +1,5 @@
 -- Jobs: who may change one, and its transitions between states.
--- requires: keys, webhooks, batches
+-- requires: keys, webhooks, batches, turns
 
 local function is_ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
@@ -23,10 +23,11 @@ local function end_attempt(id, outcome, now)
   redis.call('LSET', attempts_key(id), -1, cjson.encode(attempt))
 end
 
--- Whether a worker holds the job: the fence is from its claim, and the job was not taken back since.
-local function holds(id, fence)
-  local job = redis.call('HMGET', job_key(id), 'status', 'fence')
-  return job[1] == 'processing' and job[2] == fence
+-- Whether a worker holds the job: fence and token are of its claim, and the job was not taken back since.  The token is
+-- random: a Redis that lost its last writes may give out a fence twice, but no token.
+local function holds(id, fence, token)
+  local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
+  return job[1] == 'processing' and job[2] == fence and job[3] == token
 end
 
 -- The state of a tenant's job; nil when the tenant has none with this id.
@@ -35,7 +36,7 @@ local function owned(id, tenant)
   return job[1] and job[2] == tenant and job[1] or nil
 end
 
--- Count and report a caller that holds an older token.
+-- Count and report a caller that no longer holds its job.
 local function fenced()
   redis.call('HINCRBY', TOTALS, 'fenced', 1)
   return 'fenced'
@@ -60,9 +61,8 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   redis.call('PEXPIRE', attempts_key(id), retention_ms)
 
   redis.call('ZREM', LEASES, id)
-  redis.call('ZREM', OUTBOX, id)
   redis.call('ZREM', DEADLINES, id)
-  redis.call('ZREM', queued_key(queue), id)
+  leave_queue(queue, tenant, id)
   redis.call('SREM', inflight_key(tenant), id)
   redis.call('HINCRBY', TOTALS, status, 1)
 
@@ -91,18 +91,31 @@ local function exhaust(id, attempts, now, retention_ms)
   end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job did not finish in ' .. attempts .. ' attempts.', '')
 end
 
--- Return a job to state queued, to be published at due_ms.  The fence moves on, so that the worker that held the job can
--- no longer change anything.
-local function requeue_job(id, outcome, now, due_ms)
+local function cancel_job(id, now, retention_ms) end_job(id, 'canceled', now, retention_ms, '', '', '') end
+
+-- Return a job to state queued; the caller puts it into its queue.  The fence moves on, so that the worker that held the
+-- job can no longer change anything.
+local function queue_again(id, outcome, now)
   local key = job_key(id)
   end_attempt(id, outcome, now)
   changed(id)
   local job = redis.call('HMGET', key, 'queue', 'created_ms', 'status', 'batch')
-  redis.call('HSET', key, 'status', 'queued', 'publishes', 0)
+  redis.call('HSET', key, 'status', 'queued')
   redis.call('HDEL', key, 'stage', 'worker')
   redis.call('HINCRBY', key, 'fence', 1)
   redis.call('ZREM', LEASES, id)
-  redis.call('ZADD', queued_key(job[1]), job[2], id)
-  redis.call('ZADD', OUTBOX, due_ms, id)
   if job[4] then move_in_batch(job[4], job[3], 'queued', now) end
+  return {queue = job[1], created_ms = job[2]}
+end
+
+-- Take a job from its worker, to be claimed again from due_ms on; end it if its cancellation was requested.
+-- Returns whether it is queued.
+local function hand_back(id, outcome, now, due_ms, retention_ms)
+  if redis.call('HEXISTS', job_key(id), 'cancel') == 1 then
+    cancel_job(id, now, retention_ms)
+    return false
+  end
+  local again = queue_again(id, outcome, now)
+  return_to_queue(again.queue, id, again.created_ms, due_ms)
+  return true
 end

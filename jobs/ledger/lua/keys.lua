@@ -14,14 +14,21 @@ end
 local SCHEMA = 'mf:schema'
 
 -- Jobs.
-local LEASES, DEADLINES, OUTBOX, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:outbox', 'mf:pace', 'mf:totals'
+local LEASES, DEADLINES, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:pace', 'mf:totals'
 local function job_key(id) return 'mf:job:' .. id end
 local function attempts_key(id) return 'mf:attempts:' .. id end
 local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
 local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
-local function queued_key(queue) return 'mf:queued:' .. queue end
+local function claimed_key(token) return 'mf:claimed:' .. token end
 local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
 local function draining_key(node) return 'mf:draining:' .. node end
+
+-- Queues.
+local QUEUES = 'mf:queues'
+local function queued_key(queue) return 'mf:queued:' .. queue end
+local function waiting_key(queue, tenant) return 'mf:waiting:' .. queue .. ':' .. tenant end
+local function turns_key(queue) return 'mf:turns:' .. queue end
+local function returned_key(queue) return 'mf:returned:' .. queue end
 
 -- Batches.
 local function batch_key(id) return 'mf:batch:' .. id end

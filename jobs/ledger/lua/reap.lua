@@ -10,16 +10,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0,
   local job = redis.call('HMGET', job_key(id), 'attempt', 'cancel')
   if not job[1] then
     redis.call('ZREM', LEASES, id)
-  elseif job[2] then
-    end_job(id, 'canceled', now, ARGV[3], '', '', '')
-    canceled = canceled + 1
-  elseif tonumber(job[1]) >= tonumber(ARGV[2]) then
+  elseif not job[2] and tonumber(job[1]) >= tonumber(ARGV[2]) then
     exhaust(id, job[1], now, ARGV[3])
     failed = failed + 1
-  else
-    requeue_job(id, 'lease_ran_out', now, now)
+  elseif hand_back(id, 'lease_ran_out', now, now, ARGV[3]) then
     redis.call('HINCRBY', TOTALS, 'requeued', 1)
     requeued = requeued + 1
+  else
+    canceled = canceled + 1
   end
 end
 

@@ -3,7 +3,7 @@
 -- ARGV: id, tenant, start_deadline_ms, max_in_flight, token (of this call: a second run finds what the first did),
 --       retention_ms
 -- Returns 'queued' | 'not_failed' | 'unknown' | 'over_quota'
--- requires: keys, batches, jobs
+-- requires: keys, batches, turns, jobs
 local id, tenant = ARGV[1], ARGV[2]
 local key = job_key(id)
 local status = owned(id, tenant)
@@ -21,6 +21,8 @@ redis.call('HSET', key, 'attempt', 0, 'retry', ARGV[5])
 redis.call('SADD', inflight_key(tenant), id)
 redis.call('ZADD', DEADLINES, now + ARGV[3], id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
-requeue_job(id, 'retried', now, now)
+local again = queue_again(id, 'retried', now)
+join_turn(again.queue, tenant, id, again.created_ms)
+take_turns(again.queue, tenant)
 if job[3] then reopen_batch(job[3], now, ARGV[6]) end
 return 'queued'

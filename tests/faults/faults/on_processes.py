@@ -101,19 +101,19 @@ def courier_killed(scene: Scene) -> Effect:
     return Effect(acted=ran, text=courier.name)
 
 
-def api_killed_between_record_and_publish(scene: Scene) -> Effect:
-    """Kill the API after it has recorded a job and before it publishes it."""
+def api_killed_between_record_and_bell(scene: Scene) -> Effect:
+    """Kill the API after it has recorded a job and before it rings for a worker."""
     api = scene.lab.programs["api"]
-    effect = _at_publish(scene.lab, api.kill)
+    effect = _at_bell(scene.lab, api.kill)
     if effect.acted:
         api.start()
         wait_until(scene.lab.api_is_ready, 60, every_s=0.1)
     return effect
 
 
-def api_cut_off_at_publish(scene: Scene) -> Effect:
-    """Break the API's connection after it has recorded a job and before it publishes it; the response is still 202."""
-    return _at_publish(scene.lab, lambda: None)
+def api_cut_off_at_bell(scene: Scene) -> Effect:
+    """Break the API's connection after it has recorded a job and before it rings; the response is still 202."""
+    return _at_bell(scene.lab, lambda: None)
 
 
 def courier_clock_off(scene: Scene) -> Effect:
@@ -163,17 +163,17 @@ def _too_late(held: Held) -> Effect:
     return Effect(acted=False, text=f"{held.node.name} was at {held.job} no more")
 
 
-def _at_publish(lab: Laboratory, act: Callable[[], object]) -> Effect:
-    """Act when the API sends the publish command, before Redis gets it; verify that a job is unpublished then."""
-    unpublished: list[str] = []
+def _at_bell(lab: Laboratory, act: Callable[[], object]) -> Effect:
+    """Act when the API rings, before Redis hears it; verify that a job waits then where no bell lies."""
+    unheard: list[str] = []
     seen: list[bool] = []
 
     def reached() -> None:
-        for job in lab.redis.zrange("mf:outbox", 0, -1):
-            # A job that was handed back is in the outbox too, but has a fence.
-            if lab.redis.hmget(f"mf:job:{job}", "status", "publishes", "fence") == ["queued", "0", "0"]:
-                unpublished.append(job)
-        if unpublished:
+        for queue in lab.redis.smembers("mf:queues"):
+            jobs = lab.redis.zrange(f"mf:queued:{queue}", 0, -1) if lab.redis.llen(queue) == 0 else []
+            # One that was handed back has a fence.
+            unheard.extend(job for job in jobs if lab.redis.hget(f"mf:job:{job}", "fence") == "0")
+        if unheard:
             act()
         seen.append(True)
 
@@ -182,10 +182,10 @@ def _at_publish(lab: Laboratory, act: Callable[[], object]) -> Effect:
     try:
         wait_until(lambda: seen, MOMENT_S)
     except AssertionError:
-        return Effect(acted=False, text="nothing was being published")
+        return Effect(acted=False, text="nobody was ringing")
     finally:
         way.unwatch()
-    return Effect(acted=bool(unpublished), text=f"recorded and not published: {' '.join(unpublished)}")
+    return Effect(acted=bool(unheard), text=f"recorded and not heard of: {' '.join(unheard)}")
 
 
 def _with_clock_off(scene: Scene, program: Program, seconds: int, is_off: Callable[[], bool]) -> Effect:
