@@ -38,7 +38,7 @@ class Family:
     def __init__(self, network: Any, preprocessing: Preprocessing) -> None:
         self.network = network
         self.preprocessing = preprocessing
-        #: The encoder's precision.  Half precision is faster and changes the masks slightly; the decoder is always float32.
+        #: The encoder's precision.  Half precision is faster and changes the masks slightly.  The decoder's is float32.
         self.encoder_dtype = torch.float32
 
     @classmethod
