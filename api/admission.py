@@ -18,7 +18,7 @@ from maskfleet.api.images import check_image, for_each, store_image
 from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
-from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuota, QueueUnavailable
+from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuota, QueueUnavailable, RecordsFull
 from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewJobs
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
@@ -184,6 +184,7 @@ def _record(jobs: NewJobs, model: str, services: Services) -> Creation:
         max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
         idempotency_ttl_s=services.settings.idempotency_ttl_s,
         backlog=_backlog_limit(model, jobs.queue, services),
+        max_bytes=services.settings.record_bytes(jobs.tenant),
     )
     match creation.outcome:
         case Created.KNOWN:
@@ -208,10 +209,12 @@ def _backlog_limit(model: str, queue: str, services: Services) -> BacklogLimit |
 
 
 def _refuse(outcome: Created, wait_s: float, tenant: str, services: Services) -> NoReturn:
-    """Raise the error for an outcome in which the ledger recorded nothing.  wait_s: for BACKLOG_FULL."""
+    """Raise the error for an outcome in which the ledger recorded nothing.  wait_s: see Creation."""
     match outcome:
         case Created.OVER_QUOTA:
             raise over_quota(services.settings.jobs_in_flight(tenant))
+        case Created.OVER_BYTES:
+            raise RecordsFull(wait_s, services.settings.record_bytes(tenant))
         case Created.BACKLOG_FULL:
             raise BacklogFull(wait_s, services.settings.max_backlog_s)
         case _:

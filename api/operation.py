@@ -35,7 +35,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
         "url_not_allowed",
         "idempotency_key_reused",
     ),
-    429: ("too_many_jobs_in_flight",),
+    429: ("too_many_jobs_in_flight", "over_quota"),
     503: ("store_unavailable", "backlog_full", "ledger_version"),
 }
 

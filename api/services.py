@@ -90,5 +90,5 @@ def whole_view(record: JobRecord, services: Services, address: str) -> JobView:
     default = services.settings.model_name
     place = None
     if record.status is Status.QUEUED:
-        place = services.places.of(record, services.worker_registry.serving(record.spec.model or default))
+        place = services.places.of(record, services.worker_registry.serving(record.summary.model or default))
     return record.view(default, address, place, services.ledger.attempts(record.id))

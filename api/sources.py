@@ -89,4 +89,4 @@ def _may_have_logits(job_id: str, tenant: str, services: Services) -> bool:
     record = services.ledger.read(job_id)
     if record is None or record.tenant != tenant or not record.status.ended:
         return True
-    return record.status is Status.SUCCEEDED and Output.LOGITS in record.spec.outputs
+    return record.status is Status.SUCCEEDED and Output.LOGITS in record.summary.outputs

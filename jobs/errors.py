@@ -10,7 +10,8 @@
     │   ├── InvalidHost          invalid_host, host_not_allowed
     │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap
-    │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as is the next one
+    │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as are the next two
+    │   │   └── RecordsFull      over_quota: of bytes in Redis
     │   ├── TooManyRedeliveries  too_many_redeliveries: the tenant had as many webhooks sent again as it may in an hour
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
@@ -143,6 +144,20 @@ class OverQuota(CallerError):
     status = 429
     title = "Too many jobs in flight"
     retry_after_s = 10
+
+
+class RecordsFull(OverQuota):
+    """The tenant's records take as many bytes as allowed; it must wait until jobs end, or old records expire."""
+
+    title = "Too many records"
+
+    def __init__(self, expires_in_s: float, max_bytes: int) -> None:
+        super().__init__(
+            "over_quota",
+            f"The records of your jobs may take {max_bytes:,} bytes in all, and this request would exceed that. "
+            "Ended jobs count until their records expire: delete some that you no longer need, or wait.",
+        )
+        self.retry_after_s = max(10, min(600, math.ceil(expires_in_s)))
 
 
 class InvalidHost(CallerError):

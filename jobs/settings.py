@@ -22,6 +22,9 @@ from maskfleet.jobs.webhook_secrets import master_bytes
 #: The model used when none is set; the guide "Mask Generation" uses the same.
 DEFAULT_MODEL = "facebook/sam-vit-base"
 
+#: About 150,000 records of usual size.
+DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
+
 #: The base URL of links when none is set: where ``maskfleet api`` listens by default.
 LOCAL_API_URL = "http://127.0.0.1:8000"
 
@@ -168,6 +171,11 @@ class ApiSettings(SigningSettings):
     max_jobs_in_flight: int = Field(10_000, ge=1)
     #: The same for individual tenants, as in ``apiary:100,bakery:50000``.
     tenant_jobs_in_flight: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
+    #: The most bytes that the records of one tenant may take in Redis: of jobs that have not ended, and of those that
+    #: ended less than retention_s ago.
+    max_record_bytes: int = Field(DEFAULT_MAX_RECORD_BYTES, ge=1)
+    #: The same for individual tenants, as in ``apiary:1073741824``.
+    tenant_record_bytes: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
     #: The most images in one batch.
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
     #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
@@ -199,7 +207,7 @@ class ApiSettings(SigningSettings):
     threads: int = Field(32, ge=2)
 
     _split_names = field_validator("api_keys", "models", "cors_origins", "trusted_hosts", mode="before")(_split)
-    _split_pairs = field_validator("tenant_jobs_in_flight", mode="before")(_split_pairs)
+    _split_pairs = field_validator("tenant_jobs_in_flight", "tenant_record_bytes", mode="before")(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 
     @model_validator(mode="after")
@@ -222,6 +230,10 @@ class ApiSettings(SigningSettings):
     def jobs_in_flight(self, tenant: str) -> int:
         """Return how many jobs of a tenant may be queued or running at once."""
         return self.tenant_jobs_in_flight.get(tenant, self.max_jobs_in_flight)
+
+    def record_bytes(self, tenant: str) -> int:
+        """Return how many bytes the records of a tenant may take in Redis."""
+        return self.tenant_record_bytes.get(tenant, self.max_record_bytes)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -19,15 +19,12 @@ from maskfleet.api.responses import json_response
 from maskfleet.api.services import base_url, current_services, tenant, whole_view
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
-from maskfleet.jobs.ledger.outcomes import Cancel
+from maskfleet.jobs.ledger.outcomes import Cancel, Place
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.api import JobPage, JobQuery
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.status import Status
-
-#: The most records that a list filtered by status reads before it responds with what it has found.
-MAX_LOOKED_AT = 1000
 
 blueprint = Blueprint("jobs", __name__)
 logger = get_logger()
@@ -93,12 +90,12 @@ def show_job(job_id: str) -> Response:
 )
 def list_jobs() -> Response:
     query = read_query(JobQuery)
-    place = _read_cursor(query.cursor) if query.cursor else None
-    found, place = _page(query, place)
-    cursor = _write_cursor(place) if place else None
+    after = _read_cursor(query.cursor) if query.cursor else None
+    found = current_services().ledger.page_of(tenant(), after=after, limit=query.limit, status=query.status)
+    cursor = _write_cursor(found.next) if found.next else None
     following = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
     page = JobPage(
-        jobs=_listed(found),
+        jobs=_listed(found.records),
         next=f"{base_url()}/v1/jobs?{urlencode(following)}" if cursor else None,
         next_cursor=cursor,
     )
@@ -143,17 +140,17 @@ def show(record: JobRecord, *, status: int = 200) -> Response:
     return json_response(whole_view(record, current_services(), base_url()), status=status)
 
 
-def _listed(records: list[JobRecord]) -> tuple[JobView, ...]:
+def _listed(records: tuple[JobRecord, ...]) -> tuple[JobView, ...]:
     """Return the views of jobs, without their attempts."""
     services = current_services()
     default = services.settings.model_name
-    waiting = {record.spec.model or default for record in records if record.status is Status.QUEUED}
+    waiting = {record.summary.model or default for record in records if record.status is Status.QUEUED}
     workers = services.worker_registry.counts(tuple(waiting)) if waiting else {}
     return tuple(
         record.view(
             default,
             base_url(),
-            services.places.of(record, workers[record.spec.model or default])
+            services.places.of(record, workers[record.summary.model or default])
             if record.status is Status.QUEUED
             else None,
         )
@@ -171,29 +168,6 @@ def _wait_as_preferred(record: JobRecord) -> int | None:
     waited = current_services().waits.until_ended(record.id, granted_s)
     note_wait(time.monotonic() - began)
     return granted_s if waited else None
-
-
-Place = tuple[int, str]
-
-
-def _page(query: JobQuery, place: Place | None) -> tuple[list[JobRecord], Place | None]:
-    """Return a page of jobs, and the place after which the next one begins: None at the end of the list."""
-    found: list[JobRecord] = []
-    looked_at = 0
-    while looked_at < MAX_LOOKED_AT:
-        records = current_services().ledger.jobs_of(tenant(), before=place, limit=query.limit + 1)
-        for record in records[: query.limit]:
-            if len(found) == query.limit:
-                return found, place
-            if query.status in (None, record.status):
-                found.append(record)
-            place = record.created_ms, record.id
-        if len(records) <= query.limit:
-            return found, None
-        looked_at += query.limit
-        if len(found) == query.limit:
-            break
-    return found, place
 
 
 def _write_cursor(place: Place) -> str:

@@ -34,7 +34,7 @@ def retry_job(job_id: str) -> Response:
     outcome = services.ledger.retry(
         record.id,
         tenant(),
-        start_deadline_s=record.spec.start_deadline_s,
+        start_deadline_s=record.summary.start_deadline_s,
         max_in_flight=max_in_flight,
     )
     match outcome:

@@ -246,10 +246,11 @@ class Deliveries:
                 )
                 if not ids:
                     break
-                offset += len(ids)
                 flat = self._redeliver(args=[tenant, call, f",{','.join(states)},", MAX_REDELIVERED, *ids])
                 replies = tuple(zip(flat[::2], flat[1::2], strict=True))
                 queued += (delivery for delivery, reply in replies if reply == Redelivered.QUEUED)
+                # The script removed those whose record has expired.
+                offset += sum(reply != Redelivered.UNKNOWN for _, reply in replies)
                 if any(reply == Redelivered.OVER_BUDGET for _, reply in replies):
                     if not queued:
                         raise self._over_budget(tenant)

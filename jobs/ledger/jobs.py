@@ -10,7 +10,13 @@ fields):
 
     job:{id}              hash    the record; expires ``retention_s`` after the job's end, but not before the
                                   webhook of that end was attempted once, or a week has passed
-    jobs:{tenant}         zset    job id → created; the tenant's list; drops expired records over time
+    jobs:{tenant}         zset    job id → created; the tenant's list; expired records leave it as they are met, and the
+                                  key expires after the last of them                        (reconciler.py)
+    bytes:{tenant}        hash    what the tenant's records take: ``live``, and by the time when they will have expired;
+                                  expires as the list does                                  (lua/bytes.lua)
+    tenants               zset    tenant → when it last began with no job in flight; a courier drops those of whom
+                                  nothing is left                                           (reconciler.py)
+    batches               zset    batch id → created; the open batches
     inflight:{tenant}     set     ids of jobs that have not ended
     idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
     queues                set     queues where jobs may wait; the courier removes empty ones
@@ -78,14 +84,20 @@ from maskfleet.jobs.ledger.outcomes import (
     Created,
     Creation,
     Deleted,
+    JobsPage,
     NewJobs,
+    Place,
     Reaped,
     Reply,
     Retried,
 )
 from maskfleet.jobs.ledger.version import SCHEMA, Schema
-from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, ResultSummary
+from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, ResultSummary, SpecSummary
+from maskfleet.jobs.settings import DEFAULT_MAX_RECORD_BYTES
 from maskfleet.jobs.status import Status
+
+#: The most ids that one page of a list looks at: those of other states, and those whose record has expired.
+MAX_LOOKED_AT = 1000
 
 
 def new_job_id() -> str:
@@ -111,6 +123,7 @@ class Ledger:
         self._cancel = load_script(client, "cancel")
         self._retry = load_script(client, "retry")
         self._delete = load_script(client, "delete")
+        self._list = load_script(client, "list_jobs")
         self._reap = load_script(client, "reap")
         self._silent = load_script(client, "silent")
 
@@ -125,9 +138,17 @@ class Ledger:
     # The caller's side.
 
     def create(
-        self, jobs: NewJobs, *, max_in_flight: int, idempotency_ttl_s: int, backlog: BacklogLimit | None = None
+        self,
+        jobs: NewJobs,
+        *,
+        max_in_flight: int,
+        idempotency_ttl_s: int,
+        backlog: BacklogLimit | None = None,
+        max_bytes: int = DEFAULT_MAX_RECORD_BYTES,
     ) -> Creation:
         """Record jobs in state ``queued``, and their batch if they have one; all or none.
+
+        max_bytes: of all the tenant's records.
 
         Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
         the same idempotency key finds what was.
@@ -144,7 +165,9 @@ class Ledger:
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
             "idempotency_ttl_ms": idempotency_ttl_s * 1000,
+            "summary": SpecSummary.model_validate_json(jobs.specs_json[0]).model_dump_json(exclude_defaults=True),
             "max_in_flight": max_in_flight,
+            "max_bytes": max_bytes,
             "max_backlog_ms": int(backlog.max_wait_s * 1000) if backlog else 0,
             "workers": backlog.workers if backlog else 0,
             "more_urgent": backlog.more_urgent if backlog else (),
@@ -162,6 +185,8 @@ class Ledger:
         match Created(outcome):
             case Created.OVER_QUOTA as refused:
                 return Creation(refused)
+            case Created.OVER_BYTES as refused:
+                return Creation(refused, wait_s=int(found or 0) / 1000)
             case Created.BACKLOG_FULL as refused:
                 return Creation(refused, wait_s=int(found) / 1000)
             case Created.CREATED as recorded:
@@ -170,10 +195,19 @@ class Ledger:
                 return Creation(known, found)
 
     def read(self, job_id: str) -> JobRecord | None:
-        """Return the record, or None if there is none, or it has expired."""
+        """Return the record without its spec, or None if there is none, or it has expired."""
         with redis_errors():
-            fields = cast("dict[str, str]", self._redis.hgetall(f"mf:job:{job_id}"))
-        return JobRecord.from_fields(fields) if fields else None
+            values = cast("list[str | None]", self._redis.hmget(f"mf:job:{job_id}", JobRecord.SHOWN))
+        return self._shown(values)
+
+    def _shown(self, values: list[str | None]) -> JobRecord | None:
+        fields = {name: value for name, value in zip(JobRecord.SHOWN, values, strict=True) if value is not None}
+        if not fields:
+            return None
+        if "summary" not in fields:  # recorded by a version before 2
+            with redis_errors():
+                fields["spec"] = str(self._redis.hget(f"mf:job:{fields['id']}", "spec"))
+        return JobRecord.from_fields(fields)
 
     def status(self, job_id: str) -> Status | None:
         """Return only the state, which is cheaper to poll."""
@@ -193,30 +227,19 @@ class Ledger:
             version = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "version"))
         return int(version) if version else None
 
-    def jobs_of(self, tenant: str, *, before: tuple[int, str] | None, limit: int) -> list[JobRecord]:
-        """Return the tenant's records, newest first, that are older than the place ``before`` (created_ms, id)."""
-        key = f"mf:jobs:{tenant}"
-        newest = "+inf" if before is None else str(before[0])
-        offset = 0
-        records: list[JobRecord] = []
+    def page_of(self, tenant: str, *, after: Place | None = None, limit: int, status: Status | None = None) -> JobsPage:
+        """Return a page of the tenant's jobs, or of those in a state, without their specs.
+
+        A page may be shorter than ``limit``, or empty, and have a next one: after MAX_LOOKED_AT ids that do not belong
+        on it.
+        """
+        created_ms, job_id = after or ("", "")
         with redis_errors():
-            while len(records) < limit:
-                places = cast(
-                    "list[tuple[str, float]]",
-                    self._redis.zrange(
-                        key, newest, "-inf", byscore=True, desc=True, offset=offset, num=limit, withscores=True
-                    ),
-                )
-                if not places:
-                    break
-                offset += len(places)
-                pipeline = self._redis.pipeline(transaction=False)
-                for job_id, created_ms in places:
-                    # All jobs of a batch have the same millisecond.
-                    if before is None or (int(created_ms), job_id) < before:
-                        pipeline.hgetall(f"mf:job:{job_id}")
-                records += (JobRecord.from_fields(fields) for fields in pipeline.execute() if fields)
-        return records[:limit]
+            next_ms, next_id, *found = self._list(
+                args=[tenant, created_ms, job_id, status or "", limit, MAX_LOOKED_AT, *JobRecord.SHOWN]
+            )
+        records = tuple(record for values in found if (record := self._shown(values)))
+        return JobsPage(records, (int(next_ms), next_id) if next_id else None)
 
     def cancel(self, job_id: str, tenant: str) -> Cancel:
         """End a queued job at once, or ask the worker of a running one to stop."""

@@ -17,6 +17,7 @@ class Created(StrEnum):
     KNOWN = "known"
     KEY_REUSED = "key_reused"
     OVER_QUOTA = "over_quota"
+    OVER_BYTES = "over_bytes"
     BACKLOG_FULL = "backlog_full"
 
 
@@ -96,13 +97,26 @@ class Creation:
     """The result of CREATE.
 
     id: of the batch or the one job that was recorded, now or before under the idempotency key; otherwise empty.
-    job_ids: of the jobs recorded now.  wait_s: for BACKLOG_FULL, how long the last job would wait.
+    job_ids: of the jobs recorded now.  wait_s: for BACKLOG_FULL, how long the last job would wait; for OVER_BYTES, how
+    long until the next records expire, 0 for not before one of the tenant's jobs ends.
     """
 
     outcome: Created
     id: str = ""
     job_ids: tuple[str, ...] = ()
     wait_s: float = 0.0
+
+
+#: A place in a tenant's list of jobs: created_ms and id of the job before it.
+Place = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsPage:
+    """Some of a tenant's jobs, newest first, and where the next page begins; None at the end of the list."""
+
+    records: tuple[JobRecord, ...]
+    next: Place | None
 
 
 @dataclass(frozen=True, slots=True)

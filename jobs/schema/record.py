@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, parse_spec
+from maskfleet.jobs.schema.spec import (
+    DEFAULT_START_DEADLINE_S,
+    BoxJob,
+    EverythingJob,
+    Output,
+    PointJob,
+    Priority,
+    parse_spec,
+)
 from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import Stage, Status
 
@@ -24,6 +32,19 @@ class QueuePlace:
 
     ahead: int
     starts_in_s: float | None
+
+
+class SpecSummary(Wire):
+    """What is shown of a spec, and used of it after the job's end, when the record has given up the spec itself."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    mode: str
+    model: str | None = None
+    priority: str = Priority.NORMAL
+    outputs: tuple[str, ...] = (Output.COCO,)
+    start_deadline_s: int = DEFAULT_START_DEADLINE_S
+    metadata: dict[str, str] = Field(default_factory=dict)
 
 
 class Metrics(Wire):
@@ -144,7 +165,9 @@ class JobRecord:
     tenant: str
     queue: str
     status: Status
+    #: Empty where only what is shown was read, and after the end of a job that did not fail.
     spec_json: str
+    summary: SpecSummary
     created_ms: int
     #: The first claim, and the latest.
     started_ms: int | None
@@ -163,15 +186,23 @@ class JobRecord:
     version: int
     batch_id: str | None
 
+    #: The fields that everything but ``spec`` is made from.
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        *("id", "tenant", "queue", "status", "version", "summary", "batch", "attempt", "fence", "token", "worker"),
+        *("cancel", "created_ms", "started_ms", "claimed_ms", "ended_ms", "stage", "done", "total", "masks"),
+        *("error_code", "error_detail", "result"),
+    )
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Self:
-        """Read the record's Redis hash."""
+        """Read the record's Redis hash, or its fields SHOWN."""
         return cls(
             id=fields["id"],
             tenant=fields["tenant"],
             queue=fields["queue"],
             status=Status(fields["status"]),
-            spec_json=fields["spec"],
+            spec_json=fields.get("spec", ""),
+            summary=SpecSummary.model_validate_json(fields.get("summary") or fields["spec"]),
             created_ms=int(fields["created_ms"]),
             started_ms=_int_or_none(fields.get("started_ms")),
             claimed_ms=_int_or_none(fields.get("claimed_ms")),
@@ -197,6 +228,7 @@ class JobRecord:
 
     @cached_property
     def spec(self) -> Spec:
+        """All that the job asks for; only in a record that a claim returned."""
         return parse_spec(self.spec_json, recorded=True)
 
     @property
@@ -225,9 +257,9 @@ class JobRecord:
         return JobView(
             id=self.id,
             status=self.status,
-            mode=self.spec.mode,
-            model=self.spec.model or model,
-            priority=self.spec.priority,
+            mode=self.summary.mode,
+            model=self.summary.model or model,
+            priority=self.summary.priority,
             created_at=utc_time(self.created_ms),
             started_at=utc_time(self.started_ms) if self.started_ms else None,
             ended_at=utc_time(self.ended_ms) if self.ended_ms else None,
@@ -241,7 +273,7 @@ class JobRecord:
             progress=self.progress if self.status is Status.PROCESSING else None,
             error=self.error,
             result=self.result,
-            metadata=self.spec.metadata,
+            metadata=self.summary.metadata,
             batch_id=self.batch_id,
             urls=JobUrls(
                 self=url,

@@ -31,6 +31,7 @@ MAX_PROMPTS = 1000
 MAX_BATCH_IMAGES = 1000
 #: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
 MAX_METADATA_KEYS = 16
+DEFAULT_START_DEADLINE_S = 24 * 3600
 
 
 class Output(StrEnum):
@@ -189,7 +190,10 @@ class JobOptions(Wire):
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
     start_deadline_s: int = Field(
-        24 * 3600, ge=1, le=7 * 24 * 3600, description="Seconds after which the job expires if not started."
+        DEFAULT_START_DEADLINE_S,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="Seconds after which the job expires if not started.",
     )
     run_timeout_s: int = Field(900, ge=1, le=3600, description="Seconds that one attempt may run; then the job fails.")
     metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")

@@ -231,7 +231,7 @@ def test_two_hundred_submits_at_once_with_one_key_make_one_job(
     (job_id,) = {response.json()["id"] for response in responses}
     assert sum("Idempotency-Replayed" not in response.headers for response in responses) == 1
     assert len(responses) == 200
-    assert [record.id for record in ledger.jobs_of("apiary", before=None, limit=10)] == [job_id]
+    assert [record.id for record in ledger.page_of("apiary", limit=10).records] == [job_id]
     assert redis_client.llen(queue_name(MODEL, Priority.NORMAL)) == 1
 
 

@@ -220,7 +220,7 @@ def test_a_job_that_would_wait_too_long_is_refused_until_the_queue_is_shorter(pa
     problem = check_problem(refused, 503, "backlog_full")
     assert "30 s" in problem.detail
     assert refused.headers["Retry-After"] == "5"
-    assert len(ledger.jobs_of("apiary", before=None, limit=10)) == 3
+    assert len(ledger.page_of("apiary", limit=10).records) == 3
     patient.post(f"/v1/jobs/{waiting[0]}/cancel")
     assert patient.send(job()).status_code == 202
 

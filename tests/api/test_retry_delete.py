@@ -17,6 +17,7 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store, result_prefix, upload_key
 from tests.api.caller import Caller, check_problem, claim, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
+from tests.api.pictures import a_picture
 from tests.waiting import wait_until
 
 QUEUE = queue_name(MODEL, Priority.NORMAL)
@@ -111,20 +112,18 @@ def test_a_retry_whose_answer_redis_could_not_send_is_one_retry(
 def test_a_deleted_job_leaves_nothing_behind_but_its_image(
     apiary: Caller, ledger: Ledger, store: Store, redis_client: redis.Redis
 ) -> None:
-    job_id, other = apiary.a_job(), apiary.a_job()
+    image = store.put_upload("apiary", a_picture(), "image/png")
+    job_id, other = apiary.a_job(image={"upload_id": image}), apiary.a_job()
     run_to_success(job_id, ledger, store)
     run_to_success(other, ledger, store)
-    record = ledger.read(job_id)
-    assert record is not None
     store.put(f"{result_prefix('apiary', job_id)}/attempt-9-9/coco.json", b"of an attempt that lost", "text/plain")
-    assert record.spec.image.upload_id is not None
 
     response = apiary.delete(f"/v1/jobs/{job_id}")
 
     assert (response.status_code, response.data) == (204, b"")
     assert list(store.listed(f"{result_prefix('apiary', job_id)}/")) == []
     assert [key for key in redis_client.keys("*") if job_id in key] == []
-    assert store.head(upload_key("apiary", record.spec.image.upload_id)) is not None
+    assert store.head(upload_key("apiary", image)) is not None
     assert apiary.get(f"/v1/jobs/{other}/result").status_code == 200
     assert [shown["id"] for shown in apiary.get("/v1/jobs").json["jobs"]] == [other]
     for again in (apiary.delete(f"/v1/jobs/{job_id}"), apiary.get(f"/v1/jobs/{job_id}")):

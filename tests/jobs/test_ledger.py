@@ -67,7 +67,7 @@ def test_a_created_job_is_queued_with_its_spec_and_its_place(ledger: Ledger, pla
     second = create(ledger)
 
     record = read(ledger, second)
-    assert (record.status, record.tenant, record.spec.metadata) == (Status.QUEUED, "ant", {"order": "42"})
+    assert (record.status, record.tenant, record.summary.metadata) == (Status.QUEUED, "ant", {"order": "42"})
     assert [ahead(places, read(ledger, job)) for job in (first, second)] == [0, 1]
 
 
@@ -84,7 +84,7 @@ def test_an_idempotency_key_stands_for_one_job(ledger: Ledger) -> None:
     assert (again.outcome, again.id) == (Created.KNOWN, first.id)
     assert other.outcome is Created.KEY_REUSED
     assert stranger.outcome is Created.CREATED
-    assert len(ledger.jobs_of("ant", before=None, limit=10)) == 1
+    assert len(ledger.page_of("ant", limit=10).records) == 1
 
 
 def test_a_tenant_over_its_quota_is_refused_until_a_job_ends(ledger: Ledger) -> None:
@@ -364,11 +364,12 @@ def test_jobs_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
     created = [create(ledger) for _ in range(7)]
     create(ledger, "bee")
 
-    pages, before = [], None
-    while page := ledger.jobs_of("ant", before=before, limit=3):
-        pages.append([record.id for record in page])
-        before = (page[-1].created_ms, page[-1].id)
+    first = ledger.page_of("ant", limit=3)
+    second = ledger.page_of("ant", after=first.next, limit=3)
+    third = ledger.page_of("ant", after=second.next, limit=3)
 
+    pages = [[record.id for record in page.records] for page in (first, second, third)]
+    assert third.next is None
     assert sorted(job for page in pages for job in page) == sorted(created)
     assert [len(page) for page in pages] == [3, 3, 1]
 
@@ -377,9 +378,9 @@ def test_forgotten_jobs_leave_the_tenants_list(ledger: Ledger, redis_client: red
     forgotten = create(ledger)
     redis_client.delete(f"mf:job:{forgotten}")
 
-    create(ledger)
-    create(ledger)
+    page = ledger.page_of("ant", limit=1)
 
+    assert (page.records, page.next) == ((), None)
     assert redis_client.zscore("mf:jobs:ant", forgotten) is None
 
 
@@ -390,7 +391,9 @@ def test_ended_jobs_expire_and_leave_nothing_in_the_queues(ledger: Ledger, redis
     assert next_of(ledger) == Claim(None)  # the bell that was rung for it
     assert ledger.silent_queues() == {}
     assert redis_client.ttl(f"mf:job:{job_id}") > 0
-    assert sorted(redis_client.keys("mf:*")) == sorted([f"mf:job:{job_id}", "mf:jobs:ant", "mf:schema", "mf:totals"])
+    assert sorted(redis_client.keys("mf:*")) == sorted(
+        [f"mf:job:{job_id}", "mf:jobs:ant", "mf:bytes:ant", "mf:tenants", "mf:schema", "mf:totals"]
+    )
 
 
 def test_workers_that_announce_themselves_are_seen(ledger: Ledger, worker_registry: WorkerRegistry) -> None:
@@ -513,7 +516,7 @@ def test_an_ended_job_of_ones_own_is_forgotten(ledger: Ledger, redis_client: red
 
     assert ledger.read(job_id) is None
     assert [key for key in redis_client.keys("mf:*") if job_id in key] == []
-    assert ledger.jobs_of("ant", before=None, limit=10) == []
+    assert ledger.page_of("ant", limit=10).records == ()
 
 
 def test_the_start_is_estimated_from_the_queues_pace(

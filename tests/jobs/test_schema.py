@@ -132,8 +132,8 @@ class Upgraded:
         self.client = client
         self.ledger, self.batches = Ledger(client, DAY_S), Batches(client)
         self.deliveries = Deliveries(client, Breaker(failures=0), DAY_S)
-        records = self.ledger.jobs_of(TENANT, before=None, limit=MANY)
-        self.jobs = {record.spec.metadata["name"]: record.id for record in records}
+        records = self.ledger.page_of(TENANT, limit=MANY).records
+        self.jobs = {record.summary.metadata["name"]: record.id for record in records}
 
     def record(self, name: str) -> JobRecord:
         record = self.ledger.read(self.jobs[name])

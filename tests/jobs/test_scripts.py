@@ -11,7 +11,7 @@ from maskfleet.jobs.ledger.connection import SCRIPTS as FOLDER, script_text
 
 SCRIPTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir()}
 #: Required by other scripts; no program runs these by themselves.
-PARTS = ("keys", "webhooks", "batches", "turns", "jobs")
+PARTS = ("keys", "bytes", "webhooks", "batches", "turns", "jobs")
 #: Scripts that a full Redis refuses: those that add data.
 TAKE_IN = {"create", "ping", "schema"}
 
@@ -62,11 +62,11 @@ def test_no_part_stands_on_a_later_one(name: str) -> None:
 def test_a_script_comes_after_all_that_it_stands_on_each_once() -> None:
     text = script_text("claim")
 
-    places = [text.index(SCRIPTS[part]) for part in ("keys", "webhooks", "batches", "turns", "jobs")]
+    places = [text.index(SCRIPTS[part]) for part in PARTS]
     own = SCRIPTS["claim"].removeprefix("#!lua flags=allow-oom\n")
     assert places == sorted(places)
     assert text.endswith(own)
-    assert len(text) == sum(len(SCRIPTS[part]) for part in ("keys", "webhooks", "batches", "turns", "jobs", "claim"))
+    assert len(text) == sum(len(SCRIPTS[part]) for part in (*PARTS, "claim"))
     assert text.startswith("#!lua flags=allow-oom\n")
 
 

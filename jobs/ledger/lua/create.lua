@@ -3,13 +3,15 @@
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
---   the limits: max_in_flight, max_backlog_ms (0 for none), workers, more_urgent (the queues that are drained before this one),
---   weights (tenant → its share),
+--   summary (of the specs, which is what they have in common),
+--   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
+--   queues that are drained before this one), weights (tenant → its share),
 --   and for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)}
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
+--         | {'over_bytes', in how many ms the next records expire ('' for not before a job ends)}
 --         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, otherwise of the one job
 -- It has no flag, so a full Redis rejects it: no new work is accepted then.
--- requires: keys, turns
+-- requires: keys, bytes, turns
 local new, now = cjson.decode(ARGV[1]), now_ms()
 local tenant, queue, batch = new.tenant, new.queue, new.batch
 local jobs = (#ARGV - 1) / 2
@@ -22,10 +24,24 @@ local function known()
   return found[1] and {found[2] == new.body_digest and 'known' or 'key_reused', found[1]}
 end
 
+-- What each record takes.
+local function bytes_of(spec) return RECORD_BYTES + #spec + #new.summary + (new.webhook_url ~= '' and WEBHOOK_BYTES or 0) end
+local batch_bytes = batch and RECORD_BYTES + #batch.metadata + jobs * #ARGV[2] or 0
+local function new_bytes()
+  local sum = batch_bytes
+  for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i]) end
+  return sum
+end
+
+local in_flight = redis.call('SCARD', inflight_key(tenant))
+
 -- Why this many more jobs are rejected; nil when they are accepted.
-local function refusal()
-  local in_flight = redis.call('SCARD', inflight_key(tenant))
+local function refusal(bytes)
   if in_flight + jobs > new.max_in_flight then return {'over_quota', tostring(in_flight)} end
+  local held, next_ms = bytes_held(tenant, now)
+  if held + bytes > new.max_bytes then
+    return {'over_bytes', next_ms ~= '' and string.format('%.0f', next_ms - now) or ''}
+  end
 
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
   local pace = redis.call('HGET', PACE, queue)
@@ -39,14 +55,15 @@ end
 
 local function record_batch()
   redis.call('HSET', batch_key(id), 'tenant', tenant, 'created_ms', now, 'metadata', batch.metadata, 'ends', 0,
-    'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0)
+    'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0, 'bytes', batch_bytes, 'held', 'live')
+  redis.call('ZADD', BATCHES, now, id)
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
 -- Record a job in state queued.  place: its number among those of this call.
 local function record_job(job, spec, place)
-  redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'status', 'queued',
-    'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1)
+  redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
+    'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live')
   if new.webhook_url ~= '' then
     redis.call('HSET', job_key(job), 'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events)
   end
@@ -55,7 +72,7 @@ local function record_job(job, spec, place)
     redis.call('RPUSH', batch_jobs_key(id), job)
   end
   redis.call('SADD', inflight_key(tenant), job)
-  add_to_log(jobs_key(tenant), job, now, job_key)
+  redis.call('ZADD', jobs_key(tenant), now, job)
   join_turn(queue, tenant, job, exact_now_ms(place / 1000))
   redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
   -- The first job of a ledger, which may have been emptied since this program checked its version.
@@ -65,9 +82,12 @@ end
 -- A repeated call: the response to the first was lost.
 if redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
 
-local decided = known() or refusal()
+local bytes = new_bytes()
+local decided = known() or refusal(bytes)
 if decided then return decided end
 
+if in_flight == 0 then keep_tenant(tenant, now) end
+redis.call('HINCRBY', bytes_key(tenant), 'live', bytes)
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end
 take_turns(queue, tenant)

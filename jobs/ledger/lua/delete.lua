@@ -3,7 +3,7 @@
 -- From the first step on, RETRY rejects the job, so that no attempt writes what is being deleted.
 -- ARGV: id, tenant, step ('begin' | 'end')
 -- Returns 'begun' | 'deleted' | 'not_ended' | 'unknown' (there is none, or it was deleted before)
--- requires: keys, webhooks, jobs
+-- requires: keys, bytes, webhooks, jobs
 local id, tenant = ARGV[1], ARGV[2]
 local status = owned(id, tenant)
 if not status then return 'unknown' end
@@ -18,6 +18,7 @@ for _, delivery in ipairs(redis.call('LRANGE', deliveries_of_key(id), 0, -1)) do
   redis.call('ZREM', log_key(tenant), delivery)
   redis.call('DEL', delivery_key(delivery), delivery_attempts_key(delivery))
 end
+recount(tenant, redis.call('HMGET', job_key(id), 'bytes', 'held'), 0, 'live')
 redis.call('DEL', job_key(id), attempts_key(id), deliveries_of_key(id))
 redis.call('ZREM', jobs_key(tenant), id)
 return 'deleted'

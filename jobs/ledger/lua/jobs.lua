@@ -1,5 +1,5 @@
 -- Jobs: who may change one, and its transitions between states.
--- requires: keys, webhooks, batches, turns
+-- requires: keys, bytes, webhooks, batches, turns
 
 local function is_ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
@@ -48,16 +48,29 @@ local function asked_for(events, event) return string.find(',' .. events .. ',',
 -- and its webhook is queued, as is its batch's if it was the last job.
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
-  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch')
+  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch',
+    'bytes', 'held')
   local tenant, queue, webhook_url, webhook_events = job[1], job[2], job[3], job[4]
+  local is_told = webhook_url and asked_for(webhook_events, status)
 
-  redis.call('HSET', key, 'status', status, 'ended_ms', now)
-  redis.call('HDEL', key, 'stage')
+  local fields = {'status', status, 'ended_ms', now}
+  local function set(field, value)
+    table.insert(fields, field)
+    table.insert(fields, value)
+  end
+  if error_code ~= '' then set('error_code', error_code) set('error_detail', error_detail) end
+  if result ~= '' then set('result', result) end
+  -- Only a failed job may be retried; of any other, the summary of its spec is all that is still shown.  Records from before
+  -- bytes were counted have no summary.
+  local spec_bytes = status ~= 'failed' and job[8] and redis.call('HSTRLEN', key, 'spec') or 0
+  local life_ms = life_after_end_ms(retention_ms, is_told)
+  local bytes, held = (job[8] or 0) - spec_bytes + #error_detail + #result, expired_by(now + life_ms, life_ms)
+  if recount(tenant, {job[8], job[9]}, bytes, held) then set('bytes', bytes) set('held', held) end
+  redis.call('HSET', key, unpack(fields))
+  redis.call('HDEL', key, 'stage', unpack(spec_bytes > 0 and {'spec'} or {}))
   end_attempt(id, error_code ~= '' and error_code or status, now)
   changed(id)
-  if error_code ~= '' then redis.call('HSET', key, 'error_code', error_code, 'error_detail', error_detail) end
-  if result ~= '' then redis.call('HSET', key, 'result', result) end
-  redis.call('PEXPIRE', key, retention_ms)
+  redis.call('PEXPIRE', key, life_ms)
   redis.call('PEXPIRE', attempts_key(id), retention_ms)
 
   redis.call('ZREM', LEASES, id)
@@ -75,10 +88,7 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   if webhook_url then
     local number = redis.call('HINCRBY', key, 'ends', 1)
     drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended before this was sent.', now, retention_ms)
-    if asked_for(webhook_events, status) then
-      queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now)
-      keep_record_for(id, retention_ms)
-    end
+    if is_told then queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now) end
   end
   if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end
 end

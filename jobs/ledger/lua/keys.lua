@@ -13,6 +13,10 @@ end
 
 local SCHEMA = 'mf:schema'
 
+-- Tenants.
+local TENANTS = 'mf:tenants'
+local function bytes_key(tenant) return 'mf:bytes:' .. tenant end
+
 -- Jobs.
 local LEASES, DEADLINES, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:pace', 'mf:totals'
 local function job_key(id) return 'mf:job:' .. id end
@@ -31,20 +35,21 @@ local function turns_key(queue) return 'mf:turns:' .. queue end
 local function returned_key(queue) return 'mf:returned:' .. queue end
 
 -- Batches.
+local BATCHES = 'mf:batches'
 local function batch_key(id) return 'mf:batch:' .. id end
 local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
 
--- Webhooks.  subject: the job or the batch that a webhook is about.
-local WAITING, HOST_QUEUES = 'mf:deliveries', 'mf:lanes'
-local function delivery_key(id) return 'mf:delivery:' .. id end
-local function delivery_attempts_key(id) return 'mf:tries:' .. id end
-local function log_key(tenant) return 'mf:deliveries:' .. tenant end
 -- Workers.
 local WORKERS, MODELS = 'mf:workers', 'mf:models'
 local function worker_key(node) return 'mf:worker:' .. node end
 local function serving_key(model) return 'mf:serving:' .. model end
 local function host_key(host) return 'mf:host:' .. host end
 
+-- Webhooks.  subject: the job or the batch that a webhook is about.
+local WAITING, HOST_QUEUES = 'mf:deliveries', 'mf:lanes'
+local function delivery_key(id) return 'mf:delivery:' .. id end
+local function delivery_attempts_key(id) return 'mf:tries:' .. id end
+local function log_key(tenant) return 'mf:deliveries:' .. tenant end
 local function deliveries_of_key(subject) return 'mf:told:' .. subject end
 local function host_queues_key(tenant) return 'mf:lanes:' .. tenant end
 local function due_key(tenant, host) return 'mf:due:' .. tenant .. ':' .. host end
@@ -58,13 +63,4 @@ local function disabled_key(tenant, url) return 'mf:disabled:' .. tenant .. ':' 
 
 local function record_key(subject)
   return string.find(subject, '^batch_') and batch_key(subject) or job_key(subject)
-end
-
--- Add an id to a sorted set of ids by time, and remove expired ones: checking two for each one added keeps it from
--- growing.  key_of: returns the key of an id's record.
-local function add_to_log(log, id, now, key_of)
-  redis.call('ZADD', log, now, id)
-  for _, oldest in ipairs(redis.call('ZRANGE', log, 0, 1)) do
-    if redis.call('EXISTS', key_of(oldest)) == 0 then redis.call('ZREM', log, oldest) end
-  end
 end

@@ -19,6 +19,7 @@ end
 local function redeliver(id)
   local key = delivery_key(id)
   local delivery = redis.call('HMGET', key, 'tenant', 'url', 'state', 'redelivery', 'redelivered_ms')
+  if not delivery[1] then redis.call('ZREM', log_key(tenant), id) end
   if delivery[1] ~= tenant then return 'unknown' end
   if range ~= '' and delivery[4] == range then return 'queued' end
   if range ~= '' and is_left_out(delivery) then return 'skipped' end

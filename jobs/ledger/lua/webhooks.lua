@@ -1,5 +1,5 @@
 -- Webhooks: queue, schedule and end them.
--- requires: keys
+-- requires: keys, bytes
 --
 -- Each tenant has a queue per host, with a list of what is being sent and a breaker, so that a host that hangs delays
 -- only what this tenant sends to it.  Two indexes say which host queue to check next: HOST_QUEUES, tenant → when;
@@ -52,7 +52,7 @@ local function queue_delivery(id, tenant, subject, event, url, now)
     redis.call('RPUSH', deliveries_of_key(subject), id)
     redis.call('PEXPIRE', deliveries_of_key(subject), 2 * GIVEN_UP_MS)
   end
-  add_to_log(log_key(tenant), id, now, delivery_key)
+  redis.call('ZADD', log_key(tenant), now, id)
   redis.call('PEXPIRE', log_key(tenant), 2 * GIVEN_UP_MS)
   enqueue_delivery(id, tenant, url, now, now)
 end
@@ -64,16 +64,17 @@ local function unqueue_delivery(id, tenant, host)
   redis.call('ZREM', WAITING, id)
 end
 
--- Keep a record beyond its retention until the webhook of its end was attempted once: its body is made from the record.
-local function keep_record_for(subject, retention_ms)
-  if tonumber(retention_ms) < GIVEN_UP_MS then redis.call('PEXPIRE', record_key(subject), GIVEN_UP_MS) end
+-- How long a record is kept after its end: beyond its retention until the webhook of its end, if there is one, was attempted
+-- once, since the webhook's body is made from the record.
+local function life_after_end_ms(retention_ms, is_told)
+  return is_told and math.max(retention_ms, GIVEN_UP_MS) or tonumber(retention_ms)
 end
 
 -- Let a record expire on time: the webhook has its body, or no longer needs one.
 local function let_record_go(id, subject, now, retention_ms)
   if subject == '' or redis.call('LINDEX', deliveries_of_key(subject), -1) ~= id then return end
-  local ended_ms = redis.call('HGET', record_key(subject), 'ended_ms')
-  if ended_ms then redis.call('PEXPIRE', record_key(subject), math.max(ended_ms + retention_ms - now, 1000)) end
+  local record = redis.call('HMGET', record_key(subject), 'tenant', 'bytes', 'held', 'ended_ms')
+  if record[4] then expire_record(subject, record, now, record[4] + retention_ms, retention_ms) end
 end
 
 -- End a webhook.  detail: why, in words; '' when the state says enough.
