@@ -84,6 +84,7 @@ from maskfleet.jobs.ledger.outcomes import (
     Created,
     Creation,
     Deleted,
+    JobEnd,
     JobsPage,
     NewJobs,
     Place,
@@ -208,6 +209,18 @@ class Ledger:
             with redis_errors():
                 fields["spec"] = str(self._redis.hget(f"mf:job:{fields['id']}", "spec"))
         return JobRecord.from_fields(fields)
+
+    def ends(self, job_ids: Sequence[str]) -> list[JobEnd | None]:
+        """Return whose each job is and how it ended, in one round trip; None for one without a record."""
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(f"mf:job:{job_id}", "tenant", "status", "ended_ms")
+            found = pipeline.execute()
+        return [
+            JobEnd(tenant, Status(status), int(ended_ms) if ended_ms is not None else None) if tenant else None
+            for tenant, status, ended_ms in found
+        ]
 
     def status(self, job_id: str) -> Status | None:
         """Return only the state, which is cheaper to poll."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.schema.spec import Webhook
+from maskfleet.jobs.status import Status
 
 
 class Created(StrEnum):
@@ -105,6 +106,15 @@ class Creation:
     id: str = ""
     job_ids: tuple[str, ...] = ()
     wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """Whose a job is, its state, and when it ended, by Redis' clock; None for not yet."""
+
+    tenant: str
+    status: Status
+    ended_ms: int | None
 
 
 #: A place in a tenant's list of jobs: created_ms and id of the job before it.

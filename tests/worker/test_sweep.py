@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -17,9 +17,10 @@ from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
-from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, upload_key
+from maskfleet.jobs.storage import ListedObject, Store, attempt_prefix, manifest_key, upload_key
 from maskfleet.worker.courier.sweep import Sweep
 from tests import taking
+from tests.jobs.commands import counted_commands
 from tests.waiting import wait_until
 from tests.worker.test_courier import courier
 
@@ -139,6 +140,51 @@ def test_a_result_that_a_retry_will_find_stays(sweep: Sweep, ledger: Ledger, emp
 
     assert list(sweep.run()) == []
     assert results(empty_store) == sorted(kept)
+
+
+class LateListing(Store):
+    """A store whose listings do not show manifests yet."""
+
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
+        return (found for found in super().listed(prefix) if not found.key.endswith("/manifest.json"))
+
+
+def test_a_result_whose_manifest_is_not_listed_yet_stays(
+    ledger: Ledger, empty_store: Store, shared_fields: dict[str, str], redis_client: redis.Redis
+) -> None:
+    job_id = create(ledger)
+    frozen = claim(ledger, job_id)
+    lost = write_attempt(empty_store, frozen)
+    ledger.release(frozen, delay_s=0, charged=True)
+    winner = claim(ledger, job_id)
+    kept = [*write_attempt(empty_store, winner), write_manifest(empty_store, winner)]
+    succeed(ledger, winner)
+
+    (leftover,) = sweep_of(redis_client, LateListing(SharedSettings(**shared_fields))).run()
+
+    assert sorted(found.key for found in leftover.objects) == lost
+    assert results(empty_store) == sorted(kept)
+
+
+def test_of_a_succeeded_job_without_a_manifest_nothing_goes(sweep: Sweep, ledger: Ledger, empty_store: Store) -> None:
+    record = claim(ledger, create(ledger))
+    kept = write_attempt(empty_store, record)
+    succeed(ledger, record)
+
+    assert list(sweep.run()) == []
+    assert results(empty_store) == sorted(kept)
+
+
+def test_records_are_asked_for_many_at_once(
+    sweep: Sweep, ledger: Ledger, empty_store: Store, redis_client: redis.Redis
+) -> None:
+    for number in range(50):
+        empty_store.put(f"results/ant/job_{number:032x}/attempt-1-1/coco.json", b"{}", "application/json")
+
+    with counted_commands(redis_client) as commands:
+        assert len(list(sweep.run())) == 50
+
+    assert commands["time"] == 1
 
 
 def test_nothing_of_a_job_that_is_queued_or_running_goes(sweep: Sweep, ledger: Ledger, empty_store: Store) -> None:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Self
 
 from pydantic import ValidationError
@@ -24,13 +24,17 @@ from pydantic import ValidationError
 from maskfleet.jobs.errors import NotFound
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import JobEnd
 from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.settings import CourierSettings
+from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import ListedObject, Store
 
+#: Jobs whose records are asked for in one round trip.
+JOBS_AT_ONCE = 200
 _FOLDER = re.compile(rf"results/([^/]+)/({JOB_ID})/")
 
 logger = get_logger()
@@ -78,30 +82,43 @@ class Sweep:
         """
         turn = nullcontext(_keep_nothing) if dry_run else self._turns.hold()
         with turn as keep_turn:
-            for folder, found in groupby(self._store.listed("results/"), key=_job_folder):
-                if is_over():
-                    return
-                keep_turn()
-                leftover = self._leftover(folder, tuple(found)) if folder else None
-                if leftover is None:
-                    continue
+            for leftover in self._leftovers(is_over, keep_turn):
                 if not dry_run:
                     self._store.delete(item.key for item in leftover.objects)
                     logger.info(
                         "objects_swept",
-                        job_id=_job_of(folder),
-                        folder=folder,
+                        job_id=_job_of(leftover.folder),
+                        folder=leftover.folder,
                         why=leftover.why,
                         objects=len(leftover.objects),
                     )
                 yield leftover
 
-    def _leftover(self, folder: str, found: tuple[ListedObject, ...]) -> Leftover | None:
-        """Return one job's leftovers, if any; its objects must have been listed before this reads its record."""
+    def _leftovers(self, is_over: Callable[[], bool], keep_turn: Callable[[], None]) -> Iterator[Leftover]:
+        folders = (
+            (folder, tuple(found))
+            for folder, found in groupby(self._store.listed("results/"), key=_job_folder)
+            if folder and not is_over()
+        )
+        while jobs := list(islice(folders, JOBS_AT_ONCE)):
+            keep_turn()
+            # Asked once they are listed: what is listed of a job that has ended by now will not change.
+            ends = self._ledger.ends([_job_of(folder) for folder, _ in jobs])
+            now_ms = self._turns.now_ms()
+            for (folder, found), end in zip(jobs, ends, strict=True):
+                if is_over():
+                    return
+                keep_turn()
+                leftover = self._leftover(folder, found, end, now_ms)
+                if leftover is not None:
+                    yield leftover
+
+    def _leftover(
+        self, folder: str, found: tuple[ListedObject, ...], end: JobEnd | None, now_ms: float
+    ) -> Leftover | None:
+        """Return one job's leftovers, if any.  end: None when it has no record."""
         tenant = folder.split("/")[1]
-        record = self._ledger.read(_job_of(folder))
-        now_ms = self._turns.now_ms()
-        if record is None:
+        if end is None:
             # When the record expired is unknown: the retention after the job's end, which is after its last object.
             gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
             return (
@@ -109,26 +126,32 @@ class Sweep:
                 if now_ms - gone_ms >= self._grace_ms
                 else None
             )
-        if record.tenant != tenant or record.ended_ms is None or not record.status.ended:
+        if end.tenant != tenant or end.ended_ms is None or not end.status.ended:
             return None
-        if now_ms - record.ended_ms < self._grace_ms:
+        if now_ms - end.ended_ms < self._grace_ms:
             return None
-        named = self._named(folder, found)
+        named = self._named(folder, found, has_result=end.status is Status.SUCCEEDED)
         lost = tuple(item for item in found if item.key not in named)
         return Leftover(folder, "not part of the job's result", lost) if lost else None
 
-    def _named(self, folder: str, found: tuple[ListedObject, ...]) -> set[str]:
-        """Return the keys that the job's manifest lists, and its own."""
+    def _named(self, folder: str, found: tuple[ListedObject, ...], *, has_result: bool) -> set[str]:
+        """Return the keys that the job's manifest lists, and its own; all of them if it cannot be read.
+
+        has_result: the record says that there is a manifest, so that one missing from the listing is read all the same:
+        not all compatible stores list what was just written.
+        """
         manifest_key = f"{folder}manifest.json"
         keys = {item.key for item in found}
-        if manifest_key not in keys:
+        if manifest_key not in keys and not has_result:
             return set()
-        if len({key.split("/")[3] for key in keys}) == 2:
+        if manifest_key in keys and len({key.split("/")[3] for key in keys}) == 2:
             return keys  # the usual case: the manifest and a single attempt
         try:
             manifest = Manifest.model_validate_json(self._store.read(manifest_key))
-        except NotFound:
-            return keys  # the job is being deleted right now
+        except NotFound:  # the job is being deleted right now, or the store has lost it
+            if manifest_key not in keys:
+                logger.warning("manifest_missing", job_id=_job_of(folder), key=manifest_key)
+            return keys
         except ValidationError:
             logger.warning("manifest_not_understood", job_id=_job_of(folder), key=manifest_key)
             return keys
