@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.reconciler import MENDABLE
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.delivery import DeliveryState
@@ -99,6 +100,12 @@ class _JobCollector(Collector):
             ("bells_rung", "Times that the courier woke workers for jobs that waited unheard."),
         ):
             yield CounterMetricFamily(f"maskfleet_{name}", text, totals.get(name.rpartition("_")[2], 0))
+        mended = CounterMetricFamily(
+            "maskfleet_ledger_mended", "Entries of the ledger that did not match the records.", labels=("what",)
+        )
+        for what in MENDABLE:
+            mended.add_metric((what,), totals.get(f"mended_{what}", 0))
+        yield mended
         webhooks = CounterMetricFamily(
             "maskfleet_deliveries", "Webhooks that have ended, by final state.", labels=("state",)
         )

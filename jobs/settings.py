@@ -296,6 +296,8 @@ class CourierSettings(SigningSettings):
     webhook_breaker_s: float = Field(10.0, gt=0)
     #: How often leases, deadlines and bells are checked.
     tick_s: float = Field(1.0, gt=0)
+    #: How often one of the couriers compares sets, lists and counts in Redis with the records; 0 for never.
+    reconcile_s: float = Field(60.0, ge=0)
     #: How often one of the couriers looks for objects that no record names; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)
     #: How long objects outlive what named them: an attempt that lost its lease, a record that expired.

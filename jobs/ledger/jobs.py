@@ -57,6 +57,7 @@ fields):
     host:{host}           zset    the same, of one machine; expires unless renewed
     serving:{model}       zset    the same, of those that have a model loaded; expires unless renewed
     models                zset    model → a worker with it last seen, in seconds; expires unless renewed
+    reconciled            string  exists while nothing need be compared; expires after ``reconcile_s``  (reconciler.py)
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
     sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
     schema                string  the version of the ledger's schema                          (version.py)

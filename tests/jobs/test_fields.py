@@ -18,6 +18,10 @@ TABLE = re.compile(r"^### (\S+)\n\n\| field .*\n\|---.*\n((?:\| .*\n)+)", re.MUL
 DESCRIBED = {name: re.findall(r"^\| `(\w+)` \| \S", rows, re.MULTILINE) for name, rows in TABLE.findall(PAGE)}
 
 
+#: Before the first table of fields: keys without an expiry.
+LASTING = re.findall(r"`(mf:[^`]+)`", PAGE[PAGE.index("## Keys without") : PAGE.index("### mf:job")])
+
+
 @pytest.fixture
 def found(redis_client: redis.Redis) -> dict[str, set[str]]:
     """The fields of each kind of key that has any: of hashes, and of lists of JSON objects."""
@@ -44,3 +48,15 @@ def test_each_record_that_has_fields_is_described(found: dict[str, set[str]]) ->
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_record_has_the_fields_that_are_described_and_no_other(name: str, found: dict[str, set[str]]) -> None:
     assert sorted(DESCRIBED[name]) == sorted(found[name])
+
+
+def test_each_key_without_an_expiry_is_justified(redis_client: redis.Redis) -> None:
+    FullLedger(redis_client).fill()
+    forms = {name: re.compile(re.sub(r"\\{\w+\\}", "[^:]+", re.escape(name))) for name in LASTING}
+    lasting = [key for key in cast("list[str]", redis_client.keys("mf:*")) if redis_client.ttl(key) == -1]
+
+    met = {key: {name for name, form in forms.items() if form.fullmatch(key)} for key in lasting}
+
+    assert {key for key, names in met.items() if not names} == set()
+    # The ledger's API key expires.
+    assert set(LASTING) - {name for names in met.values() for name in names} <= {"mf:key:{id}"}

@@ -650,3 +650,16 @@ def test_an_event_depends_on_the_record_alone(ledger: Ledger) -> None:
     bodies = {job_event("canceled", record, "sam-demo", "https://x").model_dump_json() for _ in range(2)}
 
     assert len(bodies) == 1
+
+
+def test_a_courier_mends_what_does_not_match_the_records(
+    redis_url: str, redis_client: redis.Redis, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create(ledger)
+    redis_client.sadd("mf:inflight:ant", "job_" + "0" * 32)
+
+    with courier(redis_url, reconcile_s=0.05):
+        wait_until(lambda: redis_client.hget("mf:totals", "mended_in_flight") == "1", 20)
+        wait_until(lambda: "reconciled" in capsys.readouterr().out, 20)
+
+    assert redis_client.scard("mf:inflight:ant") == 1

@@ -9,8 +9,9 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 from structlog.contextvars import bound_contextvars
 
@@ -19,6 +20,7 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.reconciler import Mended, Reconciler
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.logs import configure_logs, get_logger
@@ -47,7 +49,9 @@ REAPED_AT_ONCE = 100
 LEASE_TIMEOUTS = 4
 #: Delays from the schedule and from Retry-After are lengthened by up to this share, so that attempts spread out.
 JITTER = 0.2
-#: A courier checks at least this often whether to sweep, so that one that exited is soon replaced.
+#: Steps of a comparison of the ledger with its records in one tick: some 2,000 entries, milliseconds of Redis' time.
+RECONCILE_STEPS = 10
+#: A courier checks at least this often whether to sweep or to reconcile, so that one that exited is soon replaced.
 LONGEST_UNASKED_S = 60.0
 
 
@@ -68,6 +72,10 @@ class Courier:
         self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
+        self._reconciler = Reconciler(redis, settings.retention_s)
+        self._reconciling: Iterator[Mended] | None = None
+        self._mended: Mended = Counter()
+        self._ask_to_reconcile_at = 0.0
         #: The tenant of each webhook in flight, and when it was taken.
         self._sending: dict[Future[None], tuple[str, float]] = {}
         self._sent = threading.Event()
@@ -83,6 +91,7 @@ class Courier:
                         next_look = time.monotonic() + self._settings.tick_s
                         self._reap()
                         self._ring()
+                        self._reconcile()
                         if self._sweep_is_due():
                             senders.submit(self._sweep_up, is_over)
                     self._take(senders)
@@ -131,6 +140,24 @@ class Courier:
         for queue, jobs in self._ledger.silent_queues().items():
             self._bells.ring(queue, jobs)
             logger.info("bell_rung", queue=queue, jobs=jobs)
+
+    def _reconcile(self) -> None:
+        """Compare a part of the ledger with its records; all of it in turn."""
+        every_s, now = self._settings.reconcile_s, time.monotonic()
+        if self._reconciling is None:
+            if every_s == 0 or now < self._ask_to_reconcile_at:
+                return
+            self._ask_to_reconcile_at = now + min(every_s, LONGEST_UNASKED_S)
+            if not self._reconciler.is_due(every_s):
+                return
+            self._reconciling, self._mended = self._reconciler.steps(), Counter()
+        # If Redis fails meanwhile, the rest is left to the next time.
+        steps = list(islice(self._reconciling, RECONCILE_STEPS))
+        self._mended.update(sum(steps, Counter()))
+        if len(steps) < RECONCILE_STEPS:
+            self._reconciling = None
+            if self._mended:
+                logger.warning("reconciled", **self._mended)
 
     def _sweep_is_due(self) -> bool:
         every_s, now = self._settings.sweep_s, time.monotonic()

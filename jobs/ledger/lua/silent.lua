@@ -6,6 +6,7 @@ local now, silent = now_ms(), {}
 for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
   if redis.call('ZCARD', queued_key(queue)) == 0 then
     redis.call('SREM', QUEUES, queue)
+    redis.call('DEL', turns_key(queue))  -- nobody waits, so nobody is ahead of another
   else
     local jobs = claimable(queue, now)
     if jobs > 0 and redis.call('LLEN', queue) == 0 then
