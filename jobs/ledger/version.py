@@ -107,9 +107,43 @@ def _queue_in_turns(client: redis.Redis) -> None:
             client.hset(f"mf:key:{key_id}", "scopes", " ".join(sorted({*scopes.split(), "jobs:interactive"})))
 
 
+def _know_tenants(client: redis.Redis) -> None:
+    """Make the tenants and open batches known that the reconciler walks: of jobs that have not ended, and of API keys.
+
+    Jobs that were recorded before are not counted in bytes, and keep their spec until they expire.
+    """
+    for key in ("mf:leases", "mf:deadlines", *(f"mf:queued:{queue}" for queue in client.smembers("mf:queues"))):
+        for ids in _pages(client, key):
+            pipeline = client.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.hmget(f"mf:job:{job_id}", "tenant", "batch", "created_ms")
+            for tenant, batch, created_ms in pipeline.execute():
+                if tenant is not None:
+                    client.zadd("mf:tenants", {tenant: created_ms})
+                if batch is not None:
+                    client.zadd("mf:batches", {batch: created_ms})
+    for key_id in cast("list[str]", client.zrange("mf:keys", 0, -1)):
+        tenant, created_ms = cast("list[str | None]", client.hmget(f"mf:key:{key_id}", "tenant", "created_ms"))
+        if tenant is not None and created_ms is not None:
+            client.zadd("mf:tenants", {tenant: created_ms})
+
+
+def _pages(client: redis.Redis, key: str) -> Iterator[list[str]]:
+    """Yield the members of a sorted set, some at a time."""
+    start = 0
+    while ids := cast("list[str]", client.zrange(key, start, start + CARRIED_AT_ONCE - 1)):
+        yield ids
+        start += len(ids)
+
+
+def _to_version_2(client: redis.Redis) -> None:
+    _queue_in_turns(client)
+    _know_tenants(client)
+
+
 MIGRATIONS = (
     Migration(1, "records the ledger's version; changes nothing else", _change_nothing),
-    Migration(2, "queues waiting jobs by tenant; lets keys that create jobs create interactive ones", _queue_in_turns),
+    Migration(2, "queues waiting jobs by tenant; lets keys that create jobs create interactive ones", _to_version_2),
 )
 
 

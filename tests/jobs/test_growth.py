@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import redis
 
+from benchmarks.growth_ledger import GrowingLedger, Sizes
+from maskfleet.jobs.ledger.jobs import MAX_LOOKED_AT
+from maskfleet.jobs.ledger.reconciler import STEP
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
+from maskfleet.worker.courier.courier import RECONCILE_STEPS
 from tests.jobs.commands import counted_commands
 
 
@@ -55,3 +59,19 @@ def test_what_is_known_of_workers_expires_but_their_names(
     announce(worker_registry, range(2))
 
     assert [key for key in redis_client.keys("mf:*") if redis_client.ttl(key) < 0] == ["mf:workers"]
+
+
+def test_no_operation_costs_more_commands_as_records_and_workers_grow(redis_client: redis.Redis) -> None:
+    growing = GrowingLedger(redis_client)
+    growing.grow(Sizes(ended=2_000, queued=200, workers=50))
+    few = growing.commands()
+
+    growing.grow(Sizes(ended=10_000, queued=1_000, workers=250))
+    many = growing.commands()
+
+    # It looks at as much as it may, in either.
+    bounded = {"list, 20 failed": MAX_LOOKED_AT + 50, "courier tick": RECONCILE_STEPS * 2 * STEP * 4}
+    assert {name: many[name] for name in many if name not in bounded} == {
+        name: few[name] for name in few if name not in bounded
+    }
+    assert {name: many[name] for name in bounded if many[name] > bounded[name]} == {}

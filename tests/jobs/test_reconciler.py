@@ -61,7 +61,16 @@ class Jobs:
     def all_sets(self) -> dict[str, object]:
         """Return what may be mended, apart from times."""
         client = self.client
-        names = ("mf:jobs:ant", f"mf:queued:{QUEUE}", f"mf:waiting:{QUEUE}:ant", f"mf:returned:{QUEUE}", "mf:leases", "mf:deadlines", "mf:deliveries", "mf:batches")
+        names = (
+            "mf:jobs:ant",
+            f"mf:queued:{QUEUE}",
+            f"mf:waiting:{QUEUE}:ant",
+            f"mf:returned:{QUEUE}",
+            "mf:leases",
+            "mf:deadlines",
+            "mf:deliveries",
+            "mf:batches",
+        )
         sets: dict[str, object] = {name: sorted(client.zrange(name, 0, -1)) for name in names}
         sets["turns"] = client.zrange(f"mf:turns:{QUEUE}", 0, -1)
         sets["in flight"] = sorted(client.smembers("mf:inflight:ant"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.reconciler import Reconciler
 from maskfleet.jobs.ledger.version import MIGRATIONS, SCHEMA, Schema, upgrade
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, ProgressView
@@ -266,3 +268,15 @@ def test_waiting_jobs_are_carried_over_once_however_often_the_upgrade_runs(redis
     assert {key: kept["value"] for key, kept in dump(redis_client)["keys"].items()} == {
         key: kept["value"] for key, kept in once.items()
     }
+
+
+def test_after_an_upgrade_what_is_derived_matches_the_records_and_its_tenants_are_known(upgraded: Upgraded) -> None:
+    client = upgraded.client
+
+    mended = sum(Reconciler(client, DAY_S).steps(), Counter())
+
+    assert mended == {}
+    assert client.zrange("mf:tenants", 0, -1) == [TENANT]
+    assert client.zrange("mf:batches", 0, -1) == [upgraded.record("open, 0").batch_id]
+    shown = upgraded.record("failed")
+    assert (shown.summary.mode, shown.summary.metadata) == ("everything", {"name": "failed"})
