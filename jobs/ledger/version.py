@@ -112,7 +112,11 @@ def _know_tenants(client: redis.Redis) -> None:
 
     Jobs that were recorded before are not counted in bytes, and keep their spec until they expire.
     """
-    for key in ("mf:leases", "mf:deadlines", *(f"mf:queued:{queue}" for queue in client.smembers("mf:queues"))):
+    for key in (
+        "mf:leases",
+        "mf:deadlines",
+        *(f"mf:queued:{queue}" for queue in cast("set[str]", client.smembers("mf:queues"))),
+    ):
         for ids in _pages(client, key):
             pipeline = client.pipeline(transaction=False)
             for job_id in ids:
