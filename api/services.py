@@ -11,7 +11,7 @@ from flask import current_app, g, request
 from maskfleet.api.auth import ApiKeys, Caller
 from maskfleet.api.long_poll import Waits
 from maskfleet.api.metrics import JobFigures, RequestMetrics
-from maskfleet.jobs.ledger.api_keys import KeyStore
+from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
@@ -22,6 +22,7 @@ from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.record import JobRecord, JobView
+from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store
@@ -78,6 +79,12 @@ def current_services() -> Services:
 def tenant() -> str:
     """Return the caller's tenant, on a route that needs a key."""
     return cast(Caller, g.caller).tenant
+
+
+def check_priority(priority: str) -> None:
+    """Raise Forbidden (``missing_scope``) if the caller's key does not allow jobs of this priority."""
+    if priority == Priority.INTERACTIVE:
+        cast(Caller, g.caller).require(Scope.INTERACTIVE)
 
 
 def base_url() -> str:

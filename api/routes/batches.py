@@ -8,7 +8,7 @@ from maskfleet.api.admission import admit_batch, batch_view, find_batch
 from maskfleet.api.operation import Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_batch, read_idempotency_key
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, current_services, tenant
+from maskfleet.api.services import base_url, check_priority, current_services, tenant
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.schema.api import DeliveryList
 from maskfleet.jobs.schema.batch import BatchView
@@ -25,7 +25,8 @@ blueprint = Blueprint("batches", __name__)
             "All or nothing: if one image is invalid, or the batch exceeds your quota, no job is recorded. "
             "Each job is like any other, and counts towards your quota. When the last has ended, `batch.completed` is "
             "sent to the webhook, or to your default endpoint. Retrying a job after that reopens the batch; when it "
-            "completes again, the event is sent again, under another `webhook-id`."
+            "completes again, the event is sent again, under another `webhook-id`. Priority `interactive` needs a key "
+            "that also has the scope `jobs:interactive`."
         ),
         takes_batch=True,
         responses={202: BatchView},
@@ -35,7 +36,9 @@ blueprint = Blueprint("batches", __name__)
 )
 def send_batch() -> Response:
     key = read_idempotency_key()
-    admitted = admit_batch(read_batch(), tenant(), key, current_services(), base_url())
+    batch = read_batch()
+    check_priority(batch.priority)
+    admitted = admit_batch(batch, tenant(), key, current_services(), base_url())
     response = json_response(admitted.view, status=202)
     response.headers["Location"] = admitted.view.urls.self
     if admitted.known:

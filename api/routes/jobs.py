@@ -16,7 +16,7 @@ from maskfleet.api.operation import Header, Operation, idempotency_key_header, o
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
 from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, current_services, tenant, whole_view
+from maskfleet.api.services import base_url, check_priority, current_services, tenant, whole_view
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel, Place
@@ -35,6 +35,7 @@ logger = get_logger()
     Operation(
         summary="Submit a job: one image, one mode.",
         scope=Scope.WRITE,
+        description="Priority `interactive` needs a key that also has the scope `jobs:interactive`.",
         takes_job=True,
         responses={202: JobView},
         problems=submission_problems(
@@ -46,7 +47,9 @@ logger = get_logger()
 def send_job() -> Response:
     services = current_services()
     key = read_idempotency_key()
-    admitted = admit_job(read_submission(services.settings.max_image_bytes), tenant(), key, services, base_url())
+    submission = read_submission(services.settings.max_image_bytes)
+    check_priority(submission.spec.priority)
+    admitted = admit_job(submission, tenant(), key, services, base_url())
     response = json_response(admitted.view, status=202)
     response.headers["Location"] = admitted.view.urls.self
     if admitted.known:

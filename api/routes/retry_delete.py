@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 from maskfleet.api.admission import over_quota, ring
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.routes.jobs import find_job, job_not_found, show
-from maskfleet.api.services import base_url, current_services, tenant
+from maskfleet.api.services import base_url, check_priority, current_services, tenant
 from maskfleet.jobs.errors import Conflict
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Deleted, Retried
@@ -30,6 +30,7 @@ logger = get_logger()
 )
 def retry_job(job_id: str) -> Response:
     record, services = find_job(job_id), current_services()
+    check_priority(record.summary.priority)
     max_in_flight = services.settings.jobs_in_flight(tenant())
     outcome = services.ledger.retry(
         record.id,

@@ -13,6 +13,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 from flask import Flask
+from pydantic import SecretStr
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 from werkzeug.routing import Rule
@@ -79,6 +80,25 @@ def test_several_keys_of_a_tenant_open_the_same_jobs(app: Flask, key_store: KeyS
     assert Caller(app, reading.get_secret_value()).get(f"/v1/jobs/{job_id}").status_code == 200
     assert Caller(app, KEYS["apiary"]).get(f"/v1/jobs/{job_id}").status_code == 200
     check_problem(Caller(app, writing.get_secret_value()).get(f"/v1/jobs/{job_id}"), 403, "missing_scope")
+
+
+def test_what_goes_before_all_else_needs_a_scope_of_its_own(app: Flask, key_store: KeyStore) -> None:
+    _, writing = key_store.create("apiary", [Scope.WRITE])
+    _, urgent = key_store.create("apiary", [Scope.WRITE, Scope.INTERACTIVE])
+    batch = {"mode": "everything", "images": [{"url": "https://example.com/bee.jpg"}], "priority": "interactive"}
+
+    def outcomes(key: SecretStr) -> list[TestResponse]:
+        caller = Caller(app, key.get_secret_value())
+        return [caller.send(job(priority="interactive")), caller.post("/v1/batches", batch)]
+
+    for refused in outcomes(writing):
+        assert "jobs:interactive" in check_problem(refused, 403, "missing_scope").detail
+    accepted = outcomes(urgent)
+    assert [answer.status_code for answer in accepted] == [202, 202]
+    again = Caller(app, writing.get_secret_value()).post(f"/v1/jobs/{accepted[0].json['id']}/retry")
+    check_problem(again, 403, "missing_scope")
+    assert Caller(app, writing.get_secret_value()).send(job(priority="bulk")).status_code == 202
+    assert Caller(app, KEYS["apiary"]).send(job(priority="interactive")).status_code == 202
 
 
 def test_a_revoked_key_opens_nothing_within_seconds(app: Flask, command: Callable[..., Result]) -> None:
