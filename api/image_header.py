@@ -4,7 +4,9 @@ Only what is certain is rejected here.  When a header is unusual, the size stays
 which decodes the image, decides; it uses the same codes.
 
 Sources: PNG (W3C) 5.3 and 11.3; JPEG, ITU T.81 annex B; TIFF 6.0 section 2 and the BigTIFF design; GIF89a;
-WebP, RFC 9649; Exif 2.32 section 4.6.4; `tiff:Orientation` of XMP.  Bitmaps: BITMAPCOREHEADER, BITMAPINFOHEADER.
+WebP, RFC 9649; Exif 2.32 section 4.6.4.  Bitmaps: BITMAPCOREHEADER, BITMAPINFOHEADER.
+
+An orientation in XMP alone turns nothing: browsers go by EXIF.
 """
 
 from __future__ import annotations
@@ -23,20 +25,21 @@ from maskfleet.jobs.image_types import (
     image_format,
     media_type,
     not_an_image,
+    png_chunk_is_intact,
     png_size_wh,
     webp_size_wh,
 )
 
-#: Tags of TIFF and Exif, and the one under which a TIFF has XMP.
-_ORIENTATION, _WIDTH, _HEIGHT, _XMP = 0x0112, 0x0100, 0x0101, 0x02BC
+#: Tags of TIFF and Exif; NewSubfileType and SubfileType say whether an image is a reduced version of another one.
+_ORIENTATION, _WIDTH, _HEIGHT, _SUBFILE_TYPES = 0x0112, 0x0100, 0x0101, (0x00FE, 0x00FF)
 #: A value that decoders read differently, or that may be elsewhere in the file: left for the worker to find.
 _OPEN = -1
 #: Orientations that turn the image by 90°.
 _TURNED = (5, 6, 7, 8)
 #: The struct formats of tags' values, by type: SHORT, LONG, SSHORT, SLONG, IFD, LONG8.
 _SHAPES = {3: "H", 4: "I", 8: "h", 9: "i", 13: "I", 16: "Q"}
-#: Flags of the VP8X chunk.  Source: RFC 9649, section 2.7.
-_WEBP_HAS_EXIF, _WEBP_HAS_XMP = 0x08, 0x04
+#: A flag of the VP8X chunk.  Source: RFC 9649, section 2.7.
+_WEBP_HAS_EXIF = 0x08
 #: Markers SOS and EOI.  Source: ITU T.81, table B.1.
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 #: No real image's directory has more entries than this; at most three of them matter here.
@@ -86,29 +89,21 @@ def _png(data: bytes) -> _Reading:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"IDAT":
             break
-        if kind == b"eXIf":
+        if kind == b"eXIf" and png_chunk_is_intact(memoryview(data)[at : at + 12 + length]):
             orientation = _exif_orientation(data[at + 8 : at + 8 + length])
         at += 12 + length
-    if data.find(b"eXIf", at) >= 0:
-        return size, _OPEN
-    if orientation:
-        return size, orientation
-    # XMP, or EXIF as text, perhaps compressed: left to the worker.
-    as_text = data.find(b"XML:com.adobe.xmp") >= 0 or data.find(b"Raw profile type") >= 0
-    return size, _OPEN if as_text else 1
+    return size, _OPEN if data.find(b"eXIf", at) >= 0 else orientation or 1
 
 
 def _jpeg(data: bytes) -> _Reading:
-    size, exif, xmp, marker = None, 0, 0, 0
+    size, exif, marker = None, 0, 0
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xE1 and data.startswith(b"Exif\x00\x00", start):
             exif = exif or _exif_orientation(data[start:end])
-        elif marker == 0xE1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\x00", start):
-            xmp = xmp or _xmp_orientation(data[start:end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, start + 1)
             size = width, height
-    return size, (exif or xmp or 1) if marker == _START_OF_SCAN else _OPEN
+    return size, (exif or 1) if marker == _START_OF_SCAN else _OPEN
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -136,17 +131,13 @@ def _webp(data: bytes) -> _Reading:
 
 
 def _webp_orientation(data: bytes) -> int:
-    exif, xmp, at = 0, 0, 12
+    exif, at = 0, 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"EXIF":
             exif = exif or _exif_orientation(data[at + 8 : at + 8 + length])
-        elif kind == b"XMP ":
-            xmp = xmp or _xmp_orientation(data[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
-    if (exif and not data[20] & _WEBP_HAS_EXIF) or (xmp and not data[20] & _WEBP_HAS_XMP):
-        return _OPEN
-    return exif or xmp or 1
+    return _OPEN if exif and not data[20] & _WEBP_HAS_EXIF else exif or 1
 
 
 def _tiff(data: bytes) -> _Reading:
@@ -154,9 +145,10 @@ def _tiff(data: bytes) -> _Reading:
     if not is_whole and not {_WIDTH, _HEIGHT} <= tags.keys():
         return _cut_short()
     width, height = tags.get(_WIDTH, _OPEN), tags.get(_HEIGHT, _OPEN)
-    if _OPEN in (width, height):
+    # A thumbnail before the picture, as cameras write it: left to the worker to find.
+    if _OPEN in (width, height) or any(tags.get(tag, 0) for tag in _SUBFILE_TYPES):
         return None, _OPEN
-    return (width, height), tags.get(_ORIENTATION, _OPEN if _XMP in tags else 1) if is_whole else _OPEN
+    return (width, height), tags.get(_ORIENTATION, 1) if is_whole else _OPEN
 
 
 def _bmp(data: bytes) -> _Reading:
@@ -191,7 +183,7 @@ _READERS = {
 
 
 def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
-    """Read width, height, orientation and the presence of XMP from the first directory of a TIFF or BigTIFF.
+    """Read width, height, orientation and the kind of image from the first directory of a TIFF or BigTIFF.
 
     Also return whether the directory is complete; decoders use what there is.
     """
@@ -208,11 +200,9 @@ def _tiff_tags(data: bytes) -> tuple[dict[int, int], bool]:
         if start + entry > len(data):
             return tags, False
         tag, kind, values = struct.unpack_from(head, data, start)
-        if tag == _XMP:
-            tags[tag] = 1
-        elif tag in tags or values != 1:
+        if tag in tags or values != 1:
             tags[tag] = _OPEN
-        elif tag in (_WIDTH, _HEIGHT, _ORIENTATION) and kind in _SHAPES:
+        elif tag in (_WIDTH, _HEIGHT, _ORIENTATION, *_SUBFILE_TYPES) and kind in _SHAPES:
             (tags[tag],) = struct.unpack_from(order + _SHAPES[kind], data, start + value_at)
     return tags, True
 
@@ -226,11 +216,6 @@ def _exif_orientation(exif: bytes) -> int:
         return _tiff_tags(tiff)[0].get(_ORIENTATION, 0)
     except (IndexError, struct.error):
         return 0
-
-
-def _xmp_orientation(xmp: bytes) -> int:
-    found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
-    return int(found[1]) if found else 0
 
 
 def _cut_short() -> _Reading:

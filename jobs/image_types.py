@@ -8,6 +8,7 @@ Sources: the formats' specifications; PNG (W3C) 11.2.1; WebP, RFC 9649 sections 
 from __future__ import annotations
 
 import struct
+import zlib
 
 from maskfleet.jobs.errors import InvalidImage
 
@@ -23,6 +24,22 @@ SIGNATURES = {
     "BMP": (b"BM",),
     "GIF": (b"GIF87a", b"GIF89a"),
 }
+#: What else is often sent, by its first bytes; of ISO media by its brand, after four bytes of length.
+_OTHERS = (
+    (b"ftypavi", "AVIF"),
+    *((b"ftyp" + brand, "HEIC, as phones write it") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (b"ftypcrx", "a camera raw (CR3)"),
+    (b"IIRO", "a camera raw (ORF)"),
+    (b"IIU\0", "a camera raw (RW2)"),
+    (b"FUJIFILM", "a camera raw (RAF)"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"JXL ", "JPEG XL"),
+    (b"jP  ", "JPEG 2000"),
+    (b"%PDF", "a PDF"),
+    (b"8BPS", "a Photoshop document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "compressed with gzip"),
+)
 #: The image formats that are accepted.
 IMAGE_FORMATS = tuple(SIGNATURES)
 
@@ -62,11 +79,13 @@ def not_an_image(data: bytes) -> InvalidImage:
     """Return the error for a file in none of IMAGE_FORMATS."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     is_html = start.startswith((b"<head", b"<body", b"<!--")) or b"<html" in start or b"<!doctype html" in start
-    found = (
-        "The file is HTML, perhaps a login or error page instead of the image."
-        if is_html
-        else "The file is not an image in an accepted format."
-    )
+    other = next((name for mark, name in _OTHERS if data[4:12].startswith(mark) or data.startswith(mark)), None)
+    if is_html:
+        found = "The file is HTML, perhaps a login or error page instead of the image."
+    elif other:
+        found = f"The file is {other}, which is not an accepted format."
+    else:
+        found = "The file is not an image in an accepted format."
     return InvalidImage("not_an_image", f"{found} Send one of {', '.join(IMAGE_FORMATS)}.")
 
 
@@ -74,6 +93,11 @@ def png_size_wh(data: bytes) -> Size:
     """Return the size that a PNG declares.  Raises struct.error when the file ends before it."""
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
+
+
+def png_chunk_is_intact(chunk: memoryview) -> bool:
+    """Return whether a whole chunk, from its length on, has the right checksum."""
+    return len(chunk) >= 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def webp_size_wh(data: bytes) -> Size | None:

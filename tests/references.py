@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,3 +119,23 @@ def cell_middles(points_per_side: int, size_wh: tuple[int, int]) -> list[tuple[f
         for row in range(points_per_side)
         for column in range(points_per_side)
     ]
+
+
+def range_shown(values: npt.NDArray[Any], bits: int | None = None) -> tuple[float, float]:
+    """Return which values of an image are black and white.  bits: what the file says, where its depth is an odd one."""
+    if values.dtype == np.uint8 or bits not in (None, 16, 32, 64):
+        return 0, 2 ** (bits or 8) - 1
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < 0:
+        return lowest, highest
+    whites = [2.0**n - 1 for n in range(1, 65)]
+    if values.dtype.kind == "f":
+        whites = [2.0**-n for n in range(100, 0, -1)] + whites
+    return 0, next(white for white in whites if white >= highest)
+
+
+def shown(values: npt.NDArray[Any], bits: int | None = None, min_is_white: bool = False) -> npt.NDArray[np.float64]:
+    """Return what an image's values become, 0 to 255, before they are rounded."""
+    low, high = range_shown(values, bits)
+    share = (values.astype(np.float64) - low) / (high - low)
+    return 255 * (1 - share if min_is_white else share)

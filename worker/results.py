@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
-from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.image.decode import Photo
@@ -55,6 +56,7 @@ def write_result(
         created_at=datetime.now(UTC),
         image_width=width,
         image_height=height,
+        image_values=ImageValues(**asdict(photo.values)) if photo.values else None,
         masks=segmented.masks,
         files=tuple(files),
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),

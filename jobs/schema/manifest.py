@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.record import Metrics, ResultSummary
+from maskfleet.jobs.schema.record import ImageValues, Metrics, ResultSummary
 from maskfleet.jobs.schema.wire import Wire
 
 
@@ -42,6 +42,9 @@ class Manifest(Wire):
     created_at: datetime
     image_width: int
     image_height: int
+    image_values: ImageValues | None = Field(
+        None, description="How an image of more than 8 bits became one of 8; absent for any other."
+    )
     masks: tuple[MaskSummary, ...]
     files: tuple[ManifestFile, ...]
     metrics: Metrics
@@ -54,4 +57,5 @@ class Manifest(Wire):
             masks=len(self.masks),
             best_score=max((mask.predicted_iou for mask in self.masks), default=None),
             metrics=self.metrics,
+            image_values=self.image_values,
         )

@@ -67,6 +67,16 @@ class Metrics(Wire):
     )
 
 
+class ImageValues(Wire):
+    """Which of the file's values were shown as black and as white; the ends are swapped in a file whose 0 is white."""
+
+    low: float
+    high: float
+    stretched: bool = Field(
+        description="Whether the range was chosen by the values in the image; false: it is that of the file's depth."
+    )
+
+
 class ResultSummary(Wire):
     """The result of a job that succeeded.  The masks are in the store, under ``prefix``."""
 
@@ -75,6 +85,12 @@ class ResultSummary(Wire):
     masks: int
     best_score: float | None = Field(description="The highest predicted_iou; null without masks.")
     metrics: Metrics
+    # Left out, not null, for the readers of earlier versions: they refuse fields that they do not know.
+    image_values: ImageValues | None = Field(
+        None,
+        exclude_if=lambda values: values is None,
+        description="How an image of more than 8 bits became one of 8; absent for any other.",
+    )
 
 
 class Failure(Wire):

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import tifffile
 from PIL import Image
 
 Mutation = Callable[[bytearray, random.Random, list[bytes]], bytes]
@@ -52,7 +54,44 @@ def valid_files() -> list[bytes]:
         *((image, "GIF", {}) for image in (grey, rgb)),
         (rgba, "GIF", {**frames, "transparency": 0}),
     ]
-    return [_written(image, file_format, options) for image, file_format, options in kinds]
+    return [_written(image, file_format, options) for image, file_format, options in kinds] + _rare_tiffs(smooth)
+
+
+def _rare_tiffs(smooth: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Return those that Pillow does not write: deep, in planes and tiles, with other compressions, with a thumbnail."""
+    colours = np.stack([smooth, smooth[::-1], smooth[:, ::-1]], axis=2)
+    deep = colours.astype(np.uint16) * 16
+    floats = colours.astype(np.float32) - 9
+    floats[0] = np.nan
+    kinds: list[tuple[npt.NDArray[Any], dict[str, Any]]] = [
+        (deep, {"photometric": "minisblack", "planarconfig": "contig", "compression": "zstd", "predictor": True}),
+        (np.moveaxis(deep, 2, 0), {"photometric": "rgb", "planarconfig": "separate", "tile": (16, 32)}),
+        (deep[..., 0], {"photometric": "miniswhite", "byteorder": ">", "compression": "lzw", "predictor": True}),
+        (floats, {"photometric": "rgb", "compression": "deflate", "predictor": True, "rowsperstrip": 11}),
+        (floats[..., 0], {"photometric": "minisblack", "extratags": [(42113, "s", 0, "-9", True)], "bigtiff": True}),
+        (smooth.astype(np.float64), {"photometric": "minisblack", "compression": "lzma", "tile": (32, 32)}),
+        (smooth, {"photometric": "minisblack", "compression": "packbits", "rowsperstrip": 7}),
+        (colours, {"photometric": "ycbcr", "compression": "jpeg", "tile": (32, 48)}),
+        *((colours, {"photometric": "rgb", "compression": name}) for name in ("webp", "jpeg2000", "jpegxl")),
+        (floats[1:, :, 0], {"photometric": "minisblack", "compression": "lerc"}),
+        (np.dstack([colours, smooth]), {"photometric": "separated", "planarconfig": "contig"}),
+        (np.dstack([colours, smooth]), {"photometric": "rgb", "extrasamples": ["assocalpha"], "tile": (16, 16)}),
+    ]
+    return [_tiff(samples, options) for samples, options in kinds] + [_with_thumbnail(colours)]
+
+
+def _tiff(samples: npt.NDArray[Any], options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, metadata=None, **options)
+    return buffer.getvalue()
+
+
+def _with_thumbnail(picture: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        file.write(picture[::8, ::8], photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        file.write(picture, photometric="rgb", compression="deflate", metadata=None)
+    return buffer.getvalue()
 
 
 def mutated(files: list[bytes], seed: int, number: int) -> bytes:

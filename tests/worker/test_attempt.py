@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -21,7 +22,7 @@ from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.errors import CallerError
 from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
 from maskfleet.jobs.schema.manifest import Manifest
-from maskfleet.jobs.schema.record import JobRecord, ProgressView, ResultSummary
+from maskfleet.jobs.schema.record import ImageValues, JobRecord, ProgressView, ResultSummary
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage, Status
 from maskfleet.jobs.storage import Store
@@ -76,6 +77,30 @@ def test_a_job_ends_with_a_manifest_that_names_each_object_with_its_digest(bench
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
     assert (record.result.masks, record.result.best_score) == (1, manifest.masks[0].predicted_iou)
     assert (manifest.image_width, manifest.image_height) == (384, 303)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("grey_12bit_in_16bit.tif", ImageValues(low=0, high=4095, stretched=True)),
+        ("grey_bitspersample_12.tif", ImageValues(low=0, high=4095, stretched=False)),
+        ("reference_grey.png", None),
+    ],
+)
+def test_the_result_says_which_values_of_a_deep_image_were_shown(
+    bench: Workbench, name: str, values: ImageValues | None
+) -> None:
+    job_id = upload(bench, (Path(__file__).parent / "images" / name).read_bytes(), outputs=["coco"])
+
+    attempt_next(bench)
+
+    record = read(bench, job_id)
+    assert record.result is not None
+    manifest = json.loads(bench.store.read(record.result.manifest_key))
+    shown = json.loads(record.view("m", "http://api").model_dump_json())["result"]
+    assert record.result.image_values == Manifest.model_validate(manifest).image_values == values
+    # Readers of earlier versions refuse a field that they do not know: it is there only when it is needed.
+    assert ("image_values" in manifest, "image_values" in shown) == (values is not None, values is not None)
 
 
 def test_an_image_is_read_from_a_bucket_that_is_allowed(

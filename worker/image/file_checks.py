@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -15,15 +16,15 @@ from maskfleet.jobs.errors import InvalidImage
 from maskfleet.jobs.image_types import (
     IMAGE_FORMATS,
     Size,
-    check_not_empty,
     check_size,
     image_format,
     not_an_image,
     png_size_wh,
     webp_size_wh,
 )
+from maskfleet.worker.image.rare_kinds import unsupported_kind
 
-#: What Pillow's decoders raise on broken files, as found by the fuzzing tests.
+#: What decoders raise on broken files, as found by the fuzzing tests.
 DECODER_ERRORS = (
     OSError,
     EOFError,
@@ -33,22 +34,24 @@ DECODER_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    AssertionError,
     RuntimeError,
     MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
+#: TIFF is read by `tiff`: Pillow knows the combinations of tags that it has a mode for.
+_PILLOWS = tuple(name for name in IMAGE_FORMATS if name != "TIFF")
 
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
-    """Read a file's header and check its size against max_pixels.  Yields the image and its format.
+    """Let Pillow read a file's header, and check its size against max_pixels.  Yields the image and its format.
 
-    Raises InvalidImage: ``image_empty``, ``not_an_image``, ``image_too_large``, ``image_truncated``,
-    ``image_corrupt``, ``image_needs_too_much_memory``.
+    Raises InvalidImage: ``not_an_image``, ``image_too_large``, ``image_truncated``, ``image_corrupt``,
+    ``image_needs_too_much_memory``, ``image_unsupported``.
     """
-    check_not_empty(data)
     # Pillow's own limit is global to the process; max_pixels replaces it here.
     Image.MAX_IMAGE_PIXELS = None
     if declared := _declared_size_wh(data):
@@ -73,15 +76,21 @@ def refused_when_broken(file_format: str, data: bytes) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata, of no use in an operator's log
-        yield
+    # About odd metadata, of no use in an operator's log; tifffile logs what others warn of.
+    log = logging.getLogger("tifffile")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was_disabled
 
 
 def _open(data: bytes) -> Image.Image:
     """Read the header."""
     try:
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return Image.open(io.BytesIO(data), formats=_PILLOWS)
     except UnidentifiedImageError as error:
         file_format = image_format(data)
         if file_format is None:
@@ -109,13 +118,18 @@ def _declared_size_wh(data: bytes) -> Size | None:
 
 
 def _broken(file_format: str, data: bytes, error: BaseException) -> InvalidImage:
-    # -9 is Pillow's code for out of memory; its TIFF reader gives no text for it.
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or str(error) == "decoder error -9":
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "insufficient memory" in text:
         return InvalidImage(
             "image_needs_too_much_memory",
             f"Decoding the {file_format} file needs far more memory than its pixels do. Re-save the image.",
         )
-    if "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(file_format, data):
+    if kind := unsupported_kind(file_format, data):
+        return InvalidImage(
+            "image_unsupported",
+            f"The file is {kind}, which is not supported. Save it as PNG or as an ordinary JPEG.",
+        )
+    if "truncated" in text or isinstance(error, EOFError) or _ends_early(file_format, data):
         return InvalidImage("image_truncated", f"The {file_format} file is truncated. Upload it again.")
     return InvalidImage("image_corrupt", f"The {file_format} file is damaged and cannot be decoded.")
 

@@ -20,6 +20,7 @@ from maskfleet.jobs.errors import InvalidImage
 from maskfleet.jobs.logs import get_logger
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REFUSED, REQUEST, SIZE
+from maskfleet.worker.image.values import ValueRange
 
 logger = get_logger()
 
@@ -147,6 +148,7 @@ class Sandbox:
         self._send(data)
         pixels: npt.NDArray[np.uint8] | None = None
         file_format = ""
+        values: ValueRange | None = None
         while True:
             kind, length = PART.unpack(self._read(PART.size))
             if kind == REFUSED:
@@ -157,12 +159,13 @@ class Sandbox:
                 (width, height), file_format = head["size_wh"], str(head["format"])
                 if not (0 < width <= max_pixels and 0 < height <= max_pixels // width):
                     raise _Ended
+                values = ValueRange(**head["values"]) if "values" in head else None
                 # Zeros: pixels that the process leaves out must not expose this process's memory.
                 pixels = np.zeros((height, width, 3), np.uint8)
             elif kind == BAND and pixels is not None:
                 self._read_band(pixels)
             elif kind == END and pixels is not None:
-                return Photo(pixels, (pixels.shape[1], pixels.shape[0]), file_format)
+                return Photo(pixels, (pixels.shape[1], pixels.shape[0]), file_format, values)
             else:
                 raise _Ended
 

@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,8 +32,8 @@ REFUSED, SIZE, BAND, END = b"r", b"s", b"b", b"e"
 #: Before a band's pixels: top, left, height, width.
 PLACE = struct.Struct("<4Q")
 
-#: Address space for each pixel of an image: WebP's decoder holds two canvases of 4 bytes each besides what it
-#: passes to Pillow, 4 bytes, and Pillow's own 4; no other format needs more.
+#: The most address space for each pixel of the largest image that is accepted, whatever a file needs: see
+#: `pillow_picture` and `tiff`.
 BYTES_PER_PIXEL = 16
 #: Also for the file itself, which decoders copy, and for what depends on neither.
 FILE_COPIES, ELSE_BYTES = 3, 192 * 2**20
@@ -43,12 +44,16 @@ _PR_SET_PDEATHSIG = 1
 def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
     """Decode one file within its memory limit.  used: address space that the process has without an image, in bytes."""
     try:
-        _limit_memory(used, len(data), max_pixels)
+        most = BYTES_PER_PIXEL * max_pixels
+        _limit_memory(used, len(data), most)
         with open_picture(data, max_pixels) as picture:
-            _limit_memory(used, len(data), picture.stored_pixels)
-            size_wh, bands = picture.decoded()
-            _write(out, SIZE, json.dumps({"size_wh": size_wh, "format": picture.format}).encode())
-            for band in bands:
+            _limit_memory(used, len(data), min(picture.decoding_bytes, most))
+            decoded = picture.decoded()
+            head: dict[str, object] = {"size_wh": decoded.size_wh, "format": picture.format}
+            if decoded.values is not None:
+                head["values"] = asdict(decoded.values)
+            _write(out, SIZE, json.dumps(head).encode())
+            for band in decoded.bands:
                 height, width = band.pixels.shape[:2]
                 pixels = band.pixels.tobytes()
                 _write(out, BAND, PLACE.pack(*band.top_left, height, width), pixels)
@@ -100,8 +105,8 @@ def _write(out: BinaryIO, kind: bytes, *parts: bytes) -> None:
             rest = rest[out.write(rest) :]
 
 
-def _limit_memory(used: int, file_bytes: int, pixels: int) -> None:
-    _limit_address_space(used + FILE_COPIES * file_bytes + BYTES_PER_PIXEL * pixels + ELSE_BYTES)
+def _limit_memory(used: int, file_bytes: int, decoding_bytes: int) -> None:
+    _limit_address_space(used + FILE_COPIES * file_bytes + decoding_bytes + ELSE_BYTES)
 
 
 def _limit_address_space(limit: int) -> None:
