@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from maskfleet.api.operation import Operation, operation_of
 from maskfleet.api.problems import PROBLEM_TYPE
+from maskfleet.jobs.errors import UNREADABLE
 from maskfleet.jobs.schema.api import Problem
 from maskfleet.jobs.schema.batch_spec import BatchSpec
 from maskfleet.jobs.schema.spec import JobSpec
@@ -28,7 +29,7 @@ _KEY_PROBLEMS = {
     429: ("rate_limited",),
     503: ("queue_unavailable",),
 }
-_COMMON_PROBLEMS = {500: ("internal_error",)}
+_COMMON_PROBLEMS = {500: ("internal_error", UNREADABLE)}
 _HOST_PROBLEMS = {400: ("invalid_host", "host_not_allowed")}
 _WITH_RETRY_AFTER = (429, 503)
 
@@ -81,7 +82,9 @@ def document(app: Flask, public_url: str = "") -> Json:
         "info": {
             "title": "maskfleet",
             "version": version("maskfleet"),
-            "description": "Images in, masks out: Segment Anything as a durable job service.",
+            "description": "Images in, masks out: Segment Anything as a durable job service.\n\n"
+            "Requests with a field that is not described here are refused. Responses and webhooks may gain fields, "
+            "states and event types: ignore those that you do not know.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": public_url.rstrip("/") or "/"}],

@@ -18,6 +18,7 @@
     └── ServiceError             the service failed; retried
         ├── QueueUnavailable     Redis did not respond, or is full
         ├── LedgerVersion        the data in Redis has another version; an operator must act
+        ├── RecordUnreadable     a record that this version cannot read
         ├── StoreUnavailable     S3 did not respond
         ├── SourceUnavailable    the image's own host did not respond
         ├── BacklogFull          the backlog is so long that another job would wait too long
@@ -79,9 +80,6 @@ class FieldFault:
     pointer: a JSON pointer into the body, or the name of a query parameter.  code: what is wrong with it.  detail: what
     to do.
     """
-
-    #: As part of a problem document: an unknown field is an error.
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     pointer: str
     code: str
@@ -237,6 +235,24 @@ class LedgerVersion(ServiceError):
         )
         super().__init__(
             "ledger_version", f"The ledger in Redis has version {found}; this program needs {needed}. {what_to_do}"
+        )
+
+
+#: The code of RecordUnreadable, also as a webhook's reason for not being sent.
+UNREADABLE = "record_unreadable"
+
+
+class RecordUnreadable(ServiceError):
+    """A record in Redis is damaged, or holds what only a newer version knows."""
+
+    status = 500
+
+    def __init__(self, what: str, why: str = "") -> None:
+        """what: of which the record is.  why: what cannot be read in it."""
+        super().__init__(
+            UNREADABLE,
+            f"This version of the service cannot read the record of the {what}: it is damaged, or from a newer version"
+            f"{f' ({why})' if why else ''}.",
         )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from maskfleet.jobs.open_enum import OpenEnum
 
 
-class Status(StrEnum):
+class Status(OpenEnum):
     """The state of a job.  The last four are terminal; only a retry leads out of one, ``failed``."""
 
     QUEUED = "queued"
@@ -23,7 +23,7 @@ class Status(StrEnum):
 ENDED = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
 
 
-class Stage(StrEnum):
+class Stage(OpenEnum):
     """What a job in ``processing`` is doing."""
 
     FETCHING = "fetching"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     )
     from maskfleet.jobs.schema.batch import BatchView as BatchView
     from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
+    from maskfleet.jobs.schema.events import UnknownEvent as UnknownEvent
     from maskfleet.jobs.schema.manifest import Manifest as Manifest
     from maskfleet.jobs.schema.prompts import Prompt as Prompt
     from maskfleet.jobs.schema.record import JobView as JobView
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "WebhookSecretView": "maskfleet.jobs.schema.api",
     "BatchView": "maskfleet.jobs.schema.batch",
     "DeliveryView": "maskfleet.jobs.schema.delivery",
+    "UnknownEvent": "maskfleet.jobs.schema.events",
     "Manifest": "maskfleet.jobs.schema.manifest",
     "Prompt": "maskfleet.jobs.schema.prompts",
     "JobView": "maskfleet.jobs.schema.record",

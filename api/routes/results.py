@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response
+from pydantic import ValidationError
 
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.jobs import find_job
 from maskfleet.api.services import current_services
-from maskfleet.jobs.errors import Conflict, NotFound
+from maskfleet.jobs.errors import Conflict, NotFound, RecordUnreadable
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.manifest import Manifest
@@ -70,6 +71,8 @@ def _manifest(job_id: str) -> Manifest:
         raise NotFound(
             "result_not_found", "The result is no longer in the store; results are kept for a limited time."
         ) from error
+    except ValidationError as error:
+        raise RecordUnreadable("result") from error
     # Links are made for what the manifest names; even a forged one must not make them leave the job's own folder.
     folder = f"{result_prefix(record.tenant, record.id)}/"
     if not all(file.key.startswith(folder) for file in manifest.files):

@@ -17,8 +17,9 @@ from typing import cast
 
 import redis
 
-from maskfleet.jobs.errors import TooManyRedeliveries
+from maskfleet.jobs.errors import UNREADABLE, RecordUnreadable, TooManyRedeliveries
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
+from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.delivery import FAILED_STATES, DeliveryAttempt, DeliveryRecord, DeliveryState
 
 #: An endpoint that responded 410 is tried again after this time, if there are still webhooks for it.
@@ -27,6 +28,8 @@ DISABLED_S = 30 * 24 * 3600
 MAX_REDELIVERED = 10_000
 #: Ids that one run of a script takes; Redis does nothing else while it runs.
 _PAGE = 500
+
+logger = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +287,15 @@ class Deliveries:
                 pipeline.hgetall(f"mf:delivery:{delivery_id}")
                 pipeline.lrange(f"mf:tries:{delivery_id}", 0, -1)
             found = pipeline.execute()
-        return [
-            DeliveryRecord.from_fields(delivery_id, fields, tries)
-            for delivery_id, fields, tries in zip(wanted, found[::2], found[1::2], strict=True)
-            if fields.get("tenant") == tenant
-        ]
+        records = []
+        for delivery_id, fields, tries in zip(wanted, found[::2], found[1::2], strict=True):
+            if fields.get("tenant") != tenant:
+                continue
+            try:
+                records.append(DeliveryRecord.from_fields(delivery_id, fields, tries))
+            except RecordUnreadable as error:  # it must not hide the others
+                logger.error("record_unreadable", delivery_id=delivery_id, detail=error.detail)
+        return records
 
 
 def _health(attempt: DeliveryAttempt | None) -> str:
@@ -298,7 +305,7 @@ def _health(attempt: DeliveryAttempt | None) -> str:
 
 
 def _was_sent(attempt: DeliveryAttempt) -> bool:
-    return attempt.status is not None or attempt.outcome != "refused"
+    return attempt.status is not None or (attempt.outcome != "refused" and attempt.error != UNREADABLE)
 
 
 def _ms(time: datetime) -> int:

@@ -77,6 +77,7 @@ from typing import cast
 
 import redis
 
+from maskfleet.jobs.errors import RecordUnreadable
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
 from maskfleet.jobs.ledger.outcomes import (
     BacklogLimit,
@@ -94,12 +95,15 @@ from maskfleet.jobs.ledger.outcomes import (
     Retried,
 )
 from maskfleet.jobs.ledger.version import SCHEMA, Schema
+from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, ResultSummary, SpecSummary
 from maskfleet.jobs.settings import DEFAULT_MAX_RECORD_BYTES
 from maskfleet.jobs.status import Status
 
 #: The most ids that one page of a list looks at: those of other states, and those whose record has expired.
 MAX_LOOKED_AT = 1000
+
+logger = get_logger()
 
 
 def new_job_id() -> str:
@@ -252,8 +256,16 @@ class Ledger:
             next_ms, next_id, *found = self._list(
                 args=[tenant, created_ms, job_id, status or "", limit, MAX_LOOKED_AT, *JobRecord.SHOWN]
             )
-        records = tuple(record for values in found if (record := self._shown(values)))
+        records = tuple(record for values in found if (record := self._listed(values)))
         return JobsPage(records, (int(next_ms), next_id) if next_id else None)
+
+    def _listed(self, values: list[str | None]) -> JobRecord | None:
+        """Read a record of a list; one that cannot be read is reported and left out, so that the others are shown."""
+        try:
+            return self._shown(values)
+        except RecordUnreadable as error:
+            logger.error("record_unreadable", job_id=values[0], detail=error.detail)
+            return None
 
     def cancel(self, job_id: str, tenant: str) -> Cancel:
         """End a queued job at once, or ask the worker of a running one to stop."""

@@ -6,13 +6,13 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.record import JobView
-from maskfleet.jobs.schema.wire import HttpUrl, Wire
+from maskfleet.jobs.schema.wire import HttpUrl, Request, Wire
 from maskfleet.jobs.status import Status
 
 
@@ -30,10 +30,16 @@ class Problem(Wire):
     )
 
 
-class JobQuery(Wire):
+def _is_listed(status: Status) -> Status:
+    if status not in list(Status):
+        raise PydanticCustomError("enum", "Input should be one of: {states}.", {"states": ", ".join(Status)})
+    return status
+
+
+class JobQuery(Request):
     """Which jobs to list."""
 
-    status: Status | None = Field(None, description="Only jobs in this state.")
+    status: Annotated[Status, AfterValidator(_is_listed)] | None = Field(None, description="Only jobs in this state.")
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="Where to continue: `next_cursor` of the previous page."
     )
@@ -48,7 +54,7 @@ class JobPage(Wire):
     next_cursor: str | None
 
 
-class UploadRequest(Wire):
+class UploadRequest(Request):
     """An image to upload, or an earlier mask's logits (application/octet-stream)."""
 
     content_type: Literal[
@@ -89,7 +95,7 @@ def _read_time(value: object) -> object:
 Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 
 
-class RedeliveryRange(Wire):
+class RedeliveryRange(Request):
     """Which webhooks to resend: those created in a time range, both ends included."""
 
     since: Time = Field(alias="from", examples=["2026-01-02T03:00:00Z"])
@@ -138,7 +144,7 @@ class SecretRotation(Wire):
     )
 
 
-class PingRequest(Wire):
+class PingRequest(Request):
     """Where to send a ping."""
 
     url: HttpUrl | None = Field(None, description="Default: your default endpoint, used for jobs that name no webhook.")

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Self
 
 from pydantic import Field
 
+from maskfleet.jobs.errors import RecordUnreadable
+from maskfleet.jobs.open_enum import OpenEnum
 from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import ENDED, Status
 
 
-class BatchStatus(StrEnum):
+class BatchStatus(OpenEnum):
     """The state of a batch.  Retrying a job of a completed batch returns it to ``processing``."""
 
     PROCESSING = "processing"
@@ -79,7 +80,14 @@ class BatchRecord:
 
     @classmethod
     def from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> Self:
-        """Read the record's Redis hash."""
+        """Read the record's Redis hash.  Raises RecordUnreadable."""
+        try:
+            return cls._from_fields(batch_id, fields)
+        except (KeyError, ValueError) as error:
+            raise RecordUnreadable("batch") from error
+
+    @classmethod
+    def _from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> Self:
         return cls(
             id=batch_id,
             tenant=fields["tenant"],

@@ -22,7 +22,7 @@ from maskfleet.jobs.schema.spec import (
     Webhook,
     invalid_request,
 )
-from maskfleet.jobs.schema.wire import HttpUrl, Wire
+from maskfleet.jobs.schema.wire import HttpUrl, Request
 
 
 class BatchEventName(StrEnum):
@@ -36,7 +36,7 @@ class BatchEventName(StrEnum):
     EXPIRED = "expired"
 
 
-class BatchWebhook(Wire):
+class BatchWebhook(Request):
     """Where to send the batch's webhooks (Standard Webhooks)."""
 
     url: HttpUrl
@@ -59,7 +59,7 @@ class BatchWebhook(Wire):
         return self.url if BatchEventName.COMPLETED in self.events else ""
 
 
-class _ManyImages(Wire):
+class _ManyImages(Request):
     images: tuple[ImageSource, ...] = Field(
         min_length=1, max_length=MAX_BATCH_IMAGES, description="One job is created for each, in this order."
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Self
 
 from pydantic import Field
 
+from maskfleet.jobs.errors import RecordUnreadable
+from maskfleet.jobs.open_enum import OpenEnum
 from maskfleet.jobs.schema.wire import Wire, utc_time
 
 
-class DeliveryState(StrEnum):
+class DeliveryState(OpenEnum):
     """The state of a webhook.  Only a redelivery leads out of a state other than ``waiting``."""
 
     WAITING = "waiting"
@@ -32,7 +33,7 @@ class DeliveryState(StrEnum):
 FAILED_STATES = (DeliveryState.REFUSED, DeliveryState.GIVEN_UP, DeliveryState.DISABLED)
 
 
-class DeliveryAttemptOutcome(StrEnum):
+class DeliveryAttemptOutcome(OpenEnum):
     """The outcome of a delivery attempt."""
 
     DELIVERED = "delivered"
@@ -106,7 +107,14 @@ class DeliveryRecord:
 
     @classmethod
     def from_fields(cls, delivery_id: str, fields: Mapping[str, str], tries: Sequence[str]) -> Self:
-        """Read the record's Redis hash, and its list of attempts."""
+        """Read the record's Redis hash, and its list of attempts.  Raises RecordUnreadable."""
+        try:
+            return cls._from_fields(delivery_id, fields, tries)
+        except (KeyError, ValueError) as error:
+            raise RecordUnreadable("webhook") from error
+
+    @classmethod
+    def _from_fields(cls, delivery_id: str, fields: Mapping[str, str], tries: Sequence[str]) -> Self:
         return cls(
             id=delivery_id,
             tenant=fields["tenant"],

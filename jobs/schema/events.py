@@ -6,7 +6,7 @@ Small on purpose; they never contain masks.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -79,6 +79,14 @@ class Ping(Wire):
     type: Literal["webhook.ping"] = "webhook.ping"
     timestamp: datetime
     data: PingData
+
+
+class UnknownEvent(Wire):
+    """A webhook's body that a newer version of the service sent, as far as this version understands it."""
+
+    type: str
+    timestamp: datetime
+    data: dict[str, Any]  # Any: JSON
 
 
 AnyEvent = TypeVar("AnyEvent", Event, BatchEvent)

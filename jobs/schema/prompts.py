@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maskfleet.jobs.schema.wire import JobId, S3Uri, UploadId, Wire
+from maskfleet.jobs.schema.wire import JobId, Request, S3Uri, UploadId
 
 #: A bound on one request, as those in `spec` are: a spec is kept in Redis, which holds small things only.
 MAX_POINTS_PER_PROMPT = 256
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
-class MaskInput(Wire):
+class MaskInput(Request):
     """An earlier mask's logits, to be refined: an .npy file of the size of the model's own masks.
 
     Give exactly one of the three; ``job_id`` names one of your own jobs that had ``logits`` among its outputs.
@@ -40,7 +40,7 @@ class MaskInput(Wire):
         return self
 
 
-class Prompt(Wire):
+class Prompt(Request):
     """One object to segment: points on it (label 1) and off it (label 0), a box around it, or both.
 
     With a ``mask_input``, the model starts from an earlier mask.

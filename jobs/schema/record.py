@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
+from maskfleet.jobs.errors import RecordUnreadable
 from maskfleet.jobs.schema.spec import (
     DEFAULT_START_DEADLINE_S,
     BoxJob,
@@ -18,7 +19,7 @@ from maskfleet.jobs.schema.spec import (
     Output,
     PointJob,
     Priority,
-    parse_spec,
+    read_spec,
 )
 from maskfleet.jobs.schema.wire import Wire, utc_time
 from maskfleet.jobs.status import Stage, Status
@@ -35,7 +36,10 @@ class QueuePlace:
 
 
 class SpecSummary(Wire):
-    """What is shown of a spec, and used of it after the job's end, when the record has given up the spec itself."""
+    """What is shown of a spec, and used of it after the job's end, when the record has given up the spec itself.
+
+    Readable as long as the spec is JSON, whatever else it asks for.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -172,6 +176,11 @@ class JobView(Wire):
     batch_id: str | None = Field(None, description="The batch that it belongs to.")
     urls: JobUrls
 
+    @property
+    def ended(self) -> bool:
+        """Whether the job has ended, also in a state that this version does not know."""
+        return self.status.ended or (self.ended_at is not None and self.status not in list(Status))
+
 
 @dataclass(frozen=True)
 class JobRecord:
@@ -211,7 +220,14 @@ class JobRecord:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Self:
-        """Read the record's Redis hash, or its fields SHOWN."""
+        """Read the record's Redis hash, or its fields SHOWN.  Raises RecordUnreadable."""
+        try:
+            return cls._from_fields(fields)
+        except (KeyError, ValueError) as error:
+            raise RecordUnreadable("job") from error
+
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, str]) -> Self:
         return cls(
             id=fields["id"],
             tenant=fields["tenant"],
@@ -244,8 +260,11 @@ class JobRecord:
 
     @cached_property
     def spec(self) -> Spec:
-        """All that the job asks for; only in a record that a claim returned."""
-        return parse_spec(self.spec_json, recorded=True)
+        """All that the job asks for; only in a record that a claim returned.
+
+        Raises RecordUnreadable when this version cannot do all of it.
+        """
+        return read_spec(self.spec_json)
 
     @property
     def tried_for_s(self) -> float:
@@ -268,6 +287,7 @@ class JobRecord:
         """Return the view for the job's owner.
 
         model: the name of the model when the spec names none.  base_url: the API's URL, without a trailing slash.
+        Raises RecordUnreadable.
         """
         url = f"{base_url}/v1/jobs/{self.id}"
         return JobView(

@@ -21,12 +21,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from maskfleet.jobs.errors import FieldFault, InvalidRequest
+from maskfleet.jobs.errors import FieldFault, InvalidRequest, RecordUnreadable
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, S3Uri, UploadId, Wire
+from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, Request, S3Uri, UploadId
 
 #: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
+DEFAULT_START_DEADLINE_S = 24 * 3600
 #: Every view of a batch lists the ids of all its jobs; for this many, that is about 40 kB.
 MAX_BATCH_IMAGES = 1000
 #: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
@@ -99,7 +100,7 @@ def _standard_base64(text: str) -> str:
     return (bare + padding).decode("ascii")
 
 
-class ImageSource(Wire):
+class ImageSource(Request):
     """Where to find the image: exactly one of the four.  The image part of a multipart request becomes an upload."""
 
     s3_uri: S3Uri | None = Field(
@@ -121,7 +122,7 @@ class ImageSource(Wire):
         return self
 
 
-class EverythingParams(Wire):
+class EverythingParams(Request):
     """Parameters of mode ``everything``: names, meanings and defaults of transformers' mask-generation pipeline.
 
     ``crops_suppression`` is our own.
@@ -157,7 +158,7 @@ class EverythingParams(Wire):
     )
 
 
-class PromptParams(Wire):
+class PromptParams(Request):
     """Parameters of modes ``point`` and ``box``."""
 
     multimask: bool = Field(False, description="Return all three candidates for each object, not only the best one.")
@@ -165,7 +166,7 @@ class PromptParams(Wire):
     mask_threshold: float = Field(0.0, ge=-100, le=100, description="The logit above which a pixel is in the mask.")
 
 
-class Webhook(Wire):
+class Webhook(Request):
     """Where to send the job's webhooks (Standard Webhooks)."""
 
     url: HttpUrl
@@ -183,7 +184,7 @@ Metadata = Annotated[
 ]
 
 
-class JobOptions(Wire):
+class JobOptions(Request):
     """The fields of a job besides its image and mode; the same for all jobs of a batch."""
 
     outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
@@ -199,7 +200,7 @@ class JobOptions(Wire):
     metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")
 
 
-class Everything(Wire):
+class Everything(Request):
     """Segment everything: a grid of points over the whole image."""
 
     mode: Literal["everything"]
@@ -210,7 +211,7 @@ class Everything(Wire):
         return ()
 
 
-class Points(Wire):
+class Points(Request):
     """Segment the objects at the given points."""
 
     mode: Literal["point"]
@@ -229,7 +230,7 @@ class Points(Wire):
         return self
 
 
-class Boxes(Wire):
+class Boxes(Request):
     """Segment the objects inside boxes; points may refine a box."""
 
     mode: Literal["box"]
@@ -246,7 +247,7 @@ class Boxes(Wire):
         return self
 
 
-class _OneImage(Wire):
+class _OneImage(Request):
     image: ImageSource
 
 
@@ -274,17 +275,27 @@ JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode
 _ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
 
 
-def parse_spec(text: bytes | str, *, recorded: bool = False) -> EverythingJob | PointJob | BoxJob:
+def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
     """Read a spec from JSON, with the schema's types exactly: no number in a string, no boolean for a number.
 
-    recorded: it is a job's record, and was accepted already.
     Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, otherwise ``invalid_spec`` with one
     fault for each field.
     """
     try:
-        return _ADAPTER.validate_json(text, strict=True, context=RECORDED if recorded else None)
+        return _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def read_spec(text: str) -> EverythingJob | PointJob | BoxJob:
+    """Read a spec that was validated when it was recorded, perhaps by a newer version, whose fields are ignored.
+
+    Raises RecordUnreadable when it holds more than new fields, such as an output that this version cannot write.
+    """
+    try:
+        return _ADAPTER.validate_json(text, strict=True, extra="ignore", context=RECORDED)
+    except ValidationError as error:
+        raise RecordUnreadable("job", invalid_request(error).detail) from error
 
 
 def dump_spec(spec: EverythingJob | PointJob | BoxJob) -> str:

@@ -1,4 +1,4 @@
-"""The base of every value on the wire, and the forms of ids and URLs in it."""
+"""The bases of every value on the wire, and the forms of ids and URLs in it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 
 
 class Wire(BaseModel):
-    """A frozen value on the wire; an unknown field is an error."""
+    """A frozen value that this service writes: in records, responses and events.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A field that a newer version added is kept and passed on: see
+    docs/decisions/0044-strict-at-the-door-tolerant-within.md.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class Request(Wire):
+    """A frozen part of what callers send: an unknown field is an error, or a typo would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def utc_time(ms: int) -> datetime:

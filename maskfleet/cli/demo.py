@@ -128,7 +128,7 @@ def _watch(client: Client, ids: dict[str, str], progress: DemoProgress) -> dict[
         for mode in going_on:
             job = client.get(ids[mode], held_s=1 if mode == going_on[0] else 0)
             progress.show(mode, job)
-            if job.status.ended:
+            if job.ended:
                 ended[mode] = job
         if time.monotonic() > deadline:
             raise WaitTimeout("waited_too_long", f"The jobs did not end within {JOB_S:g} s.")

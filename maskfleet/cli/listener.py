@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from maskfleet.cli.terminal import printable
 from maskfleet.client.errors import WebhookRejected
 from maskfleet.client.webhooks import ID, TIMESTAMP, verify_webhook
+from maskfleet.jobs.schema.events import UnknownEvent
 
 
 class Listener:
@@ -47,12 +48,11 @@ class Listener:
         if not self._secrets:
             return True, "not verified (no secret)"
         try:
-            verify_webhook(body, headers, self._secrets)
+            event = verify_webhook(body, headers, self._secrets)
         except WebhookRejected as error:
-            # A signed event that this program is too old to know is accepted all the same.
-            signed = error.code == "unknown_event"
-            return signed, f"{'valid, but' if signed else 'invalid:'} {error}"
-        return True, "valid"
+            return False, f"invalid: {error}"
+        # A signed event that this program is too old to know is accepted all the same.
+        return True, "valid, but newer than this program" if isinstance(event, UnknownEvent) else "valid"
 
 
 def _read(body: bytes) -> tuple[str, str]:

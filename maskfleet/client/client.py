@@ -176,7 +176,7 @@ class Client:
                 for version, job in follow(self._transport, job_id, seen, None if left == math.inf else left):
                     seen = version
                     yield job
-                    if job.status.ended:
+                    if job.ended:
                         return
             except ApiError:
                 break  # if more than the stream is broken, the next call reports it
@@ -192,7 +192,7 @@ class Client:
             hold_s = int(max(0, min(held_s, deadline - asked)))
             job = self.get(job_id, held_s=hold_s)
             yield job
-            if job.status.ended:
+            if job.ended:
                 return
             if time.monotonic() >= deadline:
                 raise WaitTimeout(
@@ -234,7 +234,7 @@ class Client:
         except Conflict:
             # Already queued or running, perhaps by an earlier try whose response was lost.
             job = self.get(job_id)
-            if not job.status.ended:
+            if not job.ended:
                 return job
             raise
         return JobView.model_validate_json(response.content)

@@ -63,7 +63,7 @@ class WebhookRejected(ValueError):
     """A webhook that must not be trusted, or is not understood.
 
     ``code``: ``missing_header``, ``invalid_timestamp``, ``too_old``, ``too_new``, ``wrong_signature``;
-    ``unknown_event`` for a correctly signed event that this version does not know.
+    ``unknown_event`` for a correctly signed body that is not an event.
     """
 
     def __init__(self, code: str, detail: str) -> None:

@@ -13,16 +13,16 @@ from standardwebhooks import Webhook as Signer
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from maskfleet.client.errors import WebhookRejected
-from maskfleet.jobs.schema.events import BatchEvent, Event, Ping
+from maskfleet.jobs.schema.events import BatchEvent, Event, Ping, UnknownEvent
 
 #: How long a webhook may be in transit, including the clocks' difference.  Source: Standard Webhooks' own libraries.
 TOLERANCE_S = 300.0
 #: The required headers.  Source: the Standard Webhooks specification, section "Webhook Headers".
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 
-#: What a webhook reports: a job, a batch, or a ping that tests its receiver.
-WebhookEvent = Event | BatchEvent | Ping
-_EVENTS: TypeAdapter[WebhookEvent] = TypeAdapter(WebhookEvent)
+#: What a webhook reports: a job, a batch, a ping that tests its receiver, or what only a newer version knows.
+WebhookEvent = Event | BatchEvent | Ping | UnknownEvent
+_KNOWN: TypeAdapter[Event | BatchEvent | Ping] = TypeAdapter(Event | BatchEvent | Ping)
 
 
 def verify_webhook(
@@ -33,6 +33,7 @@ def verify_webhook(
     body: the request's raw bytes.  headers: names in any case.  secrets: your tenant's secret, ``whsec_…``, or
     several during a rotation (``Client.webhook_secret().all``); it is enough that one of them matches one of the
     signatures.
+    An event that only a newer version knows is returned as UnknownEvent; fields that it added are kept.
     A webhook may arrive more than once, with the same ``webhook-id`` header.
     Raises WebhookRejected, whose ``code`` says why; ValueError for a malformed secret, or if there are none.
     """
@@ -54,12 +55,18 @@ def verify_webhook(
     shown = [one.encode() for one in given[SIGNATURE].split(" ")]
     if not any(hmac.compare_digest(one, other) for one in expected for other in shown):
         raise WebhookRejected("wrong_signature", "It was signed with another secret or changed in transit.")
+    return _read(body)
+
+
+def _read(body: bytes) -> WebhookEvent:
     try:
-        return _EVENTS.validate_json(body)
+        return _KNOWN.validate_json(body)
+    except ValidationError:
+        pass
+    try:
+        return UnknownEvent.model_validate_json(body)
     except ValidationError as error:
-        raise WebhookRejected(
-            "unknown_event", "The signature is correct, but this version does not know the event."
-        ) from error
+        raise WebhookRejected("unknown_event", "The signature is correct, but the body is not an event.") from error
 
 
 def check_secrets(secrets: Iterable[str]) -> None:

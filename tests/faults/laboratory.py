@@ -53,6 +53,7 @@ class Program:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
+    folder: Path = ROOT
     ended_by_itself: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -69,7 +70,7 @@ class Program:
 
     def start(self, **extra: str) -> None:
         with self._lock:
-            self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=ROOT)
+            self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=self.folder)
 
     def kill(self) -> None:
         """Kill it and all its children at once; it stays dead until it is started."""
@@ -244,8 +245,8 @@ class Laboratory:
         wait_until(self.api_is_ready, 60, every_s=0.1)
         self.await_nodes()
 
-    def add(self, name: str, command: tuple[str, ...], **settings: str) -> None:
-        """Start a program that reaches Redis through the proxy of its name."""
+    def add(self, name: str, command: tuple[str, ...], *, folder: Path = ROOT, **settings: str) -> Program:
+        """Start a program that reaches Redis through the proxy of its name.  folder: where its code is."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKFLEET_")}
         environment |= {
             "MASKFLEET_REDIS_URL": f"redis://127.0.0.1:{self.redis_ways[name].port}/0",
@@ -271,9 +272,11 @@ class Laboratory:
             "OMP_NUM_THREADS": "1",
             **settings,
         }
-        program = Program(name, command, environment, self.folder / f"{name}.log")
+        environment["PYTHONPATH"] = str(folder)
+        program = Program(name, command, environment, self.folder / f"{name}.log", folder)
         program.start()
         self.programs[name] = program
+        return program
 
     def _end_programs(self) -> None:
         for program in self.programs.values():

@@ -161,7 +161,7 @@ def test_a_signed_event_that_is_newer_than_this_program_is_shown_and_taken(liste
     assert listening.post(body, signed(body)) == 204
     wait_until(lambda: "responded" in listening.text)
     assert "job.painted" in listening.text
-    assert "valid, but unknown_event: " in listening.text
+    assert "valid, but newer than this program; " in listening.text
 
 
 def test_nothing_that_is_posted_is_obeyed_by_the_terminal_or_breaks_it(listen: Listen) -> None:

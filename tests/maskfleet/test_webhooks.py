@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 
 from maskfleet import verify_webhook
 from maskfleet.client.errors import WebhookRejected
-from maskfleet.jobs.schema.events import Event, EventData, Ping, PingData
+from maskfleet.jobs.schema.events import Event, EventData, Ping, PingData, UnknownEvent
 from maskfleet.jobs.schema.record import JobUrls
 from maskfleet.jobs.schema.spec import EventName
 from maskfleet.stack.receiver import Receiver
@@ -137,9 +137,27 @@ def test_a_malformed_signature_beside_a_good_one_does_no_harm() -> None:
     assert verify_webhook(BODY, headers, WEBHOOK_SECRET) == EVENT
 
 
+def test_an_event_of_a_type_that_only_a_newer_server_knows_is_returned_as_it_is() -> None:
+    body = b'{"type": "image.found", "timestamp": "2026-01-02T00:00:00Z", "data": {"tint": "blue"}, "tint": 1}'
+
+    event = verify_webhook(body, signed(body), WEBHOOK_SECRET)
+
+    assert isinstance(event, UnknownEvent)
+    assert (event.type, event.data, event.model_extra) == ("image.found", {"tint": "blue"}, {"tint": 1})
+
+
+def test_a_known_event_with_a_new_field_and_a_new_state_is_returned_with_both() -> None:
+    body = BODY.replace(b'"mode"', b'"tint":"blue","mode"').replace(b"succeeded", b"paused")
+
+    event = verify_webhook(body, signed(body), WEBHOOK_SECRET)
+
+    assert isinstance(event, Event)
+    assert (event.type, event.data.status, event.data.model_extra) == ("job.paused", "paused", {"tint": "blue"})
+
+
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"not json"])
 def test_a_signed_body_that_is_no_event_is_refused(body: bytes) -> None:
-    with pytest.raises(WebhookRejected, match=r"^unknown_event: .*does not know the event"):
+    with pytest.raises(WebhookRejected, match=r"^unknown_event: .*is not an event"):
         verify_webhook(body, signed(body), WEBHOOK_SECRET)
 
 

@@ -663,3 +663,23 @@ def test_a_courier_mends_what_does_not_match_the_records(
         wait_until(lambda: "reconciled" in capsys.readouterr().out, 20)
 
     assert redis_client.scard("mf:inflight:ant") == 1
+
+
+def test_a_webhook_about_a_record_that_cannot_be_read_is_tried_again_and_holds_up_no_other(
+    ledger: Ledger,
+    redis_url: str,
+    redis_client: redis.Redis,
+    receive: Callable[..., Receiver],
+    deliveries: Deliveries,
+) -> None:
+    receiver = receive()
+    damaged, whole = succeed(ledger, receiver.url), succeed(ledger, receiver.url)
+    redis_client.hset(f"mf:job:{damaged}", "created_ms", "long ago")
+
+    with courier(redis_url):
+        wait_until(lambda: deliveries.waiting() == 0)
+
+    assert [verify_webhook(body, headers, SECRET).data.id for headers, body in receiver.requests] == [whole]
+    [told] = deliveries.of(damaged, "ant")
+    assert told.state is DeliveryState.GIVEN_UP
+    assert [one.error for one in told.tries] == ["record_unreadable"] * 3

@@ -15,7 +15,7 @@ from itertools import islice
 
 from structlog.contextvars import bound_contextvars
 
-from maskfleet.jobs.errors import JobError, QueueUnavailable
+from maskfleet.jobs.errors import JobError, QueueUnavailable, RecordUnreadable
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
@@ -30,7 +30,7 @@ from maskfleet.jobs.schema.delivery import DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
-from maskfleet.worker.courier.send import Sent, send
+from maskfleet.worker.courier.send import Sent, send, unsent
 from maskfleet.worker.courier.sweep import Sweep
 from maskfleet.worker.egress import egress_session
 from maskfleet.worker.node.supervisor import StopSignals
@@ -178,7 +178,12 @@ class Courier:
     def _deliver(self, delivery: Delivery) -> None:
         with bound_contextvars(delivery_id=delivery.id, **subject_ids(delivery.subject)):
             try:
-                body = self._body(delivery)
+                try:
+                    body = self._body(delivery)
+                except RecordUnreadable as error:  # a courier of the version that wrote it may send it later
+                    logger.error("record_unreadable", detail=error.detail)
+                    self._note(delivery, unsent(delivery, error))
+                    return
                 if body:
                     secrets = (*(one.text for one in self._secrets.of(delivery.tenant)), *self._shared_secrets)
                     self._note(delivery, send(delivery, body, secrets, self._session, self.time_limit_s(delivery)))

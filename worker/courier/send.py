@@ -13,6 +13,7 @@ from standardwebhooks import Webhook
 from urllib3.exceptions import HTTPError
 
 from maskfleet.jobs.addresses import AddressRefused
+from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.deliveries import Delivery
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome
 
@@ -76,6 +77,21 @@ def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: reque
         outcome, detail = _judged(response.status_code)
         tried = attempt(outcome, detail, status=response.status_code, answer=_beginning(response))
         return Sent(tried, 0.0 if outcome is DeliveryAttemptOutcome.DELIVERED else _retry_after_s(response))
+
+
+def unsent(delivery: Delivery, error: JobError) -> Sent:
+    """Return the attempt that could not be made, because what it tells of cannot be read."""
+    now = datetime.fromtimestamp(delivery.now_s, UTC)
+    return Sent(
+        DeliveryAttempt(
+            number=delivery.attempts_total,
+            at=now,
+            duration_s=0.0,
+            outcome=DeliveryAttemptOutcome.FAILED,
+            error=error.code,
+            detail=error.detail,
+        )
+    )
 
 
 def _judged(status: int) -> tuple[DeliveryAttemptOutcome, str | None]:
