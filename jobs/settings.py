@@ -244,6 +244,8 @@ class ApiSettings(SigningSettings):
 class WorkerSettings(SharedSettings):
     """Settings of a worker: one process, one device."""
 
+    #: The commit, tag or branch of a hub id in ``model``; a commit always means the same weights.  Empty: the latest.
+    model_revision: str = ""
     #: ``cpu`` or ``cuda``; CUDA_VISIBLE_DEVICES selects the GPU, before torch is imported.
     device: str = "cpu"
     node: str = Field(default_factory=socket.gethostname)

@@ -101,7 +101,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     started = time.monotonic()
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    model = load_model(settings.model, settings.device, settings.precision)
+    model = load_model(settings.model, settings.device, settings.precision, revision=settings.model_revision or None)
     mask.warm_up()
     bench = workbench_for(partial(segment_and_format, model), settings)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)

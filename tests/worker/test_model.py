@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,34 @@ def test_a_config_that_is_not_json_is_not_a_model(copy: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_unavailable(demo_model: str) -> None:
     assert fault_of(demo_model, "cuda").code == "device_unavailable"
+
+
+def test_pickled_weights_are_not_loaded(copy: Path) -> None:
+    network = load_model(str(copy), "cpu").family.network
+    torch.save(network.state_dict(), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+
+    assert fault_of(str(copy)).code == "model_not_found"
+
+
+def test_of_a_hub_model_the_revision_that_is_set_is_loaded(demo_model: str, tmp_path: Path) -> None:
+    """From the hub's cache, where both a commit with the checkpoint and a later one without lie."""
+    pinned, latest = "a" * 40, "b" * 40
+    folder = tmp_path / "models--ant--sam"
+    shutil.copytree(demo_model, folder / "snapshots" / pinned)
+    shutil.copytree(demo_model, folder / "snapshots" / latest)
+    (folder / "snapshots" / latest / "model.safetensors").unlink()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(latest)
+    program = (
+        "from maskfleet.jobs.errors import AttemptFailed\n"
+        "from maskfleet.worker.sam.model import load_model\n"
+        f"print(load_model('ant/sam', 'cpu', revision='{pinned}').name)\n"
+        "try: load_model('ant/sam', 'cpu')\n"
+        "except AttemptFailed as error: print(error.code)\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+
+    assert ran.stdout.split() == ["ant/sam", "model_not_found"], ran.stderr

@@ -25,10 +25,10 @@ class SegmentationModel:
     device: torch.device
 
 
-def load_model(ref: str, device: str, precision: str = "float32") -> SegmentationModel:
-    """Load a checkpoint from a hub id or a folder.
+def load_model(ref: str, device: str, precision: str = "float32", *, revision: str | None = None) -> SegmentationModel:
+    """Load a checkpoint from a hub id or a folder.  Pickled weights are not loaded.
 
-    precision: of the encoder: float32, bfloat16 or float16.
+    precision: of the encoder: float32, bfloat16 or float16.  revision: of a hub id; by default its latest.
 
     Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (unknown family, or a package is missing),
     ``model_unreadable``, ``device_unavailable``.
@@ -38,8 +38,8 @@ def load_model(ref: str, device: str, precision: str = "float32") -> Segmentatio
     source = str(Path(ref).expanduser()) if ref.startswith("~") else ref
     disable_progress_bar()  # type: ignore[no-untyped-call]  # it would clutter the worker's log
     try:
-        family = _family_of(source)
-        network, preprocessing = family.read(source)
+        family = _family_of(source, revision)
+        network, preprocessing = family.read(source, revision)
     except ImportError as error:
         raise AttemptFailed("model_not_supported", f"{ref} needs a package that is not installed: {error}") from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -47,8 +47,9 @@ def load_model(ref: str, device: str, precision: str = "float32") -> Segmentatio
     except OSError as error:
         raise AttemptFailed(
             "model_not_found",
-            f"The model {ref} was not found locally or on the hub. Use a hub id such as facebook/sam-vit-base, or a "
-            "folder with config.json, preprocessor_config.json and model.safetensors.",
+            f"The model {ref}{f' at revision {revision}' if revision else ''} was not found locally or on the hub, or "
+            "has no safetensors. Use a hub id such as facebook/sam-vit-base, or a folder with config.json, "
+            "preprocessor_config.json and model.safetensors.",
         ) from error
     try:
         place = torch.device(device)
@@ -71,9 +72,9 @@ def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
     return max(1, min(points_per_batch, int(budget // model.family.point_bytes)))
 
 
-def _family_of(source: str) -> type[Family]:
+def _family_of(source: str, revision: str | None) -> type[Family]:
     config: dict[str, Any]
-    config, _ = PreTrainedConfig.get_config_dict(source)
+    config, _ = PreTrainedConfig.get_config_dict(source, **({"revision": revision} if revision else {}))
     if not config:
         raise OSError(f"{source} has no config.json")
     kind = str(config.get("model_type", "nameless"))

@@ -42,12 +42,21 @@ class Family:
         self.encoder_dtype = torch.float32
 
     @classmethod
-    def read(cls, source: str) -> tuple[Any, Preprocessing]:
-        """Load a checkpoint from a hub id or a folder; raises what the library raises."""
-        numbers, _ = BaseImageProcessor.get_image_processor_dict(source)
+    def read(cls, source: str, revision: str | None = None) -> tuple[Any, Preprocessing]:
+        """Load a checkpoint from a hub id or a folder; raises what the library raises.
+
+        revision: of a hub id, a commit, tag or branch; by default its latest.
+        """
+        at = {"revision": revision} if revision else {}
+        numbers, _ = BaseImageProcessor.get_image_processor_dict(source, **at)
         preprocessing = cls.read_preprocessing(numbers)
         # float32 whatever the file contains: half precision changes the masks slightly.
-        network = getattr(transformers, cls.network_class).from_pretrained(source, dtype=torch.float32)
+        network = getattr(transformers, cls.network_class).from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,  # a pickled checkpoint is a program
+            **at,
+        )
         return network.eval().requires_grad_(False), preprocessing
 
     @classmethod
