@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
 from maskfleet.api.services import current_services
-from maskfleet.jobs.errors import NotFound, StoreUnavailable
+from maskfleet.jobs.errors import NotFound, StoreMisconfigured
 from maskfleet.jobs.schema.api import Health
 
 blueprint = Blueprint("health", __name__)
@@ -26,7 +26,7 @@ def live() -> Response:
         summary="Readiness: the queue and the object store respond as well.",
         scope=None,
         responses={200: Health},
-        problems={503: ("queue_unavailable", "store_unavailable")},
+        problems={503: ("queue_unavailable", "store_unavailable", "store_misconfigured")},
         any_host=True,
     )
 )
@@ -34,8 +34,8 @@ def ready() -> Response:
     current_services().ledger.ping()
     try:
         current_services().store.ping()
-    except NotFound as error:  # the bucket is missing, or access is denied
-        raise StoreUnavailable("The object store responds, but this service cannot access its bucket.") from error
+    except NotFound as error:
+        raise StoreMisconfigured("its bucket does not exist.") from error
     return json_response(Health(status="ready"))
 
 

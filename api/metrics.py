@@ -125,9 +125,17 @@ class _JobCollector(Collector):
             oldest.add_metric((queue,), age_s)
         yield oldest
         workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
-        for model, count in (dict.fromkeys(self._models, 0) | self._jobs.worker_registry.counts()).items():
-            workers.add_metric((model,), count)
+        withdrawn = GaugeMetricFamily(
+            "maskfleet_workers_withdrawn",
+            "Workers that take no jobs until their self-test passes.",
+            labels=("model",),
+        )
+        registry = self._jobs.worker_registry
+        for family, counts in ((workers, registry.counts()), (withdrawn, registry.withdrawn())):
+            for model, count in (dict.fromkeys(self._models, 0) | counts).items():
+                family.add_metric((model,), count)
         yield workers
+        yield withdrawn
         for name, text, value in (
             ("jobs_processing", "Jobs that are running.", self._jobs.job_counts.processing()),
             ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),

@@ -18,7 +18,9 @@
     └── ServiceError             the service failed; retried
         ├── QueueUnavailable     Redis did not respond, or is full
         ├── LedgerVersion        the data in Redis has another version; an operator must act
-        ├── RecordUnreadable     a record that this version cannot read
+        ├── NodeFault            perhaps this node's own fault: another node tries, uncharged
+        │   ├── StoreMisconfigured  the store refuses this program's credentials, clock or bucket
+        │   └── RecordUnreadable    a record that this version cannot read
         ├── StoreUnavailable     S3 did not respond
         ├── SourceUnavailable    the image's own host did not respond
         ├── BacklogFull          the backlog is so long that another job would wait too long
@@ -238,11 +240,34 @@ class LedgerVersion(ServiceError):
         )
 
 
+class NodeFault(ServiceError):
+    """What went wrong may be this node's own fault, so no job fails for it before another node agrees.
+
+    verdict: what the job fails with once they do.  counts: whether it may have the node withdraw; callers can provoke
+    the others.
+    """
+
+    def __init__(self, code: str, detail: str, *, verdict: JobError | None = None, counts: bool = True) -> None:
+        super().__init__(code, detail)
+        self.verdict = verdict or self
+        self.counts = counts
+
+
+class StoreMisconfigured(NodeFault):
+    """The store refuses what is this service's own."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            "store_misconfigured",
+            f"The service cannot use its own object store: {why} Its operator has to act; then try again.",
+        )
+
+
 #: The code of RecordUnreadable, also as a webhook's reason for not being sent.
 UNREADABLE = "record_unreadable"
 
 
-class RecordUnreadable(ServiceError):
+class RecordUnreadable(NodeFault):
     """A record in Redis is damaged, or holds what only a newer version knows."""
 
     status = 500
@@ -253,6 +278,7 @@ class RecordUnreadable(ServiceError):
             UNREADABLE,
             f"This version of the service cannot read the record of the {what}: it is damaged, or from a newer version"
             f"{f' ({why})' if why else ''}.",
+            counts=False,
         )
 
 

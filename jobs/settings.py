@@ -265,6 +265,10 @@ class WorkerSettings(SharedSettings):
     ready_within_s: float = Field(60.0, gt=0)
     #: Until this long after a job's first claim, attempts that fail because S3 or Redis is down do not count.
     outage_patience_s: float = Field(900.0, ge=0)
+    #: A node that met so many faults of its own in a row takes no more jobs until its self-test passes; 0 for never.
+    node_faults: int = Field(3, ge=0)
+    #: How long it waits before the first self-test; twice as long before each further one, up to 300 s.
+    probe_s: float = Field(5.0, gt=0)
     #: How long Celery waits for a child process to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     fetch_timeout_s: float = Field(60.0, gt=0)

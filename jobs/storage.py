@@ -23,9 +23,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
-from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreUnavailable
+from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreMisconfigured, StoreUnavailable
 from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.settings import SharedSettings
 
@@ -37,6 +43,18 @@ if TYPE_CHECKING:
 MAX_SKEW_S = 15 * 60
 #: The error codes of S3 that mean "not there".
 _ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+#: Those that mean that it does not accept who asks, whatever is asked for.  Source: Amazon S3, "Error responses".
+_NOT_ACCEPTED = {
+    "AuthorizationHeaderMalformed",
+    "CredentialsNotSupported",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "NotSignedUp",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
 DELETED_AT_ONCE = 1000
 
@@ -74,12 +92,18 @@ class ObjectDenied(NotFound):
 class Store:
     """The bucket, by key.
 
-    Every method raises StoreUnavailable when the store does not respond, or responds that it is unavailable.
+    Every method raises StoreUnavailable when the store does not respond, or responds that it is unavailable, and
+    StoreMisconfigured when it refuses this program's credentials or clock, or access to its own bucket.
     """
 
     def __init__(self, settings: SharedSettings) -> None:
         self._settings = settings
         self.bucket = settings.bucket
+        self.sign_in_again()
+
+    def sign_in_again(self) -> None:
+        """Read the credentials again, where settings leave it to boto3 to find them: a file may have changed."""
+        settings = self._settings
         self._s3 = _client(settings, settings.s3_endpoint)
         # A presigned link's signature covers the host name, so links are made for the address that clients use.
         self._public_s3 = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
@@ -103,11 +127,11 @@ class Store:
     def read(self, key: str, *, bucket: str = "", max_bytes: int | None = None) -> bytes:
         """Return an object's bytes, at most ``max_bytes`` + 1 of them, so that the caller can see that it is too long.
 
-        Raises NotFound (``object_not_found``), ObjectDenied (``object_denied``).
+        Raises NotFound (``object_not_found``), ObjectDenied (``object_denied``; only for another bucket).
         """
         extent = f"bytes=0-{max_bytes}" if max_bytes is not None else "bytes=0-"
         try:
-            with _s3_errors():
+            with _s3_errors(own=bucket in ("", self.bucket)):
                 response = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
                 # Not the body's own ``with``, which yields the bare connection, whose errors are urllib3's.
                 with closing(response["Body"]) as body:
@@ -120,7 +144,7 @@ class Store:
     def head(self, key: str, *, bucket: str = "") -> StoredObject | None:
         """Return an object's size and type, or None if it does not exist."""
         try:
-            with _s3_errors():
+            with _s3_errors(own=bucket in ("", self.bucket)):
                 response = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
         except NotFound:
             return None
@@ -181,9 +205,16 @@ class Store:
         return self.delete(found.key for found in self.listed(folder))
 
     def ping(self) -> None:
-        """Raise StoreUnavailable or NotFound unless the bucket is reachable."""
+        """Raise StoreUnavailable, StoreMisconfigured or NotFound (no bucket) unless the bucket is reachable."""
         with _s3_errors():
             self._s3.head_bucket(Bucket=self.bucket)
+
+    def clock_ahead_s(self) -> float:
+        """Return how far this machine's clock is ahead of the store's, in seconds.  Raises as ``ping``."""
+        with _s3_errors():
+            response = self._s3.head_bucket(Bucket=self.bucket)
+        date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
 
     def make_bucket(self) -> None:
         """Create the missing bucket."""
@@ -276,19 +307,28 @@ def _clock_is_off(error: ClientError) -> bool:
 
 
 @contextmanager
-def _s3_errors() -> Iterator[None]:
+def _s3_errors(*, own: bool = True) -> Iterator[None]:
+    """Translate boto3's errors.  own: whether the bucket is ours, so that a refusal is not the caller's fault."""
     try:
         yield
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if own and _code(error) == "NoSuchBucket":
+            raise StoreMisconfigured("its bucket does not exist.") from error
         if _code(error) in _ABSENT:
             raise NotFound("object_not_found", "The object is not in the store.") from error
         if status == 403 and _clock_is_off(error):
-            raise StoreUnavailable("The object store rejects requests: this machine's clock is wrong.") from error
+            raise StoreMisconfigured("a machine's clock is wrong.") from error
+        if _code(error) in _NOT_ACCEPTED:
+            raise StoreMisconfigured("its credentials are not accepted.") from error
+        if status == 403 and own:
+            raise StoreMisconfigured("access to its bucket is denied.") from error
         if status == 403:
             raise ObjectDenied("object_denied", "The object store denies this service access to the object.") from error
         if status >= 500 or _code(error) in ("SlowDown", "RequestTimeout"):
             raise StoreUnavailable from error
         raise
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+        raise StoreMisconfigured("it has no credentials.") from error
     except (BotoCoreError, OSError) as error:
         raise StoreUnavailable from error

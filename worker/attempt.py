@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from functools import partial
 import requests
 from structlog.contextvars import bound_contextvars
 
-from maskfleet.jobs.errors import AttemptFailed, JobError, QueueUnavailable
+from maskfleet.jobs.errors import AttemptFailed, JobError, NodeFault, QueueUnavailable
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import Bells
 from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.schema.wire import utc_time
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.jobs.storage import Store
@@ -34,6 +36,9 @@ logger = get_logger()
 
 #: How long to retry recording a job's outcome while Redis is unavailable.
 FINISH_PATIENCE_S = 60.0
+#: Errors of the operating system that say something of the machine, not of a job: a full or broken disk, too many open
+#: files.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,11 @@ class Workbench:
     settings: WorkerSettings
 
 
-def attempt_next(bench: Workbench) -> bool:
-    """Claim the next job, run it and record the outcome; return False if there is none."""
+def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lambda _: None) -> bool:
+    """Claim the next job, run it and record the outcome; return False if there is none.
+
+    note: is told what went wrong, or None after a success.
+    """
     settings, ledger = bench.settings, bench.ledger
     queues = model_queues(settings.model_name)
     claim = ledger.claim_next(queues, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
@@ -66,6 +74,7 @@ def attempt_next(bench: Workbench) -> bool:
             with Lease(ledger, record, settings) as lease:
                 result = _do(record, bench, lease)
             _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks)
+            note(None)
         except Canceled:
             _end(partial(ledger.finish_canceled, record), "job_canceled")
         except Drained:
@@ -75,9 +84,12 @@ def attempt_next(bench: Workbench) -> bool:
             _end(ledger.note_fenced, "job_fenced")
         except JobError as error:
             _give_back_or_fail(error, record, bench)
+            note(error)
         except Exception as error:  # the outermost handler: whatever breaks, the job must not hang
             logger.exception("attempt_broke")
-            _give_back_or_fail(_what_broke(error), record, bench)
+            broke = _what_broke(error)
+            _give_back_or_fail(broke, record, bench)
+            note(broke)
             if is_lost_device(error):
                 logger.error("device_lost")
                 kill_this_process()  # every further call on the device would fail, too
@@ -106,7 +118,11 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
     return write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
 
 
-def _what_broke(error: Exception) -> AttemptFailed:
+def _what_broke(error: Exception) -> JobError:
+    if is_lost_device(error):
+        return NodeFault("device_lost", "The worker lost its device, such as its GPU.")
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return NodeFault("machine_broken", f"The worker's machine failed: {error.strerror}.")
     if is_out_of_memory(error):
         detail = "The worker ran out of memory, even decoding one point at a time. Send a smaller image."
         return AttemptFailed("out_of_memory", detail)
@@ -117,12 +133,24 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
     """Queue the job again after a delay, or mark it as failed."""
     ledger = bench.ledger
     patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
-    match decide(error, record.attempt, record.tried_for_s, patience, random.random()):  # noqa: S311 (jitter)
+    agreed = isinstance(error, NodeFault) and _another_node_met(error.code, record, ledger)
+    jitter = random.random()  # noqa: S311 (spreads retries; no secret)
+    match decide(error, record.attempt, record.tried_for_s, patience, jitter, agreed=agreed):
         case TryAgain(delay_s, charged):
             back = partial(ledger.release, record, delay_s=delay_s, charged=charged, outcome=error.code)
             _end(back, "job_released", code=error.code, charged=charged)
         case GiveUp(code, detail):
             _end(partial(ledger.fail, record, code, detail), "job_failed", code=code)
+
+
+def _another_node_met(code: str, record: JobRecord, ledger: Ledger) -> bool:
+    """Return whether another node handed this job back for the same reason, since it was created or retried."""
+    try:
+        attempts = ledger.attempts(record.id)
+    except QueueUnavailable:
+        return False
+    since = utc_time(record.started_ms or 0)
+    return any(one.outcome == code and one.worker != record.worker and one.started_at >= since for one in attempts)
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.errors import NotFound, StoreMisconfigured
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
 from maskfleet.jobs.storage import Store, manifest_key, result_prefix
@@ -13,6 +13,6 @@ def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
     key = manifest_key(record.tenant, record.id)
     try:
         body = store.read(key)
-    except NotFound:
+    except (NotFound, StoreMisconfigured):  # without the right to list, S3 denies what does not exist
         return None
     return Manifest.model_validate_json(body).summary(result_prefix(record.tenant, record.id), key)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from maskfleet.jobs.errors import QueueUnavailable
@@ -13,6 +14,7 @@ from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry, WorkerSe
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import CANARY, Publisher
 from maskfleet.jobs.queue import canary_queue
+from maskfleet.worker.node.fitness import Fitness
 
 if TYPE_CHECKING:
     from maskfleet.worker.attempt import Workbench
@@ -36,6 +38,14 @@ class WorkerChild:
         self._bench = bench
         self._worker_registry = worker_registry
         self._publisher = publisher
+        from maskfleet.worker.node.self_test import self_test  # not in the node's parent process, which needs no numpy
+
+        settings = bench.settings
+        test = partial(self_test, bench.store, worker_registry, settings)
+        self._fitness = Fitness(
+            test, worker_registry, settings.node, limit=settings.node_faults, probe_s=settings.probe_s
+        )
+        self._fitness.begin()
         self._jobs = 0
         self._busy = False
         self._consumed_at = time.monotonic()
@@ -55,7 +65,11 @@ class WorkerChild:
 
         self._busy = True
         try:
-            self._jobs += attempt_next(self._bench)
+            # While it waits, Celery hands this node nothing more: see celery_app's prefetching.
+            if self._fitness.wait(self._is_draining):
+                self._jobs += attempt_next(self._bench, self._fitness.note)
+            # Here rather than at the next bell, so that none is taken only to lie here.
+            self._fitness.wait(self._is_draining)
         finally:
             self._busy = False
             self._consumed_at = time.monotonic()
@@ -63,11 +77,18 @@ class WorkerChild:
     def leave(self) -> None:
         """Withdraw from the worker registry, and end what this process started."""
         self._over.set()
+        self._fitness.close()
         self._bench.sandbox.close()
         try:
             self._worker_registry.withdraw(self._bench.settings.node)
         except QueueUnavailable:
             logger.warning("worker_not_withdrawn")  # its entry expires
+
+    def _is_draining(self) -> bool:
+        try:
+            return self._bench.ledger.is_draining(self._bench.settings.node)
+        except QueueUnavailable:
+            return False
 
     def _announce_until_over(self) -> None:
         while not self._over.is_set():
@@ -84,7 +105,15 @@ class WorkerChild:
         # While it runs a job, the lease shows whether it is healthy.
         idle_s = 0 if self._busy else int(now - self._consumed_at)
         self._worker_registry.announce(
-            WorkerSeen(settings.node, settings.model_name, settings.device, os.getpid(), self._jobs, idle_s)
+            WorkerSeen(
+                settings.node,
+                settings.model_name,
+                settings.device,
+                os.getpid(),
+                self._jobs,
+                idle_s,
+                fault=self._fitness.fault,
+            )
         )
         if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:
             self._canary_sent_at = now

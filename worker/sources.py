@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import requests
 
 from maskfleet.jobs.addresses import AddressRefused
-from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NotFound, SourceUnavailable
+from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NodeFault, NotFound, SourceUnavailable
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.spec import ImageSource
@@ -32,7 +32,8 @@ def fetch_image(
 ) -> bytes:
     """Fetch the image's bytes, at most ``settings.max_image_bytes``.
 
-    Raises InvalidImage if it cannot be fetched, SourceUnavailable or StoreUnavailable if a retry may help.
+    Raises InvalidImage if it cannot be fetched, SourceUnavailable or StoreUnavailable if a retry may help, NodeFault if
+    another node may.
     """
     if source.url is not None:
         data = _fetch_url(source.url, egress, settings)
@@ -40,7 +41,7 @@ def fetch_image(
         bucket, key = allowed_object(source.s3_uri, tenant, settings)
         data = _read_object(store, bucket, key, settings)
     elif source.upload_id is not None:
-        data = _read_object(store, store.bucket, upload_key(tenant, source.upload_id), settings)
+        data = _read_upload(store, upload_key(tenant, source.upload_id), settings)
     else:
         raise InvalidImage("image_not_stored", "The job's record names no image source.")
     if len(data) > settings.max_image_bytes:
@@ -52,7 +53,7 @@ def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, sett
     """Fetch the earlier masks that prompts name, keyed by the index of the prompt.
 
     Raises InvalidPrompt (``mask_input_not_found``, ``mask_input_forbidden``, ``invalid_mask_input``), InvalidRequest
-    for a bucket that is not allowed, StoreUnavailable.
+    for a bucket that is not allowed, StoreUnavailable, NodeFault.
     """
     named = {index: prompt.mask_input for index, prompt in enumerate(prompts) if prompt.mask_input is not None}
     return {
@@ -66,7 +67,7 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
             bucket, key = allowed_object(source.s3_uri, tenant, settings)
             return store.read(key, bucket=bucket, max_bytes=MAX_FILE_BYTES)
         if source.upload_id is not None:
-            return store.read(upload_key(tenant, source.upload_id), max_bytes=MAX_FILE_BYTES)
+            return _read_uploaded_mask(store, upload_key(tenant, source.upload_id), prompt)
         body = store.read(manifest_key(tenant, source.job_id or ""))
         of_masks = [
             file.key for file in Manifest.model_validate_json(body).files if file.name.startswith(LOGITS_FOLDER)
@@ -91,6 +92,16 @@ def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settin
     )
 
 
+def _read_uploaded_mask(store: Store, key: str, prompt: int) -> bytes:
+    try:
+        return store.read(key, max_bytes=MAX_FILE_BYTES)
+    except NotFound as error:  # as in _read_upload
+        missing = InvalidPrompt(
+            "mask_input_not_found", f"Prompt {prompt}: its mask_input is no longer in the store. Upload it again."
+        )
+        raise NodeFault(missing.code, missing.detail, verdict=missing) from error
+
+
 def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> bytes:
     try:
         return store.read(key, bucket=bucket, max_bytes=settings.max_image_bytes)
@@ -98,6 +109,15 @@ def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) 
         raise InvalidImage("image_forbidden", "The store denies this service access to the image.") from error
     except NotFound as error:
         raise InvalidImage("image_not_found", "The image was not found in the store.") from error
+
+
+def _read_upload(store: Store, key: str, settings: WorkerSettings) -> bytes:
+    try:
+        return store.read(key, max_bytes=settings.max_image_bytes)
+    except NotFound as error:
+        # The API saw it when it accepted the job: this node may look in the wrong place.
+        missing = InvalidImage("image_not_found", "The uploaded image is no longer in the store. Upload it again.")
+        raise NodeFault(missing.code, missing.detail, verdict=missing) from error
 
 
 def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> bytes:

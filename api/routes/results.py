@@ -28,7 +28,7 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
         summary="Get the manifest: a summary of every mask, and every file with a temporary link.",
         scope=Scope.READ,
         responses={200: Manifest},
-        problems={**_NO_RESULT, 503: ("store_unavailable",)},
+        problems={**_NO_RESULT, 503: ("store_unavailable", "store_misconfigured")},
     )
 )
 def show_result(job_id: str) -> Response:
@@ -47,7 +47,7 @@ def show_result(job_id: str) -> Response:
         problems={
             **_NO_RESULT,
             404: ("job_not_found", "result_not_found", "file_not_found"),
-            503: ("store_unavailable",),
+            503: ("store_unavailable", "store_misconfigured"),
         },
     )
 )

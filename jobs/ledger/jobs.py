@@ -56,6 +56,7 @@ fields):
     workers               zset    node → last seen, in seconds; a courier drops those gone for long    (workers.py)
     host:{host}           zset    the same, of one machine; expires unless renewed
     serving:{model}       zset    the same, of those that have a model loaded; expires unless renewed
+    withdrawn:{model}     zset    the same, of those that take no jobs; expires unless renewed
     models                zset    model → a worker with it last seen, in seconds; expires unless renewed
     reconciled            string  exists while nothing need be compared; expires after ``reconcile_s``  (reconciler.py)
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
@@ -63,6 +64,7 @@ fields):
     schema                string  the version of the ledger's schema                          (version.py)
     upgrade               string  the lock of a running upgrade; expires unless renewed       (version.py)
     worker:{node}         hash    what the node serves; expires unless renewed                (workers.py)
+    worker:{node}:faults  string  how many faults of its own it met in a row; expires after an hour
     keys, key:{id}        zset, hash  API keys                                                (api_keys.py)
     limits:{…}            string  requests of a key or a client address; expires            (api/limits.py)
 """

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from maskfleet.jobs.errors import NotFound, StoreUnavailable
+from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.worker.node.supervisor import start_child, stop_child
@@ -139,7 +139,7 @@ def start_s3(
         try:
             for store in stores:
                 store.ping()
-        except (NotFound, StoreUnavailable):  # not yet; or another server on the port, which does not know our keys
+        except JobError:  # not yet; or another server on the port, which does not know our keys
             return False
         return True
 

@@ -88,7 +88,7 @@ def test_without_a_store_an_inline_image_is_not_taken_in(without_store: Caller, 
 def test_a_service_without_its_bucket_is_not_ready(make_settings: SettingsMaker) -> None:
     client = create_app(make_settings(bucket="nowhere")).test_client()
 
-    check_problem(client.get("/ready"), 503, "store_unavailable")
+    check_problem(client.get("/ready"), 503, "store_misconfigured")
 
 
 def test_the_figures_show_requests_and_jobs(

@@ -35,7 +35,7 @@ FAILING_KINDS = {
     POISONED: "attempts_exhausted",
     TOO_LONG: "timeout",
     HUNG: "timeout",
-    DEVICE_LOST: "internal_error",
+    DEVICE_LOST: "device_lost",
 }
 #: What a fault may break, and the outcomes of an attempt that it explains; a worker's only on its own node.
 HARMS = {

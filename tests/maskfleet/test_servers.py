@@ -13,9 +13,9 @@ import psutil
 import pytest
 import redis
 
-from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.errors import NotFound, StoreMisconfigured
 from maskfleet.jobs.settings import SharedSettings
-from maskfleet.jobs.storage import ObjectDenied, Store
+from maskfleet.jobs.storage import Store
 from maskfleet.stack.servers import ServerFailed, free_port, start_redis, start_s3
 from tests.waiting import wait_until
 
@@ -69,7 +69,7 @@ def test_s3_keeps_objects_over_a_restart_on_other_ports(tmp_path: Path) -> None:
 def test_s3_refuses_a_wrong_key(store_fields: dict[str, str]) -> None:
     stranger = Store(SharedSettings(**{**store_fields, "s3_secret_key": "wrong"}))
 
-    with pytest.raises(ObjectDenied):
+    with pytest.raises(StoreMisconfigured):
         stranger.ping()
 
 

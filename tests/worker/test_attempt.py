@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ import redis
 from PIL import Image
 
 from maskfleet.jobs.buckets import AllowedBucket
+from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import ImageValues, JobRecord, ProgressView, ResultSummary
@@ -28,6 +30,7 @@ from maskfleet.jobs.storage import Store
 from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.egress import egress_session
 from maskfleet.worker.lease import Fenced, Lease
+from maskfleet.worker.output.artifacts import Segmented
 from tests import taking
 from tests.conftest import PHOTOS_BUCKET
 from tests.waiting import wait_until
@@ -100,6 +103,106 @@ def test_the_result_says_which_values_of_a_deep_image_were_shown(
     assert record.result.image_values == Manifest.model_validate(manifest).image_values == values
     # Readers of earlier versions refuse a field that they do not know: it is there only when it is needed.
     assert ("image_values" in manifest, "image_values" in shown) == (values is not None, values is not None)
+
+
+def attempt_due(bench: Workbench, note: Callable[[JobError | None], None] = lambda _: None) -> None:
+    """Attempt the next job, whatever its delay."""
+    taking.pass_delays(bench.ledger._redis)
+    attempt_next(bench, note)
+
+
+def other_node(bench: Workbench, **settings: object) -> Workbench:
+    return dataclasses.replace(bench, settings=bench.settings.model_copy(update={"node": "node-2", **settings}))
+
+
+@pytest.fixture
+def refused(bench: Workbench, store_fields: dict[str, str]) -> Workbench:
+    """A node whose secret for the store is not valid."""
+    stranger = Store(SharedSettings(**{**store_fields, "s3_secret_key": "rotated-away"}))
+    return dataclasses.replace(bench, store=stranger)
+
+
+def test_a_node_that_the_store_refuses_hands_the_job_to_another_uncharged(
+    bench: Workbench, refused: Workbench, coins: bytes
+) -> None:
+    job_id, noted = upload(bench, coins), []
+
+    for _ in range(bench.settings.max_attempts + 1):
+        attempt_due(refused, noted.append)
+        assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    attempt_due(other_node(bench), noted.append)
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+    assert [error and error.code for error in noted] == ["store_misconfigured"] * 4 + [None]
+
+
+def test_when_another_node_agrees_the_job_fails_and_the_service_is_blamed(
+    bench: Workbench, refused: Workbench, coins: bytes
+) -> None:
+    job_id = upload(bench, coins)
+    attempt_due(refused)
+
+    attempt_due(other_node(refused))
+
+    record = read(bench, job_id)
+    assert (record.status, record.error and record.error.code) == (Status.FAILED, "store_misconfigured")
+
+
+def test_an_only_node_is_believed_when_its_patience_ends(bench: Workbench, refused: Workbench, coins: bytes) -> None:
+    impatient = dataclasses.replace(refused, settings=bench.settings.model_copy(update={"outage_patience_s": 0}))
+    job_id = upload(bench, coins)
+
+    statuses = []
+    for _ in range(bench.settings.max_attempts):
+        attempt_due(impatient)
+        statuses.append(read(bench, job_id).status)
+
+    assert statuses == [Status.QUEUED, Status.QUEUED, Status.FAILED]
+
+
+def test_an_upload_that_one_node_does_not_find_is_looked_for_by_another(bench: Workbench, coins: bytes) -> None:
+    job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+
+    attempt_due(bench)
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    attempt_due(other_node(bench))
+
+    record = read(bench, job_id)
+    assert (record.status, record.error and record.error.code) == (Status.FAILED, "image_not_found")
+
+
+def test_a_retried_job_is_given_to_nodes_anew(bench: Workbench, coins: bytes) -> None:
+    job_id = create(bench, {"upload_id": "upl_" + "0" * 32})
+    attempt_due(bench)
+    attempt_due(other_node(bench))
+    bench.ledger.retry(job_id, "ant", start_deadline_s=60, max_in_flight=10)
+
+    attempt_due(bench)
+
+    assert read(bench, job_id).status is Status.QUEUED
+
+
+def test_a_spec_that_this_version_cannot_run_goes_to_another_node(bench: Workbench, coins: bytes) -> None:
+    job_id = upload(bench, coins, outputs=["of_tomorrow"])
+
+    attempt_due(bench)
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    attempt_due(other_node(bench))
+
+    record = read(bench, job_id)
+    assert (record.status, record.error and record.error.code) == (Status.FAILED, "record_unreadable")
+
+
+def test_a_full_disk_is_not_the_jobs_fault(bench: Workbench, coins: bytes) -> None:
+    def full(*_: object) -> Segmented:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job_id = upload(bench, coins)
+
+    attempt_due(dataclasses.replace(bench, segment=full))
+
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    assert [attempt.outcome for attempt in bench.ledger.attempts(job_id)] == ["machine_broken"]
 
 
 def test_an_image_is_read_from_a_bucket_that_is_allowed(

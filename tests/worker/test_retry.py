@@ -8,6 +8,7 @@ from maskfleet.jobs.errors import (
     InvalidImage,
     InvalidPrompt,
     JobError,
+    NodeFault,
     QueueUnavailable,
     StoreUnavailable,
 )
@@ -58,6 +59,22 @@ def test_an_outage_charges_no_attempt_while_there_is_patience(
 @given(attempts, times, jitters)
 def test_what_is_no_outage_counts_however_short_it_was_tried(attempt: int, tried_for_s: float, jitter: float) -> None:
     assert isinstance(decide(SERVICE_ERRORS[-1], attempt, tried_for_s, LENIENT, jitter), GiveUp)
+
+
+@given(attempts, times, jitters, st.booleans())
+def test_a_nodes_fault_fails_no_job_before_another_node_agrees(
+    attempt: int, tried_for_s: float, jitter: float, agreed: bool
+) -> None:
+    missing = InvalidImage("image_not_found", "Gone.")
+    fault = NodeFault(missing.code, missing.detail, verdict=missing)
+
+    decision = decide(fault, attempt, tried_for_s, LENIENT, jitter, agreed=agreed)
+
+    if agreed or tried_for_s >= LENIENT.outage_s:
+        assert decision == GiveUp("image_not_found", "Gone.")
+    else:
+        assert isinstance(decision, TryAgain)
+        assert not decision.charged
 
 
 @given(attempts, jitters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.errors import InvalidImage, NodeFault
 from maskfleet.jobs.logs import get_logger
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REFUSED, REQUEST, SIZE
@@ -37,6 +38,12 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 _PIPE_BYTES = 2**20
 #: The longest error or size message, in bytes.
 _JSON_BYTES = 2**16
+
+
+#: A black pixel, as PNG.
+KNOWN_IMAGE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+)
 
 
 class _Ended(Exception):
@@ -75,7 +82,7 @@ class Sandbox:
 
         check: called repeatedly; if it raises, the process is killed and the error passed on.
         Raises InvalidImage: the codes of `decode_photo`, ``image_crashes_decoder`` if a new process crashed on the file
-        as well, or ``image_takes_too_long``.
+        as well, or ``image_takes_too_long``.  Raises NodeFault (``decoder_broken``) if it does not decode any image.
         """
         self._check = check
         try:
@@ -87,11 +94,20 @@ class Sandbox:
             self._process.kill()
             self._replace()
             raise
+        if photo is None and not self._works():
+            raise NodeFault("decoder_broken", "The service's image decoder does not start.")
         if photo is None:
             raise InvalidImage(
                 "image_crashes_decoder", "This file crashes the image decoder. Re-save the image and try again."
             )
         return photo
+
+    def _works(self) -> bool:
+        """Decode a known image: whether the process works at all."""
+        try:
+            return self._try(KNOWN_IMAGE, 1) is not None
+        except InvalidImage:
+            return False
 
     def _try(self, data: bytes, max_pixels: int) -> Photo | None:
         """Try once; if the process ended, replace it and return None."""

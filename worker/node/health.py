@@ -25,6 +25,8 @@ def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -
     own = [worker for worker in workers if worker.node.endswith(node)]
     if not own:
         return "The worker has not announced itself recently; its model may still be loading."
+    if all(worker.fault for worker in own):
+        return f"The worker has withdrawn until its self-test passes: {own[0].fault}"
     idle_s = min(worker.consumed_s_ago for worker in own)
     if idle_s > ready_within_s:
         return f"No message has reached the worker for {idle_s} s."

@@ -43,6 +43,7 @@ local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
 local WORKERS, MODELS = 'mf:workers', 'mf:models'
 local function worker_key(node) return 'mf:worker:' .. node end
 local function serving_key(model) return 'mf:serving:' .. model end
+local function withdrawn_key(model) return 'mf:withdrawn:' .. model end
 local function host_key(host) return 'mf:host:' .. host end
 
 -- Webhooks.  subject: the job or the batch that a webhook is about.

@@ -1,4 +1,4 @@
-"""Faults of our own programs: killed, frozen, cut off from Redis, or with a wrong clock."""
+"""Faults of our own programs: killed, frozen, cut off from Redis, or with a wrong clock or wrong credentials."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from tests.waiting import wait_until
 MOMENT_S = 8.0
 #: A node that is shut down hands its job back and is restarted within this time, even on a busy machine.
 DRAINED_S = 20.0
+#: A node starts, tests itself and says that it has withdrawn within this time; a model takes a while to load.
+WITHDRAWN_S = 60.0
 HOUR_S = 3600
 NOBODY = Effect(acted=False, text="no node took a job in time")
 
@@ -89,6 +91,24 @@ def node_drained(scene: Scene) -> Effect:
     with suppress(AssertionError):  # then it has not exited, and that is reported
         wait_until(lambda: held.node.pid != ending, DRAINED_S)
     return _was_at(held) if held.node.pid != ending else Effect(acted=False, text=f"{held.node.name} did not end")
+
+
+def node_with_wrong_credentials(scene: Scene) -> Effect:
+    """Run a node whose secret for the store is not valid, until it has withdrawn; then give it back the right one."""
+    node = scene.random.choice(scene.lab.nodes)
+    node.restart(MASKFLEET_S3_SECRET_KEY="rotated-away")
+
+    def has_withdrawn() -> bool:
+        seen = scene.lab.worker_registry.find(node.name)
+        return seen is not None and bool(seen.fault)
+
+    try:
+        wait_until(has_withdrawn, WITHDRAWN_S)
+        acted = True
+    except AssertionError:
+        acted = False
+    node.restart()
+    return Effect(acted=acted, text=node.name, node=node.name)
 
 
 def courier_killed(scene: Scene) -> Effect:
