@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
 from maskfleet.api.services import current_services
-from maskfleet.jobs.errors import NotFound, StoreMisconfigured
+from maskfleet.jobs.errors import NotFound, QueueUnavailable, StoreMisconfigured
 from maskfleet.jobs.schema.api import Health
 
 blueprint = Blueprint("health", __name__)
@@ -23,7 +23,7 @@ def live() -> Response:
 @blueprint.get("/ready")
 @operation(
     Operation(
-        summary="Readiness: the queue and the object store respond as well.",
+        summary="Readiness: the queue accepts writes, and the object store responds, as well.",
         scope=None,
         responses={200: Health},
         problems={503: ("queue_unavailable", "store_unavailable", "store_misconfigured")},
@@ -31,7 +31,10 @@ def live() -> Response:
     )
 )
 def ready() -> Response:
-    current_services().ledger.ping()
+    try:
+        current_services().epoch.check()
+    except QueueUnavailable as error:
+        raise QueueUnavailable(f"Redis cannot serve ({error.reason}). {error.detail}", reason=error.reason) from error
     try:
         current_services().store.ping()
     except NotFound as error:

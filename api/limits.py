@@ -37,7 +37,7 @@ def register_limits(app: Flask) -> None:
         application_limits=[_limit],
         # Unlike a fixed window, it never lets through twice the limit around the end of a minute.
         strategy="sliding-window-counter",
-        storage_uri=services.settings.redis_url.get_secret_value(),
+        storage_uri="redis://",  # the pool below has the address
         storage_options=storage,
         swallow_errors=True,
     )

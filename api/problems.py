@@ -50,7 +50,7 @@ def error_response(error: JobError) -> Response:
     if isinstance(error, UnsupportedCoding):
         response.headers["Accept-Encoding"] = "identity"  # RFC 9110, section 12.5.3
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.warning("request_not_served", code=error.code, detail=error.detail)
+        logger.warning("request_not_served", code=error.code, detail=error.detail, **error.log_fields)
     return response
 
 

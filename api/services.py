@@ -16,6 +16,7 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
@@ -39,6 +40,7 @@ class Services:
     redis: redis.Redis
     keys: ApiKeys
     ledger: Ledger
+    epoch: Epoch
     batches: Batches
     places: QueuePlaces
     deliveries: Deliveries
@@ -60,6 +62,7 @@ def make_services(settings: ApiSettings) -> Services:
         redis=client,
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
+        epoch=Epoch(client),
         batches=Batches(client),
         places=QueuePlaces(client, settings.tenant_weights),
         deliveries=deliveries,

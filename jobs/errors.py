@@ -16,7 +16,7 @@
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
-        ├── QueueUnavailable     Redis did not respond, or is full
+        ├── QueueUnavailable     Redis did not respond, is full, or accepts no writes now
         ├── LedgerVersion        the data in Redis has another version; an operator must act
         ├── NodeFault            perhaps this node's own fault: another node tries, uncharged
         │   ├── StoreMisconfigured  the store refuses this program's credentials, clock or bucket
@@ -55,6 +55,11 @@ class JobError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log says of it, beyond code and detail, and a response does not."""
+        return {}
 
     def locate(self, pointer: str) -> Self:
         """Record where in the body the error is, as a JSON pointer; return the error itself, to be raised again.
@@ -220,10 +225,27 @@ class ServiceError(JobError):
 
 
 class QueueUnavailable(ServiceError):
+    """Redis cannot serve now.
+
+    reason: why, in a word for logs and health checks (jobs/ledger/outages.py).  said: what Redis said, or its
+    connection, for logs only.
+    """
+
     def __init__(
-        self, detail: str = "The job queue is not responding. Nothing was recorded; send the request again."
+        self,
+        detail: str = "The job queue is not responding. Send the request again, with the same Idempotency-Key if it "
+        "had one: it may have been recorded.",
+        *,
+        reason: str = "not_responding",
+        said: str = "",
     ) -> None:
         super().__init__("queue_unavailable", detail)
+        self.reason = reason
+        self.said = said
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        return {"reason": self.reason, "said": self.said}
 
 
 class LedgerVersion(ServiceError):

@@ -16,15 +16,31 @@ import base64
 import hashlib
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
-from kombu.transport.redis import Channel as RedisChannel, Transport as RedisTransport
+from kombu.exceptions import KombuError
+from kombu.transport.redis import (
+    Channel as RedisChannel,
+    SentinelChannel as RedisSentinelChannel,
+    Transport as RedisTransport,
+)
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from maskfleet.jobs.errors import QueueUnavailable
-from maskfleet.jobs.ledger.connection import tls_options
+from maskfleet.jobs.ledger.connection import (
+    WRITE_PROBE,
+    Connection,
+    ManagedConnection,
+    SentinelUrl,
+    TlsConnection,
+    follow,
+    redis_errors,
+    sentinel_options,
+    tls_options,
+)
+from maskfleet.jobs.ledger.outages import REASONS, as_unavailable
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import UrgencyCycle
 from maskfleet.jobs.schema.wire import JOB_ID
@@ -48,15 +64,19 @@ def celery_app(settings: SharedSettings) -> Celery:
     It has no result backend (the ledger holds the state; a backend makes publishing hang while Redis is down), JSON
     only, acknowledgement after the work, and no prefetching beyond one message.
     """
-    app = Celery("maskfleet", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    url = settings.redis_url.get_secret_value()
+    managed = SentinelUrl.read(url)
+    app = Celery("maskfleet", broker=_sentinel_urls(managed) if managed else url, set_as_current=False)
     app.conf.update(
-        broker_transport=Transport,
+        broker_transport=SentinelTransport if managed else Transport,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
         task_acks_late=True,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
+        # However long Redis is down: otherwise a node would end, and load its model again.
+        broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "queue_order_strategy": UrgencyCycle,
@@ -65,11 +85,19 @@ def celery_app(settings: SharedSettings) -> Celery:
             # kombu's default retries would block a publisher for 6 s; nodes reconnect by Celery's settings, not these.
             "max_retries": 1,
             "interval_start": 0,
+            **({"master_name": managed.name, "sentinel_kwargs": sentinel_options(settings)} if managed else {}),
         },
         task_create_missing_queues=True,
         broker_use_ssl=tls_options(settings) or None,
     )
     return app
+
+
+def _sentinel_urls(managed: SentinelUrl) -> str:
+    """Return the URLs that kombu takes: one for each Sentinel, the primary's credentials and database in the first."""
+    user, password = quote(managed.user, safe=""), quote(managed.password, safe="")
+    credentials = f"{user}:{password}@" if password else ""
+    return ";".join(f"sentinel://{credentials}{host}:{port}/{managed.database}" for host, port in managed.sentinels)
 
 
 class Publisher:
@@ -82,8 +110,12 @@ class Publisher:
         """Publish a message.  Raises QueueUnavailable at once when Redis does not accept it."""
         try:
             self._app.send_task(TASK_NAME, args=[argument], queue=queue, retry=False)
-        except (OperationalError, OSError) as error:
-            raise QueueUnavailable from error
+        except (KombuError, redis.RedisError, OSError) as error:
+            # kombu wraps what Redis said.  Whatever it is, the job is recorded, and a bell is rung later.
+            said = as_unavailable(error.__cause__ or error) or QueueUnavailable(
+                said=f"{type(error).__name__}: {error}"[:500]
+            )
+            raise said from error
 
 
 class Bells:
@@ -95,10 +127,8 @@ class Bells:
 
     def ring(self, queue: str, jobs: int = 1) -> None:
         """Wake workers for jobs that wait in a queue, unless enough bells lie there.  Raises QueueUnavailable."""
-        try:
+        with redis_errors():
             lying = self._redis.llen(queue)
-        except redis.RedisError as error:
-            raise QueueUnavailable from error
         for _ in range(min(jobs, MOST_BELLS) - lying):
             self._publisher.publish(BELL, queue)
 
@@ -203,15 +233,70 @@ class _Client(redis.Redis):
         return queue, message.model_dump_json().encode()
 
 
-class Channel(RedisChannel):
-    """kombu's channel, with the client above."""
+class _Patient:
+    """A connection of kombu's that treats each outage of Redis as a lost connection, after which it connects again.
+
+    kombu and Celery take other errors for bugs, and end the node.
+    """
+
+    left_on = frozenset(REASONS)
+
+
+class _PatientConnection(_Patient, Connection):
+    pass
+
+
+class _PatientTlsConnection(_Patient, TlsConnection):
+    pass
+
+
+class _PatientManagedConnection(_Patient, ManagedConnection):
+    pass
+
+
+class _Checked:
+    """What both channels have in common: the client above, and a Redis that takes writes before anything is sent."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # Any: kombu ships no types
+        super().__init__(*args, **options)
+        # kombu has made sure that Redis responds.  One that refuses writes would fail each step of a consumer's start,
+        # again and again; Celery waits longer and longer for a connection that cannot be made.
+        try:
+            self.client.execute_command(*WRITE_PROBE)  # type: ignore[attr-defined]  # kombu's
+        except Exception:
+            self._disconnect_pools()  # type: ignore[attr-defined]  # kombu's; as it does itself
+            raise
 
     def _get_client(self) -> type[redis.Redis]:
-        super()._get_client()  # type: ignore[no-untyped-call]  # kombu's; it checks redis-py's version
+        super()._get_client()  # type: ignore[misc]  # kombu's; it checks redis-py's version
         return _Client
+
+    def _get_pool(self, asynchronous: bool = False) -> redis.ConnectionPool:
+        pool: redis.ConnectionPool = super()._get_pool(asynchronous=asynchronous)  # type: ignore[misc]  # kombu's
+        follow(pool)
+        return pool
+
+
+class Channel(_Checked, RedisChannel):
+    """kombu's channel for a Redis at one address."""
+
+    connection_class = _PatientConnection
+    connection_class_ssl = _PatientTlsConnection
+
+
+class SentinelChannel(_Checked, RedisSentinelChannel):
+    """kombu's channel for a Redis that Sentinels name."""
+
+    connection_class = _PatientManagedConnection
 
 
 class Transport(RedisTransport):
     """kombu's Redis transport, passing on valid messages only."""
 
     Channel = Channel
+
+
+class SentinelTransport(RedisTransport):
+    """The same, by way of Sentinels."""
+
+    Channel = SentinelChannel

@@ -70,8 +70,11 @@ class SharedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MASKFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    #: ``rediss://`` for TLS; the server's certificate is checked.
+    #: ``rediss://`` for TLS; the server's certificate is checked.  ``sentinel://user:password@host:26379,host2:26379/name/0``
+    #: for the primary of that name, as Sentinels know it.
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: The Sentinels' own password, if they have one.
+    redis_sentinel_password: SecretStr = SecretStr("")
     #: A file with the certificate authorities to trust.  Empty: the system's.
     redis_ca: str = ""
     #: Empty: Amazon S3.
@@ -304,6 +307,9 @@ class CourierSettings(SigningSettings):
     tick_s: float = Field(1.0, gt=0)
     #: How often one of the couriers compares sets, lists and counts in Redis with the records; 0 for never.
     reconcile_s: float = Field(60.0, ge=0)
+    #: Where ``/live`` and ``/ready`` are served; port 0 for nowhere.
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, ge=0, le=65535)
     #: How often one of the couriers looks for objects that no record names; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)
     #: How long objects outlive what named them: an attempt that lost its lease, a record that expired.

@@ -17,6 +17,7 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 
 from maskfleet.jobs.errors import JobError, QueueUnavailable
 from maskfleet.jobs.ledger.connection import connect
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.workers import WorkerRegistry
@@ -60,7 +61,8 @@ def load(**_: object) -> None:
     settings = WorkerSettings()
     try:
         bench = current_app.conf.make_workbench(settings)
-        _child = WorkerChild(bench, WorkerRegistry(connect(settings)), Publisher(settings))
+        client = connect(settings)
+        _child = WorkerChild(bench, WorkerRegistry(client), Publisher(settings), Epoch(client))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
         logger.error("model_not_loaded", model=settings.model, code=code, detail=detail)
@@ -137,8 +139,8 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
     check_at_start(settings)
     try:
         Ledger(connect(settings), settings.retention_s).undrain(settings.node)
-    except QueueUnavailable:
-        logger.warning("queue_unavailable")  # Celery waits for Redis
+    except QueueUnavailable as error:
+        logger.warning("queue_unavailable", doing="start", **error.log_fields)  # Celery waits for Redis
     if settings.health_port:
         serve_health(settings)
     app = celery_app(settings)

@@ -25,7 +25,7 @@ from maskfleet.jobs.status import Stage
 from maskfleet.jobs.storage import Store
 from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.image.sandbox import Sandbox
-from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, kill_this_process
+from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, LeaseRanOut, kill_this_process
 from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
 from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
@@ -34,11 +34,11 @@ from maskfleet.worker.sources import fetch_image, fetch_mask_inputs
 
 logger = get_logger()
 
-#: How long to retry recording a job's outcome while Redis is unavailable.
-FINISH_PATIENCE_S = 60.0
 #: Errors of the operating system that say something of the machine, not of a job: a full or broken disk, too many open
 #: files.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+#: How long to retry recording a job's outcome while Redis is unavailable; a worker has nothing else to do then.
+FINISH_PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,9 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
             _ring(bench, record.queue)
         except Fenced:
             _end(ledger.note_fenced, "job_fenced")
+        except LeaseRanOut:
+            # Redis was away for longer than the lease; if the job is still ours, it goes back uncharged.
+            _give_back_or_fail(QueueUnavailable(), record, bench)
         except JobError as error:
             _give_back_or_fail(error, record, bench)
             note(error)

@@ -14,6 +14,7 @@ from structlog.contextvars import bound_contextvars
 
 from maskfleet.jobs.errors import AttemptFailed, JobError, QueueUnavailable
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outages import OutageLog
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import JobRecord, ProgressView
@@ -36,7 +37,11 @@ class Drained(Stopped):
 
 
 class Fenced(Stopped):
-    """The job no longer belongs to this worker: the lease has expired, or may have."""
+    """The job no longer belongs to this worker."""
+
+
+class LeaseRanOut(Stopped):
+    """The lease was not renewed for so long that another worker may have the job; nobody has told."""
 
 
 def kill_this_process() -> None:
@@ -69,6 +74,7 @@ class Lease:
         self._started = self._kept_at = time.monotonic()
         self._stop_requested_at: float | None = None
         self._over = threading.Event()
+        self._outage = OutageLog("beat")
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,15 +98,17 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raise if the attempt must end: Canceled, Drained, Fenced, or AttemptFailed (``timeout``)."""
+        """Raise if the attempt must end: Canceled, Drained, Fenced, LeaseRanOut, or AttemptFailed (``timeout``)."""
         reason = self._reason_to_stop()
         if reason is not None:
             raise reason
 
     def _reason_to_stop(self) -> Stopped | JobError | None:
         now = time.monotonic()
-        if self._reply is Reply.FENCED or now - self._kept_at > self._settings.lease_s:
+        if self._reply is Reply.FENCED:
             return Fenced()
+        if now - self._kept_at > self._settings.lease_s:
+            return LeaseRanOut()
         if self._reply is Reply.CANCELED:
             return Canceled()
         if now - self._started > self._run_timeout_s:
@@ -112,8 +120,11 @@ class Lease:
     def _keep(self) -> None:
         with bound_contextvars(**self._record.log_ids):  # a new thread does not inherit them
             while not self._over.wait(self._settings.beat_s):
-                self._beat()
-                self._end_if_unheeded()
+                try:
+                    self._beat()
+                    self._end_if_unheeded()
+                except Exception as error:  # noqa: BLE001  without this thread a hung attempt would hang for ever
+                    self._outage.broke(error)
 
     def _beat(self) -> None:
         if self._reply is Reply.FENCED:
@@ -121,9 +132,10 @@ class Lease:
         sent_at = time.monotonic()
         try:
             self._reply = self._ledger.beat(self._record, self._progress, lease_s=self._settings.lease_s)
-        except QueueUnavailable:
-            logger.warning("lease_not_beaten")
+        except QueueUnavailable as error:
+            self._outage.note(error)
             return
+        self._outage.over()
         if self._reply is not Reply.FENCED:
             self._kept_at = sent_at
 
@@ -144,7 +156,7 @@ class Lease:
                     self._ledger.release(self._record, delay_s=0, charged=False, outcome="drained")
                 case JobError(code=code, detail=detail):
                     self._ledger.fail(self._record, code, detail)
-        except QueueUnavailable:
-            logger.warning("hung_attempt_not_recorded")  # the courier reaps its lease
+        except Exception:  # whatever the reason, the process must end; the courier reaps its lease
+            logger.warning("hung_attempt_not_recorded", exc_info=True)
         self._over.set()
         self._end_process()

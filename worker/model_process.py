@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.ledger.epoch import Epoch
+from maskfleet.jobs.ledger.outages import OutageLog
 from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry, WorkerSeen
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import CANARY, Publisher
@@ -34,7 +36,7 @@ class WorkerChild:
     failed while Redis was down, and then takes no more messages.
     """
 
-    def __init__(self, bench: Workbench, worker_registry: WorkerRegistry, publisher: Publisher) -> None:
+    def __init__(self, bench: Workbench, worker_registry: WorkerRegistry, publisher: Publisher, epoch: Epoch) -> None:
         self._bench = bench
         self._worker_registry = worker_registry
         self._publisher = publisher
@@ -46,6 +48,7 @@ class WorkerChild:
             test, worker_registry, settings.node, limit=settings.node_faults, probe_s=settings.probe_s
         )
         self._fitness.begin()
+        self._epoch = epoch
         self._jobs = 0
         self._busy = False
         self._consumed_at = time.monotonic()
@@ -53,6 +56,7 @@ class WorkerChild:
         self._unheard_since: float | None = None
         self._node_pid = os.getppid()
         self._over = threading.Event()
+        self._outage = OutageLog("announce")
         threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
 
     def hear(self, argument: str) -> None:
@@ -93,10 +97,14 @@ class WorkerChild:
     def _announce_until_over(self) -> None:
         while not self._over.is_set():
             try:
+                self._epoch.note()
                 self._announce()
-            except QueueUnavailable:
-                logger.warning("worker_not_announced")
+                self._outage.over()
+            except QueueUnavailable as error:
+                self._outage.note(error)
                 self._unheard_since = None  # nothing could have been delivered
+            except Exception as error:  # noqa: BLE001  a node that takes jobs unannounced would look dead for ever
+                self._outage.broke(error)
             self._over.wait(min(WORKER_TTL_S / 6, self._bench.settings.canary_s))
 
     def _announce(self) -> None:

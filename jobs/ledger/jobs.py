@@ -62,6 +62,8 @@ fields):
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
     sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
     schema                string  the version of the ledger's schema                          (version.py)
+    epoch                 hash    id: of this ledger, random; missed, missed_ms: another that was here before, as a
+                                  program remembers, and since when it is missed               (epoch.py)
     upgrade               string  the lock of a running upgrade; expires unless renewed       (version.py)
     worker:{node}         hash    what the node serves; expires unless renewed                (workers.py)
     worker:{node}:faults  string  how many faults of its own it met in a row; expires after an hour

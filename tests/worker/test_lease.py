@@ -12,7 +12,7 @@ from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.record import JobRecord, ProgressView
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage, Status
-from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease
+from maskfleet.worker.lease import Canceled, Drained, Lease, LeaseRanOut
 from tests import taking
 from tests.waiting import wait_until
 
@@ -77,7 +77,7 @@ def test_an_attempt_that_cannot_beat_stops_before_another_may_begin(settings: Wo
         Lease(
             Ledger(connect(away), 60), record, settings.model_copy(update={"lease_s": 0.2, "stop_grace_s": 30})
         ) as lease,
-        pytest.raises(Fenced),
+        pytest.raises(LeaseRanOut),
     ):
         wait_until(lambda: lease.check())
 

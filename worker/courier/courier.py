@@ -15,11 +15,13 @@ from itertools import islice
 
 from structlog.contextvars import bound_contextvars
 
-from maskfleet.jobs.errors import JobError, QueueUnavailable, RecordUnreadable
+from maskfleet.jobs.errors import JobError, LedgerVersion, QueueUnavailable, RecordUnreadable
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outages import OutageLog
 from maskfleet.jobs.ledger.reconciler import Mended, Reconciler
 from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
@@ -33,6 +35,7 @@ from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
 from maskfleet.worker.courier.send import Sent, send, unsent
 from maskfleet.worker.courier.sweep import Sweep
 from maskfleet.worker.egress import egress_session
+from maskfleet.worker.node.health import serve
 from maskfleet.worker.node.supervisor import StopSignals
 
 logger = get_logger()
@@ -53,6 +56,8 @@ JITTER = 0.2
 RECONCILE_STEPS = 10
 #: A courier checks at least this often whether to sweep or to reconcile, so that one that exited is soon replaced.
 LONGEST_UNASKED_S = 60.0
+#: A courier that has done nothing for this long is not ready.
+LONGEST_TICK_S = 60.0
 
 
 class Courier:
@@ -62,6 +67,7 @@ class Courier:
         self._settings = settings
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
+        self._epoch = Epoch(redis)
         self._batches = Batches(redis)
         self._quick_s = QUICK * settings.webhook_timeout_s
         breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s, self._quick_s)
@@ -79,6 +85,16 @@ class Courier:
         #: The tenant of each webhook in flight, and when it was taken.
         self._sending: dict[Future[None], tuple[str, float]] = {}
         self._sent = threading.Event()
+        self._outage = OutageLog("tick")
+        self._ticked_at = time.monotonic()
+
+    def why_not_ready(self) -> str | None:
+        """Return why nothing can be done now, if so; QueueUnavailable says it as well."""
+        self._epoch.check()
+        since_s = time.monotonic() - self._ticked_at
+        if since_s > LONGEST_TICK_S:
+            return f"Nothing was checked for {since_s:.0f} s."
+        return None
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` returns True, then finish the deliveries in flight."""
@@ -89,15 +105,23 @@ class Courier:
                 try:
                     if time.monotonic() >= next_look:
                         next_look = time.monotonic() + self._settings.tick_s
+                        self._epoch.note()
                         self._reap()
                         self._ring()
                         self._reconcile()
                         if self._sweep_is_due():
                             senders.submit(self._sweep_up, is_over)
                     self._take(senders)
-                except QueueUnavailable:
-                    logger.warning("queue_unavailable")
+                    self._ticked_at = time.monotonic()
+                    self._outage.over()
+                except QueueUnavailable as error:
+                    self._outage.note(error)
                     self._sent.clear()  # deliveries that end meanwhile are no reason to ask again at once
+                except LedgerVersion:
+                    raise
+                except Exception as error:  # noqa: BLE001  whatever breaks one tick, the next may do its work
+                    self._outage.broke(error)
+                    self._sent.clear()
                 # A sender that becomes free takes what is due without waiting for the next tick.
                 self._sent.wait(max(0.0, next_look - time.monotonic()))
 
@@ -260,8 +284,11 @@ def main() -> None:
         )
     check_at_start(settings)
     signals = StopSignals()
+    courier = Courier(settings)
+    if settings.health_port:
+        serve(settings.health_host, settings.health_port, courier.why_not_ready)
     logger.info("courier_started")
-    Courier(settings).run(lambda: signals.count > 0)
+    courier.run(lambda: signals.count > 0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ local function exact_now_ms(later_ms)
   return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
 end
 
-local SCHEMA = 'mf:schema'
+local SCHEMA, EPOCH = 'mf:schema', 'mf:epoch'
 
 -- Tenants.
 local TENANTS = 'mf:tenants'
