@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.reconciler import MENDABLE
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.queue import model_queues
@@ -34,6 +35,7 @@ class JobFigures:
     job_counts: JobCounts
     deliveries: Deliveries
     worker_registry: WorkerRegistry
+    epoch: Epoch
 
 
 class RequestMetrics:
@@ -84,7 +86,17 @@ class _JobCollector(Collector):
         except QueueUnavailable:
             figures = []
         yield GaugeMetricFamily("maskfleet_ledger_up", "Whether Redis responded to this scrape.", float(bool(figures)))
+        yield GaugeMetricFamily(
+            "maskfleet_ledger_writable", "Whether Redis accepts writes.", float(self._is_writable())
+        )
         yield from figures
+
+    def _is_writable(self) -> bool:
+        try:
+            self._jobs.epoch.note()
+        except QueueUnavailable:
+            return False
+        return True
 
     def _figures(self) -> Iterator[Metric]:
         totals = self._jobs.job_counts.totals()
@@ -137,6 +149,11 @@ class _JobCollector(Collector):
         yield workers
         yield withdrawn
         for name, text, value in (
+            (
+                "ledger_lost_timestamp_seconds",
+                "When it was noticed that Redis lost the ledger; 0 if it never was.",
+                self._jobs.job_counts.lost_ms() / 1000,
+            ),
             ("jobs_processing", "Jobs that are running.", self._jobs.job_counts.processing()),
             ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),
         ):

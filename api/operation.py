@@ -36,7 +36,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
         "idempotency_key_reused",
     ),
     429: ("too_many_jobs_in_flight", "over_quota"),
-    503: ("store_unavailable", "store_misconfigured", "backlog_full", "ledger_version"),
+    503: ("store_unavailable", "store_misconfigured", "record_not_confirmed", "backlog_full", "ledger_version"),
 }
 
 

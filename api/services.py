@@ -16,6 +16,7 @@ from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.durability import Durability
 from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.places import QueuePlaces
@@ -54,15 +55,17 @@ class Services:
 
 def make_services(settings: ApiSettings) -> Services:
     client = connect(settings)
-    ledger = Ledger(client, settings.retention_s, settings.tenant_weights)
+    durability = Durability(settings.redis_wait_replicas, settings.redis_wait_aof, settings.redis_wait_s)
+    ledger = Ledger(client, settings.retention_s, settings.tenant_weights, durability)
     worker_registry = WorkerRegistry(client)
+    epoch = Epoch(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
     return Services(
         settings=settings,
         redis=client,
         keys=ApiKeys(settings.api_keys, KeyStore(client)),
         ledger=ledger,
-        epoch=Epoch(client),
+        epoch=epoch,
         batches=Batches(client),
         places=QueuePlaces(client, settings.tenant_weights),
         deliveries=deliveries,
@@ -71,7 +74,7 @@ def make_services(settings: ApiSettings) -> Services:
         store=Store(settings),
         bells=Bells(client, Publisher(settings)),
         waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry)),
+        metrics=RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry, epoch)),
     )
 
 

@@ -17,6 +17,7 @@
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
         ├── QueueUnavailable     Redis did not respond, is full, or accepts no writes now
+        ├── NotConfirmed         what was recorded may not outlive the failure of a server
         ├── LedgerVersion        the data in Redis has another version; an operator must act
         ├── NodeFault            perhaps this node's own fault: another node tries, uncharged
         │   ├── StoreMisconfigured  the store refuses this program's credentials, clock or bucket
@@ -246,6 +247,17 @@ class QueueUnavailable(ServiceError):
     @property
     def log_fields(self) -> dict[str, str]:
         return {"reason": self.reason, "said": self.said}
+
+
+class NotConfirmed(ServiceError):
+    """A record was made, but not confirmed by as many servers or disks as the settings ask for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "record_not_confirmed",
+            "This was recorded, but not yet where it outlives the failure of a server: it may be kept or lost. Send "
+            "the request again with the same Idempotency-Key, which makes no second job; for a retry, see the job.",
+        )
 
 
 class LedgerVersion(ServiceError):

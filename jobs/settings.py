@@ -203,6 +203,12 @@ class ApiSettings(SigningSettings):
     #: How often an idle stream sends a comment, so that no proxy considers it dead.
     heartbeat_s: float = Field(10.0, gt=0)
     idempotency_ttl_s: int = Field(24 * 3600, ge=60)
+    #: How many replicas of Redis must have a job before it is accepted.
+    redis_wait_replicas: int = Field(0, ge=0)
+    #: Whether the job must be on the disk of Redis' primary as well; needs Redis 7.2 or newer, or Valkey.
+    redis_wait_aof: bool = False
+    #: How long each of the two is waited for; then the request is answered with 503 ``record_not_confirmed``.
+    redis_wait_s: float = Field(1.0, gt=0, le=4)
     #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
     bind: str = "127.0.0.1:8000"
     processes: int = Field(2, ge=1)

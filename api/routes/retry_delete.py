@@ -25,7 +25,12 @@ logger = get_logger()
         summary="Queue a failed job again, under the same id and with both deadlines restarted.",
         scope=Scope.WRITE,
         responses={202: JobView},
-        problems={404: ("job_not_found",), 409: ("job_not_failed",), 429: ("too_many_jobs_in_flight",)},
+        problems={
+            404: ("job_not_found",),
+            409: ("job_not_failed",),
+            429: ("too_many_jobs_in_flight",),
+            503: ("record_not_confirmed",),
+        },
     )
 )
 def retry_job(job_id: str) -> Response:

@@ -15,7 +15,7 @@ operator=$(hash "$REDIS_PASSWORD_OPERATOR")
 # Unquoted: two words.
 server=${REDIS_SERVER:-docker-entrypoint.sh redis-server}
 case $($server --version) in
-    *" v=7.0."*) without='s/ +client|setinfo//' ;;  # new in 7.2; clients work without it, and 7.0 exits over the unknown name
+    *" v=7.0."*) without='s/ +client|setinfo//; s/ +waitaof//' ;;  # new in 7.2; programs work without them, and 7.0 exits over the unknown names
     *) without= ;;
 esac
 users=$(mktemp)

@@ -41,3 +41,8 @@ class JobCounts:
         """Count the running jobs."""
         with redis_errors():
             return self._redis.zcard("mf:leases")
+
+    def lost_ms(self) -> int:
+        """Return when a program noticed that this ledger is not the one before, by the ledger's time; 0 if none did."""
+        with redis_errors():
+            return int(cast("str | None", self._redis.hget("mf:epoch", "missed_ms")) or 0)

@@ -62,6 +62,8 @@ fields):
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)
     sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
     schema                string  the version of the ledger's schema                          (version.py)
+    confirmed             string  written before each WAIT and WAITAOF                        (durability.py)
+    clock                 hash    the time by which the ledger goes                           (clock.py)
     epoch                 hash    id: of this ledger, random; missed, missed_ms: another that was here before, as a
                                   program remembers, and since when it is missed               (epoch.py)
     upgrade               string  the lock of a running upgrade; expires unless renewed       (version.py)
@@ -82,7 +84,9 @@ from typing import cast
 import redis
 
 from maskfleet.jobs.errors import RecordUnreadable
+from maskfleet.jobs.ledger.clock import ledger_now_ms
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
+from maskfleet.jobs.ledger.durability import Durability
 from maskfleet.jobs.ledger.outcomes import (
     BacklogLimit,
     Cancel,
@@ -118,10 +122,18 @@ class Ledger:
     """The jobs' records and every transition between their states."""
 
     def __init__(
-        self, client: redis.Redis, retention_s: int, tenant_weights: Mapping[str, float] = MappingProxyType({})
+        self,
+        client: redis.Redis,
+        retention_s: int,
+        tenant_weights: Mapping[str, float] = MappingProxyType({}),
+        durability: Durability | None = None,
     ) -> None:
-        """tenant_weights: tenants' shares of the workers where they differ from 1."""
+        """tenant_weights: tenants' shares of the workers where they differ from 1.
+
+        durability: of what callers are told was accepted.
+        """
         self._redis = client
+        self._durability = durability or Durability()
         self._weights = dict(tenant_weights)
         self._schema = Schema(client)
         self._retention_ms = retention_s * 1000
@@ -161,7 +173,7 @@ class Ledger:
         max_bytes: of all the tenant's records.
 
         Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
-        the same idempotency key finds what was.
+        the same idempotency key finds what was.  Raises NotConfirmed when it was recorded, and may yet be lost.
         """
         self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
@@ -199,10 +211,13 @@ class Ledger:
                 return Creation(refused, wait_s=int(found or 0) / 1000)
             case Created.BACKLOG_FULL as refused:
                 return Creation(refused, wait_s=int(found) / 1000)
-            case Created.CREATED as recorded:
-                return Creation(recorded, found, job_ids)
-            case known:
-                return Creation(known, found)
+            case Created.KEY_REUSED as refused:
+                return Creation(refused, found)
+        # Also what was recorded before: its caller may be back because it was not confirmed then.
+        key = f"mf:batch:{found}" if found.startswith("batch_") else f"mf:job:{found}"
+        self._durability.confirm(self._redis, key, "tenant")
+        is_new = outcome == Created.CREATED
+        return Creation(Created.CREATED, found, job_ids) if is_new else Creation(Created.KNOWN, found)
 
     def read(self, job_id: str) -> JobRecord | None:
         """Return the record without its spec, or None if there is none, or it has expired."""
@@ -280,9 +295,12 @@ class Ledger:
         """Queue a failed job again, with a full number of attempts."""
         with redis_errors():
             token = uuid.uuid4().hex
-            return Retried(
+            outcome = Retried(
                 self._retry(args=[job_id, tenant, start_deadline_s * 1000, max_in_flight, token, self._retention_ms])
             )
+        if outcome is Retried.QUEUED:
+            self._durability.confirm(self._redis, f"mf:job:{job_id}", "retry", token)
+        return outcome
 
     def begin_deletion(self, job_id: str, tenant: str) -> Deleted:
         """Block retries of an ended job, so that its objects can be deleted."""
@@ -367,8 +385,8 @@ class Ledger:
     def drain(self, node: str, grace_s: float) -> None:
         """Let a node claim nothing more, and have its running jobs handed back after ``grace_s``."""
         with redis_errors():
-            seconds, _ = self._redis.time()
-            self._redis.set(f"mf:draining:{node}", int((seconds + grace_s) * 1000), ex=int(grace_s) + 60)
+            until_ms = ledger_now_ms(self._redis) + int(grace_s * 1000)
+            self._redis.set(f"mf:draining:{node}", until_ms, ex=int(grace_s) + 60)
 
     def undrain(self, node: str) -> None:
         """Clear a node's drain when it starts, so that it claims jobs and keeps them."""

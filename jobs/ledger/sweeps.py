@@ -11,6 +11,7 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from maskfleet.jobs.errors import Conflict
+from maskfleet.jobs.ledger.clock import ledger_now_ms
 from maskfleet.jobs.ledger.connection import redis_errors
 
 #: A sweep that died holds the others up for this long; above the longest wait for an answer of the store.
@@ -59,7 +60,6 @@ class SweepTurns:
                 lock.release()
 
     def now_ms(self) -> float:
-        """Return Redis' time, by which jobs end."""
+        """Return the ledger's time, by which jobs end."""
         with redis_errors():
-            seconds, microseconds = self._redis.time()
-        return float(seconds * 1000 + microseconds // 1000)
+            return float(ledger_now_ms(self._redis))

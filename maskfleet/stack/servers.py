@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,17 @@ class Server:
         stop_child(self.process, grace_s=STOP_GRACE_S)
 
 
-def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
+def start_redis(
+    data: Path,
+    *,
+    log: Path,
+    port: int | None = None,
+    options: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Server:
     """Start Valkey or Redis on the folder ``data``; return once it responds.
 
-    Raises ServerFailed.
+    options: more of the server's configuration.  environment: more variables.  Raises ServerFailed.
     """
     data.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -74,11 +81,12 @@ def start_redis(data: Path, *, log: Path, port: int | None = None) -> Server:
         # The ledger is the only record of the jobs: no key may be evicted to free memory.
         "maxmemory-policy": "noeviction",
         "save": "",
+        **(options or {}),
     }
     command = [str(redis_binary()), *(str(part) for name, value in config.items() for part in (f"--{name}", value))]
 
     def start() -> subprocess.Popen[bytes]:
-        return start_child(command, env=os.environ, log=log)
+        return start_child(command, env={**os.environ, **(environment or {})}, log=log)
 
     process = start()
     server = Server("redis", start, process, port, f"redis://{LOOPBACK}:{port}/0")

@@ -17,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from maskfleet.jobs.errors import JobError, LedgerVersion, QueueUnavailable, RecordUnreadable
 from maskfleet.jobs.ledger.batches import Batches
+from maskfleet.jobs.ledger.clock import Clock
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery, Shares
 from maskfleet.jobs.ledger.epoch import Epoch
@@ -68,6 +69,7 @@ class Courier:
         redis = connect(settings)
         self._ledger = Ledger(redis, settings.retention_s)
         self._epoch = Epoch(redis)
+        self._clock = Clock(redis)
         self._batches = Batches(redis)
         self._quick_s = QUICK * settings.webhook_timeout_s
         breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s, self._quick_s)
@@ -106,6 +108,7 @@ class Courier:
                     if time.monotonic() >= next_look:
                         next_look = time.monotonic() + self._settings.tick_s
                         self._epoch.note()
+                        self._clock.look()
                         self._reap()
                         self._ring()
                         self._reconcile()

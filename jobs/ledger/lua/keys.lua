@@ -1,14 +1,28 @@
 -- The clock, and every key of the ledger.  No other script spells one out; jobs/ledger/jobs.py says what each holds.
 
-local function now_ms()
+local CLOCK = 'mf:clock'
+
+-- Redis' own time.
+local function raw_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- What the ledger adds to it: see tick.lua.  A time before a courier's last look is a step back that no courier has
+-- noticed yet; until then, the ledger's time stands still.
+local function offset_ms()
+  local clock = redis.call('HMGET', CLOCK, 'seen_ms', 'offset_ms')
+  local offset = tonumber(clock[2] or 0)
+  local back = tonumber(clock[1] or 0) - raw_ms()
+  return back > 5000 and offset + back or offset
+end
+
+local function now_ms() return raw_ms() + offset_ms() end
+
 -- The same with microseconds, plus later_ms: jobs created in one millisecond, or by one script, keep their order.
 local function exact_now_ms(later_ms)
   local time = redis.call('TIME')
-  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + later_ms)
+  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + offset_ms() + later_ms)
 end
 
 local SCHEMA, EPOCH = 'mf:schema', 'mf:epoch'
