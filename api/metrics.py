@@ -91,12 +91,12 @@ class _JobCollector(Collector):
         )
         yield from figures
 
-    def _is_writable(self) -> bool:
+    def _is_writable(self) -> float:
         try:
             self._jobs.epoch.note()
         except QueueUnavailable:
-            return False
-        return True
+            return 0.0
+        return 1.0
 
     def _figures(self) -> Iterator[Metric]:
         totals = self._jobs.job_counts.totals()

@@ -109,13 +109,19 @@ class Publisher:
     def publish(self, argument: str, queue: str) -> None:
         """Publish a message.  Raises QueueUnavailable at once when Redis does not accept it."""
         try:
+            self._publish(argument, queue)
+        except QueueUnavailable as error:
+            if error.reason != "read_only":
+                raise
+            self._publish(argument, queue)  # the connection to the replica is closed by now, and another one made
+
+    def _publish(self, argument: str, queue: str) -> None:
+        try:
             self._app.send_task(TASK_NAME, args=[argument], queue=queue, retry=False)
         except (KombuError, redis.RedisError, OSError) as error:
             # kombu wraps what Redis said.  Whatever it is, the job is recorded, and a bell is rung later.
-            said = as_unavailable(error.__cause__ or error) or QueueUnavailable(
-                said=f"{type(error).__name__}: {error}"[:500]
-            )
-            raise said from error
+            said = as_unavailable(error.__cause__ or error)
+            raise said or QueueUnavailable(said=f"{type(error).__name__}: {error}"[:500]) from error
 
 
 class Bells:

@@ -40,9 +40,9 @@ class Durability:
         pipeline.hget(key, field)
         wait_ms = int(self.wait_s * 1000)
         if self.replicas:
-            pipeline.execute_command("WAIT", self.replicas, wait_ms)
+            pipeline.wait(self.replicas, wait_ms)
         if self.aof:
-            pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
+            pipeline.waitaof(1, 0, wait_ms)
         with redis_errors():
             _, found, *reached = pipeline.execute(raise_on_error=False)
             for answer in (found, *reached):

@@ -84,6 +84,10 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def forward_to(self, port: int) -> None:
+        """Forward new connections to another server; those that are open stay where they are."""
+        self._upstream_port = port
+
     def set(self, fault: Fault) -> int:
         """Change what happens to all traffic from now on, on old and new connections.
 
