@@ -250,7 +250,15 @@ class ApiSettings(SigningSettings):
         return tuple(dict.fromkeys((self.model_name, *(model_name(model) for model in self.models))))
 
 
-class WorkerSettings(SharedSettings):
+class _HealthSettings(SharedSettings):
+    """Settings of a program that serves nothing but its health."""
+
+    #: Where ``/live`` and ``/ready`` are served; port 0 for nowhere.
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, ge=0, le=65535)
+
+
+class WorkerSettings(_HealthSettings):
     """Settings of a worker: one process, one device."""
 
     #: The commit, tag or branch of a hub id in ``model``; a commit always means the same weights.  Empty: the latest.
@@ -265,9 +273,6 @@ class WorkerSettings(SharedSettings):
     stop_grace_s: float = Field(20.0, gt=0)
     #: A worker told to shut down finishes its job within this time, or hands it back.
     drain_grace_s: float = Field(25.0, ge=0)
-    #: Where ``/live`` and ``/ready`` are served; port 0 for nowhere.
-    health_host: str = "127.0.0.1"
-    health_port: int = Field(0, ge=0, le=65535)
     #: A worker that received nothing for this long sends itself a message.
     canary_s: float = Field(10.0, gt=0)
     #: A worker that no message reached for this long is not ready.
@@ -286,7 +291,7 @@ class WorkerSettings(SharedSettings):
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
 
 
-class CourierSettings(SigningSettings):
+class CourierSettings(SigningSettings, _HealthSettings):
     """Settings of the courier."""
 
     #: Secrets that several tenants' receivers still share, from before each had its own: every webhook carries their
@@ -313,9 +318,6 @@ class CourierSettings(SigningSettings):
     tick_s: float = Field(1.0, gt=0)
     #: How often one of the couriers compares sets, lists and counts in Redis with the records; 0 for never.
     reconcile_s: float = Field(60.0, ge=0)
-    #: Where ``/live`` and ``/ready`` are served; port 0 for nowhere.
-    health_host: str = "127.0.0.1"
-    health_port: int = Field(0, ge=0, le=65535)
     #: How often one of the couriers looks for objects that no record names; 0 for never.
     sweep_s: float = Field(3600.0, ge=0)
     #: How long objects outlive what named them: an attempt that lost its lease, a record that expired.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.faults.faults import Effect, Scene
+from tests.faults.faults.on_redis import redis_busy, redis_disk_fails, redis_read_only, redis_without_replicas
 from tests.faults.laboratory import STAND_IN, TENANT, Laboratory
 from tests.faults.redis_outages import OUTAGES
 from tests.waiting import wait_until
@@ -89,3 +92,13 @@ def test_nothing_ends_while_redis_does_not_serve_and_all_comes_back(lab: Laborat
     job = send(lab)
     wait_until(lambda: status(lab, job) == "succeeded", 30)
     assert lab.child_of(node) == child
+
+
+@pytest.mark.parametrize("fault", [redis_without_replicas, redis_read_only, redis_disk_fails, redis_busy])
+def test_the_faults_of_the_laboratory_do_what_they_say(lab: Laboratory, fault: Callable[[Scene], Effect]) -> None:
+    wait_until(lab.api_is_ready, 30)
+
+    effect = fault(Scene(lab, random.Random(1), lambda: None))
+
+    assert effect.acted
+    wait_until(lab.api_is_ready, 15)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import redis
 from redis._parsers.base import BaseParser
 
 from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.connection import SentinelUrl, redis_errors
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outages import reason_of
 
@@ -69,6 +72,19 @@ def test_the_log_gets_what_redis_said_and_the_caller_does_not(redis_client: redi
     assert raised.value.log_fields["reason"] == "no_replicas"
     assert "Not enough good replicas" in raised.value.log_fields["said"]
     assert "replicas" not in raised.value.detail
+
+
+def test_however_many_ask_redis_is_asked_once_a_second(redis_client: redis.Redis) -> None:
+    epoch = Epoch(redis_client)
+    epoch.check()
+    before = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+    with ThreadPoolExecutor(8) as askers:
+        for _ in askers.map(lambda _: epoch.check(), range(400)):
+            pass
+
+    asked = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    assert asked < 20  # seconds, on however slow a machine
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
 import psutil
 import requests
 
 from tests.faults.faults import Effect, Scene
 from tests.faults.proxy import Fault, Mode
+from tests.faults.redis_outages import Outage, busy, disk_fails, no_replicas, read_only
 
 
 def redis_connections_killed(scene: Scene) -> Effect:
@@ -61,6 +63,38 @@ def redis_full(scene: Scene) -> Effect:
     finally:
         client.config_set("maxmemory", 0)
     return Effect(acted=503 in answers, text=f"submits were answered {answers}")
+
+
+def redis_without_replicas(scene: Scene) -> Effect:
+    """Demand a replica that there is not."""
+    return _while_it_lasts(scene, no_replicas, "no_replicas")
+
+
+def redis_read_only(scene: Scene) -> Effect:
+    """Make Redis a replica for a while, as a failover does."""
+    return _while_it_lasts(scene, read_only, "read_only")
+
+
+def redis_disk_fails(scene: Scene) -> Effect:
+    """Have Redis fail to save its data."""
+    return _while_it_lasts(scene, disk_fails, "disk")
+
+
+def redis_busy(scene: Scene) -> Effect:
+    """Run a script that does not end, and kill it."""
+    return _while_it_lasts(scene, busy, "busy")
+
+
+def _while_it_lasts(scene: Scene, outage: Outage, reason: str, seconds: float = 3.0) -> Effect:
+    """Bring about an outage; it acted if the API's readiness check has told of it."""
+    told = False
+    with outage(scene.lab.redis_server.url, scene.lab.folder / "redis"):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(requests.RequestException):
+                told = told or f"({reason})" in scene.lab.ask("GET", "/ready", timeout_s=3).text
+            time.sleep(0.1)
+    return Effect(acted=told, text=f"{seconds:g} s")
 
 
 def _send_once(scene: Scene) -> int:
