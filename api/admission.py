@@ -1,5 +1,6 @@
 """Admission of jobs, one or a batch: check them, store their images, record them in one step, ring for a worker.
 
+The ledger is asked before an image is stored, and reserves the jobs' places: what is refused leaves nothing behind.
 Whatever can be checked at once is rejected here, before anything is recorded.  Once recorded, a job is queued; a bell
 that cannot be rung now is rung by the courier.
 """
@@ -10,23 +11,33 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
-from maskfleet.api.images import check_image, for_each, store_image
+from maskfleet.api.images import check_image, for_each, store_image, stored_source
 from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
-from maskfleet.jobs.errors import BacklogFull, InvalidRequest, NotFound, OverQuota, QueueUnavailable, RecordsFull
-from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewJobs
+from maskfleet.jobs.errors import (
+    BacklogFull,
+    InvalidRequest,
+    JobError,
+    NotFound,
+    OverQuota,
+    OverStorage,
+    QueueUnavailable,
+    RecordsFull,
+)
+from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewImages, NewJobs, Reservation
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
 from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
-from maskfleet.jobs.schema.spec import ImageSource, JobOptions, dump_spec
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EverythingJob, ImageSource, JobOptions, dump_spec
 from maskfleet.jobs.schema.wire import BATCH_ID
 from maskfleet.jobs.status import Status
 
@@ -58,7 +69,7 @@ def admit_job(
     check_addresses(spec, services.settings)
     check_mask_inputs(spec.prompts, tenant, services)
     _check_image(spec.image, image, spec.prompts, tenant, services)
-    spec_json = dump_spec(spec.model_copy(update={"image": store_image(spec.image, image, tenant, services)}))
+    spec_json = dump_spec(spec.model_copy(update={"image": stored_source(spec.image, image)}))
     jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
@@ -68,7 +79,11 @@ def admit_job(
         idempotency_key=idempotency_key,
         body_digest=_digest(spec_json) if idempotency_key else "",
     )
-    creation = _record(jobs, str(spec.model), services)
+    reservation = None
+    if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
+        with _giving_back(reservation, services):
+            store_image(image, tenant, services)
+    creation = _record(jobs, str(spec.model), services, reservation)
     return _shown(
         creation,
         lambda: _job_view(creation.id, services, address),
@@ -88,9 +103,9 @@ def admit_batch(
     _check_batch_size(spec, services)
     _check_batch_addresses(spec, services)
     check_mask_inputs(spec.prompts, tenant, services)
-    for_each(spec.images, lambda image: _check_image(image, _inline(image), spec.prompts, tenant, services))
-    images = for_each(spec.images, lambda image: store_image(image, _inline(image), tenant, services))
-    specs_json = tuple(dump_spec(job_of(spec, image)) for image in images)
+    images = for_each(spec.images, lambda image: _checked(image, spec.prompts, tenant, services))
+    specs_json = tuple(dump_spec(job_of(spec, source)) for source, _ in images)
+    size = sum(dict(images).values())  # one image, sent twice, is stored once
     default = services.settings.default_webhook(tenant)
     webhook_json = spec.webhook.model_dump_json() if spec.webhook else ""
     completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
@@ -104,7 +119,11 @@ def admit_batch(
         body_digest=_digest("batch", webhook_json, *specs_json) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
     )
-    creation = _record(jobs, str(spec.model), services)
+    reservation = None
+    if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
+        with _giving_back(reservation, services):
+            for_each(spec.images, lambda image: store_image(_inline(image), tenant, services))
+    creation = _record(jobs, str(spec.model), services, reservation)
     return _shown(
         creation,
         lambda: batch_view(find_batch(creation.id, tenant, services), services, address),
@@ -161,6 +180,15 @@ def _check_image(
         check_image(data, prompts, services.settings)
 
 
+def _checked(
+    source: ImageSource, prompts: tuple[Prompt, ...], tenant: str, services: Services
+) -> tuple[ImageSource, int]:
+    """Check an image of a batch; return its source once it is stored, and how many bytes are to be stored."""
+    data = _inline(source)
+    _check_image(source, data, prompts, tenant, services)
+    return stored_source(source, data), len(data or b"")
+
+
 def _json_size(spec: Spec) -> int:
     return len(dump_spec(spec).encode())
 
@@ -175,16 +203,66 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# Record and ring.
+# Reserve, record and ring.
 
 
-def _record(jobs: NewJobs, model: str, services: Services) -> Creation:
+def reserve_upload(tenant: str, size: int, services: Services) -> None:
+    """Count an image that a tenant is about to upload.  Raises OverQuota if it is too much, or no job could use it."""
+    spec_json = dump_spec(EverythingJob(mode="everything", image=IMAGE_COMES_BESIDE))
+    one_job = NewJobs(tenant=tenant, queue="", specs_json=(spec_json,), start_deadline_s=0)
+    asked = services.ledger.reserve(
+        one_job,
+        _new_images(tenant, size, services),
+        max_in_flight=services.settings.jobs_in_flight(tenant),
+        max_bytes=services.settings.record_bytes(tenant),
+        places=False,
+    )
+    if isinstance(asked, Creation):
+        _refuse(asked.outcome, asked.wait_s, tenant, services)
+
+
+def _reserve(jobs: NewJobs, size: int, model: str, services: Services) -> Reservation | None:
+    """Reserve what the jobs need before their images are stored, or raise why not.
+
+    None if they are recorded already, under the same idempotency key: then the images are stored, too.
+    """
+    asked = services.ledger.reserve(
+        jobs,
+        _new_images(jobs.tenant, size, services),
+        max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
+        backlog=_backlog_limit(model, jobs.queue, services),
+        max_bytes=services.settings.record_bytes(jobs.tenant),
+    )
+    if isinstance(asked, Reservation):
+        return asked
+    if asked.outcome is not Created.KNOWN:
+        _refuse(asked.outcome, asked.wait_s, jobs.tenant, services)
+    return None
+
+
+@contextmanager
+def _giving_back(reservation: Reservation, services: Services) -> Iterator[None]:
+    """Give back what was reserved if the images cannot be stored."""
+    try:
+        yield
+    except JobError:
+        with suppress(QueueUnavailable):  # then they are given back by themselves, a little later
+            services.ledger.give_back(reservation)
+        raise
+
+
+def _new_images(tenant: str, size: int, services: Services) -> NewImages:
+    return NewImages(size, services.settings.upload_bytes(tenant), services.settings.upload_window_s)
+
+
+def _record(jobs: NewJobs, model: str, services: Services, reservation: Reservation | None) -> Creation:
     creation = services.ledger.create(
         jobs,
         max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
         idempotency_ttl_s=services.settings.idempotency_ttl_s,
         backlog=_backlog_limit(model, jobs.queue, services),
         max_bytes=services.settings.record_bytes(jobs.tenant),
+        reservation=reservation,
     )
     match creation.outcome:
         case Created.KNOWN:
@@ -217,6 +295,8 @@ def _refuse(outcome: Created, wait_s: float, tenant: str, services: Services) ->
             raise RecordsFull(wait_s, services.settings.record_bytes(tenant))
         case Created.BACKLOG_FULL:
             raise BacklogFull(wait_s, services.settings.max_backlog_s)
+        case Created.OVER_STORAGE:
+            raise OverStorage(services.settings.upload_bytes(tenant))
         case _:
             raise InvalidRequest(
                 "idempotency_key_reused",

@@ -14,6 +14,7 @@ from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.settings import ApiSettings
+from maskfleet.jobs.storage import upload_id_of
 
 #: Images looked up or stored at once; the store's client has 32 connections, shared by all requests.
 AT_ONCE = 8
@@ -30,12 +31,17 @@ def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings)
         fit_prompts(prompts, header.size_wh)
 
 
-def store_image(source: ImageSource, data: bytes | None, tenant: str, services: Services) -> ImageSource:
-    """Store an image that came with the request and was checked; return its source from then on."""
+def stored_source(source: ImageSource, data: bytes | None) -> ImageSource:
+    """Return an image's source once it is stored; the source itself where nothing came with the request."""
+    return source if data is None else ImageSource(upload_id=upload_id_of(data))
+
+
+def store_image(data: bytes | None, tenant: str, services: Services) -> None:
+    """Store an image that came with the request and was checked, if one did, where ``stored_source`` says."""
     if data is None:
-        return source
+        return
     content_type = read_header(data, services.settings.max_image_pixels).content_type
-    return ImageSource(upload_id=services.store.put_upload(tenant, data, content_type))
+    services.store.put_upload(tenant, data, content_type)
 
 
 def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:

@@ -11,7 +11,8 @@
     │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap
     │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as are the next two
-    │   │   └── RecordsFull      over_quota: of bytes in Redis
+    │   │   ├── RecordsFull      over_quota: of bytes in Redis
+    │   │   └── OverStorage      too_many_upload_bytes: in the object store
     │   ├── TooManyRedeliveries  too_many_redeliveries: the tenant had as many webhooks sent again as it may in an hour
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
@@ -150,6 +151,21 @@ class OverQuota(CallerError):
     status = 429
     title = "Too many jobs in flight"
     retry_after_s = 10
+
+
+class OverStorage(OverQuota):
+    """The tenant's images take as many bytes in the store as allowed."""
+
+    title = "Too many bytes of images"
+    #: They are counted by the hour.
+    retry_after_s = 3600
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            "too_many_upload_bytes",
+            f"Your images may take up at most {max_bytes:,} bytes in the store. Nothing was stored; the oldest ones "
+            "are removed after some days. Name images by s3_uri or url instead.",
+        )
 
 
 class RecordsFull(OverQuota):

@@ -179,6 +179,13 @@ class ApiSettings(SigningSettings):
     max_record_bytes: int = Field(DEFAULT_MAX_RECORD_BYTES, ge=1)
     #: The same for individual tenants, as in ``apiary:1073741824``.
     tenant_record_bytes: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
+    #: The most bytes of images that one tenant may have stored within ``upload_window_s``: sent with jobs, or by upload
+    #: links, which count when they are made.
+    max_upload_bytes: int = Field(2**40, ge=1)
+    #: The same for individual tenants, as in ``apiary:5000000000``.
+    tenant_upload_bytes: Annotated[dict[str, Annotated[int, Field(ge=1)]], NoDecode] = Field(default_factory=dict)
+    #: As long as the bucket's rule for ``uploads/`` keeps them; then what is counted is what is stored.
+    upload_window_s: int = Field(9 * 24 * 3600, ge=3600)
     #: The most images in one batch.
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
     #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
@@ -216,7 +223,9 @@ class ApiSettings(SigningSettings):
     threads: int = Field(32, ge=2)
 
     _split_names = field_validator("api_keys", "models", "cors_origins", "trusted_hosts", mode="before")(_split)
-    _split_pairs = field_validator("tenant_jobs_in_flight", "tenant_record_bytes", mode="before")(_split_pairs)
+    _split_pairs = field_validator(
+        "tenant_jobs_in_flight", "tenant_record_bytes", "tenant_upload_bytes", mode="before"
+    )(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 
     @model_validator(mode="after")
@@ -243,6 +252,10 @@ class ApiSettings(SigningSettings):
     def record_bytes(self, tenant: str) -> int:
         """Return how many bytes the records of a tenant may take in Redis."""
         return self.tenant_record_bytes.get(tenant, self.max_record_bytes)
+
+    def upload_bytes(self, tenant: str) -> int:
+        """Return how many bytes of images a tenant may have stored."""
+        return self.tenant_upload_bytes.get(tenant, self.max_upload_bytes)
 
     @property
     def model_names(self) -> tuple[str, ...]:

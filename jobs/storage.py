@@ -174,7 +174,7 @@ class Store:
 
     def put_upload(self, tenant: str, data: bytes, content_type: str) -> str:
         """Store an image that came with the request; return its upload id, the same for the same bytes."""
-        upload_id = f"upl_{hashlib.sha256(data).hexdigest()[:32]}"
+        upload_id = upload_id_of(data)
         self.put(upload_key(tenant, upload_id), data, content_type)
         return upload_id
 
@@ -225,6 +225,11 @@ class Store:
             else:
                 place = cast("BucketLocationConstraintType", region)
                 self._s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": place})
+
+
+def upload_id_of(data: bytes) -> str:
+    """Return the upload id of an image that comes with a request."""
+    return f"upl_{hashlib.sha256(data).hexdigest()[:32]}"
 
 
 def upload_key(tenant: str, upload_id: str) -> str:

@@ -18,6 +18,10 @@ fields):
                                   nothing is left                                           (reconciler.py)
     batches               zset    batch id → created; the open batches
     inflight:{tenant}     set     ids of jobs that have not ended
+    reserved:{tenant}     zset    a request's token and number of jobs → until when they count; the requests that are
+                                  storing their images
+    stored:{tenant}       zset    hour since the epoch → bytes of images that were stored in it; expires after
+                                  ``upload_window_s``
     idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
     queues                set     queues where jobs may wait; the courier removes empty ones
     queued:{queue}        zset    job id → created; all waiting jobs
@@ -96,10 +100,12 @@ from maskfleet.jobs.ledger.outcomes import (
     Deleted,
     JobEnd,
     JobsPage,
+    NewImages,
     NewJobs,
     Place,
     Reaped,
     Reply,
+    Reservation,
     Retried,
 )
 from maskfleet.jobs.ledger.version import SCHEMA, Schema
@@ -112,6 +118,10 @@ from maskfleet.jobs.status import Status
 MAX_LOOKED_AT = 1000
 
 logger = get_logger()
+
+
+#: A request stores its images within this time, or the places that it reserved are given to others.
+RESERVED_MS = 120_000
 
 
 def new_job_id() -> str:
@@ -159,6 +169,43 @@ class Ledger:
 
     # The caller's side.
 
+    def reserve(
+        self,
+        jobs: NewJobs,
+        images: NewImages,
+        *,
+        max_in_flight: int,
+        places: bool = True,
+        backlog: BacklogLimit | None = None,
+        max_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+    ) -> Reservation | Creation:
+        """Ask whether jobs would be recorded, before their images are stored, and reserve their places and bytes.
+
+        Returns what ``create`` would say, or OVER_STORAGE, if nothing was reserved.  places: whether ``create`` is to
+        find the places still free; otherwise bytes alone are reserved.  Raises what ``create`` does.
+        """
+        token = uuid.uuid4().hex if places else ""
+        ask = {
+            "bytes": images.size,
+            "max_bytes": images.max_size,
+            "window_h": -(-images.window_s // 3600),
+            "reserve_ms": RESERVED_MS,
+        }
+        outcome, found, _ = self._run_create(
+            jobs, max_in_flight, backlog, max_bytes, {"reservation": token, "ask": ask}
+        )
+        if outcome is Created.RESERVED:
+            return Reservation(token, jobs.tenant, len(jobs.specs_json), images.size, found)
+        return self._confirmed(outcome, found)
+
+    def give_back(self, given: Reservation) -> None:
+        """Give back what was reserved.  Raises QueueUnavailable."""
+        stored = f"mf:stored:{given.tenant}"
+        with redis_errors():
+            self._redis.zrem(f"mf:reserved:{given.tenant}", f"{given.token}:{given.jobs}")
+            self._redis.zincrby(stored, -given.size, given.hour)
+            self._redis.zremrangebyscore(stored, "-inf", 0)
+
     def create(
         self,
         jobs: NewJobs,
@@ -167,14 +214,38 @@ class Ledger:
         idempotency_ttl_s: int,
         backlog: BacklogLimit | None = None,
         max_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+        reservation: Reservation | None = None,
     ) -> Creation:
         """Record jobs in state ``queued``, and their batch if they have one; all or none.
 
-        max_bytes: of all the tenant's records.
+        max_bytes: of all the tenant's records.  reservation: of these jobs; it ends.
 
         Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
         the same idempotency key finds what was.  Raises NotConfirmed when it was recorded, and may yet be lost.
         """
+        more = {
+            "reservation": reservation.token if reservation else "",
+            "idempotency_ttl_ms": idempotency_ttl_s * 1000,
+        }
+        return self._confirmed(*self._run_create(jobs, max_in_flight, backlog, max_bytes, more))
+
+    def _confirmed(self, outcome: Created, found: str, job_ids: tuple[str, ...] = ()) -> Creation:
+        """Wait until what was recorded is confirmed, if that is asked for.  Raises NotConfirmed."""
+        if outcome in (Created.CREATED, Created.KNOWN):
+            # Also what was recorded before: its caller may be back because it was not confirmed then.
+            key = f"mf:batch:{found}" if found.startswith("batch_") else f"mf:job:{found}"
+            self._durability.confirm(self._redis, key, "tenant")
+        return _creation(outcome, found, job_ids)
+
+    def _run_create(
+        self,
+        jobs: NewJobs,
+        max_in_flight: int,
+        backlog: BacklogLimit | None,
+        max_bytes: int,
+        more: Mapping[str, object],
+    ) -> tuple[Created, str, tuple[str, ...]]:
+        """Run CREATE; return its outcome, what it found, and the ids of the jobs."""
         self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
         new: dict[str, object] = {
@@ -186,7 +257,6 @@ class Ledger:
             "webhook_events": ",".join(jobs.webhook.events) if jobs.webhook else "",
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
-            "idempotency_ttl_ms": idempotency_ttl_s * 1000,
             "summary": SpecSummary.model_validate_json(jobs.specs_json[0]).model_dump_json(exclude_defaults=True),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,
@@ -194,6 +264,7 @@ class Ledger:
             "workers": backlog.workers if backlog else 0,
             "more_urgent": backlog.more_urgent if backlog else (),
             "weights": self._weights,
+            **more,
         }
         if jobs.batch is not None:
             new["batch"] = {
@@ -204,20 +275,7 @@ class Ledger:
         specs = (part for pair in zip(job_ids, jobs.specs_json, strict=True) for part in pair)
         with redis_errors():
             outcome, found = self._create(args=[json.dumps(new), *specs])
-        match Created(outcome):
-            case Created.OVER_QUOTA as refused:
-                return Creation(refused)
-            case Created.OVER_BYTES as refused:
-                return Creation(refused, wait_s=int(found or 0) / 1000)
-            case Created.BACKLOG_FULL as refused:
-                return Creation(refused, wait_s=int(found) / 1000)
-            case Created.KEY_REUSED as refused:
-                return Creation(refused, found)
-        # Also what was recorded before: its caller may be back because it was not confirmed then.
-        key = f"mf:batch:{found}" if found.startswith("batch_") else f"mf:job:{found}"
-        self._durability.confirm(self._redis, key, "tenant")
-        is_new = outcome == Created.CREATED
-        return Creation(Created.CREATED, found, job_ids) if is_new else Creation(Created.KNOWN, found)
+        return Created(outcome), found, job_ids
 
     def read(self, job_id: str) -> JobRecord | None:
         """Return the record without its spec, or None if there is none, or it has expired."""
@@ -413,3 +471,16 @@ class Ledger:
         """Raise QueueUnavailable unless Redis responds."""
         with redis_errors():
             self._redis.ping()
+
+
+def _creation(outcome: Created, found: str, job_ids: tuple[str, ...] = ()) -> Creation:
+    """Return what came of CREATE.  found: what it gave besides; job_ids: of the jobs, if they were recorded."""
+    match outcome:
+        case Created.OVER_QUOTA | Created.OVER_STORAGE:
+            return Creation(outcome)
+        case Created.OVER_BYTES | Created.BACKLOG_FULL:
+            return Creation(outcome, wait_s=int(found or 0) / 1000)
+        case Created.CREATED:
+            return Creation(outcome, found, job_ids)
+        case known:
+            return Creation(known, found)

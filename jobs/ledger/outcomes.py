@@ -12,7 +12,7 @@ from maskfleet.jobs.status import Status
 
 
 class Created(StrEnum):
-    """The outcome of CREATE."""
+    """The outcome of CREATE: the last two when it only asks."""
 
     CREATED = "created"
     KNOWN = "known"
@@ -20,6 +20,8 @@ class Created(StrEnum):
     OVER_QUOTA = "over_quota"
     OVER_BYTES = "over_bytes"
     BACKLOG_FULL = "backlog_full"
+    OVER_STORAGE = "over_storage"
+    RESERVED = "reserved"
 
 
 class Reply(StrEnum):
@@ -94,6 +96,18 @@ class NewJobs:
 
 
 @dataclass(frozen=True, slots=True)
+class NewImages:
+    """Images that are to be stored for a tenant.  size: of all of them, in bytes.
+
+    max_size: the most that the tenant may have stored in the last ``window_s``, these included.
+    """
+
+    size: int
+    max_size: int
+    window_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Creation:
     """The result of CREATE.
 
@@ -106,6 +120,20 @@ class Creation:
     id: str = ""
     job_ids: tuple[str, ...] = ()
     wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is reserved for jobs while their images are stored.
+
+    token: for CREATE.  hour: in which the images' size counts, since the epoch.
+    """
+
+    token: str
+    tenant: str
+    jobs: int
+    size: int
+    hour: str
 
 
 @dataclass(frozen=True, slots=True)

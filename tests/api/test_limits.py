@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,8 +25,9 @@ from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.storage import Store, attempt_prefix, upload_key
-from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
+from tests.api.caller import Caller, a_closed_port, as_base64, check_problem, job, run_to_success
 from tests.api.conftest import KEYS, MODEL, SettingsMaker
+from tests.api.pictures import a_picture
 from tests.maskfleet.scripted_server import Answer, ScriptedServer
 from tests.waiting import wait_until
 
@@ -304,6 +308,150 @@ def test_a_link_takes_one_object_of_the_declared_size_and_type_once(apiary: Call
     assert put(b"0123456789") == 200
     assert put(b"9876543210") == 412
     assert store.read(key) == b"0123456789"
+
+
+# Nothing is stored of what is refused.
+
+
+def _uploads_of(tenant: str, store: Store) -> list[str]:
+    return [found.key for found in store.listed(f"uploads/{tenant}/")]
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant that has stored nothing yet."""
+    return f"new-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def newcomer(tenant: str, make_settings: SettingsMaker, ledger: Ledger) -> Callable[..., Caller]:
+    """Makes a caller of that tenant, of a service with other settings."""
+    return lambda **changes: Caller(create_app(make_settings(api_keys=f"{tenant}:its-key", **changes)), "its-key")
+
+
+def _pictures(count: int) -> list[bytes]:
+    return [a_picture((20 + number, 20)) for number in range(count)]
+
+
+def test_a_refused_job_leaves_no_image_behind(newcomer: Callable[..., Caller], tenant: str, store: Store) -> None:
+    caller = newcomer(max_jobs_in_flight=1)
+    first, *more = _pictures(21)
+    assert caller.send(job(image={"base64": as_base64(first)})).status_code == 202
+    stored = _uploads_of(tenant, store)
+
+    for picture in more:
+        check_problem(caller.send(job(image={"base64": as_base64(picture)})), 429, "too_many_jobs_in_flight")
+    parts = [("job", '{"mode": "everything"}'), ("image", (more[0], "bee.png", "image/png"))]
+    check_problem(caller.post_parts(parts), 429, "too_many_jobs_in_flight")
+    batch = {"mode": "everything", "images": [{"base64": as_base64(picture)} for picture in more]}
+    check_problem(caller.post("/v1/batches", batch), 429, "too_many_jobs_in_flight")
+
+    assert len(stored) == 1
+    assert _uploads_of(tenant, store) == stored
+
+
+def test_of_jobs_sent_at_once_only_those_that_are_accepted_leave_an_image(
+    newcomer: Callable[..., Caller], tenant: str, store: Store, redis_client: redis.Redis
+) -> None:
+    caller = newcomer(max_jobs_in_flight=3)
+    bodies = [job(image={"base64": as_base64(picture)}) for picture in _pictures(24)]
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(response.status_code for response in pool.map(caller.send, bodies))
+
+    accepted = statuses.count(202)
+    assert statuses == [202] * accepted + [429] * (24 - accepted)
+    assert 1 <= accepted <= 3
+    assert len(_uploads_of(tenant, store)) == accepted
+    assert redis_client.exists(f"mf:reserved:{tenant}") == 0
+
+
+def test_a_full_backlog_leaves_no_image_behind(
+    newcomer: Callable[..., Caller], tenant: str, store: Store, redis_client: redis.Redis
+) -> None:
+    caller = newcomer(max_backlog_s=1)
+    queue = queue_name(MODEL, Priority.NORMAL)
+    WorkerRegistry(redis_client).announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
+    redis_client.hset("mf:pace", queue, "60000")
+    first, second = _pictures(2)
+    assert caller.send(job(image={"base64": as_base64(first)})).status_code == 202
+
+    check_problem(caller.send(job(image={"base64": as_base64(second)})), 503, "backlog_full")
+
+    assert len(_uploads_of(tenant, store)) == 1
+
+
+def test_a_tenant_stores_no_more_bytes_than_its_quota(
+    newcomer: Callable[..., Caller], tenant: str, store: Store
+) -> None:
+    first, second, third = (picture + bytes(1000 - len(picture)) for picture in _pictures(3))
+    caller = newcomer(max_upload_bytes=2500)
+    bodies = [job(image={"base64": as_base64(picture)}) for picture in (first, second, third)]
+    assert [caller.send(body).status_code for body in bodies[:2]] == [202, 202]
+
+    refused = caller.send(bodies[2])
+
+    problem = check_problem(refused, 429, "too_many_upload_bytes")
+    assert "2,500 bytes" in problem.detail
+    assert refused.headers["Retry-After"] == "3600"
+    size = {"content_type": "image/png", "size": 501}
+    check_problem(caller.post("/v1/uploads", size), 429, "too_many_upload_bytes")
+    assert caller.post("/v1/uploads", {**size, "size": 500}).status_code == 201
+    assert len(_uploads_of(tenant, store)) == 2
+    assert caller.send(job(image={"url": "https://example.com/bee.jpg"})).status_code == 202
+    assert newcomer(max_upload_bytes=2500, tenant_upload_bytes=f"{tenant}:9000").send(bodies[2]).status_code == 202
+
+
+def test_bytes_are_counted_for_as_long_as_the_bucket_keeps_them(
+    newcomer: Callable[..., Caller], tenant: str, redis_client: redis.Redis
+) -> None:
+    caller = newcomer(max_upload_bytes=1000, upload_window_s=7200)
+    size = {"content_type": "image/png", "size": 600}
+    assert caller.post("/v1/uploads", size).status_code == 201
+    check_problem(caller.post("/v1/uploads", size), 429, "too_many_upload_bytes")
+    key = f"mf:stored:{tenant}"
+    ((hour, stored),) = redis_client.zrange(key, 0, -1, withscores=True)
+
+    redis_client.delete(key)
+    redis_client.zadd(key, {str(int(hour) - 1): stored})
+    check_problem(caller.post("/v1/uploads", size), 429, "too_many_upload_bytes")
+    redis_client.delete(key)
+    redis_client.zadd(key, {str(int(hour) - 2): stored})
+
+    assert caller.post("/v1/uploads", size).status_code == 201
+    assert redis_client.zcard(key) == 1
+    assert 0 < redis_client.ttl(key) <= 7200
+
+
+def test_no_link_to_upload_is_given_to_a_tenant_with_as_many_jobs_as_allowed(newcomer: Callable[..., Caller]) -> None:
+    caller = newcomer(max_jobs_in_flight=1)
+    assert caller.send(job()).status_code == 202
+
+    refused = caller.post("/v1/uploads", {"content_type": "image/png", "size": 10})
+
+    check_problem(refused, 429, "too_many_jobs_in_flight")
+
+
+def test_a_repeated_request_is_answered_as_before_though_the_quota_is_full(newcomer: Callable[..., Caller]) -> None:
+    caller = newcomer(max_jobs_in_flight=1, max_upload_bytes=len(a_picture()))
+    batch = {"mode": "everything", "images": [job()["image"]]}
+
+    first, second = (caller.send(job(), Idempotency_Key="a") for _ in range(2))
+
+    assert (first.status_code, second.json["id"]) == (202, first.json["id"])
+    check_problem(caller.send(job(run_timeout_s=5), Idempotency_Key="a"), 422, "idempotency_key_reused")
+    check_problem(caller.post("/v1/batches", batch), 429, "too_many_jobs_in_flight")
+
+
+def test_places_are_given_back_when_the_store_is_down(
+    newcomer: Callable[..., Caller], tenant: str, redis_client: redis.Redis
+) -> None:
+    caller = newcomer(max_jobs_in_flight=1, s3_endpoint=f"http://127.0.0.1:{a_closed_port()}")
+
+    check_problem(caller.send(job()), 503, "store_unavailable")
+
+    assert redis_client.exists(f"mf:reserved:{tenant}", f"mf:stored:{tenant}") == 0
+    assert newcomer(max_jobs_in_flight=1).send(job()).status_code == 202
 
 
 def test_the_link_of_an_upload_ends_after_a_quarter_of_an_hour(apiary: Caller, make_settings: SettingsMaker) -> None:

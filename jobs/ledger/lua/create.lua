@@ -1,4 +1,5 @@
 -- CREATE: record jobs, and their batch if they have one; all or none, once per idempotency key.
+-- Or, with ask: say whether they would be recorded, before their images are stored, and reserve what they need.
 -- ARGV: JSON, job id, spec, job id, spec, …
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
@@ -6,14 +7,20 @@
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
 --   queues that are drained before this one), weights (tenant → its share),
---   and for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)}
+--   reservation (its token; '' for none),
+--   for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)},
+--   and to ask: ask = {bytes (of images to be stored), max_bytes, window_h (for how long they count), reserve_ms}
 -- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'over_bytes', in how many ms the next records expire ('' for not before a job ends)}
---         | {'backlog_full', how long the last job would wait, in ms}; id: of the batch, otherwise of the one job
--- It has no flag, so a full Redis rejects it: no new work is accepted then.
+--         | {'backlog_full', how long the last job would wait, in ms}
+--         | {'over_storage', bytes of images stored} | {'reserved', hour in which the bytes count};
+--         id: of the batch, otherwise of the one job
+-- It has no flag, so a full Redis rejects it: no new work is accepted then.  That holds as long as its first write is one
+-- that adds something; after one that removes, a full Redis lets the rest pass.
 -- requires: keys, bytes, turns
 local new, now = cjson.decode(ARGV[1]), now_ms()
-local tenant, queue, batch = new.tenant, new.queue, new.batch
+local tenant, queue, batch, ask = new.tenant, new.queue, new.batch, new.ask
+local reservation = new.reservation or ''
 local jobs = (#ARGV - 1) / 2
 local id = batch and batch.id or ARGV[2]
 
@@ -33,11 +40,44 @@ local function new_bytes()
   return sum
 end
 
+-- The jobs of the tenant's other requests that are storing their images now.
+local function reserved_by_others()
+  local sum = 0
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', reserved_key(tenant), now, '+inf')) do
+    local token, count = string.match(member, '^(.*):(%d+)$')
+    if token ~= reservation then sum = sum + count end
+  end
+  return sum
+end
+
+-- Why no more images are stored for the tenant; nil when they may be.  Counts by the hour, to keep few entries.
+local function storage_refusal()
+  local key, hour, stored, old = stored_key(tenant), math.floor(now / 3600000), 0, {}
+  local counts = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for place = 1, #counts, 2 do
+    if counts[place] + ask.window_h <= hour then
+      old[#old + 1] = counts[place]
+    else
+      stored = stored + counts[place + 1]
+    end
+  end
+  if stored + ask.bytes > ask.max_bytes then return {'over_storage', string.format('%.0f', stored)} end
+  redis.call('ZINCRBY', key, ask.bytes, string.format('%.0f', hour))
+  for _, member in ipairs(old) do redis.call('ZREM', key, member) end
+  redis.call('PEXPIRE', key, ask.window_h * 3600000)
+end
+
+-- Nothing is reserved any more for this request.
+local function give_back()
+  if not ask and reservation ~= '' then redis.call('ZREM', reserved_key(tenant), reservation .. ':' .. jobs) end
+end
+
 local in_flight = redis.call('SCARD', inflight_key(tenant))
 
 -- Why this many more jobs are rejected; nil when they are accepted.
 local function refusal(bytes)
-  if in_flight + jobs > new.max_in_flight then return {'over_quota', tostring(in_flight)} end
+  local taken = in_flight + reserved_by_others()
+  if taken + jobs > new.max_in_flight then return {'over_quota', tostring(taken)} end
   local held, next_ms = bytes_held(tenant, now)
   if held + bytes > new.max_bytes then
     return {'over_bytes', next_ms ~= '' and string.format('%.0f', next_ms - now) or ''}
@@ -80,11 +120,24 @@ local function record_job(job, spec, place)
 end
 
 -- A repeated call: the response to the first was lost.
-if redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
+if not ask and redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
 
 local bytes = new_bytes()
-local decided = known() or refusal(bytes)
-if decided then return decided end
+local decided = known() or refusal(bytes) or ask and storage_refusal()
+if decided then
+  give_back()
+  return decided
+end
+
+if ask then
+  if reservation ~= '' then
+    redis.call('ZADD', reserved_key(tenant), now + ask.reserve_ms, reservation .. ':' .. jobs)
+    redis.call('ZREMRANGEBYSCORE', reserved_key(tenant), '-inf', '(' .. now)
+    redis.call('PEXPIRE', reserved_key(tenant), ask.reserve_ms)
+  end
+  return {'reserved', string.format('%.0f', math.floor(now / 3600000))}
+end
+
 
 if in_flight == 0 then keep_tenant(tenant, now) end
 redis.call('HINCRBY', bytes_key(tenant), 'live', bytes)
@@ -96,4 +149,5 @@ if new.idempotency_key ~= '' then
   redis.call('HSET', key, 'job', id, 'digest', new.body_digest)
   redis.call('PEXPIRE', key, new.idempotency_ttl_ms)
 end
+give_back()
 return {'created', id}

@@ -37,6 +37,8 @@ local function job_key(id) return 'mf:job:' .. id end
 local function attempts_key(id) return 'mf:attempts:' .. id end
 local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
 local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
+local function reserved_key(tenant) return 'mf:reserved:' .. tenant end
+local function stored_key(tenant) return 'mf:stored:' .. tenant end
 local function claimed_key(token) return 'mf:claimed:' .. token end
 local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
 local function draining_key(node) return 'mf:draining:' .. node end
