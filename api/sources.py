@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from maskfleet.api.services import Services
-from maskfleet.jobs.addresses import AddressRefused, address_rules, check_url
+from maskfleet.jobs.addresses import AddressRefused, check_url
 from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import Spec
@@ -29,7 +29,7 @@ def check_addresses(spec: Spec, settings: ApiSettings) -> None:
 def check_address(pointer: str, url: str, settings: ApiSettings) -> None:
     """Raise InvalidRequest for one URL as ``check_addresses`` does.  pointer: its field in the body."""
     try:
-        check_url(url, address_rules(allow_private=settings.egress_allow_private, ports=settings.egress_ports))
+        check_url(url, settings.address_rules)
     except AddressRefused as error:
         raise InvalidRequest.at(pointer, error.code, error.detail) from error
 

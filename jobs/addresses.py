@@ -14,10 +14,11 @@ import socket
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 #: Ports on which https is served to the public.
 PUBLIC_PORTS = (443, 8443)
@@ -70,22 +71,69 @@ class AddressRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one of the service's own servers listens.  ports: None for any."""
+
+    host: str
+    ports: range | None
+
+    @classmethod
+    def of_url(cls, url: str, usual_port: int) -> Endpoint | None:
+        """Return where a URL leads; None for one without a host, such as a UNIX socket's."""
+        parts = urlsplit(url)
+        port = parts.port or usual_port
+        return cls(parts.hostname, range(port, port + 1)) if parts.hostname else None
+
+    def listens_on(self, port: int) -> bool:
+        return self.ports is None or port in self.ports
+
+
+@dataclass(frozen=True, slots=True)
 class AddressRules:
-    """What is allowed.  ports: None for any.  local_names: whether names like ``localhost`` are allowed."""
+    """What is allowed.  ports: None for any.  local_names: whether names like ``localhost`` are allowed.
+
+    networks: addresses at which any port and plain http are allowed as well.  denied: never allowed, whatever else is.
+    """
 
     schemes: frozenset[str]
     ports: frozenset[int] | None
     local_names: bool
     admits: Callable[[IPAddress], bool]
+    networks: tuple[IPNetwork, ...] = ()
+    denied: tuple[Endpoint, ...] = ()
 
     def check(self, scheme: str, port: int, address: IPAddress) -> None:
-        """Raise AddressRefused unless this connection is allowed."""
-        self.check_service(scheme, port)
+        """Raise AddressRefused unless this connection is allowed.  It does not look up where ``denied`` is."""
+        for own in self.denied_at(port):
+            self.check_is_not(own, address)
+        if any(plain_address(address) in network for network in self.networks):
+            return
+        self._check_public_service(scheme, port)
         if not self.admits(address):
             raise AddressRefused("url_not_allowed", "The address is not on the public internet.")
 
-    def check_service(self, scheme: str, port: int) -> None:
-        """Raise AddressRefused for a scheme or a port that is not allowed."""
+    def check_name(self, scheme: str, port: int, host: str) -> None:
+        """Raise AddressRefused for a connection that is not allowed whatever the name resolves to."""
+        if any(own.host.lower() == host for own in self.denied_at(port)):
+            raise _our_own()
+        if not self.networks:  # otherwise it may lead into one
+            self._check_public_service(scheme, port)
+
+    def denied_at(self, port: int) -> list[Endpoint]:
+        """Return the denied endpoints that listen on a port."""
+        return [own for own in self.denied if own.listens_on(port)]
+
+    def check_is_not(self, own: Endpoint, address: IPAddress, found: Iterable[str] = ()) -> None:
+        """Raise AddressRefused if an address is that of a denied endpoint.  found: what its name resolves to."""
+        for text in (own.host, *found):
+            try:
+                here = ip_address(text)
+            except ValueError:  # a name
+                continue
+            if plain_address(here) == plain_address(address) or (is_this_machine(here) and is_this_machine(address)):
+                raise _our_own()
+
+    def _check_public_service(self, scheme: str, port: int) -> None:
         if scheme not in self.schemes:
             raise AddressRefused("url_not_allowed", f"Only {', '.join(sorted(self.schemes))} URLs are allowed.")
         if self.ports is not None and port not in self.ports:
@@ -106,11 +154,44 @@ class Url:
     literal: IPAddress | None
 
 
-def address_rules(*, allow_private: bool, ports: Iterable[int] = PUBLIC_PORTS) -> AddressRules:
-    """Return the rules for the public internet (https, some ports, no private address), or for a closed network."""
+def address_rules(
+    *,
+    allow_private: bool,
+    ports: Iterable[int] = PUBLIC_PORTS,
+    networks: Iterable[IPNetwork] = (),
+    denied: Iterable[Endpoint] = (),
+) -> AddressRules:
+    """Return the rules for the public internet (https, some ports, no private address), or for a closed network.
+
+    networks: private ones that are allowed besides.  denied: the service's own servers.
+    """
+    allowed, never = tuple(networks), tuple(denied)
     if allow_private:
-        return AddressRules(frozenset({"http", "https"}), None, local_names=True, admits=lambda _: True)
-    return AddressRules(frozenset({"https"}), frozenset(ports), local_names=False, admits=is_public)
+        both = frozenset({"http", "https"})
+        return AddressRules(both, None, local_names=True, admits=lambda _: True, networks=allowed, denied=never)
+    https = frozenset({"https"})
+    return AddressRules(https, frozenset(ports), bool(allowed), is_public, networks=allowed, denied=never)
+
+
+def plain_address(address: IPAddress) -> IPAddress:
+    """Return the IPv4 address that an IPv6 address stands for, if it stands for one."""
+    if isinstance(address, IPv6Address) and any(address in block for block in _STANDS_FOR_V4):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def is_this_machine(address: IPAddress) -> bool:
+    """Return whether an address leads to this machine: loopback, "any", or one of its interfaces'."""
+    plain = plain_address(address)
+    if plain.is_loopback or plain.is_unspecified:
+        return True
+    family = socket.AF_INET if isinstance(plain, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(plain), 0))  # only an address of its own can be bound
+    except OSError:
+        return False
+    return True
 
 
 def is_public(address: IPAddress) -> bool:
@@ -130,7 +211,7 @@ def check_url(url: str, rules: AddressRules) -> None:
     if parts.literal is not None:
         rules.check(parts.scheme, parts.port, parts.literal)
         return
-    rules.check_service(parts.scheme, parts.port)
+    rules.check_name(parts.scheme, parts.port, parts.host)
     last = parts.host.rpartition(".")[2]
     if not rules.local_names and (last == parts.host or last in _LOCAL_NAMES):
         raise AddressRefused("url_not_allowed", "The host name is not on the public internet.")
@@ -186,6 +267,10 @@ def _is_label(label: str) -> bool:
     if label.isascii():
         return _LABEL.fullmatch(label) is not None
     return len(label) <= 63 and all(char.isalnum() or char == "-" or unicodedata.combining(char) for char in label)
+
+
+def _our_own() -> AddressRefused:
+    return AddressRefused("url_not_allowed", "The address is one of this service's own.")
 
 
 def _invalid(why: str) -> AddressRefused:

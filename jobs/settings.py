@@ -8,12 +8,14 @@ Every setting is an environment variable ``MASKFLEET_`` + the field's name in ca
 from __future__ import annotations
 
 import socket
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, address_rules, check_url
+from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, Endpoint, address_rules, check_url
 from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
 from maskfleet.jobs.schema.wire import HttpUrl
@@ -28,11 +30,16 @@ DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
 #: The base URL of links when none is set: where ``maskfleet api`` listens by default.
 LOCAL_API_URL = "http://127.0.0.1:8000"
 
+#: More devices than any machine has.
+MAX_NODES = 64
+
 Names = Annotated[tuple[str, ...], NoDecode]
 #: The exact form in which browsers send an origin.
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[a-z0-9.:\[\]-]+$")], ...], NoDecode]
 #: A host name, an address without brackets, or a network; neither a scheme nor a port.
 Host = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")]
+#: A host name, an IPv4 address or an IPv6 address in brackets, then perhaps a port.
+DENIED = r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?$"
 RateLimit = Annotated[str, Field(pattern=r"^([1-9][0-9]*/(second|minute|hour|day))?$")]
 
 
@@ -95,8 +102,12 @@ class SharedSettings(BaseSettings):
     #: Tenants' shares of the workers where they differ from 1, as in ``apiary:3,bakery:0.5``.
     tenant_weights: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], NoDecode] = Field(default_factory=dict)
     log_level: str = "INFO"
-    #: Whether images and webhooks may use plain http, any port and private addresses: for closed networks and the demo.
+    #: Whether images and webhooks may use plain http, any port and any address: for closed networks and the demo.
     egress_allow_private: bool = False
+    #: Private networks in which they may use plain http and any port, as in ``10.1.0.0/16,192.168.7.9``.
+    egress_allow_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    #: Servers that they never reach, as ``host:port``, or ``host`` for all of its ports, besides Redis and S3.
+    egress_deny: Annotated[tuple[Annotated[str, Field(pattern=DENIED)], ...], NoDecode] = ()
     #: Otherwise they may use only https, on these ports.
     egress_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = PUBLIC_PORTS
     #: The largest image file that is accepted or fetched.
@@ -112,7 +123,7 @@ class SharedSettings(BaseSettings):
     #: in responses, LOCAL_API_URL in webhooks.
     public_url: str = ""
 
-    _split_shared = field_validator("egress_ports", mode="before")(_split)
+    _split_shared = field_validator("egress_ports", "egress_allow_networks", "egress_deny", mode="before")(_split)
     _split_buckets = field_validator("allowed_buckets", mode="before")(_split_buckets)
     _split_weights = field_validator("tenant_weights", mode="before")(_split_pairs)
 
@@ -132,6 +143,25 @@ class SharedSettings(BaseSettings):
                 "results. Put the images that jobs may name into another one."
             )
         return self
+
+    @property
+    def own_endpoints(self) -> tuple[Endpoint, ...]:
+        """The service's own servers, which no image's URL and no webhook may lead to."""
+        named = [urlsplit(f"//{entry}") for entry in self.egress_deny]
+        denied = [Endpoint(one.hostname or "", range(one.port, one.port + 1) if one.port else None) for one in named]
+        redis = Endpoint.of_url(self.redis_url.get_secret_value(), 6379)
+        s3 = Endpoint.of_url(self.s3_endpoint, 443 if self.s3_endpoint.startswith("https://") else 80)
+        return (*denied, *(one for one in (redis, s3) if one is not None))
+
+    @property
+    def address_rules(self) -> AddressRules:
+        """Where images and webhooks may lead."""
+        return address_rules(
+            allow_private=self.egress_allow_private,
+            ports=self.egress_ports,
+            networks=self.egress_allow_networks,
+            denied=self.own_endpoints,
+        )
 
     @property
     def model_name(self) -> str:
@@ -230,15 +260,20 @@ class ApiSettings(SigningSettings):
 
     @model_validator(mode="after")
     def _endpoints_are_gone_to(self) -> Self:
-        rules = address_rules(allow_private=self.egress_allow_private, ports=self.egress_ports)
         for tenant, url in self.webhook_endpoints.items():
             try:
-                check_url(url, rules)
+                check_url(url, self.address_rules)
             except AddressRefused as error:
                 raise ValueError(
                     f"webhook_endpoints: the URL for tenant {tenant!r} is not allowed: {error.detail}"
                 ) from error
         return self
+
+    @property
+    def own_endpoints(self) -> tuple[Endpoint, ...]:
+        """As for all programs, and the API itself."""
+        itself = None if self.bind.startswith("unix:") else Endpoint.of_url(f"//{self.bind}", 80)
+        return (*super().own_endpoints, *([itself] if itself else []))
 
     def default_webhook(self, tenant: str) -> Webhook | None:
         """Return the webhook for a tenant's jobs that name none; None without a default endpoint."""
@@ -302,6 +337,12 @@ class WorkerSettings(_HealthSettings):
     #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
+
+    @property
+    def own_endpoints(self) -> tuple[Endpoint, ...]:
+        """As for all programs, and the health checks of this machine's nodes, which use consecutive ports."""
+        health = Endpoint(self.health_host, range(self.health_port, self.health_port + MAX_NODES))
+        return (*super().own_endpoints, *([health] if self.health_port else []))
 
 
 class CourierSettings(SigningSettings, _HealthSettings):

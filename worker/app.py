@@ -122,7 +122,12 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
         ledger=Ledger(client, settings.retention_s, settings.tenant_weights),
         bells=Bells(client, Publisher(settings)),
         store=Store(settings),
-        egress=egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports),
+        egress=egress_session(
+            allow_private=settings.egress_allow_private,
+            ports=settings.egress_ports,
+            networks=settings.egress_allow_networks,
+            denied=settings.own_endpoints,
+        ),
         sandbox=Sandbox(),
         segment=segment,
         settings=settings,

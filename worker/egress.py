@@ -1,8 +1,9 @@
 """Outgoing requests to caller-supplied URLs: images and webhooks.
 
-Only https to public addresses, unless the settings allow private ones.  Each connection resolves its host name once,
-checks every address it gets, and connects to one of those; the name stays in Host, in SNI and in the certificate
-check.  ``timeout`` covers the whole exchange, from the DNS lookup to the last byte of the response.
+Only https to public addresses, unless the settings allow private ones, and never to the service's own servers.  Each
+connection resolves its host name once, checks every address it gets, and connects to one of those; the name stays in
+Host, in SNI and in the certificate check.  ``timeout`` covers the whole exchange, from the DNS lookup to the last byte
+of the response.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, address_rules, check_url
+from maskfleet.jobs.addresses import (
+    PUBLIC_PORTS,
+    AddressRefused,
+    AddressRules,
+    Endpoint,
+    IPNetwork,
+    address_rules,
+    check_url,
+)
 
 #: How often an image URL may redirect; `maskfleet.worker.sources` follows the redirects.
 MAX_REDIRECTS = 3
@@ -43,10 +52,16 @@ def egress_session(
     *,
     allow_private: bool,
     ports: Iterable[int] = PUBLIC_PORTS,
+    networks: Iterable[IPNetwork] = (),
+    denied: Iterable[Endpoint] = (),
     resolve: Resolve = socket.getaddrinfo,
 ) -> requests.Session:
-    """Return a session; ``allow_private`` allows plain http, any port and any address."""
-    return EgressSession(address_rules(allow_private=allow_private, ports=ports), resolve)
+    """Return a session; ``allow_private`` allows plain http, any port and any address, ``networks`` those in them.
+
+    denied: the service's own servers.
+    """
+    rules = address_rules(allow_private=allow_private, ports=ports, networks=networks, denied=denied)
+    return EgressSession(rules, resolve)
 
 
 class EgressSession(requests.Session):
@@ -165,8 +180,13 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
         raise NameResolutionError(host, connection, error) from error
     except ValueError as error:  # includes UnicodeError: a label that is not valid in a host name
         raise AddressRefused("invalid_url", "The host name cannot be resolved.") from error
-    for *_, address in found:
-        rules.check(scheme, port, ip_address(address[0]))
+    addresses = [ip_address(address[0]) for *_, address in found]
+    for one in addresses:
+        rules.check(scheme, port, one)
+    for own in rules.denied_at(port):
+        ours = _addresses_of(own.host, resolve, deadline)
+        for one in addresses:
+            rules.check_is_not(own, one, ours)
     failure: OSError | None = None
     for family, kind, protocol, _, address in found:
         made = socket.socket(family, kind, protocol)
@@ -180,6 +200,16 @@ def _connect(connection: HTTPConnection, scheme: str, rules: AddressRules, resol
             made.close()
             failure = error
     raise NewConnectionError(connection, f"no address of {host} accepts a connection: {failure}") from failure
+
+
+def _addresses_of(host: str, resolve: Resolve, deadline: Deadline) -> list[str]:
+    """Look up one of the service's own servers; one that is not found now is nowhere that could be connected to."""
+    try:
+        return [
+            address[0] for *_, address in _resolved(partial(resolve, host, None, type=socket.SOCK_STREAM), deadline)
+        ]
+    except (socket.gaierror, ValueError):
+        return []
 
 
 def _resolved(look_up: Callable[[], list[tuple[Any, ...]]], deadline: Deadline) -> list[tuple[Any, ...]]:

@@ -19,8 +19,14 @@ case $($server --version) in
     *) without= ;;
 esac
 users=$(mktemp)
-sed -e "$without" -e "s/#<api>/#$api/" -e "s/#<worker>/#$worker/" -e "s/#<courier>/#$courier/" -e "s/#<operator>/#$operator/" \
-    "$here/users.acl" > "$users"
+# The hashes go to sed by its input: arguments can be read by every user of the machine.
+sed -f /dev/stdin "$here/users.acl" > "$users" << END
+$without
+s/#<api>/#$api/
+s/#<worker>/#$worker/
+s/#<courier>/#$courier/
+s/#<operator>/#$operator/
+END
 chmod 644 "$users"  # the image's entrypoint drops root before the server reads it
 unset REDIS_PASSWORD_API REDIS_PASSWORD_WORKER REDIS_PASSWORD_COURIER REDIS_PASSWORD_OPERATOR
 exec $server "$here/redis.conf" "$@" --aclfile "$users"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def up_command(data: Path, as_json: bool, model: str, port: int | None) -> None:
     from maskfleet.stack.stack import StackOptions, run_stack
 
     configure_logs(SharedSettings().log_level, program="up")
+    os.umask(0o077)  # what this and the programs that it starts write, images and results among it, is the user's alone
     try:
         sys.exit(run_stack(StackOptions(data, as_json, model, port), click.echo))
     except (ServerFailed, FolderInUse, StackFailed, NoModel) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -54,8 +55,9 @@ class StackFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.path / "logs").mkdir(exist_ok=True)
+        (self.path / "logs").mkdir(mode=0o700, exist_ok=True)
         self._lock = lock_file(self.path / "lock", wait=False)
+        _close_to_others(self.path)
         self.keys = self._read(KEYS_FILE, StackKeys)
         self.ports = self._read("ports.json", StackPorts)
         self._write(KEYS_FILE, self.keys.model_dump_json())
@@ -96,6 +98,15 @@ class StackFolder:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text + "\n")
         part.replace(self.path / name)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take from all but the owner what access they had: earlier versions left images, results and logs readable."""
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):  # it is gone, or is another user's, who started this stack before
+            mode = path.lstat().st_mode
+            if mode & 0o077 and not stat.S_ISLNK(mode):
+                path.chmod(mode & 0o700)
 
 
 def lock_file(path: Path, *, wait: bool) -> int:

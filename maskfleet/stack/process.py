@@ -49,9 +49,9 @@ class StackProcess:
 
     def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
         kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log = data / "up.log"
-        with self.log.open("wb") as log:
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "maskfleet", "up", "--json", "--data", str(data)],
                 env={**kept, **(settings or {})},

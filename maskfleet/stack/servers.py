@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -126,13 +127,15 @@ def start_s3(
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "volume.preStopSeconds": 0,
+        # Its filer and master speak HTTP on ports of their own and ask for no key.  The parts here use gRPC.
+        "disableHttp": "true",
     }
     for part in ("master", "filer", "volume", "admin"):
         http_port = free_port(also_offset=_GRPC_OFFSET)
         options |= {f"{part}.port": http_port, f"{part}.port.grpc": http_port + _GRPC_OFFSET}
     # Otherwise it writes most of its log to the system's temporary folder and leaves it there.
     command = [str(weed_binary()), "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items())]
-    env = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    env = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, **_signing_keys()}
 
     def start() -> subprocess.Popen[bytes]:
         return start_child(command, env=env, log=log, cwd=data)
@@ -153,6 +156,15 @@ def start_s3(
 
     _await(server, responds, log)
     return server
+
+
+def _signing_keys() -> dict[str, str]:
+    """Make keys with which the parts of SeaweedFS sign their requests to each other; they refuse all others.
+
+    The volumes, which hold the objects, are read and written over HTTP.  Source: `weed scaffold -config=security`.
+    """
+    names = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+    return {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in names}
 
 
 def free_port(*, preferred: int | None = None, also_offset: int = 0) -> int:

@@ -36,6 +36,7 @@ class StackSettings:
     s3_secret_key: str
     bucket: str
     allowed_buckets: tuple[AllowedBucket, ...]
+    egress_deny: tuple[str, ...]
     api_key: str
     public_url: str
     environment: Mapping[str, str]
@@ -63,6 +64,7 @@ class StackSettings:
             s3_secret_key=secret_key,
             bucket=api.bucket,
             allowed_buckets=buckets,
+            egress_deny=api.egress_deny,
             api_key=clear[0],
             public_url=api.public_url,
             environment={

@@ -111,8 +111,11 @@ class Stack:
         worker_registry = WorkerRegistry(connect(shared))
         # An entry left by a stack that was killed must not be mistaken for the new worker.
         worker_registry.withdraw(node_name(CPU))
-        worker_log = LogSince(self._run("worker", "--devices", "cpu"))
-        self._run("courier", MASKFLEET_PUBLIC_URL=self._settings.public_url or self._api_url)
+        # Redis and S3 they know themselves.
+        deny = ",".join((*self._settings.egress_deny, self._api_url.removeprefix("http://")))
+        worker_log = LogSince(self._run("worker", "--devices", "cpu", MASKFLEET_EGRESS_DENY=deny))
+        public_url = self._settings.public_url or self._api_url
+        self._run("courier", MASKFLEET_PUBLIC_URL=public_url, MASKFLEET_EGRESS_DENY=deny)
         self._await("api", lambda: responds(f"{self._api_url}/ready"))
 
         def worker_announced() -> bool:

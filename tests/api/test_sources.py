@@ -59,6 +59,17 @@ def test_a_closed_network_takes_its_own_addresses(make_settings: SettingsMaker, 
     assert response.status_code == 202
 
 
+def test_the_services_own_servers_are_refused_at_once(make_settings: SettingsMaker) -> None:
+    settings = make_settings(egress_allow_private=True, egress_deny="filer", bind="127.0.0.1:8765")
+    closed = Caller(create_app(settings), KEYS["apiary"])
+    own = [settings.redis_url.get_secret_value().replace("redis://", "http://"), settings.s3_endpoint]
+
+    for url in (*own, "http://filer/", "http://FILER:1/", "http://127.0.0.1:8765/metrics", "http://127.0.0.2:8765/"):
+        for field in ("/image/url", "/webhook/url"):
+            problem = check_problem(closed.send(naming(url, field)), 422, "url_not_allowed")
+            assert [fault.pointer for fault in problem.errors or ()] == [field]
+
+
 def from_mask(**mask_input: Any) -> dict[str, Any]:
     return job(mode="box", image=PUBLIC, prompts=[{"box": BOX, "mask_input": mask_input}])
 

@@ -178,7 +178,9 @@ def test_redis_keeps_everything_and_drops_nothing(compose: dict[str, Any], repos
 def test_s3_is_the_servers_own_keys_and_tells_nobody(compose: dict[str, Any]) -> None:
     keys = compose["s3"]["environment"]
 
-    assert keys == {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": "secret"}
+    jwt = [f"WEED_JWT_{name}_KEY" for name in ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")]
+    assert keys == {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": "secret", **dict.fromkeys(jwt, "secret")}
+    assert "-disableHttp=true" in compose["s3"]["command"]
     assert "-master.telemetry=false" in compose["s3"]["command"]
     assert "s3:/data" in compose["s3"]["volumes"]
 

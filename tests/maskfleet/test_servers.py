@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
+import requests
 
 from maskfleet.jobs.errors import NotFound, StoreMisconfigured
 from maskfleet.jobs.settings import SharedSettings
@@ -127,3 +129,46 @@ sys.stdin.read()
 def _store(endpoint: str, bucket: str) -> Store:
     keys = {"s3_access_key": "key", "s3_secret_key": "secret-of-the-test"}
     return Store(SharedSettings(s3_endpoint=endpoint, bucket=bucket, **keys))
+
+
+def test_nothing_but_s3_gives_out_or_takes_in_an_object_and_s3_wants_a_key(tmp_path: Path) -> None:
+    server = start_s3(
+        tmp_path / "data", access_key="key", secret_key="secret-of-the-test", buckets=("one",), log=tmp_path / "log"
+    )
+    store, secret, key = _store(server.url, "one"), b"of another tenant" * 1000, "uploads/other/upl_1"
+    store.put(key, secret, "image/png")
+    listening = {
+        connection.laddr.port
+        for connection in psutil.Process(server.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    paths = [
+        *(
+            f"/buckets/one/{key}",
+            "/buckets/one/uploads/other/",
+            "/buckets/one/uploads/other/?limit=9",
+            f"/one/{key}",
+            "/one",
+        ),
+        *("/dir/assign", "/dir/lookup?volumeId=1", "/vol/grow?count=1", "/col/delete?collection=one", "/vol/status"),
+        *(f"/{volume},{needle}" for volume in range(1, 4) for needle in ("01637037d6", "02637037d6")),
+    ]
+
+    taken: list[tuple[str, str, int]] = []
+    for port in sorted(listening):
+        for path in paths:
+            for method in ("GET", "PUT", "POST", "DELETE"):
+                with suppress(requests.RequestException):  # those that speak gRPC alone
+                    response = requests.request(
+                        method, f"http://127.0.0.1:{port}{path}", data=b"" if method == "GET" else b"evil", timeout=10
+                    )
+                    assert secret not in response.content
+                    if response.ok:
+                        taken.append((method, path, port))
+
+    assert len(listening) >= 5
+    assert taken == []
+    assert store.read(key) == secret
+    assert requests.get(store.link(key), timeout=10).content == secret
+    assert [found.key for found in store.listed("")] == [key]
+    server.stop()

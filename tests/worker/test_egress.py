@@ -11,7 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import pytest
 import requests
 import trustme
 
-from maskfleet.jobs.addresses import AddressRefused, AddressRules, address_rules, check_url, is_public
+from maskfleet.jobs.addresses import AddressRefused, AddressRules, Endpoint, address_rules, check_url, is_public
 from maskfleet.jobs.errors import InvalidImage, SourceUnavailable
 from maskfleet.jobs.schema.spec import ImageSource
-from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.settings import ApiSettings, WorkerSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.worker.egress import EgressSession, egress_session
 from maskfleet.worker.sources import fetch_image
@@ -282,6 +282,113 @@ def test_usual_addresses_are_admitted(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://[::1]/", "http://localhost:8000/", "http://redis/"])
 def test_a_closed_network_admits_its_own_addresses(url: str) -> None:
     check_url(url, address_rules(allow_private=True))
+
+
+# The service's own servers are never reached, and only some private networks may be.
+
+
+def test_a_network_that_is_allowed_is_reached_and_no_other(sentinel: Sentinel) -> None:
+    """127.0.0.2 stands for an allowed network, 127.0.0.1 for another one."""
+    networks = (ip_network("127.0.0.2/32"),)
+    with serving(says(b"bee"), host="127.0.0.2") as port:
+        session = egress_session(allow_private=False, networks=networks, resolve=Resolver(["127.0.0.2"], ["127.0.0.1"]))
+        assert session.get(f"http://{NAME}:{port}/", timeout=5).content == b"bee"
+    refused = [
+        *(f"http://{NAME}:{sentinel.port}/", f"http://127.0.0.1:{sentinel.port}/", f"https://[::1]:{sentinel.port}/"),
+        *("http://1.1.1.1/", "https://1.1.1.1:444/", "http://169.254.169.254/"),
+    ]
+
+    for url in refused:
+        with pytest.raises(AddressRefused):
+            session.get(url, timeout=5)
+
+    assert sentinel.connections == 0
+    check_url("https://1.1.1.1/", address_rules(allow_private=False, networks=networks))
+    check_url("http://[::ffff:127.0.0.2]:8000/", address_rules(allow_private=False, networks=networks))
+
+
+OWN_FORMS = [
+    *("http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://LOCALHOST:{port}/", "http://0.0.0.0:{port}/"),
+    *("http://127.0.0.2:{port}/", "http://127.1:{port}/", "http://2130706433:{port}/", "http://[::1]:{port}/"),
+    *("http://[::]:{port}/", "http://[::ffff:127.0.0.1]:{port}/", "http://[64:ff9b::7f00:1]:{port}/"),
+    *("http://{name}:{port}/", "https://127.0.0.1:{port}/"),
+]
+
+
+@pytest.mark.parametrize("form", OWN_FORMS)
+@pytest.mark.parametrize("own", ["127.0.0.1", "localhost", "0.0.0.0", NAME])  # noqa: S104  it is a name for this machine
+def test_the_services_own_servers_are_not_reached_whatever_else_is(sentinel: Sentinel, form: str, own: str) -> None:
+    denied = [Endpoint(own, range(sentinel.port, sentinel.port + 1))]
+    session = egress_session(
+        allow_private=True, networks=[ip_network("127.0.0.0/8")], denied=denied, resolve=_here_for_that_name
+    )
+
+    with pytest.raises(AddressRefused, match="one of this service's own"):
+        session.get(form.replace("{port}", str(sentinel.port)).replace("{name}", NAME), timeout=5)
+
+    assert sentinel.connections == 0
+
+
+def test_this_machines_own_address_is_recognised(sentinel: Sentinel) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; the system chooses the interface
+        address = probe.getsockname()[0]
+    session = egress_session(
+        allow_private=True, denied=[Endpoint("127.0.0.1", range(sentinel.port, sentinel.port + 1))]
+    )
+
+    with pytest.raises(AddressRefused):
+        session.get(f"http://{address}:{sentinel.port}/", timeout=5)
+
+
+def test_other_ports_of_their_machine_are_reached_unless_all_are_denied(sentinel: Sentinel) -> None:
+    with serving(says(b"bee")) as port:
+        beside = egress_session(
+            allow_private=True, denied=[Endpoint("127.0.0.1", range(sentinel.port, sentinel.port + 1))]
+        )
+        assert beside.get(f"http://127.0.0.1:{port}/", timeout=5).content == b"bee"
+        with pytest.raises(AddressRefused):
+            egress_session(allow_private=True, denied=[Endpoint("127.0.0.1", None)]).get(
+                f"http://127.0.0.1:{port}/", timeout=5
+            )
+
+
+def test_a_server_that_is_not_found_now_refuses_nothing() -> None:
+    def resolve(host: str, port: int, **named: Any) -> list[tuple[Any, ...]]:  # Any: as socket.getaddrinfo
+        if host == "gone.example":
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return socket.getaddrinfo("127.0.0.1", port, **named)
+
+    with serving(says(b"bee")) as port:
+        session = egress_session(allow_private=True, denied=[Endpoint("gone.example", None)], resolve=resolve)
+        assert session.get(f"http://{NAME}:{port}/", timeout=5).content == b"bee"
+
+
+def test_the_settings_name_redis_s3_health_checks_the_api_and_what_is_denied() -> None:
+    shared: dict[str, Any] = {  # Any: settings' own types
+        "redis_url": "rediss://worker:a-word@redis.corp:6390/0",
+        "s3_endpoint": "https://s3.corp",
+        "egress_deny": "filer.corp, 10.0.0.7:9333,[fd00::1]:80",
+    }
+
+    of_all = WorkerSettings(**shared).own_endpoints
+    of_worker = WorkerSettings(**shared, health_port=8080).own_endpoints
+    of_api = ApiSettings(**shared, bind="0.0.0.0:8000").own_endpoints
+
+    assert of_all == (
+        Endpoint("filer.corp", None),
+        Endpoint("10.0.0.7", range(9333, 9334)),
+        Endpoint("fd00::1", range(80, 81)),
+        Endpoint("redis.corp", range(6390, 6391)),
+        Endpoint("s3.corp", range(443, 444)),
+    )
+    assert of_worker[-1] == Endpoint("127.0.0.1", range(8080, 8144))
+    assert of_api[-1] == Endpoint("0.0.0.0", range(8000, 8001))  # noqa: S104  as it may be set
+    assert WorkerSettings(redis_url="unix:///run/redis.sock").own_endpoints == ()
+
+
+def _here_for_that_name(host: str, port: int | None, **named: Any) -> list[tuple[Any, ...]]:  # Any: as getaddrinfo
+    return socket.getaddrinfo("127.0.0.1" if host == NAME else host, port, **named)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,12 @@ class Courier:
         breaker = Breaker(settings.webhook_breaker_failures, settings.webhook_breaker_s, self._quick_s)
         self._deliveries = Deliveries(redis, breaker, settings.retention_s)
         self._bells = Bells(redis, Publisher(settings))
-        self._session = egress_session(allow_private=settings.egress_allow_private, ports=settings.egress_ports)
+        self._session = egress_session(
+            allow_private=settings.egress_allow_private,
+            ports=settings.egress_ports,
+            networks=settings.egress_allow_networks,
+            denied=settings.own_endpoints,
+        )
         self._secrets = WebhookSecrets(redis, settings.masters)
         self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
         self._sweep = Sweep.from_settings(settings)
