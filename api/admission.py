@@ -69,7 +69,8 @@ def admit_job(
     check_addresses(spec, services.settings)
     check_mask_inputs(spec.prompts, tenant, services)
     _check_image(spec.image, image, spec.prompts, tenant, services)
-    spec_json = dump_spec(spec.model_copy(update={"image": stored_source(spec.image, image)}))
+    source = services.cpu.run(len(image or b""), stored_source, spec.image, image)
+    spec_json = dump_spec(spec.model_copy(update={"image": source}))
     jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
@@ -122,7 +123,7 @@ def admit_batch(
     reservation = None
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
         with _giving_back(reservation, services):
-            for_each(spec.images, lambda image: store_image(_inline(image), tenant, services))
+            for_each(spec.images, lambda image: store_image(_inline(image, services), tenant, services))
     creation = _record(jobs, str(spec.model), services, reservation)
     return _shown(
         creation,
@@ -177,25 +178,28 @@ def _check_image(
     if data is None:
         check_image_source(source, tenant, services)
     else:
-        check_image(data, prompts, services.settings)
+        services.cpu.run(len(data), check_image, data, prompts, services.settings)
 
 
 def _checked(
     source: ImageSource, prompts: tuple[Prompt, ...], tenant: str, services: Services
 ) -> tuple[ImageSource, int]:
     """Check an image of a batch; return its source once it is stored, and how many bytes are to be stored."""
-    data = _inline(source)
+    data = _inline(source, services)
     _check_image(source, data, prompts, tenant, services)
-    return stored_source(source, data), len(data or b"")
+    size = len(data or b"")
+    return services.cpu.run(size, stored_source, source, data), size
 
 
 def _json_size(spec: Spec) -> int:
     return len(dump_spec(spec).encode())
 
 
-def _inline(image: ImageSource) -> bytes | None:
+def _inline(image: ImageSource, services: Services) -> bytes | None:
     """Return the bytes of an image sent inline with a batch, if any; decoded on demand, since there may be many."""
-    return base64.b64decode(image.base64) if image.base64 is not None else None
+    if image.base64 is None:
+        return None
+    return services.cpu.run(len(image.base64), base64.b64decode, image.base64)
 
 
 def _digest(*parts: str) -> str:

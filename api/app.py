@@ -24,7 +24,7 @@ from maskfleet.api.routes import (
     uploads,
     webhooks,
 )
-from maskfleet.api.services import EXTENSION, make_services
+from maskfleet.api.services import EXTENSION, give_room_back, make_services
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import ApiSettings
 
@@ -49,6 +49,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     register_hosts(app)
     register_cors(app)
     register_authorization(app)
+    app.teardown_request(give_room_back)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(_v1())

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import structlog
 from flask import Flask, current_app, g, request
+from werkzeug.exceptions import NotFound as RouteNotFound
 
 from maskfleet.api.auth import Caller
 from maskfleet.api.limits import register_limits
 from maskfleet.api.operation import operation_of
-from maskfleet.api.services import current_services
+from maskfleet.api.services import current_services, is_metrics_port
 from maskfleet.jobs.errors import Unauthorized
 from maskfleet.jobs.ledger.api_keys import Scope
+
+#: What ``metrics_bind`` serves, without a key.
+_ON_METRICS_PORT = frozenset({"health.live", "health.ready", "health.metrics"})
 
 
 def register_authorization(app: Flask) -> None:
@@ -24,6 +28,9 @@ def register_authorization(app: Flask) -> None:
 
 def _identify() -> None:
     g.caller = g.refusal = None
+    g.on_metrics_port = is_metrics_port()
+    if g.on_metrics_port and request.endpoint not in _ON_METRICS_PORT:
+        raise RouteNotFound
     if _needed_scope() is None:
         return
     try:
@@ -45,5 +52,7 @@ def _authorize() -> None:
 
 def _needed_scope() -> Scope | None:
     if request.endpoint is None:  # no such route: rejected with 404
+        return None
+    if g.on_metrics_port:
         return None
     return operation_of(current_app.view_functions[request.endpoint]).scope

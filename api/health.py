@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from maskfleet.api.operation import Operation, operation
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import current_services
+from maskfleet.api.services import Services, current_services
 from maskfleet.jobs.errors import NotFound, QueueUnavailable, StoreMisconfigured
+from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.schema.api import Health
 
 blueprint = Blueprint("health", __name__)
@@ -31,19 +34,32 @@ def live() -> Response:
     )
 )
 def ready() -> Response:
-    try:
-        current_services().epoch.check()
-    except QueueUnavailable as error:
-        raise QueueUnavailable(f"Redis cannot serve ({error.reason}). {error.detail}", reason=error.reason) from error
-    try:
-        current_services().store.ping()
-    except NotFound as error:
-        raise StoreMisconfigured("its bucket does not exist.") from error
+    services = current_services()
+    services.readiness.get(partial(_check, services))
     return json_response(Health(status="ready"))
 
 
+def _check(services: Services) -> None:
+    try:
+        services.epoch.check()
+    except QueueUnavailable as error:
+        raise QueueUnavailable(f"Redis cannot serve ({error.reason}). {error.detail}", reason=error.reason) from error
+    try:
+        services.store.ping()
+    except NotFound as error:
+        raise StoreMisconfigured("its bucket does not exist.") from error
+
+
 @blueprint.get("/metrics")
-@operation(Operation(summary="Metrics for Prometheus.", scope=None, responses={200: "text/plain"}))
+@operation(
+    Operation(
+        summary="Metrics for Prometheus.",
+        scope=Scope.ADMIN,
+        description="An operator may serve them without a key on a port of their own: `MASKFLEET_METRICS_BIND`.",
+        responses={200: "text/plain"},
+    )
+)
 def metrics() -> Response:
     services = current_services()
-    return Response(services.metrics.exposition(services.settings.model_names), content_type=CONTENT_TYPE_LATEST)
+    found = services.exposition.get(partial(services.metrics.exposition, services.settings.model_names))
+    return Response(found, content_type=CONTENT_TYPE_LATEST)

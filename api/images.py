@@ -40,8 +40,8 @@ def store_image(data: bytes | None, tenant: str, services: Services) -> None:
     """Store an image that came with the request and was checked, if one did, where ``stored_source`` says."""
     if data is None:
         return
-    content_type = read_header(data, services.settings.max_image_pixels).content_type
-    services.store.put_upload(tenant, data, content_type)
+    header = services.cpu.run(len(data), read_header, data, services.settings.max_image_pixels)
+    services.store.put_upload(tenant, data, header.content_type)
 
 
 def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:

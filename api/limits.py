@@ -6,7 +6,6 @@ The headers are those of draft-ietf-httpapi-ratelimit-headers up to version 7: `
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import time
 from typing import Any
@@ -15,6 +14,7 @@ import redis
 from flask import Flask, Response, g, request
 from flask_limiter import Limiter
 
+from maskfleet.api.connections import client_network
 from maskfleet.api.services import EXTENSION, Services, current_services
 from maskfleet.jobs.logs import get_logger
 
@@ -77,7 +77,11 @@ def register_limits(app: Flask) -> None:
 
 
 def _who() -> str:
-    return f"key:{g.caller.key_id}" if g.caller is not None else f"address:{_network(request.remote_addr or '')}"
+    return (
+        f"key:{g.caller.key_id}"
+        if g.caller is not None
+        else f"address:{client_network(request.remote_addr or '') or 'none'}"
+    )
 
 
 def _limit() -> str:
@@ -86,12 +90,3 @@ def _limit() -> str:
     if g.caller is not None:
         return settings.rate_limit
     return settings.anonymous_rate_limit if g.refusal is not None else ""
-
-
-def _network(address: str) -> str:
-    """Return the address to count; for IPv6 its /64, since one caller has all of it."""
-    try:
-        whole = ipaddress.ip_address(address)
-    except ValueError:  # a UNIX socket has no address
-        return "none"
-    return str(ipaddress.ip_network((whole, 64), strict=False)) if whole.version == 6 else address

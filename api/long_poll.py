@@ -1,26 +1,93 @@
-"""Held responses: long polls (`Prefer: wait=N`, RFC 7240) until the job ends, and streams while they last."""
+"""Held responses: long polls (`Prefer: wait=N`, RFC 7240) until the job ends, and streams while they last.
+
+They cost no thread (see gevent_worker), so there may be thousands; each ends when its client hangs up, when its key
+is revoked, and when the process is told to end.
+"""
 
 from __future__ import annotations
 
 import re
+import select
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
+from maskfleet.api.looks import Looks
+from maskfleet.jobs.errors import HoldQuota, TooManyHeld
 from maskfleet.jobs.ledger.jobs import Ledger
 
 #: The ledger is polled often at first, then less and less: a short job is noticed at once, a long one costs little.
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3
+#: From so many held responses on, those that look at about the same time do it together.
+MANY = 32
+#: Places in the queue that one process looks at in a second for its streams, and in a row: each costs a millisecond.
+PLACES_PER_S, PLACES_AT_ONCE = 25, 5
+
+
+class Hold:
+    """One held response.  It has a place, which ``release`` gives back."""
+
+    def __init__(
+        self, waits: Waits, tenant: str, check_key: Callable[[], object], client: socket.socket | None
+    ) -> None:
+        self._waits = waits
+        self._tenant: str | None = tenant
+        self._check_key = check_key
+        self._client = client
+        self._gone = False
+
+    def goes_on(self) -> bool:
+        """Return False when nobody is there any more to respond to, or the process must end.
+
+        Raises Unauthorized when the key has been revoked, QueueUnavailable.
+        """
+        if self._gone or self._waits.stopping():
+            return False
+        self._check_key()
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, until the client hangs up at the latest."""
+        if self._client is None or self._gone:
+            time.sleep(seconds)
+            return
+        try:
+            poll = select.poll()
+            poll.register(self._client.fileno(), select.POLLIN)
+            if not poll.poll(seconds * 1000):
+                return
+            if not self._client.recv(1, socket.MSG_PEEK):
+                self._gone = True
+                return
+        except OSError:
+            self._gone = True
+            return
+        # The next request is there already.  What comes after it cannot be seen: the client is believed to be there.
+        self._client = None
+        time.sleep(seconds)
+
+    def release(self) -> None:
+        """Give the place back.  May be called twice."""
+        tenant, self._tenant = self._tenant, None
+        if tenant is not None:
+            self._waits.give_back(tenant)
 
 
 class Waits:
-    """Holds responses open, a limited number at a time."""
+    """Holds responses open: a limited number in all, and for each tenant."""
 
-    def __init__(self, ledger: Ledger, slots: int) -> None:
-        """slots: how many may be held at once; each occupies a thread, and some must stay free for other requests."""
-        self._ledger = ledger
-        self._slots = threading.BoundedSemaphore(slots)
+    def __init__(self, ledger: Ledger, count: Callable[[int], None], *, most: int, most_per_tenant: int) -> None:
+        """count: told 1 for each response that is held from now on, and -1 when it is not any more."""
+        self._count = count
+        self._most, self._most_per_tenant = most, most_per_tenant
+        self._held: Counter[str] = Counter()
+        self._next_place_at = 0.0
+        self._lock = threading.Lock()
         self._stopping: Callable[[], bool] = lambda: False
+        self.statuses = Looks(ledger.statuses, self._gather_s)
+        self.versions = Looks(ledger.versions, self._gather_s)
 
     def stop_when(self, stopping: Callable[[], bool]) -> None:
         """Release all held responses as soon as ``stopping`` returns true, so that the process can end."""
@@ -30,37 +97,65 @@ class Waits:
         """Return whether held responses must be released."""
         return self._stopping()
 
-    def take_slot(self) -> bool:
-        """Take a slot for a held response; return False when none is free.  The slot must be given back."""
-        return self._slots.acquire(blocking=False)
+    def held(self) -> int:
+        """Return how many responses are held."""
+        with self._lock:
+            return self._held.total()
 
-    def give_slot_back(self) -> None:
-        self._slots.release()
+    def hold(self, tenant: str, check_key: Callable[[], object], client: socket.socket | None) -> Hold:
+        """Hold a response.  Raises HoldQuota, TooManyHeld.
 
-    def until_ended(self, job_id: str, seconds: float) -> bool:
-        """Wait for a job to end, for at most ``seconds``; return False when no slot was free."""
+        check_key: raises Unauthorized once the key is not valid any more.  client: its socket, where it is known.
+        """
+        with self._lock:
+            if self._held[tenant] >= self._most_per_tenant:
+                raise HoldQuota(self._most_per_tenant)
+            if self._held.total() >= self._most:
+                raise TooManyHeld
+            self._held[tenant] += 1
+        self._count(1)
+        return Hold(self, tenant, check_key, client)
+
+    def may_look_at_place(self, since_s: float) -> bool:
+        """Return whether a stream that has not looked for ``since_s`` may look at its job's place in the queue.
+
+        PLACES_PER_S streams may in a second, each after the others have had time for it.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if since_s < self._held.total() / PLACES_PER_S or now < self._next_place_at:
+                return False
+            self._next_place_at = max(now - PLACES_AT_ONCE / PLACES_PER_S, self._next_place_at) + 1 / PLACES_PER_S
+            return True
+
+    def give_back(self, tenant: str) -> None:
+        with self._lock:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
+        self._count(-1)
+
+    def until_ended(self, job_id: str, hold: Hold, seconds: float) -> None:
+        """Wait for a job to end, for at most ``seconds``."""
 
         def ended() -> bool:
-            status = self._ledger.status(job_id)
+            status = self.statuses.of(job_id)
             return status is None or status.ended
 
-        return self.until(ended, seconds)
+        self.until(ended, hold, seconds)
 
-    def until(self, is_so: Callable[[], bool], seconds: float) -> bool:
-        """Wait until ``is_so`` returns true, for at most ``seconds``; return False when no slot was free."""
-        if not self.take_slot():
-            return False
-        try:
-            deadline, pause = time.monotonic() + seconds, FIRST_LOOK_S
-            while not self.stopping():
-                so, left = is_so(), deadline - time.monotonic()
-                if so or left <= 0:
-                    break
-                time.sleep(min(pause, left))
-                pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
-        finally:
-            self.give_slot_back()
-        return True
+    def until(self, is_so: Callable[[], bool], hold: Hold, seconds: float) -> None:
+        """Wait until ``is_so`` returns true, for at most ``seconds``."""
+        deadline, pause = time.monotonic() + seconds, FIRST_LOOK_S
+        while hold.goes_on():
+            so, left = is_so(), deadline - time.monotonic()
+            if so or left <= 0:
+                break
+            hold.pause(min(pause, left))
+            pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
+
+    def _gather_s(self) -> float:
+        return FIRST_LOOK_S if self.held() > MANY else 0
 
 
 def preferred_wait_s(prefer: str | None) -> int | None:

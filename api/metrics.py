@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -17,6 +19,7 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.reconciler import MENDABLE
 from maskfleet.jobs.ledger.workers import WorkerRegistry
+from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import model_queues
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.status import ENDED
@@ -26,6 +29,8 @@ MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 #: From one read of the ledger to the upload of an image of tens of megabytes.
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+
+logger = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class RequestMetrics:
 
     def __init__(self, jobs: JobFigures) -> None:
         self._jobs = jobs
+        restore_folder()
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "maskfleet_http_requests", "Requests served.", ("method", "route", "status"), registry=self._registry
@@ -54,22 +60,57 @@ class RequestMetrics:
             registry=self._registry,
             buckets=_BUCKETS_S,
         )
+        self._held = Gauge(
+            "maskfleet_held_responses",
+            "Event streams and waits that are held open.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         # A caller may send any word as its method; the label's values must stay few.
         known = method if method in _METHODS else "other"
-        self._requests.labels(known, route, str(status)).inc()
-        self._seconds.labels(known, route).observe(seconds)
+        try:
+            self._requests.labels(known, route, str(status)).inc()
+            self._seconds.labels(known, route).observe(seconds)
+        except (OSError, ValueError) as error:
+            # The folder is gone, or its disk is full.  The request was served; that it is not counted changes nothing.
+            logger.warning("request_not_counted", reason=str(error))
+            restore_folder()
+
+    def count_held(self, change: int) -> None:
+        """Count a held response: 1 when it begins, -1 when it ends."""
+        with contextlib.suppress(OSError, ValueError):  # see ``count``
+            self._held.inc(change)
 
     def exposition(self, models: tuple[str, ...]) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        registry = self._registry
-        if MULTIPROCESS_DIR in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its arguments untyped
         jobs = CollectorRegistry()
         jobs.register(_JobCollector(self._jobs, models))
-        return bytes(generate_latest(registry)) + bytes(generate_latest(jobs))
+        return self._counted() + bytes(generate_latest(jobs))
+
+    def _counted(self) -> bytes:
+        if MULTIPROCESS_DIR not in os.environ:
+            return bytes(generate_latest(self._registry))
+        registry = CollectorRegistry()
+        try:
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its arguments untyped
+            return bytes(generate_latest(registry))
+        except (OSError, ValueError) as error:
+            logger.warning("requests_not_shown", reason=str(error))
+            restore_folder()
+            return b""
+
+
+def restore_folder() -> None:
+    """Make the folder again if somebody removed it.
+
+    Processes that counted in the old one go on counting there, unseen, until they are replaced.
+    """
+    folder = os.environ.get(MULTIPROCESS_DIR)
+    if folder:
+        with contextlib.suppress(OSError):
+            Path(folder).mkdir(mode=0o700, exist_ok=True)
 
 
 class _JobCollector(Collector):

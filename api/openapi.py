@@ -30,6 +30,7 @@ _KEY_PROBLEMS = {
     503: ("queue_unavailable",),
 }
 _COMMON_PROBLEMS = {500: ("internal_error", UNREADABLE)}
+_BODY_PROBLEMS = {408: ("body_too_slow",)}
 _HOST_PROBLEMS = {400: ("invalid_host", "host_not_allowed")}
 _WITH_RETRY_AFTER = (429, 503)
 
@@ -116,9 +117,11 @@ def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
 
 
 def _operation(path: str, name: str, described: Operation) -> Json:
+    has_body = described.takes_job or described.takes_batch or described.body is not None
     problems = [
         _COMMON_PROBLEMS,
         described.problems,
+        *([_BODY_PROBLEMS] if has_body else []),
         *([_KEY_PROBLEMS] if described.scope is not None else []),
         *([_HOST_PROBLEMS] if not described.any_host else []),
     ]

@@ -35,8 +35,15 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
         "url_not_allowed",
         "idempotency_key_reused",
     ),
-    429: ("too_many_jobs_in_flight", "over_quota", "too_many_upload_bytes"),
-    503: ("store_unavailable", "store_misconfigured", "record_not_confirmed", "backlog_full", "ledger_version"),
+    429: ("too_many_jobs_in_flight", "over_quota", "too_many_upload_bytes", "too_many_bytes"),
+    503: (
+        "store_unavailable",
+        "store_misconfigured",
+        "record_not_confirmed",
+        "backlog_full",
+        "ledger_version",
+        "too_many_bytes",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from pydantic_core import from_json, to_json
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from maskfleet.api.services import Services, take_room_for_body
 from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
 from maskfleet.jobs.schema.record import Spec
@@ -37,14 +38,15 @@ class Submission:
     image: bytes | None
 
 
-def read_submission(max_image_bytes: int) -> Submission:
+def read_submission(services: Services) -> Submission:
     """Read a job from JSON, or from multipart/form-data with parts ``job`` and ``image``."""
+    max_image_bytes = services.settings.max_image_bytes
     if request.mimetype == "application/json":
-        spec = parse_spec(_json())
-        image = base64.b64decode(spec.image.base64) if spec.image.base64 is not None else None
-        submission = Submission(spec, image)
+        body = _json()
+        submission = services.cpu.run(len(body), _parse_submission, body)
     elif request.mimetype == "multipart/form-data":
         _check_coding()
+        take_room_for_body()
         submission = _read_multipart(max_image_bytes)
     else:
         raise UnsupportedMediaType
@@ -55,13 +57,15 @@ def read_submission(max_image_bytes: int) -> Submission:
     return submission
 
 
-def read_batch() -> Batch:
+def read_batch(services: Services) -> Batch:
     """Read a batch from JSON."""
-    return parse_batch(_json())
+    body = _json()
+    return services.cpu.run(len(body), parse_batch, body)
 
 
 def read_json(model: type[Model], code: str) -> Model:
     """Read a small JSON body.  Raises InvalidRequest (``malformed_json``, or ``code``)."""
+    request.max_content_length = min(MAX_SPEC_BYTES, request.max_content_length or MAX_SPEC_BYTES)
     try:
         return model.model_validate_json(_json(), strict=True)
     except ValidationError as error:
@@ -93,6 +97,7 @@ def _json() -> bytes:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     _check_coding()
+    take_room_for_body()
     return request.get_data(cache=False).removeprefix(codecs.BOM_UTF8)
 
 
@@ -105,6 +110,11 @@ def _check_coding() -> None:
 
 def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
     return error if error.code == "malformed_json" else InvalidRequest(code, error.detail, faults=error.faults)
+
+
+def _parse_submission(body: bytes) -> Submission:
+    spec = parse_spec(body)
+    return Submission(spec, base64.b64decode(spec.image.base64) if spec.image.base64 is not None else None)
 
 
 def _read_multipart(max_image_bytes: int) -> Submission:

@@ -1,24 +1,28 @@
 """gunicorn's configuration: ``gunicorn --config python:maskfleet.api.server "maskfleet.api.app:create_app()"``.
 
-gunicorn reads its settings from the names below; options on its command line override them.
+gunicorn reads its settings from the names below; options on its command line override them.  This runs in the master,
+whose modules its workers inherit: it imports nothing that opens connections.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-import shutil
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any
 
 from gunicorn.glogging import Logger
 
-from maskfleet.jobs.ledger.version import check_at_start
-from maskfleet.jobs.logs import configure_logs
+from maskfleet.api.metrics_folder import MetricsFolder
+from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.settings import ApiSettings
 
 #: Where prometheus_client keeps the metrics of several processes.
 _FIGURES = "PROMETHEUS_MULTIPROC_DIR"
+#: Threads of each process for what would stop its event loop.  They share Python's lock with it, so more would be no
+#: faster, and would delay it more; with one, an image that takes seconds would hold up all others.
+_COMPUTING_AT_ONCE = 2
 
 _settings = ApiSettings()
 
@@ -33,12 +37,10 @@ class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
         self.error_log.propagate = True
 
 
-bind = _settings.bind
+bind = [address for address in (_settings.bind, _settings.metrics_bind) if address]
 workers = _settings.processes
-worker_class = "gthread"
-threads = _settings.threads
-# A load balancer keeps connections open for a minute; the server must not be the first to close them.
-keepalive = 75
+worker_class = "maskfleet.api.gevent_worker.Worker"
+keepalive = _settings.keepalive_s
 # The app itself reads X-Forwarded-For and -Proto, from as many proxies as trusted_proxies says.  By default gunicorn
 # would believe the latter from any program on this machine, and from all that reach it over a UNIX socket.
 forwarded_allow_ips = ""
@@ -60,20 +62,62 @@ def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
 
     This must happen before any of them imports prometheus_client.
     """
-    check_at_start(_settings)
+    if not _ledger_fits():
+        raise SystemExit(1)
+    if _settings.threads is not None:
+        get_logger().warning(
+            "setting_not_used", setting="threads", instead="max_held, max_held_per_tenant and max_connections"
+        )
     if _FIGURES not in os.environ:
-        os.environ[_FIGURES] = server.figures = tempfile.mkdtemp(prefix="maskfleet-api-")
+        server.figures = MetricsFolder(_settings.metrics_dir)
+        os.environ[_FIGURES] = str(server.figures.path)
 
 
 def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
-    """Release held requests as soon as the process is told to end."""
+    """Give the app what belongs to its process: a way to compute aside, and the signal to end."""
     # Imported here: this imports prometheus_client, which looks for its folder on import.
+    from gevent.threadpool import ThreadPool
+
     from maskfleet.api.services import EXTENSION, Services
 
     services: Services = worker.wsgi.extensions[EXTENSION]
     services.waits.stop_when(lambda: not worker.alive)
+    services.cpu.use(ThreadPool(_COMPUTING_AT_ONCE).apply)
+    # What the app consists of stays: looking through it for garbage would stop the loop for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+
+
+def child_exit(server: Any, worker: Any) -> None:  # Any: gunicorn ships no types
+    """Forget what an ended process was holding."""
+    folder: MetricsFolder | None = getattr(server, "figures", None)
+    if folder is not None:
+        folder.forget(worker.pid)
 
 
 def on_exit(server: Any) -> None:  # Any: gunicorn ships no types
     """Remove the metrics folder, if it was made here."""
-    shutil.rmtree(getattr(server, "figures", ""), ignore_errors=True)
+    folder: MetricsFolder | None = getattr(server, "figures", None)
+    if folder is not None:
+        folder.remove()
+
+
+def _ledger_fits() -> bool:
+    """Check the ledger's version in a process of its own; return False after it has said what is wrong.
+
+    It imports libraries that workers must not import before gevent has replaced the standard library's modules.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    status = 1
+    try:
+        from maskfleet.jobs.ledger.version import check_at_start
+
+        check_at_start(_settings)
+        status = 0
+    except SystemExit as error:
+        sys.stderr.write(f"{error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(status)

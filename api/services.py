@@ -9,8 +9,11 @@ import redis
 from flask import current_app, g, request
 
 from maskfleet.api.auth import ApiKeys, Caller
-from maskfleet.api.long_poll import Waits
+from maskfleet.api.bytes_under_way import BytesUnderWay
+from maskfleet.api.cpu import Cpu
+from maskfleet.api.long_poll import Hold, Waits
 from maskfleet.api.metrics import JobFigures, RequestMetrics
+from maskfleet.api.remembered import Remembered
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
@@ -30,6 +33,8 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store
 
 EXTENSION = "maskfleet"
+#: Connections to Redis of one process; a command that finds them all in use waits for one.
+REDIS_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +55,22 @@ class Services:
     store: Store
     bells: Bells
     waits: Waits
+    bytes_under_way: BytesUnderWay
+    cpu: Cpu
     metrics: RequestMetrics
+    #: What ``/ready`` and ``/metrics`` found last.
+    readiness: Remembered[None]
+    exposition: Remembered[bytes]
 
 
 def make_services(settings: ApiSettings) -> Services:
-    client = connect(settings)
+    client = connect(settings, max_connections=REDIS_CONNECTIONS)
     durability = Durability(settings.redis_wait_replicas, settings.redis_wait_aof, settings.redis_wait_s)
     ledger = Ledger(client, settings.retention_s, settings.tenant_weights, durability)
     worker_registry = WorkerRegistry(client)
     epoch = Epoch(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
+    metrics = RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry, epoch))
     return Services(
         settings=settings,
         redis=client,
@@ -73,8 +84,14 @@ def make_services(settings: ApiSettings) -> Services:
         worker_registry=worker_registry,
         store=Store(settings),
         bells=Bells(client, Publisher(settings)),
-        waits=Waits(ledger, settings.threads // 2),
-        metrics=RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry, epoch)),
+        waits=Waits(ledger, metrics.count_held, most=settings.max_held, most_per_tenant=settings.max_held_per_tenant),
+        bytes_under_way=BytesUnderWay(
+            settings.max_bytes_under_way, max(settings.max_body_bytes, settings.max_bytes_under_way // 2)
+        ),
+        cpu=Cpu(),
+        metrics=metrics,
+        readiness=Remembered(settings.health_cache_s),
+        exposition=Remembered(settings.health_cache_s),
     )
 
 
@@ -91,6 +108,39 @@ def check_priority(priority: str) -> None:
     """Raise Forbidden (``missing_scope``) if the caller's key does not allow jobs of this priority."""
     if priority == Priority.INTERACTIVE:
         cast(Caller, g.caller).require(Scope.INTERACTIVE)
+
+
+def hold_response() -> Hold:
+    """Hold this request's response, which must be released.  Raises HoldQuota, TooManyHeld."""
+    services, authorization = current_services(), request.headers.get("Authorization")
+    return services.waits.hold(
+        tenant(), lambda: services.keys.caller_of(authorization), request.environ.get("gunicorn.socket")
+    )
+
+
+def take_room_for_body() -> None:
+    """Wait until this request's body may be read; the room is given back at the request's end.
+
+    Raises ByteQuota, TooManyBytes.
+    """
+    services, length = current_services(), request.content_length
+    most = request.max_content_length or services.settings.max_body_bytes
+    if length is None or length <= most:  # a longer one is refused unread; one of unknown length may be the longest
+        g.bytes_taken = services.bytes_under_way.take(tenant(), most if length is None else length)
+
+
+def give_room_back(_error: BaseException | None = None) -> None:
+    """Give back what this request's body took."""
+    taken = g.pop("bytes_taken", 0)
+    if taken:
+        current_services().bytes_under_way.give_back(tenant(), taken)
+
+
+def is_metrics_port() -> bool:
+    """Return whether the request came in at ``metrics_bind``, by its connection's own end: headers may be forged."""
+    _, _, port = current_services().settings.metrics_bind.rpartition(":")
+    connection = request.environ.get("gunicorn.socket")
+    return bool(port) and connection is not None and connection.getsockname()[1] == int(port)
 
 
 def base_url() -> str:

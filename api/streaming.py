@@ -9,48 +9,58 @@ Source: the HTML Living Standard, section "Server-sent events".
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 
-from maskfleet.api.long_poll import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH
+from maskfleet.api.long_poll import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH, Hold
 from maskfleet.api.services import Services, whole_view
-from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.errors import QueueUnavailable, Unauthorized
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.status import Status
 
 #: Clients reconnect after this long when a stream ended before its job.
 RECONNECT_MS = 1000
-#: A queued job moves up without a change to its own record; its place is checked this often.
+#: A queued job moves up without a change to its own record; its place is checked this often, less often by many.
 PLACE_LOOK_S = 2.0
 
 logger = get_logger()
 
 
 def job_events(
-    record: JobRecord, seen: int | None, services: Services, address: str, seconds: float
+    record: JobRecord, seen: int | None, services: Services, address: str, seconds: float, hold: Hold
 ) -> Iterator[bytes]:
     """Yield the job in its current state, then after each change, for at most ``seconds``.
 
+    Ends as well when the client has hung up, or its key is revoked.
     seen: the version that the client already has; it is not sent again.  address: see ``base_url``.
     """
     # The first bytes flush the response's headers, so that the client knows at once that the stream is open.
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     try:
-        yield from _changes(record, seen, services, address, time.monotonic() + seconds)
+        yield from _changes(record, seen, services, address, time.monotonic() + seconds, hold)
     except QueueUnavailable:
         # The status is already sent, so no problem document can follow.  The client reconnects and gets the error then.
         logger.warning("events_broke_off", job_id=record.id)
+    except Unauthorized:
+        logger.info("events_ended", job_id=record.id, reason="the key is no longer valid")
 
 
-def _changes(record: JobRecord, seen: int | None, services: Services, address: str, deadline: float) -> Iterator[bytes]:
+def _changes(
+    record: JobRecord, seen: int | None, services: Services, address: str, deadline: float, hold: Hold
+) -> Iterator[bytes]:
     place = whole_view(record, services, address).queue_position if seen == record.version else None
     status = record.status
     spoke = looked_at_place = time.monotonic()
     pause = FIRST_LOOK_S
-    while not services.waits.stopping():
-        version, now = services.ledger.version(record.id), time.monotonic()
-        place_may_have_moved = status is Status.QUEUED and now - looked_at_place >= PLACE_LOOK_S
+    while hold.goes_on():
+        version, now = services.waits.versions.of(record.id), time.monotonic()
+        place_may_have_moved = (
+            status is Status.QUEUED
+            and now - looked_at_place >= PLACE_LOOK_S
+            and services.waits.may_look_at_place(now - looked_at_place)
+        )
         if version != seen or place_may_have_moved:
             latest = services.ledger.read(record.id)
             if latest is None:  # deleted, or expired
@@ -68,7 +78,7 @@ def _changes(record: JobRecord, seen: int | None, services: Services, address: s
         left = deadline - now
         if left <= 0:
             return
-        time.sleep(min(pause, left))
+        hold.pause(min(pause * random.uniform(0.8, 1), left))  # noqa: S311 — spreads streams out; no secret
         pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
 
 

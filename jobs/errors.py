@@ -10,10 +10,13 @@
     │   ├── InvalidHost          invalid_host, host_not_allowed
     │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap
-    │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as are the next two
+    │   ├── OverQuota            too_many_jobs_in_flight; worth retrying unchanged, as are the next five
     │   │   ├── RecordsFull      over_quota: of bytes in Redis
-    │   │   └── OverStorage      too_many_upload_bytes: in the object store
+    │   │   ├── OverStorage      too_many_upload_bytes: in the object store
+    │   │   ├── HoldQuota        too_many_held: streams and waits of the tenant
+    │   │   └── ByteQuota        too_many_bytes: bodies of the tenant's requests
     │   ├── TooManyRedeliveries  too_many_redeliveries: the tenant had as many webhooks sent again as it may in an hour
+    │   ├── BodyTooSlow          the request's body did not arrive in time
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
     │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
     └── ServiceError             the service failed; retried
@@ -26,7 +29,9 @@
         ├── StoreUnavailable     S3 did not respond
         ├── SourceUnavailable    the image's own host did not respond
         ├── BacklogFull          the backlog is so long that another job would wait too long
-        ├── TooManyStreams       no thread is left to hold another stream
+        ├── TooManyStreams       the service holds as many streams and waits as it can
+        ├── TooManyHeld          the same, for a wait
+        ├── TooManyBytes         as many bytes of request bodies are being processed as fit into memory
         └── AttemptFailed        the attempt itself failed
 
 A code never changes its meaning.  The same code is used wherever the error is found: in the response to
@@ -215,6 +220,48 @@ class TooManyRedeliveries(CallerError):
         self.retry_after_s = retry_after_s
 
 
+class HoldQuota(OverQuota):
+    """The tenant has as many streams and waits open as allowed."""
+
+    title = "Too many streams and waits"
+    retry_after_s = 5
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            "too_many_held",
+            f"At most {most} of your event streams and waits may be open at once. End some, or ask without "
+            "`Prefer: wait`.",
+        )
+
+
+class ByteQuota(OverQuota):
+    """The tenant has as many bytes of request bodies under way as allowed."""
+
+    title = "Too many bytes under way"
+    retry_after_s = 5
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            "too_many_bytes",
+            f"At most {most:,} bytes of your request bodies are processed at once. Send fewer at a time, or upload "
+            "images with POST /v1/uploads.",
+        )
+
+
+class BodyTooSlow(CallerError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    title = "The request took too long"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "body_too_slow",
+            "The request's body arrived too slowly, or stopped. Send it again; upload large images with "
+            "POST /v1/uploads.",
+        )
+
+
 class InvalidPrompt(CallerError):
     """A prompt is outside the image, or its earlier mask cannot be used."""
 
@@ -361,6 +408,22 @@ class TooManyStreams(ServiceError):
     def __init__(self) -> None:
         super().__init__(
             "too_many_streams", "The service cannot hold another stream open. Poll the job instead, or retry later."
+        )
+
+
+class TooManyHeld(ServiceError):
+    def __init__(self) -> None:
+        super().__init__(
+            "too_many_held", "The service cannot hold another response. Ask without `Prefer: wait`, or retry later."
+        )
+
+
+class TooManyBytes(ServiceError):
+    def __init__(self) -> None:
+        super().__init__(
+            "too_many_bytes",
+            "The service is processing as many large requests as it can. Nothing was recorded; send it again later, "
+            "or upload images with POST /v1/uploads.",
         )
 
 

@@ -248,15 +248,48 @@ class ApiSettings(SigningSettings):
     redis_wait_s: float = Field(1.0, gt=0, le=4)
     #: Host and port.  Not two settings: Kubernetes sets MASKFLEET_PORT by itself for a service of that name.
     bind: str = "127.0.0.1:8000"
+    #: Host and port at which ``/metrics`` needs no key, for a network that callers cannot reach; empty for nowhere.
+    metrics_bind: str = ""
+    #: Where the processes keep their request metrics; empty: in memory, or in the system's temporary folder.
+    metrics_dir: str = ""
+    #: Responses of ``/ready`` and ``/metrics`` are this old at most; asking more often costs nothing more.
+    health_cache_s: float = Field(1.0, ge=0)
     processes: int = Field(2, ge=1)
-    #: Threads of each process; each serves one request, and at most half may hold long polls and event streams.
-    threads: int = Field(32, ge=2)
+    #: No longer used: requests cost no threads.
+    threads: int | None = None
+    #: Connections of each process; fewer if it may not open as many files.
+    max_connections: int = Field(8192, ge=16)
+    #: The same from one address (for IPv6, its /64); 0 for no limit, as with trusted_proxies, where all come from one.
+    max_connections_per_address: int = Field(1024, ge=0)
+    #: Event streams and waits that each process holds, in all and for one tenant.
+    max_held: int = Field(4096, ge=1)
+    max_held_per_tenant: int = Field(512, ge=1)
+    #: A request's head must arrive within this time; so long a new connection may also stay silent.
+    head_timeout_s: float = Field(10.0, gt=0)
+    #: A request's body may keep the service waiting for this long, and a second more for every body_min_rate bytes.
+    body_timeout_s: float = Field(30.0, gt=0)
+    body_min_rate: int = Field(64 * 2**10, ge=1)
+    #: Connections are kept open between requests for this long.  A load balancer keeps them for a minute; the server
+    #: must not be the first to close them.
+    keepalive_s: int = Field(75, ge=0)
+    #: Bytes of request bodies that each process reads and parses at once, in all; one tenant may have half.  Each takes
+    #: about three bytes of memory.
+    max_bytes_under_way: int = Field(256 * 2**20, ge=1)
 
     _split_names = field_validator("api_keys", "models", "cors_origins", "trusted_hosts", mode="before")(_split)
     _split_pairs = field_validator(
         "tenant_jobs_in_flight", "tenant_record_bytes", "tenant_upload_bytes", mode="before"
     )(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Self:
+        if self.max_bytes_under_way < self.max_body_bytes:
+            raise ValueError(
+                f"max_bytes_under_way ({self.max_bytes_under_way:,}) must be at least max_body_bytes "
+                f"({self.max_body_bytes:,})."
+            )
+        return self
 
     @model_validator(mode="after")
     def _endpoints_are_gone_to(self) -> Self:

@@ -35,10 +35,10 @@ blueprint = Blueprint("batches", __name__)
     )
 )
 def send_batch() -> Response:
-    key = read_idempotency_key()
-    batch = read_batch()
+    key, services = read_idempotency_key(), current_services()
+    batch = read_batch(services)
     check_priority(batch.priority)
-    admitted = admit_batch(batch, tenant(), key, current_services(), base_url())
+    admitted = admit_batch(batch, tenant(), key, services, base_url())
     response = json_response(admitted.view, status=202)
     response.headers["Location"] = admitted.view.urls.self
     if admitted.known:

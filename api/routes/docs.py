@@ -5,10 +5,11 @@ The page is Swagger UI, whose files are in static/swagger-ui: nothing is loaded 
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
-from flask import Blueprint, Response, current_app, send_from_directory
+from flask import Blueprint, Flask, Response, current_app, request, send_from_directory
 
 from maskfleet.api.openapi import document
 from maskfleet.api.operation import Operation, operation
@@ -48,10 +49,20 @@ _START = """window.ui = SwaggerUIBundle({
 
 
 @blueprint.get("/openapi.json")
-@operation(Operation(summary="This OpenAPI document.", scope=None, responses={200: "application/json"}))
+@operation(Operation(summary="This OpenAPI document.", scope=None, responses={200: "application/json", 304: None}))
 def openapi() -> Response:
-    described = document(current_app, current_services().settings.public_url)
-    return Response(json.dumps(described), mimetype="application/json")
+    response = Response(_document(current_app._get_current_object()), mimetype="application/json")  # type: ignore[attr-defined]  # the app behind Flask's proxy
+    response.headers["Cache-Control"] = "no-cache"  # kept, and asked for again by its ETag
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+@functools.lru_cache(maxsize=8)
+def _document(app: Flask) -> bytes:
+    """Return the document, which depends on the app and its settings; making it takes tens of milliseconds."""
+    with app.app_context():
+        return json.dumps(document(app, current_services().settings.public_url)).encode()
 
 
 @blueprint.get("/docs")

@@ -16,7 +16,7 @@ from maskfleet.api.operation import Header, Operation, idempotency_key_header, o
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
 from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, check_priority, current_services, tenant, whole_view
+from maskfleet.api.services import base_url, check_priority, current_services, hold_response, tenant, whole_view
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel, Place
@@ -47,7 +47,7 @@ logger = get_logger()
 def send_job() -> Response:
     services = current_services()
     key = read_idempotency_key()
-    submission = read_submission(services.settings.max_image_bytes)
+    submission = read_submission(services)
     check_priority(submission.spec.priority)
     admitted = admit_job(submission, tenant(), key, services, base_url())
     response = json_response(admitted.view, status=202)
@@ -63,7 +63,7 @@ def send_job() -> Response:
         summary="Get a job.",
         scope=Scope.READ,
         responses={200: JobView},
-        problems={404: ("job_not_found",)},
+        problems={404: ("job_not_found",), 429: ("too_many_held",), 503: ("too_many_held",)},
         headers=(
             Header("Prefer", "`wait=N` holds the response until the job ends, for at most N seconds.", "wait=30"),
         ),
@@ -168,9 +168,13 @@ def _wait_as_preferred(record: JobRecord) -> int | None:
     if granted_s == 0:
         return None
     began = time.monotonic()
-    waited = current_services().waits.until_ended(record.id, granted_s)
+    hold = hold_response()
+    try:
+        current_services().waits.until_ended(record.id, hold, granted_s)
+    finally:
+        hold.release()
     note_wait(time.monotonic() - began)
-    return granted_s if waited else None
+    return granted_s
 
 
 def _write_cursor(place: Place) -> str:

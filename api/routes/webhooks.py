@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 
 from flask import Blueprint, Response, request
 
-from maskfleet.api.long_poll import preferred_wait_s
+from maskfleet.api.long_poll import Hold, preferred_wait_s
 from maskfleet.api.operation import Header, Operation, operation
 from maskfleet.api.request_body import read_json
 from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.deliveries import delivery_url, find_delivery
-from maskfleet.api.services import current_services, tenant
+from maskfleet.api.services import current_services, hold_response, tenant
 from maskfleet.api.sources import check_address
 from maskfleet.jobs.errors import InvalidRequest, NotFound
 from maskfleet.jobs.ledger.api_keys import Scope
@@ -46,6 +46,8 @@ logger = get_logger()
             413: ("body_too_large",),
             415: ("unsupported_media_type", "content_encoding_not_supported"),
             422: ("invalid_ping", "url_not_allowed"),
+            429: ("too_many_held",),
+            503: ("too_many_held",),
         },
         headers=(
             Header("Prefer", f"`wait=N` holds the response for at most N seconds. Default: {USUAL_WAIT_S}.", "wait=30"),
@@ -62,9 +64,14 @@ def ping() -> Response:
         )
     check_address("/url", url, services.settings)
     body = Ping(timestamp=datetime.now(UTC), data=PingData(url=url)).model_dump_json()
-    delivery_id = services.deliveries.ping(tenant(), url, body)
-    logger.info("ping_queued", delivery_id=delivery_id)
-    record = _wait(delivery_id)
+    # First the place, then the ping: one that is refused has sent nothing.
+    hold = hold_response()
+    try:
+        delivery_id = services.deliveries.ping(tenant(), url, body)
+        logger.info("ping_queued", delivery_id=delivery_id)
+        record = _wait(delivery_id, hold)
+    finally:
+        hold.release()
     last = record.tries[-1] if record.tries else None
     waiting = record.state is DeliveryState.WAITING
     delivered = record.state is DeliveryState.DELIVERED
@@ -141,13 +148,13 @@ def _secret() -> WebhookSecretView:
     )
 
 
-def _wait(delivery_id: str) -> DeliveryRecord:
+def _wait(delivery_id: str, hold: Hold) -> DeliveryRecord:
     """Hold the response until the ping's attempt is recorded, or the time is up."""
     services = current_services()
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
     granted_s = min(USUAL_WAIT_S if wanted_s is None else wanted_s, services.settings.max_wait_s)
     if granted_s > 0:
         began = time.monotonic()
-        services.waits.until(lambda: find_delivery(delivery_id).state is not DeliveryState.WAITING, granted_s)
+        services.waits.until(lambda: find_delivery(delivery_id).state is not DeliveryState.WAITING, hold, granted_s)
         note_wait(time.monotonic() - began)
     return find_delivery(delivery_id)

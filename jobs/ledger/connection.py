@@ -108,8 +108,12 @@ class SentinelUrl:
         )
 
 
-def connect(settings: SharedSettings) -> redis.Redis:
-    """Make a client that gives up within seconds instead of hanging; it connects on first use."""
+def connect(settings: SharedSettings, *, max_connections: int | None = None) -> redis.Redis:
+    """Make a client that gives up within seconds instead of hanging; it connects on first use.
+
+    max_connections: a command that finds that many in use waits for one, instead of opening another.  Sentinels' pools
+    cannot wait, so theirs have no bound.
+    """
     options: dict[str, Any] = {  # Any: what redis-py's connections take
         "decode_responses": True,
         "socket_timeout": 5,
@@ -130,7 +134,11 @@ def connect(settings: SharedSettings) -> redis.Redis:
         return client
     if url.startswith(("redis://", "rediss://")):
         options["connection_class"] = TlsConnection if url.startswith("rediss://") else Connection
-    client = redis.Redis.from_url(url, **options, **tls_options(settings))
+    if max_connections is not None:
+        options |= {"max_connections": max_connections, "timeout": options["socket_timeout"]}
+    pools = redis.ConnectionPool if max_connections is None else redis.BlockingConnectionPool
+    client = redis.Redis(connection_pool=pools.from_url(url, **options, **tls_options(settings)))
+    client.auto_close_connection_pool = True
     if "connection_class" in options:
         follow(client.connection_pool)
     return client

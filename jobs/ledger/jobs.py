@@ -310,6 +310,21 @@ class Ledger:
             status = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "status"))
         return Status(status) if status else None
 
+    def statuses(self, job_ids: Sequence[str]) -> list[Status | None]:
+        """Return the states of several jobs."""
+        return [Status(status) if status else None for status in self._fields(job_ids, "status")]
+
+    def versions(self, job_ids: Sequence[str]) -> list[int | None]:
+        """Return the versions of several records; see ``version``."""
+        return [int(version) if version else None for version in self._fields(job_ids, "version")]
+
+    def _fields(self, job_ids: Sequence[str], name: str) -> list[str | None]:
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hget(f"mf:job:{job_id}", name)
+            return cast("list[str | None]", pipeline.execute())
+
     def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
         """Return the latest attempts at a job, oldest first."""
         with redis_errors():

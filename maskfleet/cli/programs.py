@@ -19,8 +19,9 @@ def api_command(host: str | None, port: int | None) -> None:
 
     usual_host, _, usual_port = ApiSettings().bind.rpartition(":")
     bind = f"{host or usual_host}:{port or usual_port}"
-    command = ["--config", "python:maskfleet.api.server", "maskfleet.api.app:create_app()"]
+    # Not an option of gunicorn's, which would replace the second address, MASKFLEET_METRICS_BIND.
     os.environ["MASKFLEET_BIND"] = bind
+    command = ["--config", "python:maskfleet.api.server", "maskfleet.api.app:create_app()"]
     sys.stdout.flush()
     # This process becomes gunicorn, so that signals reach it.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *command])  # noqa: S606

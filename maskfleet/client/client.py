@@ -190,7 +190,12 @@ class Client:
         while True:
             asked = time.monotonic()
             hold_s = int(max(0, min(held_s, deadline - asked)))
-            job = self.get(job_id, held_s=hold_s)
+            try:
+                job = self.get(job_id, held_s=hold_s)
+            except ApiError as error:
+                if error.code != "too_many_held":
+                    raise
+                job = self.get(job_id)  # the server has no room to hold this response
             yield job
             if job.ended:
                 return

@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from maskfleet.api.app import create_app
+from maskfleet.jobs.ledger.api_keys import KeyStore
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.settings import ApiSettings
 from tests.api.caller import Caller, a_closed_port
@@ -37,6 +38,8 @@ def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
             # Their counters are keys, and many tests check what is left in Redis.
             "rate_limit": "",
             "anonymous_rate_limit": "",
+            # Tests look at what they have just changed.
+            "health_cache_s": 0,
             **changes,
         }
         return ApiSettings(**fields)
@@ -54,6 +57,12 @@ def one_app(make_settings: SettingsMaker) -> Flask:
 def app(one_app: Flask, redis_client: redis.Redis) -> Flask:
     """The app, with an empty ledger."""
     return one_app
+
+
+@pytest.fixture
+def key_store(redis_client: redis.Redis) -> KeyStore:
+    """The keys that are made while the service runs."""
+    return KeyStore(redis_client)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ PARTS = {
     "<msg:delivery_id>": "msg_1",
     "<path:name>": "coco.json",
 }
-OPEN_ROUTES = ["/live", "/ready", "/metrics", "/openapi.json", "/docs", "/docs/start.js"]
+OPEN_ROUTES = ["/live", "/ready", "/openapi.json", "/docs", "/docs/start.js"]
 
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)

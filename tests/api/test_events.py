@@ -1,4 +1,4 @@
-"""A job's event stream: what it sends, what it does not repeat, and how many threads it may occupy."""
+"""A job's event stream: what it sends, what it does not repeat, and how many of them may be open."""
 
 from __future__ import annotations
 
@@ -227,23 +227,33 @@ def test_a_stream_ends_without_a_fault_when_redis_goes_away(
         assert stream.rest() == []
 
 
-def test_streams_are_limited_and_a_place_comes_free_when_one_is_left(
-    make_settings: SettingsMaker, ledger: Ledger
+def test_streams_are_limited_by_tenant_and_in_all_and_a_place_comes_free_when_one_is_left(
+    make_settings: SettingsMaker, redis_client: redis.Redis
 ) -> None:
-    caller = Caller(create_app(make_settings(threads=4)), KEYS["apiary"])
-    job_id = caller.a_job()
+    app = create_app(make_settings(max_held_per_tenant=2, max_held=3))
+    caller, other = Caller(app, KEYS["apiary"]), Caller(app, KEYS["bakery"])
+    job_id, others = caller.a_job(), other.a_job()
 
     with follow(caller, job_id), follow(caller, job_id):
         refused = caller.get(f"/v1/jobs/{job_id}/events")
         held = caller.get(f"/v1/jobs/{job_id}", Prefer="wait=30")
+        pinged = caller.post("/v1/webhooks/ping", {"url": "https://example.com/hook"})
+        with follow(other, others) as stream:
+            assert stream.next().job.id == others
+            full = other.get(f"/v1/jobs/{others}/events")
+            not_held = other.get(f"/v1/jobs/{others}", Prefer="wait=30")
     for _ in range(3):  # a HEAD has a stream's headers and none of its body
         caller.app.test_client().head(
             f"/v1/jobs/{job_id}/events", headers={"Authorization": f"Bearer {KEYS['apiary']}"}
         ).close()
 
-    check_problem(refused, 503, "too_many_streams")
-    assert int(refused.headers["Retry-After"]) > 0
-    assert "Preference-Applied" not in held.headers
+    for response in (refused, held, pinged):
+        assert "2 of your" in check_problem(response, 429, "too_many_held").detail
+    check_problem(full, 503, "too_many_streams")
+    check_problem(not_held, 503, "too_many_held")
+    for response in (refused, held, pinged, full, not_held):
+        assert int(response.headers["Retry-After"]) > 0
+    assert redis_client.zcard("mf:deliveries") == 0
     with follow(caller, job_id) as stream:
         assert stream.next().job.id == job_id
 

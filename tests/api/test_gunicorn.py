@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -25,38 +18,11 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import Priority
-from tests.api.caller import a_closed_port, claim, job
+from tests.api.caller import claim, job
 from tests.api.conftest import KEYS, MODEL
+from tests.api.door import Door, open_door
 from tests.api.pictures import a_picture
 from tests.waiting import wait_until
-
-
-@dataclass(frozen=True)
-class Door:
-    """A running API."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    figures: Path
-
-    def ask(
-        self, method: str, path: str, *, body: object = None, timeout: float = 40, **headers: str
-    ) -> requests.Response:
-        """Send one request over a new connection, so that any process may handle it."""
-        headers = {"Authorization": f"Bearer {KEYS['apiary']}", "Connection": "close", **headers}
-        return requests.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
-
-    @contextmanager
-    def follow(self, job_id: str) -> Iterator[Iterator[Any]]:
-        """Yield a job's events, each as its JSON; raises HTTPError if the stream is refused."""
-        headers = {"Authorization": f"Bearer {KEYS['apiary']}"}
-        with requests.get(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, stream=True, timeout=40) as response:
-            if not response.ok:
-                assert response.content  # read while the connection is open
-            response.raise_for_status()
-            lines = response.iter_lines(chunk_size=1)
-            yield (json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: "))
 
 
 @pytest.fixture
@@ -64,44 +30,13 @@ def door(
     shared_fields: dict[str, str], ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Door]:
     """The API; a test may pass its own settings as the fixture's parameter."""
-    port = a_closed_port()
-    log = tmp_path / "api.log"
-    settings = {
-        **shared_fields,
-        "api_keys": f"apiary:{KEYS['apiary']}",
-        "model": MODEL,
-        "bind": f"127.0.0.1:{port}",
-        "heartbeat_s": "0.2",
-        **getattr(request, "param", {}),
-    }
-    environment = {**os.environ, **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()}}
-    command = [
-        str(Path(sys.executable).parent / "gunicorn"),
-        "--config",
-        "python:maskfleet.api.server",
-        "maskfleet.api.app:create_app()",
-    ]
-    with log.open("wb") as lines:
-        process = subprocess.Popen(command, env={**environment, "TMPDIR": str(tmp_path)}, stderr=lines)
-    running = Door(process, f"http://127.0.0.1:{port}", log, tmp_path)
-    try:
-        wait_until(lambda: _is_ready(running), 30)
+    with open_door(shared_fields, tmp_path, **getattr(request, "param", {})) as running:
         yield running
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _looks_at_a_status(client: redis.Redis) -> int:
     """Return how often a waiting request has polled the ledger; nothing else uses HGET."""
     return int(client.info("commandstats").get("cmdstat_hget", {}).get("calls", 0))
-
-
-def _is_ready(door: Door) -> bool:
-    try:
-        return door.ask("GET", "/ready").status_code == 200
-    except requests.ConnectionError:
-        return False
 
 
 def test_the_figures_are_those_of_all_processes(door: Door) -> None:
@@ -123,26 +58,24 @@ def test_the_figures_are_those_of_all_processes(door: Door) -> None:
         assert float(counted[1]) == sent
 
 
-def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger) -> None:
+def test_many_wait_for_a_job_and_the_door_stays_open(door: Door, ledger: Ledger, redis_client: redis.Redis) -> None:
     job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
     responses: list[requests.Response] = []
 
     def wait_for_the_job() -> None:
         responses.append(door.ask("GET", f"/v1/jobs/{job_id}", Prefer="wait=30"))
 
-    # More than there are threads; those without a slot are answered immediately.
-    waiting = [threading.Thread(target=wait_for_the_job) for _ in range(70)]
+    waiting = [threading.Thread(target=wait_for_the_job) for _ in range(100)]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: len(responses) >= 70 - 32, 20)
+    wait_until(lambda: door.held() == 100, 20)
     assert door.ask("GET", "/live", timeout=10).status_code == 200
     ledger.cancel(job_id, "apiary")
     for thread in waiting:
         thread.join()
 
-    held = [response for response in responses if "Preference-Applied" in response.headers]
-    assert held
-    assert {response.json()["status"] for response in held} == {"canceled"}
+    assert {response.json()["status"] for response in responses} == {"canceled"}
+    assert all("Preference-Applied" in response.headers for response in responses)
 
 
 def test_a_job_is_followed_while_the_door_stays_open(door: Door, ledger: Ledger) -> None:
@@ -157,34 +90,6 @@ def test_a_job_is_followed_while_the_door_stays_open(door: Door, ledger: Ledger)
         rest = list(events)
 
     assert [event["status"] for event in (first, second, *rest)] == ["queued", "processing", "failed"]
-
-
-def test_more_streams_than_threads_are_turned_away_and_those_who_leave_make_room(door: Door) -> None:
-    job_id = door.ask("POST", "/v1/jobs", body=job()).json()["id"]
-    with ExitStack() as streams:
-        refused = None
-        while refused is None:
-            try:
-                next(streams.enter_context(door.follow(job_id)))
-            except requests.HTTPError as error:
-                refused = error.response
-        assert refused.status_code == 503
-        assert refused.json()["code"] == "too_many_streams"
-        assert int(refused.headers["Retry-After"]) > 0
-        assert door.ask("GET", f"/v1/jobs/{job_id}").status_code == 200
-
-    # A reader that hung up is noticed at the next write.  Accepted streams stay open, so that asking again
-    # does not take a slot that was just freed.
-    with ExitStack() as again:
-
-        def one_more_is_let_in() -> bool:
-            try:
-                return bool(next(again.enter_context(door.follow(job_id))))
-            except requests.HTTPError:
-                return False
-
-        for _ in range(16):
-            wait_until(one_more_is_let_in, 30)
 
 
 @pytest.mark.parametrize("door", [{"max_stream_s": "2"}], indirect=True)

@@ -101,7 +101,7 @@ def test_the_figures_show_requests_and_jobs(
     worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     client.open("/live", method="BREW")
 
-    figures = client.get("/metrics").text
+    figures = apiary.get("/metrics").text
 
     for line in (
         'maskfleet_jobs_queued{queue="sam.sam-demo.bulk"} 1.0',

@@ -117,7 +117,7 @@ def api_url(guarded: GuardedRedis, store_fields: dict[str, str], demo_model: str
 
 def is_ready(url: str) -> bool:
     try:
-        figures = requests.get(f"{url}/metrics", timeout=5).text
+        figures = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=5).text
         return requests.get(f"{url}/ready", timeout=5).ok and f'workers_ready{{model="{STAND_IN}"}} 1.0' in figures
     except requests.RequestException:
         return False

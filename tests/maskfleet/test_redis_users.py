@@ -156,7 +156,7 @@ def is_ready(url: str) -> bool:
     try:
         if requests.get(f"{url}/ready", timeout=5).status_code != 200:
             return False
-        figures = requests.get(f"{url}/metrics", timeout=5).text
+        figures = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=5).text
     except requests.RequestException:
         return False
     return 'maskfleet_workers_ready{model="sam-demo"} 1.0' in figures

@@ -31,9 +31,9 @@ def test_the_tests_that_show_the_promises_exist(document: str, repository: Path)
 
 
 def test_the_figures_to_watch_are_exported(document: str, shared_fields: dict[str, str]) -> None:
-    client = create_app(ApiSettings(**shared_fields)).test_client()
+    client = create_app(ApiSettings(**shared_fields, api_keys="apiary:a-key")).test_client()
     client.get("/live")
-    exported = client.get("/metrics").text
+    exported = client.get("/metrics", headers={"Authorization": "Bearer a-key"}).text
 
     for figure in set(re.findall(r"`(maskfleet_\w+)`", document)):
         assert re.search(rf"^{figure}(_count)?[ {{]", exported, re.MULTILINE), figure
