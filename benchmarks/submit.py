@@ -33,8 +33,8 @@ RUNS = 5
 
 
 @contextmanager
-def running_api(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """Run Redis, S3 and the API; yield the API's port and process."""
+def running_api(folder: Path, **settings: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Run Redis, S3 and the API, with settings of a benchmark's own; yield the API's port and process."""
     redis = start_redis(folder / "redis", log=folder / "redis.log")
     s3 = start_s3(folder / "s3", access_key="a" * 8, secret_key="b" * 16, buckets=("maskfleet",), log=folder / "s3.log")
     port = free_port()
@@ -49,6 +49,7 @@ def running_api(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
         # Counted, but never reached.
         "MASKFLEET_RATE_LIMIT": "1000000/minute",
         "MASKFLEET_LOG_LEVEL": "WARNING",
+        **{f"MASKFLEET_{name.upper()}": value for name, value in settings.items()},
     }
     command = [sys.executable, "-m", "maskfleet", "api", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "api.log").open("w") as log:
