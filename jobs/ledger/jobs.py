@@ -461,6 +461,11 @@ class Ledger:
             until_ms = ledger_now_ms(self._redis) + int(grace_s * 1000)
             self._redis.set(f"mf:draining:{node}", until_ms, ex=int(grace_s) + 60)
 
+    def is_draining(self, node: str) -> bool:
+        """Return whether a node is shutting down."""
+        with redis_errors():
+            return bool(self._redis.exists(f"mf:draining:{node}"))
+
     def undrain(self, node: str) -> None:
         """Clear a node's drain when it starts, so that it claims jobs and keeps them."""
         with redis_errors():

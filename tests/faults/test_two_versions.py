@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from maskfleet.client import Client
+from maskfleet import Client
 from maskfleet.jobs.storage import manifest_key
 from maskfleet.stack.servers import free_port
 from tests.faults.history import Notified
