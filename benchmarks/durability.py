@@ -71,7 +71,7 @@ def measure(url: str) -> dict[str, list[float]]:
     for round_ in range(-1, ROUNDS):
         for way, (fsync, durability) in WAYS.items():
             client.config_set("appendfsync", fsync)
-            ledger = Ledger(client, 3600, durability)
+            ledger = Ledger(client, 3600, durability=durability)
             for _ in range(JOBS):
                 started = time.perf_counter()
                 jobs = NewJobs("bench", "sam.nobody.normal", (SPEC,), start_deadline_s=600)

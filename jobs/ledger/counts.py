@@ -6,6 +6,7 @@ from typing import cast
 
 import redis
 
+from maskfleet.jobs.ledger.clock import ledger_now_ms
 from maskfleet.jobs.ledger.connection import redis_errors
 
 
@@ -30,11 +31,11 @@ class JobCounts:
         """Return the age of the oldest waiting job, by queue; 0 for an empty one."""
         with redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
-            pipeline.time()
+            now_ms = ledger_now_ms(self._redis)
             for queue in queues:
                 pipeline.zrange(f"mf:queued:{queue}", 0, 0, withscores=True)
-            (seconds, _), *oldest = pipeline.execute()
-        ages = (max(0.0, seconds - first[0][1] / 1000) if first else 0.0 for first in oldest)
+            oldest = pipeline.execute()
+        ages = (max(0.0, (now_ms - first[0][1]) / 1000) if first else 0.0 for first in oldest)
         return dict(zip(queues, ages, strict=True))
 
     def processing(self) -> int:

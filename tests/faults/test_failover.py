@@ -28,6 +28,7 @@ from maskfleet.jobs.status import Status
 from maskfleet.stack.servers import Server, start_redis
 from maskfleet.worker.node.health import why_not_ready
 from maskfleet.worker.node.supervisor import kill_child, start_child
+from tests import taking
 from tests.conftest import ports_in_turn
 from tests.faults.laboratory import ROOT
 from tests.faults.proxy import Proxy
@@ -131,7 +132,7 @@ def published_if_served(publisher: Publisher, job: str) -> bool:
 
 def test_what_no_replica_has_is_not_accepted_and_sending_it_again_makes_one_job(pair: Pair) -> None:
     client = connect(SharedSettings(redis_url=pair.primary.url))
-    ledger = Ledger(client, 3600, Durability(replicas=1, aof=True, wait_s=0.3))
+    ledger = Ledger(client, 3600, durability=Durability(replicas=1, aof=True, wait_s=0.3))
     create(ledger)
 
     with pair.replica_frozen(), pytest.raises(NotConfirmed):
@@ -147,7 +148,9 @@ def test_what_no_replica_has_is_not_accepted_and_sending_it_again_makes_one_job(
 
 
 def test_a_job_that_was_accepted_outlives_a_failover_to_a_replica_that_lagged(pair: Pair) -> None:
-    ledger = Ledger(connect(SharedSettings(redis_url=pair.primary.url)), 3600, Durability(replicas=1, wait_s=0.3))
+    ledger = Ledger(
+        connect(SharedSettings(redis_url=pair.primary.url)), 3600, durability=Durability(replicas=1, wait_s=0.3)
+    )
     unsafe = Ledger(connect(SharedSettings(redis_url=pair.primary.url)), 3600)
     accepted = create(ledger).id
     with pair.replica_frozen():
@@ -166,8 +169,8 @@ def test_a_job_that_was_accepted_outlives_a_failover_to_a_replica_that_lagged(pa
 
 def test_a_retry_is_confirmed_as_well(pair: Pair) -> None:
     client = connect(SharedSettings(redis_url=pair.primary.url))
-    ledger = Ledger(client, 3600, Durability(replicas=1, wait_s=0.3))
-    record = ledger.claim(create(ledger).id, "node-1", lease_s=30, max_attempts=3)
+    ledger = Ledger(client, 3600, durability=Durability(replicas=1, wait_s=0.3))
+    record = taking.claim(ledger, create(ledger).id)
     assert record is not None
     ledger.fail(record, "timeout", "")
 

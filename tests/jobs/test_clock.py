@@ -17,6 +17,7 @@ from maskfleet.jobs.schema.record import JobRecord, ProgressView
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage, Status
 from maskfleet.stack.servers import start_redis
+from tests import taking
 from tests.conftest import ports_in_turn
 from tests.waiting import wait_until
 
@@ -77,7 +78,7 @@ def create(ledger: Ledger, start_deadline_s: int = 600) -> str:
 
 
 def claim(ledger: Ledger, lease_s: float = 30) -> JobRecord:
-    record = ledger.claim(create(ledger), "node-1", lease_s=lease_s, max_attempts=3)
+    record = taking.claim(ledger, create(ledger), lease_s=lease_s)
     assert record is not None
     return record
 
