@@ -720,9 +720,9 @@ def test_a_tenants_log_forgets_what_has_expired(
         redis_client.delete(f"mf:delivery:{told.id}")
     kept = only(deliveries, canceled(ledger))
 
-    queued = deliveries.redeliver_range("ant", LONG_AGO, LATER, only_failed=False)
+    deliveries.redeliver_range("ant", LONG_AGO, LATER, only_failed=False)
 
-    assert (queued, redis_client.zrange("mf:deliveries:ant", 0, -1)) == ((kept.id,), [kept.id])
+    assert redis_client.zrange("mf:deliveries:ant", 0, -1) == [kept.id]
     assert [delivery.id for delivery in take_due(deliveries)] == [kept.id]
     assert deliveries.waiting() == 1
 

@@ -38,7 +38,8 @@ local weights = cjson.decode(ARGV[6])
 -- Claim a job; return whether it could be claimed.  of: its tenant, if it waited in turn.
 local function claim(id, queue, of)
   local key = job_key(id)
-  local job = redis.call('HMGET', key, 'status', 'attempt', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch', 'cancel')
+  local job = redis.call('HMGET', key, 'status', 'attempt', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch', 'cancel',
+    'fence', 'version', 'started_ms')
   local attempt, tenant = tonumber(job[2]), job[3] or of or ''
   if job[1] ~= 'queued' then  -- its record is gone: nothing else takes it out of the lists
     leave_queue(queue, tenant, id)
@@ -60,10 +61,8 @@ local function claim(id, queue, of)
     return false
   end
 
-  redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', token)
-  redis.call('HSETNX', key, 'started_ms', now)
-  redis.call('HINCRBY', key, 'attempt', 1)
-  redis.call('HINCRBY', key, 'fence', 1)
+  redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', token,
+    'started_ms', job[11] or now, 'attempt', attempt + 1, 'fence', job[9] + 1, 'version', (job[10] or 1) + 1)
   redis.call('HDEL', key, 'done', 'total', 'masks')
   redis.call('ZADD', LEASES, now + ARGV[2], id)
   redis.call('ZREM', DEADLINES, id)
@@ -79,7 +78,6 @@ local function claim(id, queue, of)
     -- After an attempt that was handed back uncharged, the next one is the first again.
     if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, tenant, id, 'started', job[4], now) end
   end
-  changed(id)
   return true
 end
 

@@ -84,8 +84,9 @@ local function refusal(bytes)
   end
 
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
+  if new.max_backlog_ms == 0 or new.workers == 0 then return nil end
   local pace = redis.call('HGET', PACE, queue)
-  if not pace or new.max_backlog_ms == 0 or new.workers == 0 then return nil end
+  if not pace then return nil end
   local own = redis.call('ZCARD', waiting_key(queue, tenant)) + jobs - 1
   local ahead = ahead_in_turn(queue, tenant, own, new.weights, now)
   for _, other in ipairs(new.more_urgent) do ahead = ahead + redis.call('ZCARD', queued_key(other)) end
@@ -100,17 +101,20 @@ local function record_batch()
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
+-- The fields that only some jobs have; of this call, all or none.
+local shared = {}
+if new.webhook_url ~= '' then shared = {'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events} end
+if batch then
+  table.insert(shared, 'batch')
+  table.insert(shared, id)
+end
+
 -- Record a job in state queued.  place: its number among those of this call.
 local function record_job(job, spec, place)
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
-    'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live')
-  if new.webhook_url ~= '' then
-    redis.call('HSET', job_key(job), 'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events)
-  end
-  if batch then
-    redis.call('HSET', job_key(job), 'batch', id)
-    redis.call('RPUSH', batch_jobs_key(id), job)
-  end
+    'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live',
+    unpack(shared))
+  if batch then redis.call('RPUSH', batch_jobs_key(id), job) end
   redis.call('SADD', inflight_key(tenant), job)
   redis.call('ZADD', jobs_key(tenant), now, job)
   join_turn(queue, tenant, job, exact_now_ms(place / 1000))

@@ -4,7 +4,8 @@
 -- Returns the stored body, '' when the webhook is unknown.
 -- requires: keys, webhooks
 local key = delivery_key(ARGV[1])
-if redis.call('EXISTS', key) == 0 then return '' end
-redis.call('HSETNX', key, 'body', ARGV[2])
-let_record_go(ARGV[1], redis.call('HGET', key, 'subject'), now_ms(), ARGV[3])
-return redis.call('HGET', key, 'body')
+local delivery = redis.call('HMGET', key, 'subject', 'body')
+if not delivery[1] then return '' end
+if not delivery[2] then redis.call('HSET', key, 'body', ARGV[2]) end
+let_record_go(ARGV[1], delivery[1], now_ms(), ARGV[3])
+return delivery[2] or ARGV[2]

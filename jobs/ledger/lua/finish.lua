@@ -6,6 +6,6 @@
 local id, status = ARGV[1], ARGV[4]
 local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
 if job[1] == status and job[2] == ARGV[2] and job[3] == ARGV[3] then return 'ok' end  -- a repeated call
-if not holds(id, ARGV[2], ARGV[3]) then return fenced() end
+if not is_held(job, ARGV[2], ARGV[3]) then return fenced() end
 end_job(id, status, now_ms(), ARGV[8], ARGV[5], ARGV[6], ARGV[7])
 return 'ok'

@@ -10,8 +10,8 @@ local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
 
 -- Add an attempt to a job's list, oldest first; the last one has no outcome while the job runs.
 local function begin_attempt(id, number, worker, now)
-  redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
-  redis.call('LTRIM', attempts_key(id), -20, -1)
+  local attempts = redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
+  if attempts > 20 then redis.call('LTRIM', attempts_key(id), -20, -1) end
 end
 
 local function end_attempt(id, outcome, now)
@@ -25,8 +25,8 @@ end
 
 -- Whether a worker holds the job: fence and token are of its claim, and the job was not taken back since.  The token is
 -- random: a Redis that lost its last writes may give out a fence twice, but no token.
-local function holds(id, fence, token)
-  local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
+-- job: its status, fence and token.
+local function is_held(job, fence, token)
   return job[1] == 'processing' and job[2] == fence and job[3] == token
 end
 
@@ -49,11 +49,12 @@ local function asked_for(events, event) return string.find(',' .. events .. ',',
 local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
   local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch',
-    'bytes', 'held')
+    'bytes', 'held', 'version', 'ends')
   local tenant, queue, webhook_url, webhook_events = job[1], job[2], job[3], job[4]
   local is_told = webhook_url and asked_for(webhook_events, status)
 
-  local fields = {'status', status, 'ended_ms', now}
+  local number = (job[11] or 0) + 1
+  local fields = {'status', status, 'ended_ms', now, 'version', (job[10] or 1) + 1}
   local function set(field, value)
     table.insert(fields, field)
     table.insert(fields, value)
@@ -66,16 +67,19 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   local life_ms = life_after_end_ms(retention_ms, is_told)
   local bytes, held = (job[8] or 0) - spec_bytes + #error_detail + #result, expired_by(now + life_ms, life_ms)
   if recount(tenant, {job[8], job[9]}, bytes, held) then set('bytes', bytes) set('held', held) end
+  if webhook_url then set('ends', number) end
   redis.call('HSET', key, unpack(fields))
   redis.call('HDEL', key, 'stage', unpack(spec_bytes > 0 and {'spec'} or {}))
   end_attempt(id, error_code ~= '' and error_code or status, now)
-  changed(id)
   redis.call('PEXPIRE', key, life_ms)
   redis.call('PEXPIRE', attempts_key(id), retention_ms)
 
-  redis.call('ZREM', LEASES, id)
-  redis.call('ZREM', DEADLINES, id)
-  leave_queue(queue, tenant, id)
+  if job[6] == 'processing' then
+    redis.call('ZREM', LEASES, id)
+  else
+    redis.call('ZREM', DEADLINES, id)
+    leave_queue(queue, tenant, id)
+  end
   redis.call('SREM', inflight_key(tenant), id)
   redis.call('HINCRBY', TOTALS, status, 1)
 
@@ -86,8 +90,9 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   end
 
   if webhook_url then
-    local number = redis.call('HINCRBY', key, 'ends', 1)
-    drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended before this was sent.', now, retention_ms)
+    if asked_for(webhook_events, 'started') then
+      drop_delivery(delivery_id(id, number, 'started'), tenant, 'The job ended before this was sent.', now, retention_ms)
+    end
     if is_told then queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now) end
   end
   if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end

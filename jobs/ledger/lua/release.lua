@@ -4,7 +4,8 @@
 -- Returns 'ok' | 'canceled' (it has ended) | 'fenced'
 -- requires: keys, jobs
 local id = ARGV[1]
-if not holds(id, ARGV[2], ARGV[3]) then return fenced() end
+local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
+if not is_held(job, ARGV[2], ARGV[3]) then return fenced() end
 if ARGV[5] ~= '1' then redis.call('HINCRBY', job_key(id), 'attempt', -1) end
 local now = now_ms()
 return hand_back(id, ARGV[6], now, now + ARGV[4], ARGV[7]) and 'ok' or 'canceled'
