@@ -29,6 +29,7 @@ from maskfleet.api.metrics import JobFigures, RequestMetrics
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries, Shares
+from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.reconciler import Reconciler
@@ -93,7 +94,7 @@ class GrowingLedger:
         self.registry = WorkerRegistry(client)
         self.deliveries = Deliveries(client)
         self.reconciler = Reconciler(client, 7 * DAY_S)
-        self.metrics = RequestMetrics(JobFigures(JobCounts(client), self.deliveries, self.registry))
+        self.metrics = RequestMetrics(JobFigures(JobCounts(client), self.deliveries, self.registry, Epoch(client)))
         self.copied = self.queued = self.workers = 0
         self.bytes: dict[str, float] = {}
         self.templates = [self._ended(fails=False), self._ended(fails=True)]
