@@ -245,7 +245,8 @@ class _Patient:
     kombu and Celery take other errors for bugs, and end the node.
     """
 
-    left_on = frozenset(REASONS)
+    # Not after NOSCRIPT, which redis-py answers by loading the script.
+    left_on = frozenset(REASONS) - {"NOSCRIPT"}
 
 
 class _PatientConnection(_Patient, Connection):
