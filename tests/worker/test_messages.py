@@ -222,8 +222,9 @@ def test_a_node_drops_what_is_no_message_at_all_and_does_the_next_job(
     # Further unknown headers are not an error; nor is a message that arrives twice.
     redis_client.lpush(queue, *[part_of(ours, "headers", "later", is_now=ADDED)] * 2)
     assert has_done_a_job()
+    # Three bells for one job, which whichever came first after it was recorded has done.
+    wait_until(lambda: (tmp_path / "node.log").read_text().count('"bell_dropped"') == 2)
     log = (tmp_path / "node.log").read_text()
-    assert log.count('"bell_dropped"') == 2
     assert log.count('"entry_refused"') == len(NO_ENTRIES)
     assert "Traceback" not in log
     assert stand_in.is_running()
