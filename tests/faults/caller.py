@@ -21,7 +21,7 @@ import requests
 from maskfleet.jobs.errors import JobError, NotFound, QueueUnavailable
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.storage import Store, result_prefix
-from tests.faults.faults import Held
+from tests.faults.faults import ENDURING, LASTING, Held
 from tests.faults.follower import follow
 from tests.faults.history import Accepted, BatchAccepted, BatchShown, CancelAsked, Reference, Refused, Shown, Stored
 from tests.faults.laboratory import MODEL, STAND_IN, TENANT, Laboratory
@@ -29,8 +29,6 @@ from tests.faults.promises import DEVICE_LOST, ENDED, HUNG, POISONED, TOO_LONG
 from tests.scenes import plain_scene
 from tests.waiting import wait_until
 
-#: Takes a second or more.
-LASTING = "many points of a grid"
 #: The share of jobs that go to nodes with a real model.
 REAL = 0.2
 #: The share of each kind; the rest is "box".
@@ -39,14 +37,15 @@ SHARES = {
     "inline box": 0.1,
     "some points of a grid": 0.08,
     LASTING: 0.03,
+    ENDURING: 0.0,
     TOO_LONG: 0.005,
 }
 #: Kinds of which each run has one, after so large a part of its jobs; they are the stand-in's, which does as they ask.
 ONCE = {POISONED: 0.25, HUNG: 0.4, DEVICE_LOST: 0.55}
 #: A job that is sent for it has a node within this time, or its fault is left out.
 HOLD_S = 15.0
-#: So many of the jobs are sent twice at once under one key, and so many canceled soon after.
-TWINS, CANCELS = 0.05, 0.03
+#: So many of the jobs are sent twice at once under one key; so many canceled at once, and so many while they run.
+TWINS, CANCELS, LATE_CANCELS = 0.05, 0.03, 0.03
 #: So many of the sends are a batch, of so many images.
 BATCHES, IMAGES = 0.04, (2, 5)
 SENDERS, FOLLOWERS = 6, 2
@@ -72,17 +71,18 @@ class Callers:
         """Return the body of a job of a kind."""
         box = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
         grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 4}}
-        long_grid = {
-            "mode": "everything",
-            "params": {"points_per_batch": 1, "points_per_crop": 8},
-            "priority": "interactive",
-        }
+
+        def long_grid(points: int) -> dict[str, Any]:
+            params = {"points_per_batch": 1, "points_per_crop": points}
+            return {"mode": "everything", "params": params, "priority": "interactive"}
+
         bodies: Mapping[str, dict[str, Any]] = {
             "box": box,
             "inline box": {**box, "image": {"base64": base64.b64encode(self._png).decode()}},
             "points": {"mode": "point", "prompts": [{"points": [[40, 40]]}, {"points": [[110, 40]], "labels": [1]}]},
             "some points of a grid": grid,
-            LASTING: long_grid,
+            LASTING: long_grid(8),
+            ENDURING: long_grid(14),
             TOO_LONG: {"mode": "everything", "params": {"points_per_batch": 1}, "run_timeout_s": 1},
             POISONED: {**box, "image": {"url": self._lab.images.url}},
             HUNG: {**box, "run_timeout_s": 1, "metadata": {"kind": HUNG}},
@@ -148,10 +148,10 @@ class Callers:
         with self._news:
             self._open.setdefault(sight.job, sight.kind)
 
-    def hold(self, model: str = "") -> Held | None:
-        """Send a job that takes a second or more; return the node running it."""
-        model = model or (MODEL.name if self._random.random() < REAL else STAND_IN)
-        job = self.send(f"{LASTING} on {model}")
+    def hold(self, kind: str = LASTING, model: str = "") -> Held | None:
+        """Send a job of a kind that lasts; return the node running it."""
+        real = kind == LASTING and self._random.random() < REAL
+        job = self.send(f"{kind} on {model or (MODEL.name if real else STAND_IN)}")
         try:
             wait_until(lambda: self._lab.ledger.status(job) == "processing", HOLD_S, every_s=0.01)
         except (AssertionError, QueueUnavailable):
@@ -185,8 +185,11 @@ class Callers:
                     sent.append(senders.submit(self.send, kind, key=key))
                     sent.append(senders.submit(self.send, kind, key=key))
                 elif draw < TWINS + CANCELS:
-                    sent.append(senders.submit(self._send_and_cancel, kind))
-                elif draw < TWINS + CANCELS + BATCHES and number not in once:
+                    sent.append(senders.submit(self._send_and_cancel, kind, 0.0))
+                elif draw < TWINS + CANCELS + LATE_CANCELS and number not in once:
+                    after_s = self._random.uniform(0.2, 1.5)
+                    sent.append(senders.submit(self._send_and_cancel, f"{ENDURING} on {STAND_IN}", after_s))
+                elif draw < TWINS + CANCELS + LATE_CANCELS + BATCHES and number not in once:
                     images, key = self._random.randint(*IMAGES), uuid.uuid4().hex
                     for _ in range(self._random.choice((1, 2))):  # a twin may come, too
                         sent.append(senders.submit(self.send_batch, kind, images, key=key))
@@ -228,15 +231,16 @@ class Callers:
     def _kind(self) -> str:
         return self._random.choices([*SHARES, "box"], [*SHARES.values(), 1 - sum(SHARES.values())])[0]
 
-    def _send_and_cancel(self, kind: str) -> None:
+    def _send_and_cancel(self, kind: str, after_s: float) -> None:
         job = self.send(kind)
+        time.sleep(after_s)
         try:
             answer = self._lab.ask("POST", f"/v1/jobs/{job}/cancel")
         except requests.RequestException:
-            self._lab.history.note(CancelAsked(job=job))  # it may have arrived
+            self._lab.history.note(CancelAsked(job=job, accepted=False))  # it may have arrived
         else:
             if answer.status_code != 409:
-                self._lab.history.note(CancelAsked(job=job))
+                self._lab.history.note(CancelAsked(job=job, accepted=answer.status_code == 202))
 
     def _watch(self, over: threading.Event) -> None:
         pick = random.Random(0)

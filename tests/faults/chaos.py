@@ -132,6 +132,7 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
         ("faults that took effect", _all_faults(ours), _all_faults(plain)),
         ("faults of the kinds that both can meet", ours_met, plain_met),
         ("faults of the API and the couriers", sum(ours.faults.values()) - ours_met, "not applicable"),
+        ("share of the run in which a fault of Redis may explain a lost lease", f"{ours.excused:.0%}", "not checked"),
         ("jobs started more than once", ours.executed_more_than_once, plain.executed_more_than_once),
         ("attempts fenced off", ours.fenced, "not supported"),
         ("jobs requeued after their lease expired", ours.requeued, "not supported"),

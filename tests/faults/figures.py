@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from benchmarks.machine import percentile
 from tests.faults.history import Accepted, Attempted, BatchAccepted, Broke, Counted, Notified, Refused, Shown, Sight
-from tests.faults.promises import ENDED, STARTED, Verdict
+from tests.faults.promises import AFTERMATH_S, ENDED, STARTED, Verdict
 from tests.faults.schedule import ALL
 
 
@@ -19,7 +19,8 @@ class Figures:
 
     attempts: how each ended.  followed: jobs whose event stream was read to the end.  untold: jobs and batches
     that ended but whose receiver was never notified.  told_twice: those whose end it answered 2xx more than once.
-    faults: those that acted.  felled: how many of them killed, froze or cut off a process.
+    faults: those that acted.  felled: how many of them killed, froze or cut off a process.  excused: the share of the
+    time from the first fault to the last in which a fault of Redis explained why any node's lease ran out.
     """
 
     jobs: int
@@ -44,6 +45,7 @@ class Figures:
     recovery_s: dict[str, float]
     faults: dict[str, int]
     felled: int
+    excused: float
 
 
 def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
@@ -83,6 +85,7 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
         recovery_s=_spread([claimed for _, claimed in recoveries]),
         faults=dict(sorted(Counter(fault.name for fault in faults).items())),
         felled=felled(faults),
+        excused=round(_excused(faults), 2),
     )
 
 
@@ -100,6 +103,17 @@ def felled(faults: Iterable[Broke]) -> int:
 
 def as_fields(of: Figures) -> dict[str, object]:
     return asdict(of)
+
+
+def _excused(faults: list[Broke]) -> float:
+    """Return the share of a run in which a fault that every node meets explained a lost lease."""
+    began, ended = min((fault.at for fault in faults), default=0.0), max((fault.until for fault in faults), default=0.0)
+    covered, until = 0.0, began
+    for fault in sorted((fault for fault in faults if fault.harms == "redis"), key=lambda fault: fault.at):
+        end = min(ended, fault.until + AFTERMATH_S)
+        covered += max(0.0, end - max(until, fault.at))
+        until = max(until, end)
+    return covered / (ended - began) if ended > began else 0.0
 
 
 def _spread(values: list[float]) -> dict[str, float]:

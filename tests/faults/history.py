@@ -89,9 +89,10 @@ class Shown(Sight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAsked(Sight):
-    """The API accepted a request to cancel a job."""
+    """A request to cancel a job.  accepted: the API's answer was 202; otherwise there was none."""
 
     job: str
+    accepted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,16 @@ class Attempted(Sight):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Believed(Sight):
+    """A worker's log says that its attempt ended the job, so the ledger must have answered that it did."""
+
+    job: str
+    number: int
+    worker: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Broke(Sight):
     """A fault, from ``at`` to ``until``.
 
@@ -185,6 +196,7 @@ _SIGHTS = {
         Notified,
         Stored,
         Attempted,
+        Believed,
         Broke,
         LeftOver,
         Counted,

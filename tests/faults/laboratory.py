@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +37,8 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "models" / "sam-demo"
+#: Makes Python load its sitecustomize.py, so that a program's clocks can be set.
+CLOCK = ROOT / "tests" / "faults" / "clock"
 ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
 TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
 WEBHOOK_MASTER = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
@@ -55,6 +59,7 @@ class Program:
     log: Path
     folder: Path = ROOT
     ended_by_itself: int = 0
+    _suspended_s: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -70,7 +75,11 @@ class Program:
 
     def start(self, **extra: str) -> None:
         with self._lock:
-            self._process = start_child(self.command, env={**self.environment, **extra}, log=self.log, cwd=self.folder)
+            if not self._clock.exists():
+                self._clock.write_bytes(struct.pack("d", 0.0))
+            clock = {"PYTHONPATH": os.pathsep.join((str(CLOCK), str(self.folder))), "CLOCK_SUSPENDED": str(self._clock)}
+            environment = {**self.environment, **clock, **extra}
+            self._process = start_child(self.command, env=environment, log=self.log, cwd=self.folder)
 
     def kill(self) -> None:
         """Kill it and all its children at once; it stays dead until it is started."""
@@ -101,6 +110,23 @@ class Program:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Freeze it as with its machine: its monotonic clock stands still meanwhile, so it notices nothing."""
+        began = time.monotonic()
+        with self.frozen():
+            try:
+                yield
+            finally:
+                self._suspended_s += time.monotonic() - began
+                with self._clock.open("r+b") as file:
+                    file.write(struct.pack("d", self._suspended_s))
+
+    @property
+    def _clock(self) -> Path:
+        """Return the file that tells the program for how long it was suspended; see clock/sitecustomize.py."""
+        return self.log.with_suffix(".suspended")
 
 
 class Laboratory:

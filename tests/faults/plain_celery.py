@@ -29,7 +29,7 @@ from celery import Celery
 
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store
-from tests.faults.faults import Held, Scene
+from tests.faults.faults import ENDURING, Held, Scene
 from tests.faults.figures import felled, told_twice
 from tests.faults.history import Broke, Notified
 from tests.faults.laboratory import Laboratory
@@ -42,7 +42,7 @@ STAND_INS = 3
 NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS + 1)))
 #: A separate queue for jobs that a fault waits for, so that they need not wait behind all others.
 URGENT = "urgent"
-SHORT, LONG = 2, 65
+SHORT, LONG, LONGER = 2, 65, 196
 BATCH_S = 0.02
 RETRIES = 6
 #: If nothing has ended for this long, nothing will: redelivery and the longest back-off are well past.
@@ -134,8 +134,8 @@ class PlainCallers:
                     self.accepted.append(job)
                 return job
 
-    def hold(self) -> Held | None:
-        job = self.send(LONG, queue=URGENT)
+    def hold(self, kind: str) -> Held | None:
+        job = self.send(LONGER if kind == ENDURING else LONG, queue=URGENT)
         place = self._lab.folder / "plain" / job
         with suppress(AssertionError):
             wait_until(lambda: place.exists() and place.read_text(), 15, every_s=0.01)

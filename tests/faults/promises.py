@@ -13,6 +13,7 @@ from tests.faults.history import (
     Attempted,
     BatchAccepted,
     BatchShown,
+    Believed,
     Broke,
     CancelAsked,
     Counted,
@@ -40,14 +41,23 @@ FAILING_KINDS = {
 #: What a fault may break, and the outcomes of an attempt that it explains; a worker's only on its own node.
 HARMS = {
     "worker": {"lease_ran_out"},
-    "redis": {"lease_ran_out", "store_unavailable"},
-    "store": {"store_unavailable", "lease_ran_out"},
+    "redis": {"lease_ran_out"},
+    "store": {"store_unavailable"},
+    "drain": {"drained"},
     "nothing": set(),
 }
-#: How long after a fault an attempt may begin and meet its aftermath.  A claim that a node sent while it was cut off
-#: arrives late, and nobody receives the reply; after an outage of Redis or the store, all connections are reopened,
-#: and nodes that no longer get messages are restarted.
-AFTERMATH_S = {"worker": 5.0, "redis": 30.0, "store": 30.0, "nothing": 0.0}
+#: Outcomes that need a fault, whatever becomes of the job later.
+NEEDS_A_FAULT = set[str]().union(*HARMS.values())
+#: Outcomes that are never charged to the job: with enough attempts left, it must not fail because of them.
+UNCHARGED = {"store_unavailable", "queue_unavailable", "drained"}
+#: How long after a fault an attempt may begin and meet its aftermath: a claim that a node sent while it was cut off
+#: arrives late, and nobody receives the reply; connections are opened again.
+AFTERMATH_S = 5.0
+#: A lease that nobody renews any more runs out after LEASE_S (2 s here); the couriers look every 0.2 s.  Two processes
+#: on a busy machine may need the rest.
+PUT_BACK_S = 6.0
+#: An accepted cancellation takes effect with the next beat (0.3 s here) and batch of points.
+CANCEL_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +90,13 @@ def check(history: Sequence[Sight]) -> Verdict:
         *trial.torn_batches(),
         *trial.changed(),
         *trial.wrong_results(),
+        *trial.wrong_holders(),
         *(f"the end of {subject} was never told" for subject in untold),
         *trial.badly_signed(),
         *trial.unexplained_failures(),
+        *trial.unexplained_attempts(),
+        *trial.late_returns(),
+        *trial.forgotten_cancels(),
         *trial.keys_that_stand_for_several(),
         *trial.leftovers(),
         *trial.wrong_counts(),
@@ -97,12 +111,13 @@ class _Trial:
         self.shown: dict[str, list[Shown]] = defaultdict(list)
         self.notified: dict[str, list[Notified]] = defaultdict(list)
         self.attempts: dict[str, list[Attempted]] = defaultdict(list)
+        self.believed: dict[str, list[Believed]] = defaultdict(list)
         self.stored: dict[str, Stored] = {}
         self.manifests: dict[str, set[str]] = defaultdict(set)
         self.references = {sight.kind: sight.masks for sight in history if isinstance(sight, Reference)}
         self.faults = [sight for sight in history if isinstance(sight, Broke) and sight.acted]
         self.left = [sight for sight in history if isinstance(sight, LeftOver)]
-        self.canceled = {sight.job for sight in history if isinstance(sight, CancelAsked)}
+        self.canceled = {sight.job: sight for sight in history if isinstance(sight, CancelAsked)}
         self.refused = [sight for sight in history if isinstance(sight, Refused)]
         self.counted = next((sight for sight in history if isinstance(sight, Counted)), None)
         self.batches = {sight.batch: sight for sight in history if isinstance(sight, BatchAccepted)}
@@ -121,6 +136,8 @@ class _Trial:
                 self.manifests[sight.job] |= {sight.manifest} - {""}
             elif isinstance(sight, Attempted):
                 self.attempts[sight.job].append(sight)
+            elif isinstance(sight, Believed):
+                self.believed[sight.job].append(sight)
         #: The jobs and batches whose endpoint answered 410.
         told_410 = {subject for subject, sights in self.notified.items() if any(one.answered == 410 for one in sights)}
         self.gone = told_410 | {self.accepted[job].batch for job in told_410 & self.accepted.keys()}
@@ -194,6 +211,14 @@ class _Trial:
             elif stored.masks != self.references.get(accepted.kind):
                 yield f"{job} has other masks than a job of its kind without faults"
 
+    def wrong_holders(self) -> Iterator[str]:
+        """Find a worker that was told that its attempt ended the job, while the ledger says that another one did."""
+        for job, ends in self.believed.items():
+            for end in ends:
+                same = [one for one in self.attempts[job] if (one.number, one.worker) == (end.number, end.worker)]
+                if not any(attempt.outcome == end.outcome for attempt in same):
+                    yield f"{end.worker} ended {job} in attempt {end.number}, which it no longer held"
+
     def untold(self) -> Iterator[str]:
         """Find jobs and batches whose end did not arrive, although their endpoint never answered 410."""
         for subject, endpoint in self._ended_and_hooked():
@@ -243,20 +268,58 @@ class _Trial:
             if wanted and end in ("succeeded", "expired"):
                 yield f"{job} is {kind} and ended as {end} {error}"
             elif end in ("failed", "expired") and error != wanted:
-                broken = [attempt for attempt in self.attempts[job] if not self._is_explained(attempt, wanted)]
-                if broken or not self.attempts[job] or end == "expired":
+                tried = self.attempts[job]
+                broken = [one for one in tried if one.outcome in UNCHARGED or not self._is_explained(one, wanted)]
+                if broken or not tried or end == "expired":
                     yield f"{job} ended as {end} ({error}), which no fault explains"
+
+    def unexplained_attempts(self) -> Iterator[str]:
+        """Find an attempt that broke off without a fault of its node, of Redis or of the store at that time."""
+        for job, accepted in self.accepted.items():
+            kind, _, _ = accepted.kind.partition(" on ")
+            if kind in FAILING_KINDS:  # these break off by themselves
+                continue
+            for attempt in self.attempts[job]:
+                if _code(attempt) in NEEDS_A_FAULT and not self._is_explained(attempt, None):
+                    yield f"attempt {attempt.number} at {job} ended as {attempt.outcome}, which no fault explains"
+
+    def late_returns(self) -> Iterator[str]:
+        """Find a job that was not put back soon after its attempt's lease could last have been renewed."""
+        for job in self.accepted:
+            for attempt in self.attempts[job]:
+                if _code(attempt) != "lease_ran_out" or attempt.ended is None:
+                    continue
+                renewed = max((fault.until for fault in self._met(attempt)), default=attempt.started)
+                late = attempt.ended - max(renewed, attempt.started)
+                if late > PUT_BACK_S:
+                    yield f"{job} was put back {late:.1f} s after its node was lost"
+
+    def forgotten_cancels(self) -> Iterator[str]:
+        """Find a job that went on to another end although a request to cancel it had been accepted."""
+        for job, asked in self.canceled.items():
+            end, tried = self.end_of(job), self.attempts[job]
+            kind = self.accepted[job].kind.partition(" on ")[0] if job in self.accepted else ""
+            if not asked.accepted or end not in ENDED or end == "canceled" or kind in FAILING_KINDS or not tried:
+                continue
+            ended = tried[-1].ended or tried[-1].at
+            # While Redis does not answer, nobody can tell the worker.
+            told = max(
+                [asked.at, *(fault.until for fault in self.faults if fault.harms == "redis" and fault.at <= ended)]
+            )
+            if ended > told + CANCEL_S:
+                yield f"{job} {end} {ended - asked.at:.1f} s after its cancellation was accepted"
 
     def _is_explained(self, attempt: Attempted, wanted: str | None) -> bool:
         """Return whether an attempt failed as its kind does, or a fault active at the time can have caused it."""
-        if attempt.outcome == wanted:
-            return True
+        return attempt.outcome == wanted or any(True for _ in self._met(attempt))
+
+    def _met(self, attempt: Attempted) -> Iterator[Broke]:
+        """Yield the faults that an attempt met and that can end one as it ended."""
         ended = attempt.ended or attempt.at
-        return any(
-            fault.at <= ended and attempt.started <= fault.until + AFTERMATH_S[fault.harms]
-            for fault in self.faults
-            if _code(attempt) in HARMS[fault.harms] and fault.node in ("", attempt.worker)
-        )
+        for fault in self.faults:
+            may_end_it = _code(attempt) in HARMS[fault.harms] and fault.node in ("", attempt.worker)
+            if may_end_it and fault.at <= ended and attempt.started <= fault.until + AFTERMATH_S:
+                yield fault
 
     def keys_that_stand_for_several(self) -> Iterator[str]:
         return (

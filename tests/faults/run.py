@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import cast
 
 from tests.faults.caller import Callers
 from tests.faults.faults import FaultKind, Scene
-from tests.faults.history import Accepted, Attempted, BatchAccepted, Counted, LeftOver
-from tests.faults.laboratory import TENANT, Laboratory
+from tests.faults.history import Accepted, Attempted, BatchAccepted, Believed, Counted, LeftOver
+from tests.faults.laboratory import TENANT, Laboratory, Program
 from tests.faults.promises import Verdict, check
 from tests.faults.schedule import shuffled, strike
 
@@ -21,6 +24,8 @@ from tests.faults.schedule import shuffled, strike
 SendAll = Callable[[int, float, threading.Event], None]
 #: How often a fault is tried until it finds something to break.
 TRIES = 5
+#: What a worker logs when the ledger confirmed the end of its attempt, and the outcome in the ledger.
+ENDS_LOGGED = {"job_succeeded": "succeeded", "job_canceled": "canceled"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,9 @@ def _note_ledger(lab: Laboratory) -> None:
                     outcome=view.outcome,
                 )
             )
+    for node in lab.nodes:
+        for sight in _ends_in_log(node):
+            note(sight)
     records = set(client.scan_iter("mf:job:*", count=1000))
     keys = list(client.scan_iter("mf:idempotency:*", count=1000))
     for what, found, expected in (
@@ -138,6 +146,17 @@ def _note_ledger(lab: Laboratory) -> None:
         note(LeftOver(what=what, found=int(cast(int, found)), expected=expected))
     totals = cast("dict[str, str]", client.hgetall("mf:totals"))
     note(Counted(totals={name: int(count) for name, count in totals.items()}))
+
+
+def _ends_in_log(node: Program) -> Iterator[Believed]:
+    """Read from a node's log which attempts were told that they ended their jobs."""
+    for line in node.log.read_text(errors="replace").splitlines():
+        with suppress(ValueError):  # not JSON: a traceback, or a line that a killed process left unfinished
+            logged = json.loads(line)
+            if isinstance(logged, dict) and (outcome := ENDS_LOGGED.get(logged.get("event", ""))):
+                at = datetime.fromisoformat(logged["timestamp"]).timestamp()
+                number, worker = logged["attempt"], logged["worker"]
+                yield Believed(at=at, job=logged["job_id"], number=number, worker=worker, outcome=outcome)
 
 
 def _everlasting(lab: Laboratory) -> int:

@@ -18,6 +18,7 @@ from tests.faults.faults.on_processes import (
     node_drained,
     node_frozen_past_its_lease,
     node_killed,
+    node_suspended_past_its_lease,
 )
 from tests.faults.faults.on_receiver import receiver_answers_410, receiver_answers_500, receiver_down, receiver_slow
 from tests.faults.faults.on_redis import (
@@ -42,8 +43,9 @@ OF_ANY_FLEET = (
     FaultKind(child_killed_mid_job, "worker", weight=3, fells=True),
     FaultKind(node_killed, "worker", weight=2, fells=True),
     FaultKind(node_frozen_past_its_lease, "worker", weight=3, fells=True),
+    FaultKind(node_suspended_past_its_lease, "worker", weight=2, fells=True),
     FaultKind(node_cut_off, "worker", weight=2, fells=True),
-    FaultKind(node_drained, "nothing", weight=2),
+    FaultKind(node_drained, "drain", weight=2),
     FaultKind(redis_connections_killed, "redis", weight=3, fells=True),
     FaultKind(redis_connections_reset, "redis", weight=2, fells=True),
     FaultKind(redis_slow, "redis"),

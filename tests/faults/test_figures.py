@@ -48,6 +48,19 @@ def test_an_end_that_no_receiver_was_told_is_counted() -> None:
     assert seen.untold == 1
 
 
+def test_the_share_of_a_run_that_is_excused_is_that_in_which_redis_was_broken_or_had_just_been() -> None:
+    of_redis = replace(KILLED, name="redis_killed", harms="redis", node="")
+    # From 0 to 100; Redis was broken from 10 to 12 and from 14 to 20, each with five seconds after it.
+    faults = (
+        replace(KILLED, at=0, until=1),
+        replace(of_redis, at=10, until=12),
+        replace(of_redis, at=14, until=20),
+        replace(KILLED, at=99, until=100),
+    )
+
+    assert figures(faults, check(faults)).excused == 0.15
+
+
 def test_batches_and_their_jobs_are_counted() -> None:
     jobs = tuple(Accepted(key=f"k {job}", job=job, kind="box", batch="batch") for job in ("a", "b"))
     history = (

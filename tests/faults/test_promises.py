@@ -13,6 +13,7 @@ from tests.faults.history import (
     Attempted,
     BatchAccepted,
     BatchShown,
+    Believed,
     Broke,
     CancelAsked,
     Counted,
@@ -43,7 +44,10 @@ FIRST = Attempted(at=7, job="a", number=1, worker="node-1", started=2, ended=3, 
 SECOND = replace(FIRST, number=2, worker="node-2", started=3, ended=4, outcome="succeeded")
 KILLED = Broke(at=3, name="child killed", until=3.5, harms="worker", acted=True, node="node-1")
 RESTARTED = Broke(at=3, name="redis killed", until=3.5, harms="redis", acted=True)
-GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED)
+#: What broke the first attempt off.
+LOST_NODE = replace(KILLED, at=2, until=2)
+ENDED_IT = Believed(at=4, job="a", number=2, worker="node-2", outcome="succeeded")
+GOOD = (REFERENCE, ACCEPTED, QUEUED, PROCESSING, SUCCEEDED, TOLD, STORED, LOST_NODE, FIRST, SECOND, ENDED_IT, COUNTED)
 
 
 def followed(*sights: Shown) -> tuple[Shown, ...]:
@@ -61,7 +65,8 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
 
 
 #: A job that ended as failed; what became of its attempts is to be added.
-FAILING = (*without(SUCCEEDED, TOLD, STORED, FIRST, SECOND, COUNTED), FAILED, TOLD_FAILED)
+ONE_END = (SUCCEEDED, TOLD, STORED, LOST_NODE, FIRST, SECOND, ENDED_IT, COUNTED)
+FAILING = (*without(*ONE_END), FAILED, TOLD_FAILED)
 
 BATCH = BatchAccepted(at=1, key="all", batch="batch", images=2, jobs=("a", "b"))
 COMPLETED = BatchShown(batch="batch", status="completed", jobs=("a", "b"), counts={"succeeded": 2, "failed": 0})
@@ -70,7 +75,7 @@ TOLD_BATCH = replace(TOLD, job="batch", webhook_id="msg_batch_1", status="comple
 OF_BATCH = (
     *(replace(sight, batch="batch") if isinstance(sight, Accepted) else sight for sight in without(COUNTED)),
     replace(ACCEPTED, job="b", key="k 2", batch="batch"),
-    *(replace(sight, job="b") for sight in (SUCCEEDED, TOLD, STORED, FIRST, SECOND)),
+    *(replace(sight, job="b") for sight in (SUCCEEDED, TOLD, STORED, FIRST, SECOND, ENDED_IT)),
 )
 GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
 
@@ -98,17 +103,25 @@ GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
         (*FAILING, BROKEN_OFF, RESTARTED),
         (
             *FAILING,
-            replace(BROKEN_OFF, started=30, ended=40),
+            replace(BROKEN_OFF, started=8, ended=12),
             RESTARTED,
         ),
         # The job kills its workers itself.
-        (*without(ACCEPTED, SUCCEEDED, TOLD, COUNTED), replace(ACCEPTED, kind=POISONED), FAILED, TOLD_FAILED),
+        (*without(ACCEPTED, *ONE_END), replace(ACCEPTED, kind=POISONED), FIRST, FAILED, TOLD_FAILED),
+        # It was canceled, or had ended before the cancellation could take effect, …
         (
-            *without(SUCCEEDED, TOLD, STORED, COUNTED),
+            *without(*ONE_END),
             CancelAsked(job="a"),
             replace(SUCCEEDED, status="canceled"),
             replace(TOLD, status="canceled"),
         ),
+        (*GOOD, CancelAsked(at=3.9, job="a")),
+        # … or was not reached: by nobody's answer, or because Redis was down.
+        (*GOOD, CancelAsked(at=-9, job="a", accepted=False)),
+        (*GOOD, CancelAsked(at=-9, job="a"), replace(RESTARTED, at=1, until=2)),
+        # An outage of the store is charged to no job, a drained node's job goes back.
+        (*GOOD, replace(FIRST, outcome="store_unavailable"), replace(RESTARTED, at=2, until=2, harms="store")),
+        (*GOOD, replace(FIRST, outcome="drained"), replace(KILLED, at=2, until=2, harms="drain")),
         (*GOOD, LeftOver(what="leases", found=0, expected=0)),
         GOOD_BATCH,
         # Its receiver failed, or wants no more of it or of its jobs, for which it is one endpoint.
@@ -143,11 +156,35 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, replace(STORED, manifest="second")), "a had several manifests"),
         ((*without(STORED),), "a succeeded without a manifest"),
         ((*without(STORED), Stored(at=6, job="a")), "a succeeded without a manifest"),
+        ((*without(SECOND, ENDED_IT),), "attempt 2, which the ledger does not know"),
+        # The node that was lost went on, and the ledger let it end the job.
+        ((*GOOD, replace(ENDED_IT, number=1, worker="node-1")), "node-1 ended a in attempt 1, which it no longer held"),
+        ((*GOOD, replace(ENDED_IT, worker="node-1")), "node-1 ended a in attempt 2, which it no longer held"),
+        # Attempts that broke off although nothing was broken, or elsewhere, or not so.
+        (without(LOST_NODE), "attempt 1 at a ended as lease_ran_out, which no fault explains"),
+        ((*without(LOST_NODE), replace(LOST_NODE, node="node-2")), "attempt 1 at a ended as lease_ran_out, which no"),
+        ((*GOOD, replace(FIRST, outcome="store_unavailable")), "attempt 1 at a ended as store_unavailable, which no"),
+        ((*GOOD, replace(FIRST, outcome="drained")), "attempt 1 at a ended as drained, which no fault explains"),
+        # The node was lost, and its job was put back long after its lease had run out.
+        ((*without(FIRST), replace(FIRST, ended=10)), "a was put back 8.0 s after its node was lost"),
+        # Cancellations that were accepted and forgotten.
+        ((*GOOD, CancelAsked(at=-1, job="a")), "a succeeded 5.0 s after its cancellation was accepted"),
+        ((*GOOD, CancelAsked(at=-9, job="a"), replace(RESTARTED, at=-5, until=-4)), "a succeeded 13.0 s after its"),
+        # The store's outage was charged to a job.
+        (
+            (
+                *without(*ONE_END),
+                replace(FAILED, error="store_unavailable"),
+                TOLD_FAILED,
+                replace(BROKEN_OFF, outcome="store_unavailable"),
+                replace(RESTARTED, harms="store"),
+            ),
+            r"a ended as failed \(store_unavailable\), which no fault explains",
+        ),
         (
             (*without(STORED), replace(STORED, attempt=4, folders=("attempt-4-7-0123abcd",))),
             "attempt 4, which the ledger does",
         ),
-        ((*without(SECOND),), "attempt 2, which the ledger does not know"),
         (
             (*without(STORED), replace(STORED, folders=("attempt-1-1-0123abcd",))),
             "attempt 2, with objects of attempt-1-1-0123abcd",
@@ -203,7 +240,7 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*without(ACCEPTED), replace(ACCEPTED, kind=POISONED)), "a is poisoned and ended as succeeded"),
         (
             (
-                *without(ACCEPTED, SUCCEEDED, TOLD, FIRST, SECOND),
+                *without(ACCEPTED, *ONE_END),
                 replace(ACCEPTED, kind=POISONED),
                 replace(FAILED, error="store_unavailable"),
                 TOLD_FAILED,

@@ -21,7 +21,7 @@ from maskfleet.jobs.ledger.jobs import __doc__ as ledger_described
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.storage import manifest_key
 from tests.faults.caller import Callers, stored
-from tests.faults.faults import Effect, Scene
+from tests.faults.faults import LASTING, Effect, Scene
 from tests.faults.faults.on_processes import (
     HOUR_S,
     api_cut_off_at_bell,
@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def scene(self) -> Scene:
-        return Scene(self.lab, random.Random(1), lambda: self.callers.hold(STAND_IN))
+        return Scene(self.lab, random.Random(1), lambda kind: self.callers.hold(kind, STAND_IN))
 
     def record(self, job: str) -> JobRecord:
         record = self.lab.ledger.read(job)
@@ -76,7 +76,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def test_a_worker_that_was_frozen_past_its_lease_changes_nothing_any_more(stage: Stage) -> None:
-    held = stage.scene.hold()
+    held = stage.scene.hold(LASTING)
     assert held is not None
     fenced = stage.fenced()
 
@@ -92,7 +92,7 @@ def test_a_worker_that_was_frozen_past_its_lease_changes_nothing_any_more(stage:
 
 
 def test_a_job_whose_worker_dies_is_done_by_another_within_the_lease(stage: Stage) -> None:
-    held = stage.scene.hold()
+    held = stage.scene.hold(LASTING)
     assert held is not None
 
     died = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_lost_device_is_met_by_no_second_job(stage: Stage) -> None:
 
 
 def test_a_node_that_is_told_to_end_hands_its_job_back_uncharged(stage: Stage) -> None:
-    held = stage.scene.hold()
+    held = stage.scene.hold(LASTING)
     assert held is not None
 
     os.kill(held.node.pid, signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_what_was_accepted_and_what_has_ended_outlive_redis(stage: Stage) -> Non
 
 def test_an_attempt_that_comes_late_leaves_one_manifest(stage: Stage) -> None:
     """Its node is frozen while it sends its manifest, and the request is broken off: once awake, it sends it again."""
-    held = stage.scene.hold()
+    held = stage.scene.hold(LASTING)
     assert held is not None
     fenced = stage.fenced()
     frozen = ExitStack()

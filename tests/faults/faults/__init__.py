@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from tests.faults.laboratory import Laboratory, Program
 
+#: Kinds of jobs that take a second or more, and three or more.
+LASTING, ENDURING = "many points of a grid", "hundreds of points of a grid"
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -26,13 +29,13 @@ class Held:
 class Scene:
     """Where a fault acts.
 
-    hold: sends a long job, and returns the node that took it; None if none did in time.
+    hold: sends a job of a kind, and returns the node that took it; None if none did in time.
     frozen_s: how long Redis is frozen; the others last a few seconds.
     """
 
     lab: Laboratory
     random: random.Random
-    hold: Callable[[], Held | None]
+    hold: Callable[[str], Held | None]
     frozen_s: float = 4.0
 
 

@@ -11,8 +11,8 @@ from email.utils import parsedate_to_datetime
 
 import requests
 
-from tests.faults.faults import Effect, Held, Scene
-from tests.faults.laboratory import LEASE_S, ROOT, Laboratory, Program
+from tests.faults.faults import ENDURING, LASTING, Effect, Held, Scene
+from tests.faults.laboratory import CLOCK, LEASE_S, ROOT, Laboratory, Program
 from tests.faults.proxy import Fault, Mode
 from tests.waiting import wait_until
 
@@ -28,7 +28,7 @@ NOBODY = Effect(acted=False, text="no node took a job in time")
 
 def child_killed_mid_job(scene: Scene) -> Effect:
     """Kill the process that holds the model during a job."""
-    held = scene.hold()
+    held = scene.hold(LASTING)
     if held is None:
         return NOBODY
     with _stopped(held.child):
@@ -40,7 +40,7 @@ def child_killed_mid_job(scene: Scene) -> Effect:
 
 def node_killed(scene: Scene) -> Effect:
     """Kill a node's parent process; its child is orphaned until the node's supervisor cleans up and restarts it."""
-    held = scene.hold()
+    held = scene.hold(LASTING)
     if held is None:
         return NOBODY
     with _stopped(held.child):
@@ -52,7 +52,7 @@ def node_killed(scene: Scene) -> Effect:
 
 def node_frozen_past_its_lease(scene: Scene) -> Effect:
     """Freeze a node mid-job for twice its lease; then it wakes up and tries to continue."""
-    held = scene.hold()
+    held = scene.hold(LASTING)
     if held is None:
         return NOBODY
     with held.node.frozen():
@@ -62,9 +62,24 @@ def node_frozen_past_its_lease(scene: Scene) -> Effect:
     return _was_at(held)
 
 
+def node_suspended_past_its_lease(scene: Scene) -> Effect:
+    """Suspend a node's machine mid-job for longer than its lease: by its own clock no time has passed.
+
+    It goes on with a job that another node has by then, and only the ledger can tell it so.
+    """
+    held = scene.hold(ENDURING)
+    if held is None:
+        return NOBODY
+    with held.node.suspended():
+        if not held.is_at_it():
+            return _too_late(held)
+        time.sleep(1.5 * LEASE_S)
+    return _was_at(held)
+
+
 def node_cut_off(scene: Scene) -> Effect:
     """Cut the connection between one node and Redis for longer than its lease."""
-    held = scene.hold()
+    held = scene.hold(LASTING)
     if held is None:
         return NOBODY
     way = scene.lab.redis_ways[held.node.name]
@@ -80,7 +95,7 @@ def node_cut_off(scene: Scene) -> Effect:
 
 def node_drained(scene: Scene) -> Effect:
     """Shut a node down mid-job; it is restarted once it has exited."""
-    held = scene.hold()
+    held = scene.hold(LASTING)
     if held is None:
         return NOBODY
     with _stopped(held.child):
@@ -159,8 +174,7 @@ def api_clock_off(scene: Scene) -> Effect:
 
 def clock_off(seconds: int) -> Mapping[str, str]:
     """Return the environment variables that shift a program's clock."""
-    folders = (ROOT / "tests" / "faults" / "clock", ROOT)
-    return {"PYTHONPATH": os.pathsep.join(map(str, folders)), "CLOCK_OFF_S": str(seconds)}
+    return {"PYTHONPATH": os.pathsep.join((str(CLOCK), str(ROOT))), "CLOCK_OFF_S": str(seconds)}
 
 
 @contextmanager
