@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos fuzz fuzz-images lint bench clean bench-core bench-gpu
+.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu
 
 setup: .venv/.installed
 
@@ -36,6 +36,10 @@ SECONDS ?= 300
 SEED ?= 1
 chaos: setup
 	$(BIN)/python -m tests.faults.chaos --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
+
+# Break the product on purpose, one promise at a time, and see that the fault laboratory finds it.
+mutants: setup
+	$(BIN)/python -m tests.faults.mutants
 
 # Send the API what the OpenAPI document allows and forbids: more of what `make test` sends.
 EXAMPLES ?= 200
