@@ -24,11 +24,13 @@ from maskfleet.jobs.storage import Store, result_prefix
 from tests.faults.faults import ENDURING, LASTING, Held
 from tests.faults.follower import follow
 from tests.faults.history import Accepted, BatchAccepted, BatchShown, CancelAsked, Reference, Refused, Shown, Stored
-from tests.faults.laboratory import MODEL, STAND_IN, TENANT, Laboratory
+from tests.faults.laboratory import MODEL, STAND_IN, TENANT, TENANTS, Laboratory
 from tests.faults.promises import DEVICE_LOST, ENDED, HUNG, POISONED, TOO_LONG
 from tests.scenes import plain_scene
 from tests.waiting import wait_until
 
+#: What floods consist of, in batches of that many images.
+BULK, FLOOD_IMAGES = "bulk box", 1000
 #: The share of jobs that go to nodes with a real model.
 REAL = 0.2
 #: The share of each kind; the rest is "box".
@@ -38,6 +40,7 @@ SHARES = {
     "some points of a grid": 0.08,
     LASTING: 0.03,
     ENDURING: 0.0,
+    BULK: 0.0,
     TOO_LONG: 0.005,
 }
 #: Kinds of which each run has one, after so large a part of its jobs; they are the stand-in's, which does as they ask.
@@ -49,17 +52,26 @@ TWINS, CANCELS, LATE_CANCELS = 0.05, 0.03, 0.03
 #: So many of the sends are a batch, of so many images.
 BATCHES, IMAGES = 0.04, (2, 5)
 SENDERS, FOLLOWERS = 6, 2
+#: So many of the jobs are another tenant's.
+OF_SECOND = 0.1
+SECOND_TENANT = next(tenant for tenant in TENANTS if tenant != TENANT)
 AGAIN_S = 0.3
+#: A job of any kind ends within this time while nothing is broken, even on a busy machine.
+REFERENCE_S = 60.0
 
 
 class Callers:
     """Send jobs and watch them.  Only the watcher records states, so that its records are in order."""
 
-    def __init__(self, lab: Laboratory, seed: int) -> None:
+    def __init__(self, lab: Laboratory, seed: int, flood: int = 0) -> None:
+        """flood: so many jobs come at once, early on, and wait behind all others."""
         self._lab = lab
+        self._flood = flood
         self._random = random.Random(seed)
+        self._real = REAL if lab.has_models else 0.0
         self._png = plain_scene(3, (160, 128)).png
-        self._upload_id = lab.store.put_upload(TENANT, self._png, "image/png")
+        self._upload_ids = {tenant: lab.store.put_upload(tenant, self._png, "image/png") for tenant in TENANTS}
+        self._tenants: dict[str, str] = {}  # job or batch → whose
         self._over = threading.Event()
         self._news = threading.Condition()
         self._open: dict[str, str] = {}  # job → kind
@@ -67,8 +79,8 @@ class Callers:
         self._followed: set[str] = set()
         self._batches: set[str] = set()
 
-    def spec(self, kind: str) -> dict[str, Any]:
-        """Return the body of a job of a kind."""
+    def spec(self, kind: str, tenant: str = TENANT) -> dict[str, Any]:
+        """Return the body of a tenant's job of a kind."""
         box = {"mode": "box", "prompts": [{"box": [20, 20, 80, 80]}]}
         grid = {"mode": "everything", "params": {"points_per_batch": 1, "points_per_crop": 4}}
 
@@ -82,7 +94,8 @@ class Callers:
             "points": {"mode": "point", "prompts": [{"points": [[40, 40]]}, {"points": [[110, 40]], "labels": [1]}]},
             "some points of a grid": grid,
             LASTING: long_grid(8),
-            ENDURING: long_grid(14),
+            ENDURING: long_grid(16),
+            BULK: {**box, "priority": "bulk"},
             TOO_LONG: {"mode": "everything", "params": {"points_per_batch": 1}, "run_timeout_s": 1},
             POISONED: {**box, "image": {"url": self._lab.images.url}},
             HUNG: {**box, "run_timeout_s": 1, "metadata": {"kind": HUNG}},
@@ -90,50 +103,55 @@ class Callers:
         }
         kind, _, model = kind.partition(" on ")
         hook = {"url": self._lab.receiver.url, "events": ["started", *sorted(ENDED)]}
-        return {"image": {"upload_id": self._upload_id}, "webhook": hook, "model": model, **bodies[kind]}
+        return {"image": {"upload_id": self._upload_ids[tenant]}, "webhook": hook, "model": model, **bodies[kind]}
 
     def learn_references(self) -> None:
-        """Run one job of each kind while nothing is broken, and record its result."""
-        kinds = [
-            f"{kind} on {model}" for kind in ("box", *SHARES) if kind != TOO_LONG for model in (STAND_IN, MODEL.name)
-        ]
+        """Run one job of each kind while nothing is broken, and record its result.
+
+        The checker reports a kind that has none.
+        """
+        models = (STAND_IN, MODEL.name) if self._real else (STAND_IN,)
+        kinds = [f"{kind} on {model}" for kind in ("box", *SHARES) if kind != TOO_LONG for model in models]
         jobs = {kind: self.send(kind) for kind in kinds}
         for kind, job in jobs.items():
-            wait_until(lambda job=job: self._lab.ledger.status(job) == "succeeded", 120)  # type: ignore[misc]
-            self._lab.history.note(Reference(kind=kind, masks=stored(self._lab.store, job).masks))
+            with suppress(AssertionError):
+                wait_until(lambda job=job: self._lab.ledger.status(job) in ENDED, REFERENCE_S)  # type: ignore[misc]
+                if self._lab.ledger.status(job) == "succeeded":
+                    self._lab.history.note(Reference(kind=kind, masks=stored(self._lab.store, job).masks))
 
-    def send(self, kind: str, *, key: str | None = None) -> str:
-        """Send a job until it is accepted, under one key; return its id."""
+    def send(self, kind: str, *, key: str | None = None, tenant: str = TENANT) -> str:
+        """Send a tenant's job until it is accepted, under one key; return its id."""
         key = key or uuid.uuid4().hex
-        job = str(self._accepted("/v1/jobs", self._body(kind, key), key)["id"])
-        self._note_accepted(Accepted(key=key, job=job, kind=kind))
+        job = str(self._accepted("/v1/jobs", self._body(kind, key, tenant), key, tenant)["id"])
+        self._note_accepted(Accepted(key=key, job=job, kind=kind, tenant=tenant))
         return job
 
-    def send_batch(self, kind: str, images: int, *, key: str | None = None) -> str:
+    def send_batch(self, kind: str, images: int, *, key: str | None = None, tenant: str = TENANT) -> str:
         """Send a batch of that many copies of the image until it is accepted, under one key; return its id."""
         key = key or uuid.uuid4().hex
-        body = self._body(kind, key)
+        body = self._body(kind, key, tenant)
         body["images"] = [body.pop("image")] * images
         body["webhook"]["events"].append("completed")
-        view = self._accepted("/v1/batches", body, key)
+        view = self._accepted("/v1/batches", body, key, tenant)
         batch, jobs = str(view["id"]), tuple(view["job_ids"])
-        self._lab.history.note(BatchAccepted(key=key, batch=batch, images=images, jobs=jobs))
+        self._lab.history.note(BatchAccepted(key=key, batch=batch, images=images, jobs=jobs, tenant=tenant))
         with self._news:
             self._batches.add(batch)
+            self._tenants[batch] = tenant
         for number, job in enumerate(jobs):
-            self._note_accepted(Accepted(key=f"{key} {number}", job=job, kind=kind, batch=batch))
+            self._note_accepted(Accepted(key=f"{key} {number}", job=job, kind=kind, tenant=tenant, batch=batch))
         return batch
 
-    def _body(self, kind: str, key: str) -> dict[str, Any]:
-        body = self.spec(kind)
+    def _body(self, kind: str, key: str, tenant: str) -> dict[str, Any]:
+        body = self.spec(kind, tenant)
         body["webhook"]["url"] += f"/{key}"  # a separate endpoint: a 410 refuses this job's webhooks only
         return body
 
-    def _accepted(self, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+    def _accepted(self, path: str, body: dict[str, Any], key: str, tenant: str) -> dict[str, Any]:
         """Send until accepted; return the response."""
         while True:
             try:
-                answer = self._lab.ask("POST", path, json=body, headers={"Idempotency-Key": key})
+                answer = self._lab.ask("POST", path, tenant=tenant, json=body, headers={"Idempotency-Key": key})
             except requests.RequestException:
                 self._lab.history.note(Refused(key=key, status=0, code=""))
             else:
@@ -147,10 +165,11 @@ class Callers:
         self._lab.history.note(sight)
         with self._news:
             self._open.setdefault(sight.job, sight.kind)
+            self._tenants[sight.job] = sight.tenant
 
     def hold(self, kind: str = LASTING, model: str = "") -> Held | None:
         """Send a job of a kind that lasts; return the node running it."""
-        real = kind == LASTING and self._random.random() < REAL
+        real = kind == LASTING and self._random.random() < self._real
         job = self.send(f"{kind} on {model or (MODEL.name if real else STAND_IN)}")
         try:
             wait_until(lambda: self._lab.ledger.status(job) == "processing", HOLD_S, every_s=0.01)
@@ -177,13 +196,18 @@ class Callers:
                 if number >= jobs and over.is_set():
                     break
                 time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
+                if number == jobs // 8:
+                    for _ in range(0, self._flood, FLOOD_IMAGES):
+                        flood = partial(self.send_batch, f"{BULK} on {STAND_IN}", FLOOD_IMAGES, tenant=SECOND_TENANT)
+                        sent.append(senders.submit(flood))
+                tenant = SECOND_TENANT if self._random.random() < OF_SECOND else TENANT
                 draw, kind = self._random.random(), once.get(number) or self._kind()
-                real = self._random.random() < REAL and number not in once
+                real = self._random.random() < self._real and number not in once
                 kind += f" on {MODEL.name if real else STAND_IN}"
                 if draw < TWINS:
                     key = uuid.uuid4().hex
-                    sent.append(senders.submit(self.send, kind, key=key))
-                    sent.append(senders.submit(self.send, kind, key=key))
+                    sent.append(senders.submit(self.send, kind, key=key, tenant=tenant))
+                    sent.append(senders.submit(self.send, kind, key=key, tenant=tenant))
                 elif draw < TWINS + CANCELS:
                     sent.append(senders.submit(self._send_and_cancel, kind, 0.0))
                 elif draw < TWINS + CANCELS + LATE_CANCELS and number not in once:
@@ -192,9 +216,9 @@ class Callers:
                 elif draw < TWINS + CANCELS + LATE_CANCELS + BATCHES and number not in once:
                     images, key = self._random.randint(*IMAGES), uuid.uuid4().hex
                     for _ in range(self._random.choice((1, 2))):  # a twin may come, too
-                        sent.append(senders.submit(self.send_batch, kind, images, key=key))
+                        sent.append(senders.submit(self.send_batch, kind, images, key=key, tenant=tenant))
                 else:
-                    sent.append(senders.submit(self.send, kind))
+                    sent.append(senders.submit(self.send, kind, tenant=tenant))
             for future in sent:
                 future.result()
 
@@ -226,7 +250,7 @@ class Callers:
             self._look_at_batch(batch)
         for job in jobs:
             self._look(job)
-            self._lab.history.note(stored(self._lab.store, job))
+            self._lab.history.note(stored(self._lab.store, job, self._tenants[job]))
 
     def _kind(self) -> str:
         return self._random.choices([*SHARES, "box"], [*SHARES.values(), 1 - sum(SHARES.values())])[0]
@@ -257,7 +281,8 @@ class Callers:
         while not over.wait(0.1):
             with self._news:
                 # The latest, from its start; by one thread, so that the records are in order.
-                job = next((job for job in reversed(self._open) if job not in self._followed), None)
+                own = (job for job in reversed(self._open) if self._tenants[job] == TENANT)
+                job = next((job for job in own if job not in self._followed), None)
                 if job:
                     self._followed.add(job)
             if job:
@@ -265,11 +290,14 @@ class Callers:
 
     def _look(self, job: str) -> None:
         try:
-            answer = self._lab.ask("GET", f"/v1/jobs/{job}", timeout_s=8)
+            answer = self._lab.ask("GET", f"/v1/jobs/{job}", tenant=self._tenants[job], timeout_s=8)
         except requests.RequestException:
             return
         if answer.status_code == 404:
             self._lab.history.note(Shown(job=job, status="absent"))
+            with self._news:
+                if self._open.pop(job, None) is not None:
+                    self._ended.append(job)
         elif answer.status_code == 200:
             view = answer.json()
             error = (view.get("error") or {}).get("code", "")
@@ -280,10 +308,10 @@ class Callers:
                     self._ended.append(job)
             if ended and view["status"] == "succeeded":
                 with suppress(JobError):  # the store is down; checked once more at the end
-                    self._lab.history.note(stored(self._lab.store, job))
+                    self._lab.history.note(stored(self._lab.store, job, self._tenants[job]))
 
     def _look_at_batch(self, batch: str) -> None:
-        answer = self._lab.ask("GET", f"/v1/batches/{batch}")
+        answer = self._lab.ask("GET", f"/v1/batches/{batch}", tenant=self._tenants[batch])
         if answer.status_code == 404:
             self._lab.history.note(BatchShown(batch=batch, status="absent"))
             return
@@ -293,9 +321,9 @@ class Callers:
         self._lab.history.note(sight)
 
 
-def stored(store: Store, job: str) -> Stored:
+def stored(store: Store, job: str, tenant: str = TENANT) -> Stored:
     """Record what the store holds for a job.  Raises StoreUnavailable."""
-    own = f"{result_prefix(TENANT, job)}/"
+    own = f"{result_prefix(tenant, job)}/"
     try:
         body = store.read(f"{own}manifest.json")
     except NotFound:

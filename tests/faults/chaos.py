@@ -27,6 +27,8 @@ from tests.faults.schedule import ALL, OF_ANY_FLEET
 
 #: Ten times the lease of the laboratory, so that every running attempt loses its lease meanwhile.
 REDIS_FROZEN_S = 20.0
+#: Jobs that come in three batches, so that queues are thousands deep.
+FLOOD = 3000
 
 
 @click.command()
@@ -43,12 +45,14 @@ REDIS_FROZEN_S = 20.0
 def main(jobs: int, seconds: float, seed: int, folder: Path | None, into: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
-        plan = Plan(jobs=jobs, seconds=seconds, seed=seed, faults=ALL, frozen_s=REDIS_FROZEN_S)
+        plan = Plan(
+            jobs=jobs, seconds=seconds, seed=seed, faults=ALL, frozen_s=REDIS_FROZEN_S, empties=True, flood=FLOOD
+        )
         with Laboratory(place / "maskfleet", stand_ins=STAND_INS) as lab:
             verdict = run(lab, plan, _say)
             ours = figures(lab.history.read(), verdict)
         _say(json.dumps(as_fields(ours)))
-        plain = run_plain(place / "plain", replace(plan, faults=OF_ANY_FLEET), _say)
+        plain = run_plain(place / "plain", replace(plan, faults=OF_ANY_FLEET, empties=False), _say)
         _say(json.dumps(asdict(plain)))
     command = f"make chaos JOBS={jobs} SECONDS={seconds:g} SEED={seed}"
     _write(into, command, ours, plain, verdict)
@@ -95,12 +99,14 @@ def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: P
     ours_met, plain_met = _shared(ours, plain)
     where = f"{str(machine['measured_at'])[:10]}, {machine['processor']}, {machine['cores']} cores"
     put_back = f"{ours.put_back_s.get('p50', 0):g} s"
+    failovers = ours.faults.get("redis_fails_over", 0)
     text = (
         f"Fault injection (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs} of them in {ours.batches} "
         f"batches, run under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, {ours.felled} of which "
         f"killed, froze or cut off a process, {ours.lost or 'none'} was lost, {ours.stuck or 'none'} stuck and "
         f"{ours.doubled or 'none'} ended in two states; {ours.told_twice} ends were reported more than once"
-        f"{_one_id(ours)}; {ours.fenced} late attempts were fenced off; "
+        f"{_one_id(ours)}. Redis itself was emptied once, and failed over {failovers} times to a replica that lagged: "
+        f"{ours.taken} jobs went with what it lost. {ours.fenced} late attempts were fenced off; "
         f"a job whose {LEASE_S:g} s lease expired was requeued {put_back} after the fault (p50). "
         f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet (ours met "
         f"{ours_met} of these), lost {plain.of_these_nowhere} jobs, gave up on {plain.of_these_given_up} without "
@@ -120,6 +126,11 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
         ("jobs accepted", ours.jobs, plain.jobs),
         ("of these, sent in batches", f"{ours.batched_jobs}, in {ours.batches} batches", "not supported"),
         ("lost: accepted, never ended, and found nowhere", ours.lost, plain.of_these_nowhere),
+        (
+            "gone with what Redis itself lost, of the jobs that were open or changed just then",
+            f"{ours.taken} of {ours.exposed}",
+            "not tried",
+        ),
         (
             "ended or was given up, and no receiver answered 2xx (or 410)",
             ours.untold,
@@ -168,6 +179,9 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             f"- Final states: {_counts(ours.ends)}. Some jobs are made to fail: they kill their workers, lose their",
             "  device, hang, or exceed their own time limit. Any other failure must be explained by a fault.",
             f"- Outcomes of their attempts: {_counts(ours.attempts)}.",
+            "- Redis was emptied early in the run, and failed over to a replica that had got nothing for up to 2 s. Of",
+            f"  {ours.exposed} jobs that this may have touched {ours.taken} are gone. None of the others is stuck, and",
+            "  none has half a result. Plain Celery was spared these faults.",
             "- Submits that were not accepted at once, and were sent again under the same key (0: no response):",
             f"  {_counts(ours.submits_not_accepted)}.",
             f"- {ours.followed} jobs were followed to the end over their event streams, across restarts of the API.",

@@ -17,14 +17,17 @@ from tests.faults.schedule import ALL
 class Figures:
     """put_back_s: from a fault that broke an attempt until the job is requeued; recovery_s: until its next claim.
 
-    attempts: how each ended.  followed: jobs whose event stream was read to the end.  untold: jobs and batches
-    that ended but whose receiver was never notified.  told_twice: those whose end it answered 2xx more than once.
-    faults: those that acted.  felled: how many of them killed, froze or cut off a process.  excused: the share of the
-    time from the first fault to the last in which a fault of Redis explained why any node's lease ran out.
+    exposed, taken: as in Verdict.  attempts: how each ended.  followed: jobs whose event stream was read to the end.
+    untold: jobs and batches that ended but whose receiver was never notified.  told_twice: those whose end it answered
+    2xx more than once.  faults: those that acted.  felled: how many of them killed, froze or cut off a process.
+    excused: the share of the time from the first fault to the last in which a fault of Redis explained why any node's
+    lease ran out.
     """
 
     jobs: int
     lost: int
+    exposed: int
+    taken: int
     doubled: int
     stuck: int
     untold: int
@@ -65,6 +68,8 @@ def figures(history: Sequence[Sight], verdict: Verdict) -> Figures:
     return Figures(
         jobs=len(accepted),
         lost=len(verdict.lost),
+        exposed=len(verdict.exposed),
+        taken=len(verdict.taken),
         doubled=len(verdict.doubled),
         stuck=len(verdict.stuck),
         untold=len(verdict.untold),

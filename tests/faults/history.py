@@ -37,6 +37,7 @@ class Accepted(Sight):
     key: str
     job: str
     kind: str
+    tenant: str = "ant"
     hooked: bool = True
     batch: str = ""
 
@@ -49,6 +50,7 @@ class BatchAccepted(Sight):
     batch: str
     images: int
     jobs: tuple[str, ...]
+    tenant: str = "ant"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +102,15 @@ class Notified(Sight):
     """A webhook that arrived.
 
     job: what it is about, a job or a batch.  answered: the status of the response; 0 if it was left to time out.
-    body: a digest.  counts: how many jobs of a batch ended in each state.
+    signed_for: the tenant whose secret signed it; empty for none.  body: a digest.  counts: how many jobs of a batch
+    ended in each state.
     """
 
     job: str
     webhook_id: str
     status: str
     answered: int
-    signed: bool = True
+    signed_for: str = "ant"
     event: str = ""
     body: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -156,7 +159,7 @@ class Broke(Sight):
     """A fault, from ``at`` to ``until``.
 
     harms: what it may break, as in HARMS.  acted: False if it found nothing to break.  node: the one whose process it
-    hit, empty if it did not hit a single node.
+    hit, empty if it did not hit a single node.  loses_since: Redis lost what was written from then on, if anything.
     """
 
     name: str
@@ -165,15 +168,20 @@ class Broke(Sight):
     acted: bool
     effect: str = ""
     node: str = ""
+    loses_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOver(Sight):
-    """How many entries each of the ledger's own lists still had after the run, and how many it should have."""
+    """How many entries each of the ledger's own lists still had after the run, and how many it should have.
+
+    of_records: one for each record, so that fewer are right if Redis lost some.
+    """
 
     what: str
     found: int
     expected: int
+    of_records: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ MODEL = ROOT / "models" / "sam-demo"
 CLOCK = ROOT / "tests" / "faults" / "clock"
 ACCESS_KEY, SECRET_KEY = "laboratory", "laboratory-secret"
 TENANT, API_KEY = "ant", "a-key-of-the-laboratory"
+#: Each with its key; some jobs are of the second one.
+TENANTS = {TENANT: API_KEY, "bee": "another-key-of-the-laboratory"}
 WEBHOOK_MASTER = f"whsec_{base64.b64encode(b'a secret of the laboratory').decode()}"
 LEASE_S = 2.0
 #: The model name of nodes without a model: see stand_in.py.
@@ -138,6 +140,7 @@ class Laboratory:
         self.folder = folder
         self._node_names = [*_names("node", nodes), *_names("node-stand-in", stand_ins)]
         self._own_programs = programs
+        self.has_models = nodes > 0
         self._exits = ExitStack()
         self.programs: dict[str, Program] = {}
         self.redis_ways: dict[str, Proxy] = {}
@@ -147,7 +150,8 @@ class Laboratory:
             self.history = exits.enter_context(History(self.folder / "history.jsonl"))
             with ports_in_turn():
                 self._start_servers(exits)
-            self.receiver = exits.enter_context(HookReceiver(tenant_secret(WEBHOOK_MASTER, TENANT), self.history))
+            secrets = {tenant: tenant_secret(WEBHOOK_MASTER, tenant) for tenant in TENANTS}
+            self.receiver = exits.enter_context(HookReceiver(secrets, self.history))
             self.images = exits.enter_context(ImageHost(self.node_pids))
             exits.callback(self._end_programs)
             exits.enter_context(self._kept())
@@ -173,9 +177,11 @@ class Laboratory:
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.api_port}"
 
-    def ask(self, method: str, path: str, *, timeout_s: float = 15, **parts: object) -> requests.Response:
+    def ask(
+        self, method: str, path: str, *, tenant: str = TENANT, timeout_s: float = 15, **parts: object
+    ) -> requests.Response:
         """Send the API a request, over a separate connection."""
-        headers = {"Authorization": f"Bearer {API_KEY}", "Connection": "close"}
+        headers = {"Authorization": f"Bearer {TENANTS[tenant]}", "Connection": "close"}
         headers |= cast("dict[str, str]", parts.pop("headers", {}))
         return requests.request(method, self.api_url + path, headers=headers, timeout=timeout_s, **parts)  # type: ignore[arg-type]
 
@@ -213,6 +219,32 @@ class Laboratory:
         self.redis_server = replace(self.redis_server, process=self.redis_server.start())
         wait_until(self._redis_answers, 30)
 
+    def fail_over(self, lag_s: float) -> float:
+        """Kill Redis, and go on with a replica that got nothing for the last ``lag_s``; return since when it lagged.
+
+        Every program's address then leads to the replica.
+        """
+        self._redis_servers += 1
+        name = f"redis-{self._redis_servers}"
+        replica = start_redis(self.folder / name, log=self.folder / f"{name}.log")
+        with _client(self.redis_server) as primary:
+            primary.config_set("repl-diskless-sync-delay", 0)
+        with _client(replica) as client:
+            client.replicaof("127.0.0.1", str(self.redis_server.port))  # not in its options: it may be started again
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up", 30)
+            since = time.time()
+            os.kill(replica.process.pid, signal.SIGSTOP)
+            time.sleep(lag_s)
+            os.kill(self.redis_server.pid, signal.SIGKILL)
+            self.redis_server.process.wait()
+            os.kill(replica.process.pid, signal.SIGCONT)
+            client.replicaof("NO", "ONE")
+        self.redis_server, self.redis_folder = replica, self.folder / name
+        for way in (self._own_way, *self.redis_ways.values()):
+            way.forward_to(replica.port)
+        wait_until(self._redis_answers, 30)
+        return since
+
     def start_s3_again(self) -> None:
         self.s3_server = replace(self.s3_server, process=self.s3_server.start())
 
@@ -223,7 +255,9 @@ class Laboratory:
             return False
 
     def _start_servers(self, exits: ExitStack) -> None:
-        self.redis_server: Server = start_redis(self.folder / "redis", log=self.folder / "redis.log")
+        #: The data of the Redis that is in use, and how many replicas took over.
+        self.redis_folder, self._redis_servers = self.folder / "redis", 1
+        self.redis_server: Server = start_redis(self.redis_folder, log=self.folder / "redis.log")
         exits.callback(lambda: self.redis_server.stop())
         self.s3_server: Server = start_s3(
             self.folder / "s3",
@@ -236,9 +270,10 @@ class Laboratory:
         self.s3_way = exits.enter_context(Proxy(self.s3_server.port))
         for name in ("api", *_names("courier", 2), *self._node_names):
             self.redis_ways[name] = exits.enter_context(Proxy(self.redis_server.port))
-        # The laboratory's own connections bypass the proxies.
+        # The laboratory's own connections meet no faults.
+        self._own_way = exits.enter_context(Proxy(self.redis_server.port))
         settings = SharedSettings(
-            redis_url=self.redis_server.url,
+            redis_url=f"redis://127.0.0.1:{self._own_way.port}/0",
             s3_endpoint=self.s3_server.url,
             s3_access_key=ACCESS_KEY,
             s3_secret_key=SECRET_KEY,
@@ -280,7 +315,7 @@ class Laboratory:
             "MASKFLEET_S3_ACCESS_KEY": ACCESS_KEY,
             "MASKFLEET_S3_SECRET_KEY": SECRET_KEY,
             "MASKFLEET_MODEL": str(MODEL),
-            "MASKFLEET_API_KEYS": f"{TENANT}:{API_KEY}",
+            "MASKFLEET_API_KEYS": ",".join(f"{tenant}:{key}" for tenant, key in TENANTS.items()),
             "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
             "MASKFLEET_WEBHOOK_SCHEDULE_S": "0,0.3,0.5,1,1,2,2,3,3,5,5,5,5,5,5",
             "MASKFLEET_WEBHOOK_TIMEOUT_S": "1",
@@ -298,7 +333,6 @@ class Laboratory:
             "OMP_NUM_THREADS": "1",
             **settings,
         }
-        environment["PYTHONPATH"] = str(folder)
         program = Program(name, command, environment, self.folder / f"{name}.log", folder)
         program.start()
         self.programs[name] = program
@@ -325,6 +359,10 @@ class Laboratory:
         finally:
             over.set()
             keeper.join()
+
+
+def _client(server: Server) -> redis.Redis:
+    return redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=10)
 
 
 def _names(what: str, count: int) -> list[str]:

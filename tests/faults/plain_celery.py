@@ -42,7 +42,7 @@ STAND_INS = 3
 NODES = ("node-1", *(f"node-stand-in-{number}" for number in range(1, STAND_INS + 1)))
 #: A separate queue for jobs that a fault waits for, so that they need not wait behind all others.
 URGENT = "urgent"
-SHORT, LONG, LONGER = 2, 65, 196
+SHORT, LONG, LONGER = 2, 65, 256
 BATCH_S = 0.02
 RETRIES = 6
 #: If nothing has ended for this long, nothing will: redelivery and the longest back-off are well past.

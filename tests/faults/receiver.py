@@ -23,12 +23,13 @@ SLOW_S = 1.5
 class HookReceiver:
     """Listen inside ``with``; ``url`` is the address to use in a job."""
 
-    def __init__(self, secret: str, history: History) -> None:
+    def __init__(self, secrets: Mapping[str, str], history: History) -> None:
+        """secrets: of each tenant."""
         self.answer = 204
         self.slow = False
         #: Webhooks that got an error, a late response, or none at all.
         self.turned_away = 0
-        self._secret = secret
+        self._secrets = secrets
         self._history = history
         self._server = HookServer(self._take)
         self._exits = ExitStack()
@@ -47,7 +48,7 @@ class HookReceiver:
         if slow := self.slow:
             time.sleep(SLOW_S)
         self.turned_away += slow or answer >= 300
-        self._history.note(_sight(body, headers, self._secret, 0 if slow else answer))
+        self._history.note(_sight(body, headers, self._secrets, 0 if slow else answer))
         return answer
 
     @contextmanager
@@ -75,22 +76,25 @@ class HookReceiver:
             self.turned_away += self._way.heal()
 
 
-def _sight(body: bytes, headers: Mapping[str, str], secret: str, answered: int) -> Notified:
+def _sight(body: bytes, headers: Mapping[str, str], secrets: Mapping[str, str], answered: int) -> Notified:
     headers = {name.lower(): value for name, value in headers.items()}
     event = json.loads(body)
     data = event["data"]
-    try:
-        verify_webhook(body, headers, secret)
-        signed = True
-    except WebhookRejected:
-        signed = False
     return Notified(
         job=data["id"],
         webhook_id=headers["webhook-id"],
         status=data["status"],
         answered=answered,
-        signed=signed,
+        signed_for=next((tenant for tenant, secret in secrets.items() if _is_signed(body, headers, secret)), ""),
         event=event.get("type", ""),
         body=hashlib.sha256(body).hexdigest(),
         counts=data.get("counts", {}),
     )
+
+
+def _is_signed(body: bytes, headers: Mapping[str, str], secret: str) -> bool:
+    try:
+        verify_webhook(body, headers, secret)
+    except WebhookRejected:
+        return False
+    return True

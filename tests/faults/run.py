@@ -15,10 +15,11 @@ from typing import cast
 
 from tests.faults.caller import Callers
 from tests.faults.faults import FaultKind, Scene
+from tests.faults.faults.on_queue import bells_lost
 from tests.faults.history import Accepted, Attempted, BatchAccepted, Believed, Counted, LeftOver
-from tests.faults.laboratory import TENANT, Laboratory, Program
+from tests.faults.laboratory import TENANTS, Laboratory, Program
 from tests.faults.promises import Verdict, check
-from tests.faults.schedule import shuffled, strike
+from tests.faults.schedule import EMPTIED, shuffled, strike
 
 #: Sends that many jobs over that many seconds, and continues until told to stop.
 SendAll = Callable[[int, float, threading.Event], None]
@@ -32,8 +33,9 @@ ENDS_LOGGED = {"job_succeeded": "succeeded", "job_canceled": "canceled"}
 class Plan:
     """The parameters of a run.
 
-    seconds: over which the jobs are sent.  gap_s: the longest pause between two faults.  patience_s: how long
-    everything may take to end after the last fault.
+    seconds: over which the jobs are sent.  empties: whether Redis is emptied once, early on.  flood: so many more jobs
+    come at once.  gap_s: the longest pause between two faults.  patience_s: how long everything may take to end after
+    the last fault.
     """
 
     jobs: int
@@ -41,17 +43,21 @@ class Plan:
     seed: int
     faults: tuple[FaultKind, ...]
     frozen_s: float = 4.0
+    empties: bool = False
+    flood: int = 0
     gap_s: float = 1.0
     patience_s: float = 240.0
 
 
 def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None) -> Verdict:
     """Run the plan in a freshly started laboratory; check its history against the promises."""
-    callers = Callers(lab, plan.seed)
+    callers = Callers(lab, plan.seed, plan.flood)
     callers.learn_references()
     with callers.watching():
         scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
         send_under_fire(callers.send_all, scene, plan, say)
+        if last := [kind for kind in plan.faults if kind.act is bells_lost]:
+            strike(last[0], scene)  # now no new job wakes a node
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
     _note_ledger(lab)
@@ -75,8 +81,14 @@ def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
 
     A fault that found nothing to break is retried a few times.
     """
-    following = shuffled(plan.faults, plan.seed)
     ends = time.monotonic() + plan.seconds
+    if plan.empties:
+        time.sleep(min(5.0, plan.seconds / 10))
+        broke = strike(EMPTIED, scene)
+        say(f"{broke.name}: {broke.effect}")
+    if not plan.faults:
+        time.sleep(plan.seconds)
+    following = shuffled(plan.faults, plan.seed)
     struck = 0
     while struck < len(plan.faults) or time.monotonic() < ends:
         kind = following()
@@ -131,11 +143,14 @@ def _note_ledger(lab: Laboratory) -> None:
     keys = list(client.scan_iter("mf:idempotency:*", count=1000))
     for what, found, expected in (
         ("records", len(records), len(accepted)),
-        ("records that no caller knows", len(records - {f"mf:job:{job}" for job in accepted}), 0),
         ("batches", len(set(client.scan_iter("mf:batch:*", count=1000))), len(batches)),
         ("idempotency keys", len(keys), len(single_keys | set(batches.values()))),
-        ("the tenant's list", client.zcard(f"mf:jobs:{TENANT}"), len(accepted)),
-        ("in flight", client.scard(f"mf:inflight:{TENANT}"), 0),
+        ("the tenants' lists", sum(client.zcard(f"mf:jobs:{tenant}") for tenant in TENANTS), len(accepted)),
+    ):
+        note(LeftOver(what=what, found=int(cast(int, found)), expected=expected, of_records=True))
+    for what, found, expected in (
+        ("records that no caller knows", len(records - {f"mf:job:{job}" for job in accepted}), 0),
+        ("in flight", sum(client.scard(f"mf:inflight:{tenant}") for tenant in TENANTS), 0),
         ("queued", sum(client.zcard(key) for key in client.scan_iter("mf:queued:*")), 0),
         ("leases", client.zcard("mf:leases"), 0),
         ("returned", sum(client.zcard(key) for key in client.scan_iter("mf:returned:*")), 0),

@@ -19,15 +19,23 @@ from tests.faults.faults.on_processes import (
     node_frozen_past_its_lease,
     node_killed,
     node_suspended_past_its_lease,
+    node_with_wrong_credentials,
 )
+from tests.faults.faults.on_queue import bells_doubled, bells_lost
 from tests.faults.faults.on_receiver import receiver_answers_410, receiver_answers_500, receiver_down, receiver_slow
 from tests.faults.faults.on_redis import (
+    redis_busy,
     redis_connections_killed,
     redis_connections_reset,
+    redis_disk_fails,
+    redis_emptied,
+    redis_fails_over,
     redis_frozen,
     redis_full,
     redis_killed,
+    redis_read_only,
     redis_slow,
+    redis_without_replicas,
 )
 from tests.faults.faults.on_store import (
     store_answers_503,
@@ -62,7 +70,15 @@ OF_ANY_FLEET = (
 )
 #: Faults that only a fleet with an API and couriers can have.
 OF_OURS = (
+    FaultKind(bells_lost, "nothing"),
+    FaultKind(bells_doubled, "nothing"),
     FaultKind(redis_full, "redis"),
+    FaultKind(redis_without_replicas, "redis"),
+    FaultKind(redis_read_only, "redis"),
+    FaultKind(redis_disk_fails, "redis"),
+    FaultKind(redis_busy, "redis"),
+    FaultKind(redis_fails_over, "redis", fells=True),
+    FaultKind(node_with_wrong_credentials, "node"),
     FaultKind(receiver_answers_410, "nothing"),
     FaultKind(courier_killed, "nothing", weight=2, fells=True),
     FaultKind(courier_clock_off, "nothing"),
@@ -71,6 +87,8 @@ OF_OURS = (
     FaultKind(api_clock_off, "nothing"),
 )
 ALL = (*OF_ANY_FLEET, *OF_OURS)
+#: Strikes once, early in a run: none of the promises to earlier jobs can be kept.
+EMPTIED = FaultKind(redis_emptied, "redis")
 
 
 def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]:
@@ -96,6 +114,7 @@ def strike(kind: FaultKind, scene: Scene) -> Broke:
         acted=effect.acted,
         effect=effect.text,
         node=effect.node,
+        loses_since=effect.loses_since,
     )
     scene.lab.history.note(broke)
     return broke

@@ -64,6 +64,14 @@ def without(*sights: Sight) -> tuple[Sight, ...]:
     return tuple(sight for sight in GOOD if sight not in sights)
 
 
+#: Redis lost what it wrote in that second.
+LOSING = Broke(at=3, name="redis fails over", until=4, harms="redis", acted=True, loses_since=3)
+#: Another job, which kept every promise later.
+OTHER = (
+    *(replace(sight, at=sight.at + 90, job="b") for sight in (SUCCEEDED, TOLD, STORED)),
+    replace(SECOND, job="b", started=93, ended=94),
+    replace(COUNTED, totals={"created": 2, "succeeded": 2}),
+)
 #: A job that ended as failed; what became of its attempts is to be added.
 ONE_END = (SUCCEEDED, TOLD, STORED, LOST_NODE, FIRST, SECOND, ENDED_IT, COUNTED)
 FAILING = (*without(*ONE_END), FAILED, TOLD_FAILED)
@@ -119,6 +127,13 @@ GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
         # … or was not reached: by nobody's answer, or because Redis was down.
         (*GOOD, CancelAsked(at=-9, job="a", accepted=False)),
         (*GOOD, CancelAsked(at=-9, job="a"), replace(RESTARTED, at=1, until=2)),
+        # Redis failed over while the job ran, or just before, and what it knew of it is lost.
+        (*without(SUCCEEDED, TOLD), LOSING, Shown(at=6, job="a", status="absent")),
+        (*GOOD, LOSING, replace(TOLD, at=8, body="others"), replace(ENDED_IT, number=1)),
+        (*without(COUNTED), LOSING, replace(COUNTED, totals={})),
+        (*GOOD, LOSING, LeftOver(what="records", found=0, expected=1, of_records=True)),
+        # Its key was used again after that, for a job of its own.
+        (*GOOD, LOSING, replace(ACCEPTED, at=90, job="b"), *OTHER),
         # An outage of the store is charged to no job, a drained node's job goes back.
         (*GOOD, replace(FIRST, outcome="store_unavailable"), replace(RESTARTED, at=2, until=2, harms="store")),
         (*GOOD, replace(FIRST, outcome="drained"), replace(KILLED, at=2, until=2, harms="drain")),
@@ -201,7 +216,8 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*without(STORED), replace(STORED, masks="others")), "a has other masks"),
         ((*without(TOLD),), "the end of a was never told"),
         ((*without(TOLD), replace(TOLD, answered=500)), "the end of a was never told"),
-        ((*GOOD, replace(TOLD, signed=False)), "a signature that does not hold"),
+        ((*GOOD, replace(TOLD, signed_for="")), "a signature that does not hold"),
+        ((*GOOD, replace(TOLD, signed_for="bee")), "a signature that does not hold"),
         ((*FAILING, BROKEN_OFF), "a ended as failed .*, which no fault explains"),
         # No fault explains it that was on another node, found nothing to break, harms no lease, or came too late …
         *(
@@ -251,6 +267,22 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ),
         ((*GOOD, replace(ACCEPTED, job="b")), "the key k stands for 2: a, b"),
         ((*GOOD, LeftOver(what="leases", found=1, expected=0)), "leases: 1 are left"),
+        # A failover explains nothing of a job that had ended long before, or came long after.
+        *(
+            (
+                (*without(SUCCEEDED, COUNTED), replace(LOSING, **when), Shown(at=6, job="a", status="absent")),
+                "a was accepted and is gone",
+            )
+            for when in ({"at": 50, "until": 51, "loses_since": 50}, {"at": -51, "until": -50, "loses_since": -51})
+        ),
+        ((*GOOD, LOSING, LeftOver(what="records", found=2, expected=1, of_records=True)), "records: 2 are left"),
+        ((*GOOD, LOSING, LeftOver(what="leases", found=1, expected=0)), "leases: 1 are left"),
+        # Even then a job must not be stuck, nor succeed with half a result.
+        ((*without(SUCCEEDED, COUNTED), LOSING), "a was accepted and never ended"),
+        (
+            (*without(STORED), LOSING, replace(STORED, whole=False)),
+            "a has a manifest whose objects are not what it says",
+        ),
         ((*GOOD, Refused(key="k", status=500, code="internal_error")), "answered with 500"),
         ((*without(COUNTED), replace(COUNTED, totals={"created": 2, "succeeded": 2})), "2 jobs were created and 1"),
         ((*without(COUNTED), replace(COUNTED, totals={"created": 1, "succeeded": 2})), "2 ends were counted for 1"),

@@ -251,7 +251,7 @@ def test_no_clock_but_redis_own_enters_the_ledger(stage: Stage, off_s: int) -> N
     assert record.started_ms is not None
     assert record.ended_ms is not None
     assert began_ms <= record.created_ms <= record.started_ms <= record.ended_ms <= int(time.time() * 1000)
-    assert (told.webhook_id, told.signed) == (f"msg_{record.id}_1_succeeded", True)
+    assert (told.webhook_id, told.signed_for) == (f"msg_{record.id}_1_succeeded", TENANT)
 
 
 def test_a_worker_whose_clock_is_off_blames_itself_and_not_the_caller(stage: Stage) -> None:

@@ -116,7 +116,7 @@ def test_what_a_newer_api_recorded_is_run_listed_told_of_and_fetched_by_this_ver
         listed = {one.id: one for one in client.jobs()}
         assert listed[job].metadata == {"order": "7"}
         assert client.fetch(job, tmp_path).masks
-        assert [(sight.event, sight.signed) for sight in versions.told(job)] == [("job.succeeded", True)]
+        assert [(sight.event, sight.signed_for) for sight in versions.told(job)] == [("job.succeeded", TENANT)]
 
 
 def test_what_a_newer_node_and_courier_wrote_is_read_by_this_version(versions: Versions, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_a_newer_node_and_courier_wrote_is_read_by_this_version(versions: V
 
         assert job in {one.id for one in client.jobs()}
         assert [one.state for one in client.deliveries(job)] == ["delivered"]
-        assert [sight.signed for sight in versions.told(job)] == [True]
+        assert [sight.signed_for for sight in versions.told(job)] == [TENANT]
         client.fetch(job, tmp_path)
 
     # What this version does not know is passed on, not lost.

@@ -44,12 +44,13 @@ class Effect:
     """What a fault did.
 
     acted: whether it hit its target; if not, it has broken nothing.  node: the one whose process it hit,
-    empty if it did not hit a single node.
+    empty if it did not hit a single node.  loses_since: Redis lost what was written from then on; None for nothing.
     """
 
     acted: bool
     text: str
     node: str = ""
+    loses_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,15 +65,21 @@ def node_frozen_past_its_lease(scene: Scene) -> Effect:
 def node_suspended_past_its_lease(scene: Scene) -> Effect:
     """Suspend a node's machine mid-job for longer than its lease: by its own clock no time has passed.
 
-    It goes on with a job that another node has by then, and only the ledger can tell it so.
+    It goes on with a job that another node has by then, and only the ledger can tell it so.  It has done more than half
+    of it, so that it would end the job first.
     """
     held = scene.hold(ENDURING)
     if held is None:
         return NOBODY
+    try:
+        wait_until(lambda: _share_done(scene.lab, held.job) > 0.6 or not held.is_at_it(), MOMENT_S, every_s=0.05)
+    except AssertionError:
+        return Effect(acted=False, text=f"{held.node.name} had not done enough of {held.job}")
     with held.node.suspended():
         if not held.is_at_it():
             return _too_late(held)
-        time.sleep(1.5 * LEASE_S)
+        with suppress(AssertionError):  # others may be busy, or Redis is away: then it is fenced all the same
+            wait_until(lambda: _is_at_another(scene.lab, held), LEASE_S + MOMENT_S, every_s=0.05)
     return _was_at(held)
 
 
@@ -187,6 +193,16 @@ def _stopped(pid: int) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def _share_done(lab: Laboratory, job: str) -> float:
+    done, total = lab.redis.hmget(f"mf:job:{job}", "done", "total")
+    return int(done or 0) / int(total or 1)
+
+
+def _is_at_another(lab: Laboratory, held: Held) -> bool:
+    status, worker = lab.redis.hmget(f"mf:job:{held.job}", "status", "worker")
+    return status == "processing" and worker != held.node.name
 
 
 def _was_at(held: Held) -> Effect:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from typing import cast
 
 import psutil
 import requests
@@ -65,6 +66,20 @@ def redis_full(scene: Scene) -> Effect:
     return Effect(acted=503 in answers, text=f"submits were answered {answers}")
 
 
+def redis_fails_over(scene: Scene) -> Effect:
+    """Kill Redis, and go on with a replica that lagged: what was written meanwhile is lost."""
+    since = scene.lab.fail_over(scene.random.uniform(0.5, 2.0))
+    return Effect(acted=True, text=f"lost {time.time() - since:.1f} s", loses_since=since)
+
+
+def redis_emptied(scene: Scene) -> Effect:
+    """Empty Redis while jobs wait and run: all of it is lost, and whoever works on must find out."""
+    client = scene.lab.redis
+    held = cast(int, client.zcard("mf:leases"))
+    client.flushall()
+    return Effect(acted=True, text=f"{held} jobs were running", loses_since=0.0)
+
+
 def redis_without_replicas(scene: Scene) -> Effect:
     """Demand a replica that there is not."""
     return _while_it_lasts(scene, no_replicas, "no_replicas")
@@ -88,7 +103,7 @@ def redis_busy(scene: Scene) -> Effect:
 def _while_it_lasts(scene: Scene, outage: Outage, reason: str, seconds: float = 3.0) -> Effect:
     """Bring about an outage; it acted if the API's readiness check has told of it."""
     told = False
-    with outage(scene.lab.redis_server.url, scene.lab.folder / "redis"):
+    with outage(scene.lab.redis_server.url, scene.lab.redis_folder):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with suppress(requests.RequestException):

@@ -1,0 +1,46 @@
+"""Faults of Celery's messages, which only wake workers up: they may be lost, doubled and late."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from maskfleet.jobs.queue import model_queues
+from tests.faults.faults import Effect, Scene
+from tests.faults.laboratory import MODEL, STAND_IN
+
+#: How long each bell is lost; jobs that come meanwhile wake nobody.
+LOST_S = 2.0
+#: Copies of each bell.
+COPIES = 30
+
+
+def bells_lost(scene: Scene) -> Effect:
+    """Lose every message for a while, so that nodes are idle and jobs wait."""
+    client = scene.lab.redis
+    lost, until = 0, time.monotonic() + LOST_S
+    while time.monotonic() < until:
+        for queue in _queues(scene):
+            lost += cast(int, client.llen(queue))
+            client.delete(queue)
+        time.sleep(0.005)
+    waiting = sum(cast(int, client.zcard(f"mf:queued:{queue}")) for queue in _queues(scene))
+    return Effect(acted=lost > 0, text=f"{lost} bells, and {waiting} jobs waited")
+
+
+def bells_doubled(scene: Scene) -> Effect:
+    """Put many copies of each message into its list."""
+    client = scene.lab.redis
+    doubled, until = 0, time.monotonic() + LOST_S
+    while time.monotonic() < until and doubled < 10:
+        for queue in _queues(scene):
+            for bell in cast("list[str]", client.lrange(queue, 0, -1)):
+                client.lpush(queue, *[bell] * COPIES)
+                doubled += 1
+        time.sleep(0.005)
+    return Effect(acted=doubled > 0, text=f"{doubled} bells, {COPIES} copies of each")
+
+
+def _queues(scene: Scene) -> list[str]:
+    """Return the lists in which the nodes of the laboratory wait for messages."""
+    return [name for model in (STAND_IN, MODEL.name) for name in model_queues(model)]
