@@ -133,7 +133,7 @@ class WebhookSecretView(Wire):
         return (self.secret, *(one.secret for one in self.earlier))
 
 
-class SecretRotation(Wire):
+class SecretRotation(Request):
     """How to replace the secret that signs your webhooks."""
 
     overlap_s: int = Field(

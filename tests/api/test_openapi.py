@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -36,6 +37,32 @@ def test_the_document_and_the_app_have_the_same_routes(document: Json, app: Flas
     }
     assert described == routed
     assert ("post", "/v1/jobs") in described
+
+
+def test_a_field_that_no_body_has_is_refused_by_every_route(document: Json) -> None:
+    bodies = {
+        path: operation["requestBody"]["content"]["application/json"]["schema"]
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if "application/json" in operation.get("requestBody", {}).get("content", {})
+    }
+
+    assert {"/v1/jobs", "/v1/uploads", "/v1/webhooks/secret/rotate"} <= bodies.keys()
+    for path, schema in bodies.items():
+        for name, model in models(document, schema):
+            assert model.get("additionalProperties") is False, (path, name)
+
+
+def models(document: Json, schema: Json) -> Iterator[tuple[str, Json]]:
+    """Yield each of the models that a body's schema names, with its name."""
+    if "oneOf" in schema:
+        for one in schema["oneOf"]:
+            yield from models(document, one)
+    elif "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        yield from models(document, {**document["components"]["schemas"][name], "title": name})
+    else:
+        yield schema["title"], schema
 
 
 def test_every_route_describes_its_errors_as_problem_documents(document: Json) -> None:
