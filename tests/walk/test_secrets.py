@@ -8,9 +8,11 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository
     try:
         with StackProcess(folder / "stack", settings) as stack:
             line = stack.line
-            found = walk(line.api_url, line.api_key, url, (repository / "examples" / "coins.png").read_bytes())
+            photo = (repository / "examples" / "coins.png").read_bytes()
+            with image_host() as host:
+                found = walk(line.api_url, host, url, photo)
             found.secrets.update({"S3's secret key": line.s3_secret_key, "the stack's API key": line.api_key})
             with closing(connect(SharedSettings(redis_url=url))) as client:
                 found.ledger.update({key: read(client, key) for key in client.scan_iter()})
@@ -73,8 +77,33 @@ def traces(tmp_path_factory: pytest.TempPathFactory, demo_model: str, repository
         server.stop()
 
 
-def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
-    """Do what callers do, correctly and incorrectly."""
+@contextmanager
+def image_host() -> Iterator[str]:
+    """Yield the URL of a web host that holds no image: ``/page`` is a text, and all else is not found."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path.startswith("/page")
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"text\n")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def walk(api: str, host: str, redis_url: str, photo: bytes) -> Traces:
+    """Do what callers do, correctly and incorrectly.  host: of images, and not one of the service's own servers."""
     answers: dict[str, str] = {}
     made = subprocess.run(
         [sys.executable, "-m", "maskfleet", "keys", "create", "--tenant", "local", "--scope", "admin"],
@@ -111,10 +140,12 @@ def walk(api: str, key: str, redis_url: str, photo: bytes) -> Traces:
     refused = requests.get(f"{api}/v1/jobs", headers={"Authorization": f"Bearer {WRONG_KEY}"}, timeout=40)
     assert refused.status_code == 401
     broken = [
-        job({"url": f"{api}/live?X-Amz-Signature={TOKEN}"}),
+        job({"url": f"{host}/page?X-Amz-Signature={TOKEN}"}),
         job({"url": f"http://127.0.0.1:9/away.png?X-Amz-Signature={TOKEN}"}),
-        job({"url": f"{api}/nowhere?X-Amz-Signature={TOKEN}"}),
+        job({"url": f"{host}/nowhere?X-Amz-Signature={TOKEN}"}),
     ]
+    own = {"mode": "everything", "image": {"url": f"{api}/live?X-Amz-Signature={TOKEN}"}}
+    assert ask("POST", "/v1/jobs", json=own).json()["code"] == "url_not_allowed"
     wait_until(lambda: has_ended(good) and has_ended(broken[0]) and has_ended(broken[2]), 90, every_s=0.3)
     result = requests.get(f"{api}/v1/jobs/{good}/result", headers={"Authorization": f"Bearer {made}"}, timeout=40).text
     wait_until(lambda: '"given_up"' in ask("GET", f"/v1/jobs/{good}/deliveries").text, 60, every_s=0.3)
