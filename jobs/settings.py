@@ -106,7 +106,8 @@ class SharedSettings(BaseSettings):
     egress_allow_private: bool = False
     #: Private networks in which they may use plain http and any port, as in ``10.1.0.0/16,192.168.7.9``.
     egress_allow_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
-    #: Servers that they never reach, as ``host:port``, or ``host`` for all of its ports, besides Redis and S3.
+    #: Servers that they never reach, as ``host:port``, or ``host`` for all of its ports, besides Redis and S3.  Of a
+    #: Redis behind Sentinels only these are known from its URL.
     egress_deny: Annotated[tuple[Annotated[str, Field(pattern=DENIED)], ...], NoDecode] = ()
     #: Otherwise they may use only https, on these ports.
     egress_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = PUBLIC_PORTS
@@ -149,9 +150,8 @@ class SharedSettings(BaseSettings):
         """The service's own servers, which no image's URL and no webhook may lead to."""
         named = [urlsplit(f"//{entry}") for entry in self.egress_deny]
         denied = [Endpoint(one.hostname or "", range(one.port, one.port + 1) if one.port else None) for one in named]
-        redis = Endpoint.of_url(self.redis_url.get_secret_value(), 6379)
         s3 = Endpoint.of_url(self.s3_endpoint, 443 if self.s3_endpoint.startswith("https://") else 80)
-        return (*denied, *(one for one in (redis, s3) if one is not None))
+        return (*denied, *_redis_endpoints(self.redis_url.get_secret_value()), *([s3] if s3 else []))
 
     @property
     def address_rules(self) -> AddressRules:
@@ -420,6 +420,16 @@ class CourierSettings(SigningSettings, _HealthSettings):
                 "every tenant's. Make a new master secret."
             )
         return self
+
+
+def _redis_endpoints(url: str) -> tuple[Endpoint, ...]:
+    """Return the servers that a Redis URL names: one, several Sentinels, or none for a UNIX socket."""
+    if url.startswith("sentinel://"):
+        hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+        found = [Endpoint.of_url(f"//{host}", 26379) for host in hosts]
+    else:
+        found = [Endpoint.of_url(url, 6379)]
+    return tuple(one for one in found if one is not None)
 
 
 def model_name(model: str) -> str:

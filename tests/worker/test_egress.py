@@ -329,6 +329,19 @@ def test_the_services_own_servers_are_not_reached_whatever_else_is(sentinel: Sen
     assert sentinel.connections == 0
 
 
+def test_every_sentinel_that_is_named_is_one_of_the_services_own_servers() -> None:
+    settings = WorkerSettings(
+        redis_url="sentinel://worker:password@one:26379,two:26380,three/mymaster/0", s3_endpoint="", egress_deny="redis"
+    )
+
+    assert settings.own_endpoints == (
+        Endpoint("redis", None),
+        Endpoint("one", range(26379, 26380)),
+        Endpoint("two", range(26380, 26381)),
+        Endpoint("three", range(26379, 26380)),
+    )
+
+
 def test_this_machines_own_address_is_recognised(sentinel: Sentinel) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing; the system chooses the interface
