@@ -46,7 +46,11 @@ _timeout_option = click.option(
 @click.argument("photo")
 @spec_options
 @click.option("--model", help="One of the server's models.  [default: the first]")
-@click.option("--priority", type=click.Choice([str(priority) for priority in Priority]), help="[default: normal]")
+@click.option(
+    "--priority",
+    type=click.Choice([str(priority) for priority in Priority]),
+    help="interactive needs a key with the scope jobs:interactive.  [default: normal]",
+)
 @click.option("--start-deadline-s", type=int, help="Let the job expire unless it starts within this time.")
 @click.option("--run-timeout-s", type=int, help="Fail the job if one attempt runs longer.")
 @click.option("--webhook", "webhook_url", metavar="URL", help="The URL to send the job's webhooks to.")

@@ -42,8 +42,8 @@ def webhook_command() -> None:
     "secrets",
     multiple=True,
     type=Secret(),
-    envvar="MASKFLEET_WEBHOOK_SECRETS",
-    help="A secret to verify with; repeatable.  [default: MASKFLEET_WEBHOOK_SECRETS, else the server's for you]",
+    envvar="MASKFLEET_LISTEN_SECRETS",
+    help="A secret to verify with; repeatable.  [default: MASKFLEET_LISTEN_SECRETS, else the server's for you]",
 )
 @click.option(
     "--answer",

@@ -115,7 +115,7 @@ def test_failure_can_be_tried_out(listen: Listen) -> None:
 
 
 def test_secrets_come_from_the_environment(listen: Listen) -> None:
-    listening = listen(MASKFLEET_WEBHOOK_SECRETS=f"{OTHER_SECRET},{WEBHOOK_SECRET}")
+    listening = listen(MASKFLEET_LISTEN_SECRETS=f"{OTHER_SECRET},{WEBHOOK_SECRET}")
 
     assert listening.post(BODY, signed()) == 204
     assert "verified with 2 secret(s)" in listening.text
