@@ -326,7 +326,6 @@ class Laboratory:
             "MASKFLEET_STOP_GRACE_S": "2",
             "MASKFLEET_DRAIN_GRACE_S": "0.3",
             "MASKFLEET_TICK_S": "0.2",
-            "MASKFLEET_REPUBLISH_S": "3",
             "MASKFLEET_CANARY_S": "1",
             "MASKFLEET_READY_WITHIN_S": "6",
             "MASKFLEET_TORCH_THREADS": "1",
