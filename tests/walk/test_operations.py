@@ -53,6 +53,45 @@ def test_the_settings_are_read_and_have_the_defaults_that_are_told(document: str
         assert name in fields, name
 
 
+def test_each_setting_is_in_one_row_and_each_row_is_a_setting(document: str) -> None:
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([a-zA-Z, ]+) \|[^|]*\|", document, re.MULTILINE)
+    programs = {"API": ApiSettings, "worker": WorkerSettings, "courier": CourierSettings}
+    told: list[str] = []
+
+    for names, used_by in rows:
+        if used_by == "each job":
+            continue
+        for name in re.findall(r"\w+", names):
+            told.append(name)
+            readers = {program for program, settings in programs.items() if name in settings.model_fields}
+            assert readers >= set(used_by.split(", ")) - {"all"}, name
+            assert "all" not in used_by or readers == programs.keys(), name
+
+    assert sorted(told) == sorted({name for settings in programs.values() for name in settings.model_fields})
+
+
+def test_every_variable_in_a_document_is_read(repository: Path) -> None:
+    fields = {name for settings in (ApiSettings, WorkerSettings, CourierSettings) for name in settings.model_fields}
+    clients = {"api_url", "api_key", "listen_secrets"}
+    gone = {"webhook_secrets", "republish_s"}  # where they tell an operator what became of them
+    composed = {f"redis_password_{program}" for program in ("api", "worker", "courier", "operator")}
+    places = {
+        "README.md": clients,
+        "CHANGELOG.md": clients | gone,
+        "docs/*.md": clients | gone,
+        "docker-compose.yml": composed,
+        "deploy/*.yml": composed,
+        "deploy/*Dockerfile": set(),
+        "benchmarks/*.md": clients,
+        "examples/*.md": clients,
+    }
+
+    for pattern, others in places.items():
+        for path in repository.glob(pattern):
+            named = {name.lower() for name in re.findall(r"MASKFLEET_([A-Z0-9_]*[A-Z0-9])\b", path.read_text())}
+            assert named <= fields | others, path
+
+
 def test_the_rules_for_the_bucket_are_taken_by_a_real_s3(document: str, store_fields: dict[str, str]) -> None:
     rules = json.loads(re.findall(r"```json\n(.+?)```", document, re.DOTALL)[0])
     s3 = boto3.client(
