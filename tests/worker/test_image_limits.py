@@ -20,11 +20,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from maskfleet.jobs.errors import InvalidImage
+from maskfleet.jobs.errors import InvalidImage, NodeFault
 from maskfleet.jobs.schema.record import Status
 from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.image.decode import decode_photo
-from maskfleet.worker.image.sandbox import Sandbox
+from maskfleet.worker.image.sandbox import KNOWN_IMAGE, Sandbox
 from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REQUEST, SIZE
 from tests.waiting import wait_until
 from tests.worker.test_attempt import read, upload
@@ -33,6 +33,14 @@ from tests.worker.test_images import corners, written
 MAX_PIXELS = 20_000_000
 CRASHING = (sys.executable, "-m", "tests.worker.crashing_decoder")
 LEAKING = (sys.executable, "-m", "tests.worker.leaking_decoder")
+
+#: What the decoder responds to KNOWN_IMAGE: one black pixel.
+KNOWN_ANSWER = b"".join(
+    (
+        *(PART.pack(SIZE, 33), b'{"size_wh": [1, 1], "format": ""}'),
+        *(PART.pack(BAND, 0), PLACE.pack(0, 0, 1, 1), bytes(3), PART.pack(END, 0)),
+    )
+)
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory, and no /proc")
 
@@ -155,6 +163,13 @@ def test_a_decoder_that_hears_nothing_any_more_is_killed_and_the_next_image_deco
         wait_until(lambda: decoded(sandbox, written(corners(), "PNG")), 30)
 
 
+#: A program that responds to the known image as the decoder does, and to any other with its first argument.
+ANSWERING = f"""import sys
+data = sys.stdin.buffer.read({REQUEST.size} + 8)[{REQUEST.size}:]
+sys.stdout.buffer.write({KNOWN_ANSWER!r} if data == {KNOWN_IMAGE[:8]!r} else bytes.fromhex(sys.argv[1]))
+"""
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -168,9 +183,14 @@ def test_a_decoder_that_hears_nothing_any_more_is_killed_and_the_next_image_deco
     ],
 )
 def test_an_answer_that_makes_no_sense_is_a_crash(answer: bytes) -> None:
-    program = f"import sys; sys.stdin.buffer.read({REQUEST.size}); sys.stdout.buffer.write({answer!r})"
-    with closing(Sandbox((sys.executable, "-c", program))) as sandbox:
+    with closing(Sandbox((sys.executable, "-c", ANSWERING, answer.hex()))) as sandbox:
         assert fault_of(sandbox, b"an image") == "image_crashes_decoder"
+
+
+def test_a_decoder_that_never_makes_sense_is_the_nodes_fault() -> None:
+    program = f"import sys; sys.stdin.buffer.read({REQUEST.size}); sys.stdout.buffer.write(b'?' * 100)"
+    with closing(Sandbox((sys.executable, "-c", program))) as sandbox, pytest.raises(NodeFault, match="decoder_broken"):
+        sandbox.decode(b"an image", MAX_PIXELS)
 
 
 @only_linux

@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 from transformers import AutoProcessor
 
-from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
+from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest, NodeFault
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
@@ -232,7 +232,6 @@ def test_masks_are_fetched_from_uploads_and_from_buckets(bench: Workbench) -> No
 @pytest.mark.parametrize(
     ("source", "code"),
     [
-        ({"upload_id": "upl_" + "1" * 32}, "mask_input_not_found"),
         ({"s3_uri": f"s3://{PHOTOS_BUCKET}/no-such.npy"}, "mask_input_not_found"),
         ({"job_id": "job_" + "1" * 32, "mask": 0}, "mask_input_not_found"),
         ({"s3_uri": "s3://elsewhere/mask.npy"}, "bucket_not_allowed"),
@@ -243,6 +242,14 @@ def test_masks_that_cannot_be_had_are_refused(bench: Workbench, source: dict[str
         fetch_mask_inputs(_masked(None, source), "ant", bench.store, bench.settings)
 
     assert refused.value.code == code
+
+
+def test_an_uploaded_mask_that_is_gone_is_looked_for_by_another_node_first(bench: Workbench) -> None:
+    with pytest.raises(NodeFault) as fault:
+        fetch_mask_inputs(_masked(None, {"upload_id": "upl_" + "1" * 32}), "ant", bench.store, bench.settings)
+
+    assert isinstance(fault.value.verdict, InvalidPrompt)
+    assert fault.value.verdict.code == "mask_input_not_found"
 
 
 def test_a_mask_that_the_job_did_not_write_is_not_found(bench: Workbench, repository: Path) -> None:
