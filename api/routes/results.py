@@ -69,7 +69,9 @@ def _manifest(job_id: str) -> Manifest:
         manifest = Manifest.model_validate_json(current_services().store.read(record.result.manifest_key))
     except NotFound as error:
         raise NotFound(
-            "result_not_found", "The result is no longer in the store; results are kept for a limited time."
+            "result_not_found",
+            "The result is no longer in the store; results are kept for a limited time. To have it again, send the job "
+            "again as a new one, with a new Idempotency-Key: a job that succeeded keeps nothing to be run from.",
         ) from error
     except ValidationError as error:
         raise RecordUnreadable("result") from error

@@ -73,7 +73,9 @@ def test_a_result_that_the_bucket_has_dropped_is_not_found(apiary: Caller, ledge
     gone = ResultSummary(prefix="gone", manifest_key="gone/manifest.json", masks=0, best_score=None, metrics=Metrics())
     ledger.succeed(claim(job_id, ledger), gone)
 
-    check_problem(apiary.get(f"/v1/jobs/{job_id}/result"), 404, "result_not_found")
+    problem = check_problem(apiary.get(f"/v1/jobs/{job_id}/result"), 404, "result_not_found")
+
+    assert "send the job again as a new one" in problem.detail
 
 
 def test_an_image_is_uploaded_and_then_named_in_a_job(apiary: Caller, bakery: Caller) -> None:
