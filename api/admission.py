@@ -79,6 +79,7 @@ def admit_job(
         webhook=spec.webhook or services.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
         body_digest=_digest(spec_json) if idempotency_key else "",
+        bucket=services.store.bucket,
     )
     reservation = None
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
@@ -119,6 +120,7 @@ def admit_batch(
         idempotency_key=idempotency_key,
         body_digest=_digest("batch", webhook_json, *specs_json) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
+        bucket=services.store.bucket,
     )
     reservation = None
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):

@@ -12,7 +12,7 @@ from functools import partial
 import requests
 from structlog.contextvars import bound_contextvars
 
-from maskfleet.jobs.errors import AttemptFailed, JobError, NodeFault, QueueUnavailable
+from maskfleet.jobs.errors import AttemptFailed, JobError, NodeFault, QueueUnavailable, StoreMisconfigured
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.logs import get_logger
@@ -107,6 +107,8 @@ def _ring(bench: Workbench, queue: str, jobs: int = 1) -> None:
 
 
 def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
+    if record.bucket not in ("", bench.store.bucket):
+        raise StoreMisconfigured("a worker has another bucket than the API.")
     if record.fence > 1 and (done := earlier_result(record, bench.store)):
         return done
     started = time.monotonic()

@@ -257,6 +257,7 @@ class Ledger:
             "webhook_events": ",".join(jobs.webhook.events) if jobs.webhook else "",
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
+            "bucket": jobs.bucket,
             "summary": SpecSummary.model_validate_json(jobs.specs_json[0]).model_dump_json(exclude_defaults=True),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,

@@ -82,7 +82,7 @@ class NewJobs:
     """Jobs to be recorded in one step: one, or those of a batch.
 
     specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
-    the header.
+    the header.  bucket: the service's own, as the program that records them has it; empty if it has none.
     """
 
     tenant: str
@@ -93,6 +93,7 @@ class NewJobs:
     idempotency_key: str = ""
     body_digest: str = ""
     batch: NewBatch | None = None
+    bucket: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,8 @@ class JobRecord:
     #: Grows with every change that matters to event streams.
     version: int
     batch_id: str | None
+    #: The service's own bucket, as the API has it; empty where only what is shown was read, and in older records.
+    bucket: str
 
     #: The fields that everything but ``spec`` is made from.
     SHOWN: ClassVar[tuple[str, ...]] = (
@@ -256,6 +258,7 @@ class JobRecord:
             result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,
             version=int(fields.get("version", 1)),
             batch_id=fields.get("batch"),
+            bucket=fields.get("bucket", ""),
         )
 
     @cached_property

@@ -124,7 +124,9 @@ class FullLedger:
 
     def _create(self, name: str, *, host: str = "", key: str = "", start_deadline_s: int = DAY_S) -> str:
         webhook = Webhook(url=f"https://{host}.example.com/hook", events=tuple(EventName)) if host else None
-        job = NewJobs(TENANT, QUEUE, (SPEC % name,), start_deadline_s, webhook, key, "digest" if key else "")
+        job = NewJobs(
+            TENANT, QUEUE, (SPEC % name,), start_deadline_s, webhook, key, "digest" if key else "", bucket="b"
+        )
         return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 
     def _claim(self, job_id: str, lease_s: float = 600) -> JobRecord:

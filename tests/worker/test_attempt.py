@@ -40,9 +40,9 @@ QUEUE = "sam.sam-demo.normal"
 SLOW = {"mode": "everything", "params": {"points_per_batch": 1}}
 
 
-def create(bench: Workbench, image: dict[str, str], **fields: object) -> str:
+def create(bench: Workbench, image: dict[str, str], *, bucket: str = "", **fields: object) -> str:
     spec = json.dumps({**({} if "mode" in fields else BOX), **fields, "image": image})
-    job = NewJobs(tenant="ant", queue=QUEUE, specs_json=(spec,), start_deadline_s=60)
+    job = NewJobs(tenant="ant", queue=QUEUE, specs_json=(spec,), start_deadline_s=60, bucket=bucket)
     return bench.ledger.create(job, max_in_flight=100, idempotency_ttl_s=60).id
 
 
@@ -371,6 +371,24 @@ def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(
         (Status.QUEUED, 2, None),
         (Status.FAILED, 3, "source_unavailable"),
     ]
+
+
+def test_a_node_with_another_bucket_than_the_api_writes_nothing_and_hands_the_job_back(
+    bench: Workbench, coins: bytes, store_fields: dict[str, str]
+) -> None:
+    elsewhere = Store(SharedSettings(**{**store_fields, "bucket": PHOTOS_BUCKET}))
+    before = {one.key for one in elsewhere.listed("")}
+    upload_id = bench.store.put_upload("ant", coins, "image/png")
+    elsewhere.put_upload("ant", coins, "image/png")  # there by chance: nothing but the bucket's name tells them apart
+    job_id = create(bench, {"upload_id": upload_id}, bucket=bench.store.bucket)
+
+    attempt_due(dataclasses.replace(bench, store=elsewhere))
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    assert [attempt.outcome for attempt in bench.ledger.attempts(job_id)] == ["store_misconfigured"]
+    attempt_due(other_node(bench))
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+    assert {one.key for one in elsewhere.listed("results/ant/")} <= before
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 -- ARGV: JSON, job id, spec, job id, spec, …
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
---   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
+--   bucket (the service's; '' for unknown), idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
 --   queues that are drained before this one), weights (tenant → its share),
@@ -107,6 +107,10 @@ if new.webhook_url ~= '' then shared = {'webhook_url', new.webhook_url, 'webhook
 if batch then
   table.insert(shared, 'batch')
   table.insert(shared, id)
+end
+if (new.bucket or '') ~= '' then
+  table.insert(shared, 'bucket')
+  table.insert(shared, new.bucket)
 end
 
 -- Record a job in state queued.  place: its number among those of this call.
