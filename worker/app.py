@@ -120,6 +120,7 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
     client = connect(settings)
     return Workbench(
         ledger=Ledger(client, settings.retention_s, settings.tenant_weights),
+        worker_registry=WorkerRegistry(client),
         bells=Bells(client, Publisher(settings)),
         store=Store(settings),
         egress=egress_session(

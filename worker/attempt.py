@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 from maskfleet.jobs.errors import AttemptFailed, JobError, NodeFault, QueueUnavailable, StoreMisconfigured
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Reply
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import Bells
 from maskfleet.jobs.queue import model_queues
@@ -39,6 +40,8 @@ logger = get_logger()
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 #: How long to retry recording a job's outcome while Redis is unavailable; a worker has nothing else to do then.
 FINISH_PATIENCE_S = 900.0
+#: For so long a job that this node handed back for its own fault is left to the other nodes, once it is due again.
+AVOID_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Workbench:
     """What a worker process holds between jobs.  segment: holds the model, and is the only part that needs torch."""
 
     ledger: Ledger
+    worker_registry: WorkerRegistry
     bells: Bells
     store: Store
     egress: requests.Session
@@ -139,10 +143,14 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
     ledger = bench.ledger
     patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
     agreed = isinstance(error, NodeFault) and _another_node_met(error.code, record, ledger)
+    alone = isinstance(error, NodeFault) and _is_alone(bench)
     jitter = random.random()  # noqa: S311 (spreads retries; no secret)
     match decide(error, record.attempt, record.tried_for_s, patience, jitter, agreed=agreed):
         case TryAgain(delay_s, charged):
-            back = partial(ledger.release, record, delay_s=delay_s, charged=charged, outcome=error.code)
+            avoid_s = AVOID_S if isinstance(error, NodeFault) and not alone else 0.0
+            back = partial(
+                ledger.release, record, delay_s=delay_s, charged=charged, outcome=error.code, avoid_s=avoid_s
+            )
             _end(back, "job_released", code=error.code, charged=charged)
         case GiveUp(code, detail):
             _end(partial(ledger.fail, record, code, detail), "job_failed", code=code)
@@ -156,6 +164,14 @@ def _another_node_met(code: str, record: JobRecord, ledger: Ledger) -> bool:
         return False
     since = utc_time(record.started_ms or 0)
     return any(one.outcome == code and one.worker != record.worker and one.started_at >= since for one in attempts)
+
+
+def _is_alone(bench: Workbench) -> bool:
+    """Return whether no other node takes jobs of this model."""
+    try:
+        return bench.worker_registry.serving(bench.settings.model_name) <= 1  # itself, once it has announced itself
+    except QueueUnavailable:
+        return False
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:

@@ -447,14 +447,18 @@ class Ledger:
             self._redis.hincrby("mf:totals", "fenced", 1)
         return Reply.FENCED
 
-    def release(self, record: JobRecord, *, delay_s: float, charged: bool, outcome: str = "released") -> Reply:
+    def release(
+        self, record: JobRecord, *, delay_s: float, charged: bool, outcome: str = "released", avoid_s: float = 0
+    ) -> Reply:
         """Hand a job back, to be retried after ``delay_s``; ``charged``: whether the attempt counts.
 
+        avoid_s: for so long after the delay, another worker takes it, not this one.
         Returns CANCELED when its cancellation was requested: then it has ended.
         """
         claim = (record.id, record.fence, record.token)
         with redis_errors():
-            return Reply(self._release(args=[*claim, int(delay_s * 1000), int(charged), outcome, self._retention_ms]))
+            due = (int(delay_s * 1000), int(charged), outcome, self._retention_ms, int(avoid_s * 1000))
+            return Reply(self._release(args=[*claim, *due]))
 
     def drain(self, node: str, grace_s: float) -> None:
         """Let a node claim nothing more, and have its running jobs handed back after ``grace_s``."""

@@ -56,7 +56,7 @@ class FullLedger:
         self._batch("open", 3)
         self._batch("complete", 1)
         released = self._claim(self._create("released"))
-        self._ledger.release(released, delay_s=0, charged=True, outcome="store_unavailable")
+        self._ledger.release(released, delay_s=0, charged=True, outcome="store_unavailable", avoid_s=30)
         self._send_webhooks()
         KeyStore(self._client).create(TENANT, [Scope.READ], lifetime_s=90 * DAY_S)
         WorkerRegistry(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))

@@ -157,6 +157,36 @@ def test_a_job_that_is_handed_back_behind_twenty_thousand_is_claimed_next(
     assert (place and place.ahead, claimed(ledger).id) == (0, record.id)
 
 
+def test_a_job_that_a_node_hands_back_for_its_own_fault_is_left_to_the_others_for_a_while(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    create(ledger, "ant", 2)
+    faulty = claimed(ledger)
+    ledger.release(faulty, delay_s=0, charged=False, avoid_s=30)
+
+    other = claimed(ledger)
+    left = claim_next(ledger)
+    taken = ledger.claim_next(QUEUES, "another", lease_s=600, max_attempts=3).record
+
+    assert other.id != faulty.id
+    assert left.record is None
+    assert taken is not None
+    assert taken.id == faulty.id
+    ledger.release(taken, delay_s=0, charged=False)
+    redis_client.hset(f"mf:job:{faulty.id}", "avoid", "1 node")  # the time is over
+    assert claimed(ledger).id == faulty.id
+
+
+def test_a_node_that_leaves_many_jobs_to_others_still_finds_the_next(ledger: Ledger) -> None:
+    create(ledger, "ant", 30)
+    for record in [claimed(ledger) for _ in range(30)]:
+        ledger.release(record, delay_s=0, charged=False, avoid_s=30)
+    [waiting] = create(ledger, "bee")
+
+    assert claimed(ledger).id == waiting
+    assert claim_next(ledger).record is None
+
+
 # Bells.
 
 

@@ -12,6 +12,7 @@ import redis
 import torch
 
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, ImageSource, PointJob
 from maskfleet.jobs.settings import WorkerSettings
@@ -100,6 +101,7 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def bench(
     ledger: Ledger,
+    worker_registry: WorkerRegistry,
     store: Store,
     sandbox: Sandbox,
     model: SegmentationModel,
@@ -109,4 +111,5 @@ def bench(
     """What a worker process holds."""
     segment = partial(segment_and_format, model)
     bells = Bells(redis_client, Publisher(worker_settings))
-    return Workbench(ledger, bells, store, egress_session(allow_private=True), sandbox, segment, worker_settings)
+    egress = egress_session(allow_private=True)
+    return Workbench(ledger, worker_registry, bells, store, egress, sandbox, segment, worker_settings)

@@ -35,11 +35,18 @@ if redis.call('EXISTS', draining_key(worker)) == 1 then return {'none'} end
 
 local weights = cjson.decode(ARGV[6])
 
--- Claim a job; return whether it could be claimed.  of: its tenant, if it waited in turn.
+-- Whether a job is left to other workers: this one has just handed it back for a fault of its own.
+local function is_avoided(avoid)
+  local until_ms, node = string.match(avoid or '', '^(%d+) (.*)$')
+  return node == worker and tonumber(until_ms) > now
+end
+
+-- Claim a job; return whether it could be claimed, nil for one that is left to other workers.  of: its tenant, if it waited
+-- in turn.
 local function claim(id, queue, of)
   local key = job_key(id)
   local job = redis.call('HMGET', key, 'status', 'attempt', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch', 'cancel',
-    'fence', 'version', 'started_ms')
+    'fence', 'version', 'started_ms', 'avoid')
   local attempt, tenant = tonumber(job[2]), job[3] or of or ''
   if job[1] ~= 'queued' then  -- its record is gone: nothing else takes it out of the lists
     leave_queue(queue, tenant, id)
@@ -60,6 +67,7 @@ local function claim(id, queue, of)
     exhaust(id, attempt, now, retention_ms)
     return false
   end
+  if is_avoided(job[12]) then return nil end
 
   redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', token,
     'started_ms', job[11] or now, 'attempt', attempt + 1, 'fence', job[9] + 1, 'version', (job[10] or 1) + 1)
@@ -83,12 +91,14 @@ end
 
 local ended = 0
 for i = 7, #ARGV do
-  local id, tenant = next_job(ARGV[i], now)
+  local passed = 0
+  local id, tenant = next_job(ARGV[i], now, passed)
   while id do
-    if claim(id, ARGV[i], tenant) then return claimed(id) end
-    ended = ended + 1
+    local is_claimed = claim(id, ARGV[i], tenant)
+    if is_claimed then return claimed(id) end
+    if is_claimed == nil then passed = passed + 1 else ended = ended + 1 end
     if ended == MOST_ENDED then return {'again'} end
-    id, tenant = next_job(ARGV[i], now)
+    id, tenant = next_job(ARGV[i], now, passed)
   end
 end
 return {'none'}

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- RELEASE: hand a job back, to be claimed again once delay_ms have passed; one that is to be canceled ends instead.
--- ARGV: id, fence, token, delay_ms, charged ('1': the attempt counts), outcome (why), retention_ms
+-- ARGV: id, fence, token, delay_ms, charged ('1': the attempt counts), outcome (why), retention_ms,
+--       avoid_ms (for so long after the delay, its worker is not given it again; 0 for not at all)
 -- Returns 'ok' | 'canceled' (it has ended) | 'fenced'
 -- requires: keys, jobs
 local id = ARGV[1]
@@ -8,4 +9,9 @@ local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
 if not is_held(job, ARGV[2], ARGV[3]) then return fenced() end
 if ARGV[5] ~= '1' then redis.call('HINCRBY', job_key(id), 'attempt', -1) end
 local now = now_ms()
-return hand_back(id, ARGV[6], now, now + ARGV[4], ARGV[7]) and 'ok' or 'canceled'
+local due, avoid_ms = now + ARGV[4], tonumber(ARGV[8] or 0)
+if avoid_ms > 0 then
+  local worker = redis.call('HGET', job_key(id), 'worker') or ''
+  redis.call('HSET', job_key(id), 'avoid', string.format('%.0f %s', due + avoid_ms, worker))
+end
+return hand_back(id, ARGV[6], now, due, ARGV[7]) and 'ok' or 'canceled'

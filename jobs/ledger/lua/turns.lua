@@ -7,6 +7,8 @@
 
 -- The most tenants whose jobs are counted for a place; beyond that it is extrapolated.
 local TENANTS_COUNTED = 32
+-- The most jobs that were handed back and that one claim leaves to other workers; with more, it looks at no further ones.
+local MOST_PASSED = 20
 
 local function weight_of(weights, tenant) return tonumber(weights[tenant]) or 1 end
 
@@ -43,10 +45,12 @@ local function charge_turn(queue, tenant, weights)
   redis.call('ZADD', turns_key(queue), 'XX', 'INCR', 1 / weight_of(weights, tenant), tenant)
 end
 
--- The job to be claimed next; nil for none.
-local function next_job(queue, now)
-  local returned = redis.call('ZRANGEBYSCORE', returned_key(queue), '-inf', now, 'LIMIT', 0, 1)
-  if returned[1] then return returned[1] end
+-- The job to be claimed next; nil for none.  passed: how many that were handed back are left to other workers.
+local function next_job(queue, now, passed)
+  if passed < MOST_PASSED then
+    local returned = redis.call('ZRANGEBYSCORE', returned_key(queue), '-inf', now, 'LIMIT', passed, 1)
+    if returned[1] then return returned[1] end
+  end
   while true do
     local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
     if not tenant then return nil end
