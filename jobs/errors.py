@@ -25,6 +25,7 @@
         ├── LedgerVersion        the data in Redis has another version; an operator must act
         ├── NodeFault            perhaps this node's own fault: another node tries, uncharged
         │   ├── StoreMisconfigured  the store refuses this program's credentials, clock or bucket
+        │   ├── SourceUnreachable   source_unreachable: this node could not connect to the image's host
         │   └── RecordUnreadable    a record that this version cannot read
         ├── StoreUnavailable     S3 did not respond
         ├── SourceUnavailable    the image's own host did not respond
@@ -389,6 +390,18 @@ class SourceUnavailable(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("source_unavailable", detail)
+
+
+class SourceUnreachable(NodeFault):
+    """This node could not connect to the image's host: the host is down, or the node's network is.
+
+    A caller can name a host that is down, so it does not count against the node.
+    """
+
+    def __init__(self, host: str) -> None:
+        verdict = SourceUnavailable("The image's host could not be reached, or did not respond in time.")
+        super().__init__("source_unreachable", verdict.detail, verdict=verdict, counts=False)
+        self.host = host
 
 
 class BacklogFull(ServiceError):

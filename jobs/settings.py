@@ -364,12 +364,23 @@ class WorkerSettings(_HealthSettings):
     node_faults: int = Field(3, ge=0)
     #: How long it waits before the first self-test; twice as long before each further one, up to 300 s.
     probe_s: float = Field(5.0, gt=0)
+    #: A URL of a host that is always up: a worker that cannot reach it takes no jobs until it can.  Empty: not tested.
+    egress_probe_url: str = ""
     #: How long Celery waits for a child process to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     fetch_timeout_s: float = Field(60.0, gt=0)
     #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
+
+    @model_validator(mode="after")
+    def _probe_is_allowed(self) -> Self:
+        if self.egress_probe_url:
+            try:
+                check_url(self.egress_probe_url, self.address_rules)
+            except AddressRefused as error:
+                raise ValueError(f"egress_probe_url is not a URL that workers may reach: {error.detail}") from error
+        return self
 
     @property
     def own_endpoints(self) -> tuple[Endpoint, ...]:

@@ -12,7 +12,14 @@ from functools import partial
 import requests
 from structlog.contextvars import bound_contextvars
 
-from maskfleet.jobs.errors import AttemptFailed, JobError, NodeFault, QueueUnavailable, StoreMisconfigured
+from maskfleet.jobs.errors import (
+    AttemptFailed,
+    JobError,
+    NodeFault,
+    QueueUnavailable,
+    SourceUnreachable,
+    StoreMisconfigured,
+)
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.ledger.workers import WorkerRegistry
@@ -144,10 +151,12 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
     patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
     agreed = isinstance(error, NodeFault) and _another_node_met(error.code, record, ledger)
     alone = isinstance(error, NodeFault) and _is_alone(bench)
+    # Unlike a node's other faults it is as likely the host's: once nobody does better, it has the usual attempts.
+    judged = error.verdict if isinstance(error, SourceUnreachable) and (agreed or alone) else error
     jitter = random.random()  # noqa: S311 (spreads retries; no secret)
-    match decide(error, record.attempt, record.tried_for_s, patience, jitter, agreed=agreed):
+    match decide(judged, record.attempt, record.tried_for_s, patience, jitter, agreed=agreed):
         case TryAgain(delay_s, charged):
-            avoid_s = AVOID_S if isinstance(error, NodeFault) and not alone else 0.0
+            avoid_s = AVOID_S if isinstance(judged, NodeFault) and not alone else 0.0
             back = partial(
                 ledger.release, record, delay_s=delay_s, charged=charged, outcome=error.code, avoid_s=avoid_s
             )

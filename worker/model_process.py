@@ -43,7 +43,7 @@ class WorkerChild:
         from maskfleet.worker.node.self_test import self_test  # not in the node's parent process, which needs no numpy
 
         settings = bench.settings
-        test = partial(self_test, bench.store, worker_registry, settings)
+        test = partial(self_test, bench.store, worker_registry, settings, bench.egress)
         self._fitness = Fitness(
             test, worker_registry, settings.node, limit=settings.node_faults, probe_s=settings.probe_s
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
+from urllib3.exceptions import ProtocolError
 
 from maskfleet.jobs.addresses import AddressRefused
-from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NodeFault, NotFound, SourceUnavailable
+from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, NodeFault, NotFound, SourceUnavailable, SourceUnreachable
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.spec import ImageSource
@@ -148,12 +150,23 @@ def _follow(url: str, egress: requests.Session, deadline: float) -> requests.Res
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise requests.Timeout
-        response = egress.get(url, stream=True, timeout=left_s)
+        try:
+            response = egress.get(url, stream=True, timeout=left_s)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            if _responded(error):
+                raise
+            raise SourceUnreachable(urlsplit(url).hostname or "") from error
         if not response.is_redirect:
             return response
         response.close()  # without reading its body, which may be of any length
         url = urljoin(url, response.headers["Location"])
     raise InvalidImage("url_redirects", "The image URL redirects too many times.")
+
+
+def _responded(error: requests.RequestException) -> bool:
+    """Return whether something accepted the connection, and what it sent is no HTTP response."""
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, ProtocolError) and any(isinstance(part, HTTPException) for part in cause.args)
 
 
 def _check_status(response: requests.Response) -> None:

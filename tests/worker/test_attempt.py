@@ -22,6 +22,7 @@ from PIL import Image
 from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
+from maskfleet.jobs.ledger.workers import WorkerSeen
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import ImageValues, JobRecord, ProgressView, ResultSummary
 from maskfleet.jobs.settings import SharedSettings
@@ -371,6 +372,67 @@ def test_a_host_that_fails_is_asked_again_and_then_the_job_fails(
         (Status.QUEUED, 2, None),
         (Status.FAILED, 3, "source_unavailable"),
     ]
+
+
+def nowhere(*_: object, **__: object) -> list[tuple[object, ...]]:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+@pytest.fixture
+def blocked(bench: Workbench) -> Workbench:
+    """A node whose network lets it reach no other host."""
+    return dataclasses.replace(bench, egress=egress_session(allow_private=True, resolve=nowhere))
+
+
+def announce(bench: Workbench, *nodes: str) -> None:
+    for node in nodes:
+        bench.worker_registry.announce(WorkerSeen(node, bench.settings.model_name, "cpu", 1, 0))
+
+
+def test_a_node_that_reaches_no_host_hands_the_job_to_another_uncharged(
+    bench: Workbench, blocked: Workbench, host: str
+) -> None:
+    announce(bench, bench.settings.node, "node-2")
+    job_id, noted = create(bench, {"url": host + "/photo"}), []
+
+    attempt_due(blocked, noted.append)
+    assert (read(bench, job_id).status, read(bench, job_id).attempt) == (Status.QUEUED, 0)
+    attempt_due(blocked, noted.append)  # it is not given the job again
+    attempt_due(other_node(bench), noted.append)
+
+    assert read(bench, job_id).status is Status.SUCCEEDED
+    assert [error and error.code for error in noted] == ["source_unreachable", None]
+
+
+def test_a_host_that_no_node_reaches_has_the_usual_attempts_but_for_the_first(
+    bench: Workbench, blocked: Workbench
+) -> None:
+    announce(bench, bench.settings.node, "node-2")
+    job_id = create(bench, {"url": "http://down.example/photo"})
+
+    seen = []
+    attempt_due(blocked)
+    for _ in range(bench.settings.max_attempts):
+        attempt_due(other_node(blocked))
+        record = read(bench, job_id)
+        seen.append((record.status, record.attempt, record.error.code if record.error else None))
+
+    assert seen == [
+        (Status.QUEUED, 1, None),
+        (Status.QUEUED, 2, None),
+        (Status.FAILED, 3, "source_unavailable"),
+    ]
+
+
+def test_a_host_that_the_only_node_does_not_reach_has_the_usual_attempts(bench: Workbench, blocked: Workbench) -> None:
+    announce(bench, bench.settings.node)
+    job_id = create(bench, {"url": "http://down.example/photo"})
+
+    for _ in range(bench.settings.max_attempts):
+        attempt_due(blocked)
+
+    record = read(bench, job_id)
+    assert (record.status, record.error and record.error.code) == (Status.FAILED, "source_unavailable")
 
 
 def test_a_node_with_another_bucket_than_the_api_writes_nothing_and_hands_the_job_back(

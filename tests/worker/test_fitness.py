@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from maskfleet.jobs.errors import InvalidImage, JobError, NodeFault, StoreMisconfigured, StoreUnavailable
+from maskfleet.jobs.errors import (
+    InvalidImage,
+    JobError,
+    NodeFault,
+    SourceUnreachable,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.settings import SharedSettings, WorkerSettings
 from maskfleet.jobs.storage import Store
+from maskfleet.worker.egress import egress_session
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.node.fitness import Fitness
 from maskfleet.worker.node.health import why_not_ready
@@ -76,6 +85,7 @@ def test_a_node_withdraws_after_so_many_faults_in_a_row_and_not_before(
         StoreUnavailable(),
         InvalidImage("not_an_image", "No image."),
         NodeFault("record_unreadable", "Newer.", counts=False),
+        SourceUnreachable("down.example"),
     ],
 )
 def test_outages_and_what_callers_can_cause_never_have_a_node_withdraw(
@@ -181,7 +191,7 @@ def test_a_node_that_has_withdrawn_is_not_ready_and_counts_for_nothing(worker_re
 def test_a_well_node_passes_its_test_and_leaves_nothing_behind(
     store: Store, worker_registry: WorkerRegistry, worker_settings: WorkerSettings
 ) -> None:
-    self_test(store, worker_registry, worker_settings)
+    self_test(store, worker_registry, worker_settings, egress_session(allow_private=True))
 
     assert list(store.listed("results/self-test/")) == []
 
@@ -196,7 +206,56 @@ def test_a_node_that_the_store_refuses_fails_its_test(
     wrong: dict[str, str],
 ) -> None:
     with pytest.raises(StoreMisconfigured):
-        self_test(Store(SharedSettings(**{**store_fields, **wrong})), worker_registry, worker_settings)
+        self_test(
+            Store(SharedSettings(**{**store_fields, **wrong})),
+            worker_registry,
+            worker_settings,
+            egress_session(allow_private=True),
+        )
+
+
+def test_a_node_whose_network_is_blocked_fails_its_test_where_a_probe_is_set(
+    store: Store, worker_registry: WorkerRegistry, worker_settings: WorkerSettings, store_fields: dict[str, str]
+) -> None:
+    def nothing(*_: object, **__: object) -> list[tuple[object, ...]]:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    probing = worker_settings.model_copy(update={"egress_probe_url": "https://probe.example/"})
+    blocked = egress_session(allow_private=False, resolve=nothing)
+
+    self_test(store, worker_registry, worker_settings, blocked)
+    with pytest.raises(NodeFault, match="egress_blocked"):
+        self_test(store, worker_registry, probing, blocked)
+    reachable = worker_settings.model_copy(
+        update={"egress_probe_url": store_fields["s3_endpoint"]}
+    )  # it responds 403, which is enough
+    self_test(store, worker_registry, reachable, egress_session(allow_private=True))
+
+
+def test_a_probe_that_workers_may_not_reach_stops_the_start() -> None:
+    with pytest.raises(ValueError, match="egress_probe_url"):
+        WorkerSettings(egress_probe_url="https://10.0.0.1/")
+
+
+def test_hosts_that_are_not_reached_lead_to_a_test_and_to_a_withdrawal_only_if_it_fails(
+    make: Callable[..., Fitness], machine: Machine
+) -> None:
+    fitness = make(probe_s=60)
+
+    for host in ("a.example", "a.example", "b.example", "a.example"):
+        fitness.note(SourceUnreachable(host))
+    assert machine.tests == 0
+    fitness.note(None)
+    fitness.note(SourceUnreachable("c.example"))
+    assert machine.tests == 1
+    assert is_fit(fitness)
+
+    machine.wrong = NodeFault("egress_blocked", "Nothing is reached.")
+    for host in ("a.example", "b.example", "c.example"):
+        fitness.note(SourceUnreachable(host))
+
+    assert not is_fit(fitness)
+    assert "egress_blocked" in fitness.fault
 
 
 def test_a_decoder_that_decodes_nothing_is_no_fault_of_an_image(coins: bytes) -> None:

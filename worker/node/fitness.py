@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from maskfleet.jobs.errors import JobError, NodeFault, QueueUnavailable, ServiceError
+from maskfleet.jobs.errors import JobError, NodeFault, QueueUnavailable, ServiceError, SourceUnreachable
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 
@@ -16,6 +16,8 @@ logger = get_logger()
 LONGEST_PROBE_S = 300.0
 #: How often a node that has withdrawn checks whether it is to shut down.
 POLL_S = 0.5
+#: A node that could not reach so many different hosts of images since its last test tests itself.
+UNREACHED_HOSTS = 3
 
 
 class Fitness:
@@ -35,6 +37,7 @@ class Fitness:
         self._limit = limit
         self._probe_s = probe_s
         self._faults = 0
+        self._unreached: set[str] = set()
         self._fault: NodeFault | None = None
         self._fit = threading.Event()
         self._fit.set()
@@ -50,18 +53,15 @@ class Fitness:
         """Test the node before its first job."""
         with suppress(QueueUnavailable):
             self._faults = self._worker_registry.faults(self._node)
-        try:
-            self._test()
-        except NodeFault as fault:
-            self._withdraw(fault)
-        except ServiceError as error:  # an outage: jobs meet it, too, and are not charged
-            logger.warning("self_test_broke_off", code=error.code)
+        self._withdraw_if_unfit()
 
     def note(self, error: JobError | None) -> None:
         """Note how an attempt went: None if it got as far as its job's own outcome."""
         if not self._limit or (error is not None and not isinstance(error, NodeFault)):
             return
-        if error is None:
+        if isinstance(error, SourceUnreachable):
+            self._note_unreached(error.host)
+        elif error is None:
             self._count(0)
         elif error.counts:
             self._count(self._faults + 1)
@@ -78,6 +78,25 @@ class Fitness:
     def close(self) -> None:
         """End the tests."""
         self._over.set()
+
+    def _note_unreached(self, host: str) -> None:
+        """Test the node when it reaches nobody; callers can provoke that, so a test is all it leads to.
+
+        Jobs in between that need no other host say nothing of the network, so they do not start the count over.
+        """
+        self._unreached.add(host)
+        if len(self._unreached) >= UNREACHED_HOSTS:
+            logger.warning("hosts_not_reached", hosts=len(self._unreached))
+            self._unreached.clear()
+            self._withdraw_if_unfit()
+
+    def _withdraw_if_unfit(self) -> None:
+        try:
+            self._test()
+        except NodeFault as fault:
+            self._withdraw(fault)
+        except ServiceError as error:  # an outage: jobs meet it, too, and are not charged
+            logger.warning("self_test_broke_off", code=error.code)
 
     def _count(self, faults: int) -> None:
         if faults != self._faults:

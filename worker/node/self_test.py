@@ -1,9 +1,13 @@
-"""Whether a node can do its part of a job: reach its own store, tell the time, and decode an image."""
+"""Whether a node can do its part of a job: reach its own store and the internet, tell the time, and decode an image."""
 
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
+import requests
+
+from maskfleet.jobs.addresses import AddressRefused
 from maskfleet.jobs.errors import NodeFault, NotFound, StoreMisconfigured
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.settings import WorkerSettings
@@ -12,9 +16,13 @@ from maskfleet.worker.image.sandbox import KNOWN_IMAGE, Sandbox
 
 #: A clock that is off by more against two others is wrong; a job takes about so long.
 MAX_CLOCK_OFF_S = 60.0
+#: How long the host of ``egress_probe_url`` may take to respond.
+EGRESS_PROBE_S = 10.0
 
 
-def self_test(store: Store, worker_registry: WorkerRegistry, settings: WorkerSettings) -> None:
+def self_test(
+    store: Store, worker_registry: WorkerRegistry, settings: WorkerSettings, egress: requests.Session
+) -> None:
     """Raise NodeFault if this node would fail jobs that others can do.
 
     Raises StoreUnavailable or QueueUnavailable if that cannot be told now.
@@ -23,6 +31,8 @@ def self_test(store: Store, worker_registry: WorkerRegistry, settings: WorkerSet
     _test_store(store, settings.node)
     _test_clock(store, worker_registry)
     _test_decoder()
+    if settings.egress_probe_url:
+        _test_egress(settings.egress_probe_url, egress)
 
 
 def _test_store(store: Store, node: str) -> None:
@@ -57,3 +67,14 @@ def _test_decoder() -> None:
         sandbox.decode(KNOWN_IMAGE, 1)
     finally:
         sandbox.close()
+
+
+def _test_egress(url: str, egress: requests.Session) -> None:
+    """Whether images of other hosts can be fetched; any HTTP response shows it."""
+    host = urlsplit(url).hostname
+    try:
+        egress.get(url, stream=True, timeout=EGRESS_PROBE_S).close()
+    except AddressRefused as error:
+        raise NodeFault("egress_blocked", f"The probe's host {host} has an address that is refused here.") from error
+    except requests.RequestException as error:
+        raise NodeFault("egress_blocked", f"The machine's network does not reach {host}.") from error
