@@ -51,6 +51,8 @@ HOLD_S = 15.0
 TWINS, CANCELS, LATE_CANCELS = 0.05, 0.03, 0.03
 #: So many of the sends are a batch, of so many images.
 BATCHES, IMAGES = 0.04, (2, 5)
+#: However short a run is, these of its sends are canceled late, and a batch.
+EVERY_RUN = dict.fromkeys((2, 12), TWINS + CANCELS) | dict.fromkeys((4, 14), TWINS + CANCELS + LATE_CANCELS)
 SENDERS, FOLLOWERS = 6, 2
 #: So many of the jobs are another tenant's.
 OF_SECOND = 0.1
@@ -201,7 +203,7 @@ class Callers:
                         flood = partial(self.send_batch, f"{BULK} on {STAND_IN}", FLOOD_IMAGES, tenant=SECOND_TENANT)
                         sent.append(senders.submit(flood))
                 tenant = SECOND_TENANT if self._random.random() < OF_SECOND else TENANT
-                draw, kind = self._random.random(), once.get(number) or self._kind()
+                draw, kind = EVERY_RUN.get(number, self._random.random()), once.get(number) or self._kind()
                 real = self._random.random() < self._real and number not in once
                 kind += f" on {MODEL.name if real else STAND_IN}"
                 if draw < TWINS:
@@ -211,7 +213,7 @@ class Callers:
                 elif draw < TWINS + CANCELS:
                     sent.append(senders.submit(self._send_and_cancel, kind, 0.0))
                 elif draw < TWINS + CANCELS + LATE_CANCELS and number not in once:
-                    after_s = self._random.uniform(0.2, 1.5)
+                    after_s = self._random.uniform(0.2, 1.0)
                     sent.append(senders.submit(self._send_and_cancel, f"{ENDURING} on {STAND_IN}", after_s))
                 elif draw < TWINS + CANCELS + LATE_CANCELS + BATCHES and number not in once:
                     images, key = self._random.randint(*IMAGES), uuid.uuid4().hex

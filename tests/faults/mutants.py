@@ -111,8 +111,8 @@ MUTANTS = (
         "worker/retry.py",
         "if isinstance(error, (*OUTAGES, NodeFault)) and tried_for_s < patience.outage_s:",
         "if False:",
-        "store_unavailable.*, which no fault explains",
-        ("store_killed", "store_gone", "store_answers_503"),
+        "attempt .* was (not )?charged|store_unavailable.*, which no fault explains",
+        ("store_gone", "store_answers_are_cut"),
     ),
     Mutant(
         "a batch's counts are not kept",

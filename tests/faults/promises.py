@@ -50,7 +50,9 @@ HARMS = {
 #: Outcomes that need a fault, whatever becomes of the job later.
 NEEDS_A_FAULT = set[str]().union(*HARMS.values())
 #: Outcomes that are never charged to the job: with enough attempts left, it must not fail because of them.
-UNCHARGED = {"store_unavailable", "store_misconfigured", "queue_unavailable", "drained"}
+UNCHARGED = {"store_unavailable", "queue_unavailable", "drained"} | {
+    *("store_misconfigured", "machine_broken", "device_lost", "decoder_broken", "image_not_found", "source_unreachable")
+}
 #: How long after a fault an attempt may begin and meet its aftermath: a claim that a node sent while it was cut off
 #: arrives late, and nobody receives the reply; connections are opened again.
 AFTERMATH_S = 5.0
@@ -60,7 +62,7 @@ PUT_BACK_S = 6.0
 #: Redis saves and replicates with some delay even when it is well.
 LOST_BEFORE_S = 1.0
 #: An accepted cancellation takes effect with the next beat (0.3 s here) and batch of points.
-CANCEL_S = 4.0
+CANCEL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def check(history: Sequence[Sight]) -> Verdict:
         *trial.badly_signed(),
         *trial.unexplained_failures(),
         *trial.unexplained_attempts(),
+        *trial.wrong_charges(),
         *trial.late_returns(),
         *trial.forgotten_cancels(),
         *trial.keys_that_stand_for_several(),
@@ -327,6 +330,18 @@ class _Trial:
             for attempt in self.attempts[job] if job not in self.forgotten else ():
                 if _code(attempt) in NEEDS_A_FAULT and not self._is_explained(attempt, None):
                     yield f"attempt {attempt.number} at {job} ended as {attempt.outcome}, which no fault explains"
+
+    def wrong_charges(self) -> Iterator[str]:
+        """Find an attempt that was charged although an outage, its node or a drain ended it; or one that had to be.
+
+        The number of an attempt counts those that were charged before it.
+        """
+        for job in self.accepted.keys() - self.forgotten:
+            for attempt, following in pairwise(sorted(self.attempts[job], key=lambda one: one.started)):
+                charged = attempt.outcome not in UNCHARGED
+                if following.number != attempt.number + charged:
+                    was = "was not charged" if charged else "was charged"
+                    yield f"attempt {attempt.number} at {job}, which ended as {attempt.outcome}, {was}"
 
     def late_returns(self) -> Iterator[str]:
         """Find a job that was not put back soon after its attempt's lease could last have been renewed."""

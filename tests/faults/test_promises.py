@@ -72,6 +72,13 @@ OTHER = (
     replace(SECOND, job="b", started=93, ended=94),
     replace(COUNTED, totals={"created": 2, "succeeded": 2}),
 )
+
+
+def uncharged(outcome: str) -> tuple[Attempted, ...]:
+    """Return two attempts of which the first was not charged, so that the second has the same number."""
+    return replace(FIRST, number=2, outcome=outcome), SECOND
+
+
 #: A job that ended as failed; what became of its attempts is to be added.
 ONE_END = (SUCCEEDED, TOLD, STORED, LOST_NODE, FIRST, SECOND, ENDED_IT, COUNTED)
 FAILING = (*without(*ONE_END), FAILED, TOLD_FAILED)
@@ -135,8 +142,8 @@ GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
         # Its key was used again after that, for a job of its own.
         (*GOOD, LOSING, replace(ACCEPTED, at=90, job="b"), *OTHER),
         # An outage of the store is charged to no job, a drained node's job goes back.
-        (*GOOD, replace(FIRST, outcome="store_unavailable"), replace(RESTARTED, at=2, until=2, harms="store")),
-        (*GOOD, replace(FIRST, outcome="drained"), replace(KILLED, at=2, until=2, harms="drain")),
+        (*without(FIRST, SECOND), *uncharged("store_unavailable"), replace(RESTARTED, at=2, until=2, harms="store")),
+        (*without(FIRST, SECOND), *uncharged("drained"), replace(KILLED, at=2, until=2, harms="drain")),
         (*GOOD, LeftOver(what="leases", found=0, expected=0)),
         GOOD_BATCH,
         # Its receiver failed, or wants no more of it or of its jobs, for which it is one endpoint.
@@ -185,7 +192,17 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         # Cancellations that were accepted and forgotten.
         ((*GOOD, CancelAsked(at=-1, job="a")), "a succeeded 5.0 s after its cancellation was accepted"),
         ((*GOOD, CancelAsked(at=-9, job="a"), replace(RESTARTED, at=-5, until=-4)), "a succeeded 13.0 s after its"),
-        # The store's outage was charged to a job.
+        # An outage, or a drain, was charged to a job; a lost lease was not.
+        (
+            (
+                *without(FIRST),
+                replace(FIRST, outcome="store_unavailable"),
+                replace(RESTARTED, at=2, until=2, harms="store"),
+            ),
+            "attempt 1 at a, which ended as store_unavailable, was charged",
+        ),
+        ((*without(FIRST), replace(FIRST, number=2)), "attempt 2 at a, which ended as lease_ran_out, was not charged"),
+        # The store's outage failed a job.
         (
             (
                 *without(*ONE_END),

@@ -22,8 +22,7 @@ BUSY = (
 
 
 def store_answers_503(scene: Scene) -> Effect:
-    """Refuse every request, for as long as a job would need to use up its attempts if they were charged."""
-    return _for_a_while(scene, Fault(Mode.ANSWER, answer=BUSY), 7.0)
+    return _for_a_while(scene, Fault(Mode.ANSWER, answer=BUSY), 2.0)
 
 
 def store_slow(scene: Scene) -> Effect:
