@@ -19,7 +19,7 @@ from tests.faults.faults.on_queue import bells_lost
 from tests.faults.history import Accepted, Attempted, BatchAccepted, Believed, Counted, LeftOver
 from tests.faults.laboratory import TENANTS, Laboratory, Program
 from tests.faults.promises import Verdict, check
-from tests.faults.schedule import EMPTIED, shuffled, strike
+from tests.faults.schedule import AT_THE_END, EMPTIED, shuffled, strike
 
 #: Sends that many jobs over that many seconds, and continues until told to stop.
 SendAll = Callable[[int, float, threading.Event], None]
@@ -56,8 +56,8 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
     with callers.watching():
         scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
         send_under_fire(callers.send_all, scene, plan, say)
-        if last := [kind for kind in plan.faults if kind.act is bells_lost]:
-            strike(last[0], scene)  # now no new job wakes a node
+        if any(kind.act is bells_lost for kind in plan.faults):
+            strike(AT_THE_END, scene)
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
     _note_ledger(lab)

@@ -21,7 +21,7 @@ from tests.faults.faults.on_processes import (
     node_suspended_past_its_lease,
     node_with_wrong_credentials,
 )
-from tests.faults.faults.on_queue import bells_doubled, bells_lost
+from tests.faults.faults.on_queue import bells_doubled, bells_lost, bells_lost_at_the_end
 from tests.faults.faults.on_receiver import receiver_answers_410, receiver_answers_500, receiver_down, receiver_slow
 from tests.faults.faults.on_redis import (
     redis_busy,
@@ -89,6 +89,8 @@ OF_OURS = (
 ALL = (*OF_ANY_FLEET, *OF_OURS)
 #: Strikes once, early in a run: none of the promises to earlier jobs can be kept.
 EMPTIED = FaultKind(redis_emptied, "redis")
+#: Strikes once, after the last job was sent.
+AT_THE_END = FaultKind(bells_lost_at_the_end, "nothing")
 
 
 def shuffled(kinds: tuple[FaultKind, ...], seed: int) -> Callable[[], FaultKind]:

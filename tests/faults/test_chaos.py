@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.faults.figures import figures
 from tests.faults.laboratory import Laboratory
 from tests.faults.run import Plan, run
-from tests.faults.schedule import ALL, EMPTIED
+from tests.faults.schedule import ALL, AT_THE_END, EMPTIED
 
 
 def test_nothing_is_lost_doubled_or_stuck_under_any_fault(tmp_path: Path) -> None:
@@ -18,6 +18,6 @@ def test_nothing_is_lost_doubled_or_stuck_under_any_fault(tmp_path: Path) -> Non
         seen = figures(lab.history.read(), verdict)
 
     assert verdict.broken == ()
-    assert set(seen.faults) == {kind.name for kind in (*ALL, EMPTIED)}
+    assert set(seen.faults) == {kind.name for kind in (*ALL, EMPTIED, AT_THE_END)}
     assert seen.fenced > 0
     assert seen.requeued > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import cast
 
 from maskfleet.jobs.queue import model_queues
@@ -11,15 +12,26 @@ from tests.faults.laboratory import MODEL, STAND_IN
 
 #: How long each bell is lost; jobs that come meanwhile wake nobody.
 LOST_S = 2.0
+#: The longest job ends within this time.
+LAST_JOB_S = 15.0
 #: Copies of each bell.
 COPIES = 30
 
 
 def bells_lost(scene: Scene) -> Effect:
     """Lose every message for a while, so that nodes are idle and jobs wait."""
+    return _lost(scene, LOST_S, lambda: False)
+
+
+def bells_lost_at_the_end(scene: Scene) -> Effect:
+    """Lose every message until no node runs a job, when no new job will wake one."""
+    return _lost(scene, LAST_JOB_S, lambda: scene.lab.redis.zcard("mf:leases") == 0)
+
+
+def _lost(scene: Scene, seconds: float, is_over: Callable[[], bool]) -> Effect:
     client = scene.lab.redis
-    lost, until = 0, time.monotonic() + LOST_S
-    while time.monotonic() < until:
+    lost, least, most = 0, time.monotonic() + LOST_S, time.monotonic() + seconds
+    while time.monotonic() < least or (time.monotonic() < most and not is_over()):
         for queue in _queues(scene):
             lost += cast(int, client.llen(queue))
             client.delete(queue)
