@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from maskfleet.jobs.storage import Store
 from tests.faults.caller import Callers
 from tests.faults.faults import Scene
 from tests.faults.faults.on_processes import HOUR_S, clock_off, node_with_wrong_credentials
@@ -132,6 +133,24 @@ def test_a_node_that_starts_wrong_takes_no_job(lab: Laboratory, faulty: Program,
     attempts = [attempt for job in jobs for attempt in lab.ledger.attempts(job)]
     assert {(one.worker == faulty.name, one.outcome) for one in attempts} == {(False, "succeeded")}
     assert not takes_jobs(lab, faulty)
+
+
+def test_a_node_with_another_bucket_that_exists_writes_no_result_there(lab: Laboratory, faulty: Program) -> None:
+    beside = Store(lab.store._settings.model_copy(update={"bucket": "beside"}))
+    beside.make_bucket()
+    faulty.restart(**SOON, MASKFLEET_BUCKET=beside.bucket)
+    [other] = [one for one in lab.nodes if one is not faulty]
+    other.kill()
+
+    job = Callers(lab, seed=1).send(BOX)
+    wait_until(lambda: any(one.outcome == "store_misconfigured" for one in lab.ledger.attempts(job)), LASTS_S)
+    other.start()
+    wait_until(lambda: lab.ledger.status(job) == "succeeded", LASTS_S)
+
+    record = lab.ledger.read(job)
+    assert record is not None
+    assert record.attempt == 1
+    assert [found.key for found in beside.listed("results/") if job in found.key] == []
 
 
 def test_a_node_comes_back_by_itself_once_its_credentials_file_is_right(
