@@ -53,11 +53,10 @@ STEP = 1_000
 MOST_QUEUED = 50_000
 INK = "#333333"
 
-#: Copies an ended job: its record, attempts and place in the list.
+#: Copies an ended job: its record and place in the list.
 #: ARGV: template id, tenant, first number, how many, life_ms
 COPY = """
 local fields = redis.call('HGETALL', 'mf:job:' .. ARGV[1])
-local attempts = redis.call('LRANGE', 'mf:attempts:' .. ARGV[1], 0, -1)
 local at = {}
 for i = 1, #fields, 2 do at[fields[i]] = i + 1 end
 local created_ms = tonumber(fields[at.created_ms])
@@ -66,10 +65,6 @@ for number = ARGV[3], ARGV[3] + ARGV[4] - 1 do
   fields[at.id] = id
   redis.call('HSET', 'mf:job:' .. id, unpack(fields))
   redis.call('PEXPIRE', 'mf:job:' .. id, ARGV[5])
-  if #attempts > 0 then
-    redis.call('RPUSH', 'mf:attempts:' .. id, unpack(attempts))
-    redis.call('PEXPIRE', 'mf:attempts:' .. id, ARGV[5])
-  end
   redis.call('ZADD', 'mf:jobs:' .. ARGV[2], created_ms, id)
   redis.call('HINCRBY', 'mf:bytes:' .. ARGV[2], fields[at.held], fields[at.bytes])
 end

@@ -1,6 +1,7 @@
 """The ledger's clock: Redis' own, guarded by the couriers against steps and pauses (jobs/ledger/lua/tick.lua).
 
-mf:clock holds seen_ms, Redis' time when a courier last looked, and offset_ms, what the ledger adds to Redis' time.
+mf:clock holds two numbers of ms, with a space between: Redis' time when a courier last looked, and what the ledger
+adds to Redis' time.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def ledger_now_ms(client: redis.Redis) -> int:
     """Return the time by which the ledger goes; raises redis-py's own errors."""
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
-    pipeline.hget("mf:clock", "offset_ms")
-    (seconds, microseconds), offset_ms = pipeline.execute()
-    return int(seconds * 1000 + microseconds // 1000 + int(offset_ms or 0))
+    pipeline.get("mf:clock")
+    (seconds, microseconds), clock = pipeline.execute()
+    _, offset_ms = (clock or "0 0").split()
+    return int(seconds * 1000 + microseconds // 1000 + int(offset_ms))

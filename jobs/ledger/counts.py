@@ -20,7 +20,7 @@ class JobCounts:
         """Return counts since the ledger began: created, each end, fenced, requeued, retried, rung, webhooks_…."""
         with redis_errors():
             counts = cast("dict[str, str]", self._redis.hgetall("mf:totals"))
-        return {name: int(count) for name, count in counts.items()}
+        return {name: int(count) for name, count in counts.items() if not name.startswith("pace:")}
 
     def queued(self, queues: tuple[str, ...]) -> dict[str, int]:
         """Count the waiting jobs, by queue."""

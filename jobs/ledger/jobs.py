@@ -36,12 +36,13 @@ fields):
                                   ``retention_s`` after the end of the last one, but not before its webhook was
                                   attempted once, or a week has passed                        (batches.py)
     batch_jobs:{id}       list    ids of its jobs, in the order of its images; expires ``retention_s`` after that end
-    attempts:{id}         list    each attempt as JSON: number, worker, times, outcome; expires as the record does
+    attempts:{id}         list    earlier attempts at a job that was recorded before version 2, as JSON; expires as the
+                                  record does
     draining:{node}       string  when the node must hand its jobs back, and until then it claims none; expires a
                                   minute later
-    pace                  hash    queue → a moving average of the time that one job takes, in ms
     totals                hash    counts since the ledger began: created, each end, fenced, requeued, retried, rung,
-                                  and webhooks by how they ended
+                                  and webhooks by how they ended; pace:{queue}, a moving average of the time that one
+                                  of its jobs takes, in ms
     deliveries            zset    delivery id → when to send it; the waiting webhooks         (deliveries.py)
     delivery:{id}         hash    a webhook: tenant, subject, URL, state, bytes; expires ``retention_s`` after its
                                   end; without an end it is given up after a week, and expires after two
@@ -67,7 +68,7 @@ fields):
     sweep                 string  the lock of a running sweep; expires unless renewed         (sweeps.py)
     schema                string  the version of the ledger's schema                          (version.py)
     confirmed             string  written before each WAIT and WAITAOF                        (durability.py)
-    clock                 hash    the time by which the ledger goes                           (clock.py)
+    clock                 string  the time by which the ledger goes                           (clock.py)
     epoch                 hash    id: of this ledger, random; missed, missed_ms: another that was here before, as a
                                   program remembers, and since when it is missed               (epoch.py)
     upgrade               string  the lock of a running upgrade; expires unless renewed       (version.py)
@@ -327,10 +328,17 @@ class Ledger:
             return cast("list[str | None]", pipeline.execute())
 
     def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
-        """Return the latest attempts at a job, oldest first."""
+        """Return the latest attempts at a job, oldest first; the last one has no outcome while the job runs."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hmget(f"mf:job:{job_id}", "attempts", "status", "attempt", "worker", "claimed_ms")
+        pipeline.lrange(f"mf:attempts:{job_id}", 0, -1)
         with redis_errors():
-            attempts = cast("list[str]", self._redis.lrange(f"mf:attempts:{job_id}", 0, -1))
-        return tuple(AttemptView.from_json(attempt) for attempt in attempts)
+            (listed, status, number, worker, claimed_ms), earlier = pipeline.execute()
+        attempts = [attempt for attempt in map(json.loads, earlier) if "outcome" in attempt]
+        attempts += json.loads(listed or "[]")
+        if status == Status.PROCESSING:
+            attempts.append({"number": int(number), "worker": worker, "started_ms": int(claimed_ms)})
+        return tuple(AttemptView.from_fields(attempt) for attempt in attempts)
 
     def version(self, job_id: str) -> int | None:
         """Return the record's version, which grows with every change that matters to event streams."""

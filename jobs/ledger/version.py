@@ -140,9 +140,20 @@ def _pages(client: redis.Redis, key: str) -> Iterator[list[str]]:
         start += len(ids)
 
 
+def _count_pace_with_totals(client: redis.Redis) -> None:
+    """Carry the queues' paces to the totals, with which they are read and written."""
+    paces = cast("dict[str, str]", client.hgetall("mf:pace"))
+    if paces:
+        carried = client.pipeline()
+        carried.hset("mf:totals", mapping={f"pace:{queue}": pace for queue, pace in paces.items()})
+        carried.delete("mf:pace")
+        carried.execute()
+
+
 def _to_version_2(client: redis.Redis) -> None:
     _queue_in_turns(client)
     _know_tenants(client)
+    _count_pace_with_totals(client)
 
 
 MIGRATIONS = (

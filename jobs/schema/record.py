@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
@@ -123,9 +122,8 @@ class AttemptView(Wire):
     outcome: str | None = Field(None, description="How it ended: a status, an error code, lease_ran_out, …")
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:  # Any: JSON
         """Read the ledger's form, whose times are milliseconds."""
-        fields = json.loads(text)
         return cls(
             number=fields["number"],
             worker=fields["worker"],
@@ -252,7 +250,7 @@ class JobRecord:
                 total=int(fields.get("total", 0)),
                 masks=int(fields.get("masks", 0)),
             )
-            if "stage" in fields
+            if fields.get("stage")
             else None,
             error=Failure(code=fields["error_code"], detail=fields["error_detail"]) if "error_code" in fields else None,
             result=ResultSummary.model_validate_json(fields["result"]) if "result" in fields else None,

@@ -244,7 +244,7 @@ def test_a_batch_whose_last_job_would_wait_too_long_is_refused(
 ) -> None:
     caller = Caller(create_app(make_settings(max_backlog_s=2.5)), KEYS["apiary"])
     worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
-    redis_client.hset("mf:pace", QUEUE, 1000)
+    redis_client.hset("mf:totals", f"pace:{QUEUE}", 1000)
 
     refused = caller.post("/v1/batches", batch(BEE, BEE, BEE, BEE))
 

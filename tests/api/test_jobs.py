@@ -165,7 +165,7 @@ def test_a_job_shows_when_it_will_about_start_once_its_queue_was_measured(
     worker_registry.announce(WorkerSeen("node-1", MODEL, "cpu", 2, 0))
     unmeasured = apiary.get(f"/v1/jobs/{behind}").json
 
-    redis_client.hset("mf:pace", queue_name(MODEL, Priority.NORMAL), 10_000)
+    redis_client.hset("mf:totals", f"pace:{queue_name(MODEL, Priority.NORMAL)}", 10_000)
 
     assert (unmeasured["queue_position"], unmeasured["starts_in_s"]) == (1, None)
     # Two jobs are ahead of it, including the urgent one, and two workers share them.

@@ -212,7 +212,7 @@ def patient(make_settings: SettingsMaker, redis_client: redis.Redis, worker_regi
     """A tenant of a service with one worker, 10 s per job, where no job may wait longer than 25 s."""
     worker_registry.announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
     for priority in Priority:
-        redis_client.hset("mf:pace", queue_name(MODEL, priority), "10000")
+        redis_client.hset("mf:totals", f"pace:{queue_name(MODEL, priority)}", "10000")
     return Caller(create_app(make_settings(max_backlog_s=25)), KEYS["apiary"])
 
 
@@ -270,7 +270,7 @@ def test_without_a_measure_or_a_worker_nothing_is_refused(
     caller = Caller(create_app(make_settings(max_backlog_s=1)), KEYS["apiary"])
 
     assert [caller.send(job()).status_code for _ in range(3)] == [202] * 3
-    redis_client.hset("mf:pace", queue_name(MODEL, Priority.NORMAL), "10000")
+    redis_client.hset("mf:totals", f"pace:{queue_name(MODEL, Priority.NORMAL)}", "10000")
     assert caller.send(job()).status_code == 202
 
 
@@ -372,7 +372,7 @@ def test_a_full_backlog_leaves_no_image_behind(
     caller = newcomer(max_backlog_s=1)
     queue = queue_name(MODEL, Priority.NORMAL)
     WorkerRegistry(redis_client).announce(WorkerSeen("node-0", MODEL, "cpu", 1, 0))
-    redis_client.hset("mf:pace", queue, "60000")
+    redis_client.hset("mf:totals", f"pace:{queue}", "60000")
     first, second = _pictures(2)
     assert caller.send(job(image={"base64": as_base64(first)})).status_code == 202
 

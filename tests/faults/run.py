@@ -176,5 +176,5 @@ def _ends_in_log(node: Program) -> Iterator[Believed]:
 
 def _everlasting(lab: Laboratory) -> int:
     """Count the keys of ended jobs that would never expire."""
-    patterns = ("mf:job:*", "mf:batch:*", "mf:batch_jobs:*", "mf:attempts:*", "mf:delivery:*", "mf:idempotency:*")
+    patterns = ("mf:job:*", "mf:batch:*", "mf:batch_jobs:*", "mf:delivery:*", "mf:idempotency:*")
     return sum(lab.redis.pttl(key) < 0 for pattern in patterns for key in lab.redis.scan_iter(pattern, count=1000))

@@ -128,7 +128,7 @@ def test_a_batch_over_the_quota_is_refused_whole(ledger: Ledger, redis_client: r
 
 
 def test_a_batch_whose_last_job_would_wait_too_long_is_refused_whole(ledger: Ledger, redis_client: redis.Redis) -> None:
-    redis_client.hset("mf:pace", QUEUE, 1000)
+    redis_client.hset("mf:totals", f"pace:{QUEUE}", 1000)
     limit = BacklogLimit(max_wait_s=2, workers=1, more_urgent=())
     four, three = (NewJobs("ant", QUEUE, (SPEC,) * jobs, 600, batch=NewBatch()) for jobs in (4, 3))
 
@@ -223,6 +223,7 @@ def expires(ledger: Ledger, job_id: str, client: redis.Redis) -> None:
 
 def is_claimed_too_late(ledger: Ledger, job_id: str, client: redis.Redis) -> None:
     client.zadd("mf:deadlines", {job_id: 0})
+    client.hset(f"mf:job:{job_id}", "start_by_ms", 0)
     assert taking.claim(ledger, job_id, "node-1", lease_s=600, max_attempts=3) is None
 
 

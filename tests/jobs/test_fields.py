@@ -37,7 +37,7 @@ def found(redis_client: redis.Redis) -> dict[str, set[str]]:
                 for entry in cast("list[str]", redis_client.lrange(key, 0, -1)):
                     fields[name] |= set(json.loads(entry))
     # Their fields are the names of queues and counters, and times.
-    named = ("mf:pace", "mf:totals", f"mf:bytes:{TENANT}")
+    named = ("mf:totals", f"mf:bytes:{TENANT}")
     return {name: of for name, of in fields.items() if name not in named}
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import redis
 
 from benchmarks.growth_ledger import GrowingLedger, Sizes
-from maskfleet.jobs.ledger.jobs import MAX_LOOKED_AT
+from maskfleet.jobs.ledger.deliveries import Deliveries
+from maskfleet.jobs.ledger.jobs import MAX_LOOKED_AT, Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.reconciler import STEP
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
+from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.schema.record import ProgressView
+from maskfleet.jobs.schema.spec import EventName, Webhook
+from maskfleet.jobs.status import Stage
 from maskfleet.worker.courier.courier import RECONCILE_STEPS
 from tests.jobs.commands import counted_commands
+from tests.jobs.full_ledger import QUEUE, RESULT, SPEC, TENANT
+from tests.taking import take_due
 
 
 def announce(worker_registry: WorkerRegistry, workers: range, model: str = "m") -> None:
@@ -75,3 +84,51 @@ def test_no_operation_costs_more_commands_as_records_and_workers_grow(redis_clie
         name: few[name] for name in few if name not in bounded
     }
     assert {name: many[name] for name in bounded if many[name] > bounded[name]} == {}
+
+
+def life(ledger: Ledger, deliveries: Deliveries, client: redis.Redis, webhook: Webhook | None) -> dict[str, int]:
+    """Lead a job to its end; return how many commands each step ran.  Its webhooks are sent together, after its end."""
+    counts = {}
+    with counted_commands(client) as commands:
+        ledger.create(NewJobs(TENANT, QUEUE, (SPEC % "one",), 600, webhook), max_in_flight=9, idempotency_ttl_s=60)
+    counts["create"] = commands.total()
+    with counted_commands(client) as commands:
+        record = ledger.claim_next((QUEUE,), "node-1", lease_s=60, max_attempts=3).record
+    assert record is not None
+    counts["claim"] = commands.total()
+    for done in range(3):
+        with counted_commands(client) as commands:
+            ledger.beat(record, ProgressView(stage=Stage.DECODING, done=done, total=9), lease_s=60)
+        counts[f"beat {done}"] = commands.total()
+    with counted_commands(client) as commands:
+        ledger.succeed(record, RESULT)
+    counts["end"] = commands.total()
+    if webhook:
+        with counted_commands(client) as commands:
+            for due in take_due(deliveries, 10):
+                deliveries.keep_body(due, "{}")
+                deliveries.ended(due, DeliveryState.DELIVERED)
+        counts["send"] = commands.total()
+    return counts
+
+
+BEATS = {f"beat {done}": 6 for done in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("webhook", "costs"),
+    [
+        (None, {"create": 16, "claim": 14, **BEATS, "end": 12}),
+        (
+            Webhook(url="https://example.com/hook", events=(EventName.SUCCEEDED,)),
+            {"create": 16, "claim": 14, **BEATS, "end": 22, "send": 52},
+        ),
+    ],
+    ids=["without a webhook", "with one"],
+)
+def test_each_step_of_a_jobs_life_runs_so_many_commands(
+    ledger: Ledger, deliveries: Deliveries, redis_client: redis.Redis, webhook: Webhook | None, costs: dict[str, int]
+) -> None:
+    life(ledger, deliveries, redis_client, webhook)  # loads the scripts; and the tenant takes turns
+
+    assert life(ledger, deliveries, redis_client, webhook) == costs

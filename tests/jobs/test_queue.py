@@ -331,7 +331,7 @@ def test_a_place_among_very_many_tenants_is_extrapolated(ledger: Ledger, redis_c
 def test_a_backlog_is_what_would_be_claimed_before(ledger: Ledger, redis_client: redis.Redis) -> None:
     create(ledger)
     ledger.succeed(claimed(ledger), RESULT)
-    redis_client.hset("mf:pace", NORMAL, 1000)
+    redis_client.hset("mf:totals", f"pace:{NORMAL}", 1000)
     create(ledger, "ant", 1000)
     limit = BacklogLimit(max_wait_s=60, workers=1, more_urgent=(INTERACTIVE,))
 

@@ -3,7 +3,7 @@
 --
 -- A tenant's hash holds 'live', for the records without an expiry, and for all others their bytes by the time at which
 -- they have expired.  So nothing has to notice that Redis let a record go: its time passes, and its bytes with it.  Each
--- record says what it was counted as: bytes, and where (held).
+-- record says what it was counted as: bytes, and where (held).  'kept' is there while none of the tenant's keys expires.
 
 -- What a job's or batch's record takes beside its texts, with its places in lists, its attempts and the idempotency key; and
 -- what the webhooks about it take.  Source: benchmarks/growth_ledger.py.
@@ -21,7 +21,8 @@ end
 -- before: its bytes and where they are counted; false for a record from before bytes were counted, which stays uncounted.
 local function recount(tenant, before, bytes, held)
   if not before[1] then return false end
-  if redis.call('HINCRBY', bytes_key(tenant), before[2], -before[1]) <= 0 then redis.call('HDEL', bytes_key(tenant), before[2]) end
+  local left = redis.call('HINCRBY', bytes_key(tenant), before[2], -before[1])
+  if left <= 0 and before[2] ~= 'live' then redis.call('HDEL', bytes_key(tenant), before[2]) end
   if bytes > 0 then redis.call('HINCRBY', bytes_key(tenant), held, bytes) end
   return true
 end
@@ -37,19 +38,23 @@ local function expire_record(subject, record, now, at_ms, life_ms)
   end
 end
 
--- Keep what belongs to a tenant that had no job in flight: a courier gave it an expiry.
+-- Keep what belongs to a tenant that had no job in flight: a courier may have given it an expiry.
 local function keep_tenant(tenant, now)
   redis.call('ZADD', TENANTS, now, tenant)
+  redis.call('HSET', bytes_key(tenant), 'kept', 1)
   redis.call('PERSIST', jobs_key(tenant))
   redis.call('PERSIST', bytes_key(tenant))
 end
 
--- All bytes of a tenant, and when the next ones expire ('' for not before something ends); what has expired is dropped.
+-- All bytes of a tenant, when the next ones expire ('' for not before something ends), and whether its keys are kept
+-- already; what has expired is dropped.
 local function bytes_held(tenant, now)
-  local counted, sum, next_ms, past = redis.call('HGETALL', bytes_key(tenant)), 0, nil, {}
+  local counted, sum, next_ms, past, kept = redis.call('HGETALL', bytes_key(tenant)), 0, nil, {}, false
   for i = 1, #counted, 2 do
     local by_ms, bytes = tonumber(counted[i]), tonumber(counted[i + 1])
-    if by_ms and (by_ms <= now or bytes <= 0) then
+    if counted[i] == 'kept' then
+      kept = true
+    elseif by_ms and (by_ms <= now or bytes <= 0) then
       table.insert(past, counted[i])
     else
       sum = sum + bytes
@@ -57,5 +62,5 @@ local function bytes_held(tenant, now)
     end
   end
   if #past > 0 then redis.call('HDEL', bytes_key(tenant), unpack(past)) end
-  return sum, next_ms or ''
+  return sum, next_ms or '', kept
 end

@@ -8,7 +8,7 @@ local status = owned(id, ARGV[2])
 if not status then return 'unknown' end
 if is_ended(status) then return 'ended' end
 if status == 'queued' then
-  cancel_job(id, now_ms(), ARGV[3])
+  cancel_job(id, read_job(id), now_ms(), ARGV[3])
   return 'canceled'
 end
 redis.call('HSET', job_key(id), 'cancel', 1)

@@ -7,31 +7,40 @@
 --       | {'again'} (many that could not be claimed were ended; call again)
 -- requires: keys, webhooks, batches, turns, jobs
 local worker, max_attempts, retention_ms, token = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local now = now_ms()
+local kept = redis.call('MGET', claimed_key(token), draining_key(worker), CLOCK)
+local earlier, draining, now = kept[1], kept[2], now_by(kept[3])
 -- The most jobs that one call ends because they can no longer be claimed.
 local MOST_ENDED = 50
 -- A repeated call comes within seconds.
 local REPEATED_WITHIN_MS = 60000
 
-local function claimed(id)
+-- none_returned: of which queues it is known that nothing that was handed back waits in them.
+local function claimed(record, none_returned)
   local more, waiting = '', 0
   for i = 7, #ARGV do
-    waiting = claimable(ARGV[i], now)
+    waiting = claimable(ARGV[i], now, none_returned[ARGV[i]])
     if waiting > 0 then
       more = ARGV[i]
       break
     end
   end
-  local fields = redis.call('HGETALL', job_key(id))
-  table.insert(fields, 1, 'claimed')
-  table.insert(fields, 2, more)
-  table.insert(fields, 3, waiting)
-  return fields
+  local answer = {'claimed', more, waiting}
+  for field, value in pairs(record) do
+    table.insert(answer, field)
+    table.insert(answer, tostring(value))
+  end
+  return answer
 end
 
-local earlier = redis.call('GET', claimed_key(token))
-if earlier then return claimed(earlier) end
-if redis.call('EXISTS', draining_key(worker)) == 1 then return {'none'} end
+-- The whole record of a job, by field.
+local function record_of(id)
+  local flat, record = redis.call('HGETALL', job_key(id)), {}
+  for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
+  return record
+end
+
+if earlier then return claimed(record_of(earlier), {}) end
+if draining then return {'none'} end
 
 local weights = cjson.decode(ARGV[6])
 
@@ -41,64 +50,77 @@ local function is_avoided(avoid)
   return node == worker and tonumber(until_ms) > now
 end
 
--- Claim a job; return whether it could be claimed, nil for one that is left to other workers.  of: its tenant, if it waited
--- in turn.
+-- Claim a job; return its record, false if it could not be claimed, nil for one that is left to other workers.
+-- of: its tenant, if it waited in turn and was taken out of its queue.
 local function claim(id, queue, of)
-  local key = job_key(id)
-  local job = redis.call('HMGET', key, 'status', 'attempt', 'tenant', 'webhook_url', 'webhook_events', 'ends', 'batch', 'cancel',
-    'fence', 'version', 'started_ms', 'avoid')
-  local attempt, tenant = tonumber(job[2]), job[3] or of or ''
-  if job[1] ~= 'queued' then  -- its record is gone: nothing else takes it out of the lists
+  local job = record_of(id)
+  local attempt, tenant = tonumber(job.attempt), job.tenant or of or ''
+  if job.status ~= 'queued' then  -- its record is gone: nothing else takes it out of the lists
     leave_queue(queue, tenant, id)
     redis.call('ZREM', DEADLINES, id)
-    if not job[1] then redis.call('SREM', inflight_key(tenant), id) end
+    if not job.status then redis.call('SREM', inflight_key(tenant), id) end
     return false
   end
-  if job[8] then
-    cancel_job(id, now, retention_ms)
+  if job.cancel then
+    cancel_job(id, job, now, retention_ms)
     return false
   end
-  local deadline = redis.call('ZSCORE', DEADLINES, id)
-  if deadline and tonumber(deadline) <= now then
-    expire(id, now, retention_ms)
-    return false
+  if not job.started_ms then  -- once started, a job has no deadline
+    local start_by_ms = job.start_by_ms or redis.call('ZSCORE', DEADLINES, id)
+    if start_by_ms and tonumber(start_by_ms) <= now then
+      expire(id, job, now, retention_ms)
+      return false
+    end
   end
   if attempt >= max_attempts then
-    exhaust(id, attempt, now, retention_ms)
+    exhaust(id, job, now, retention_ms)
     return false
   end
-  if is_avoided(job[12]) then return nil end
+  if not of then
+    if is_avoided(job.avoid) then return nil end
+    leave_queue(queue, tenant, id)
+  end
 
-  redis.call('HSET', key, 'status', 'processing', 'worker', worker, 'stage', 'fetching', 'claimed_ms', now, 'token', token,
-    'started_ms', job[11] or now, 'attempt', attempt + 1, 'fence', job[9] + 1, 'version', (job[10] or 1) + 1)
-  redis.call('HDEL', key, 'done', 'total', 'masks')
+  local changes = {status = 'processing', worker = worker, stage = 'fetching', claimed_ms = now, token = token,
+    started_ms = job.started_ms or now, attempt = attempt + 1, fence = job.fence + 1, version = (job.version or 1) + 1}
+  if not job.started_ms then redis.call('ZREM', DEADLINES, id) end
+  if job.done then
+    redis.call('HDEL', job_key(id), 'done', 'total', 'masks')
+    job.done, job.total, job.masks = nil, nil, nil
+  end
+  local fields = {}
+  for field, value in pairs(changes) do
+    job[field] = value
+    table.insert(fields, field)
+    table.insert(fields, value)
+  end
+  redis.call('HSET', job_key(id), unpack(fields))
   redis.call('ZADD', LEASES, now + ARGV[2], id)
-  redis.call('ZREM', DEADLINES, id)
   redis.call('SET', claimed_key(token), id, 'PX', REPEATED_WITHIN_MS)
-  leave_queue(queue, tenant, id)
   charge_turn(queue, tenant, weights)
 
-  if job[7] then move_in_batch(job[7], 'queued', 'processing', now) end
+  if job.batch then move_in_batch(job.batch, 'queued', 'processing', now) end
 
-  begin_attempt(id, attempt + 1, worker, now)
-  if attempt == 0 and job[4] and asked_for(job[5], 'started') then
-    local delivery = delivery_id(id, tonumber(job[6] or 0) + 1, 'started')
+  if attempt == 0 and job.webhook_url and asked_for(job.webhook_events, 'started') then
+    local delivery = delivery_id(id, tonumber(job.ends or 0) + 1, 'started')
     -- After an attempt that was handed back uncharged, the next one is the first again.
-    if redis.call('EXISTS', delivery_key(delivery)) == 0 then queue_delivery(delivery, tenant, id, 'started', job[4], now) end
+    if redis.call('EXISTS', delivery_key(delivery)) == 0 then
+      queue_delivery(delivery, tenant, id, 'started', job.webhook_url, now)
+    end
   end
-  return true
+  return job
 end
 
-local ended = 0
+local ended, none_returned = 0, {}
 for i = 7, #ARGV do
-  local passed = 0
-  local id, tenant = next_job(ARGV[i], now, passed)
-  while id do
-    local is_claimed = claim(id, ARGV[i], tenant)
-    if is_claimed then return claimed(id) end
-    if is_claimed == nil then passed = passed + 1 else ended = ended + 1 end
+  local queue, passed = ARGV[i], 0
+  repeat
+    local id, tenant, none = take_next(queue, now, passed)
+    none_returned[queue] = none
+    local job = id and claim(id, queue, tenant)
+    if job then return claimed(job, none_returned) end
+    if job == nil then passed = passed + 1 elseif id then ended = ended + 1 end
     if ended == MOST_ENDED then return {'again'} end
-    id, tenant = next_job(ARGV[i], now, passed)
-  end
+  until not id
 end
 return {'none'}

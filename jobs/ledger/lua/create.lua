@@ -18,7 +18,8 @@
 -- It has no flag, so a full Redis rejects it: no new work is accepted then.  That holds as long as its first write is one
 -- that adds something; after one that removes, a full Redis lets the rest pass.
 -- requires: keys, bytes, turns
-local new, now = cjson.decode(ARGV[1]), now_ms()
+local new = cjson.decode(ARGV[1])
+local now, to_the_microsecond = exact_now_ms()
 local tenant, queue, batch, ask = new.tenant, new.queue, new.batch, new.ask
 local reservation = new.reservation or ''
 local jobs = (#ARGV - 1) / 2
@@ -72,20 +73,21 @@ local function give_back()
   if not ask and reservation ~= '' then redis.call('ZREM', reserved_key(tenant), reservation .. ':' .. jobs) end
 end
 
-local in_flight = redis.call('SCARD', inflight_key(tenant))
+local in_flight, kept = redis.call('SCARD', inflight_key(tenant)), nil
 
 -- Why this many more jobs are rejected; nil when they are accepted.
 local function refusal(bytes)
   local taken = in_flight + reserved_by_others()
   if taken + jobs > new.max_in_flight then return {'over_quota', tostring(taken)} end
-  local held, next_ms = bytes_held(tenant, now)
+  local held, next_ms
+  held, next_ms, kept = bytes_held(tenant, now)
   if held + bytes > new.max_bytes then
     return {'over_bytes', next_ms ~= '' and string.format('%.0f', next_ms - now) or ''}
   end
 
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
   if new.max_backlog_ms == 0 or new.workers == 0 then return nil end
-  local pace = redis.call('HGET', PACE, queue)
+  local pace = redis.call('HGET', TOTALS, pace_field(queue))
   if not pace then return nil end
   local own = redis.call('ZCARD', waiting_key(queue, tenant)) + jobs - 1
   local ahead = ahead_in_turn(queue, tenant, own, new.weights, now)
@@ -117,11 +119,11 @@ end
 local function record_job(job, spec, place)
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
     'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live',
-    unpack(shared))
+    'spec_bytes', #spec, 'start_by_ms', now + new.start_deadline_ms, unpack(shared))
   if batch then redis.call('RPUSH', batch_jobs_key(id), job) end
   redis.call('SADD', inflight_key(tenant), job)
   redis.call('ZADD', jobs_key(tenant), now, job)
-  join_turn(queue, tenant, job, exact_now_ms(place / 1000))
+  join_turn(queue, tenant, job, to_the_microsecond(place / 1000))
   redis.call('ZADD', DEADLINES, now + new.start_deadline_ms, job)
   -- The first job of a ledger, which may have been emptied since this program checked its version.
   if redis.call('HINCRBY', TOTALS, 'created', 1) == 1 then redis.call('SET', SCHEMA, new.schema) end
@@ -146,8 +148,7 @@ if ask then
   return {'reserved', string.format('%.0f', math.floor(now / 3600000))}
 end
 
-
-if in_flight == 0 then keep_tenant(tenant, now) end
+if not kept then keep_tenant(tenant, now) end
 redis.call('HINCRBY', bytes_key(tenant), 'live', bytes)
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end

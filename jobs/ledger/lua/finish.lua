@@ -4,8 +4,8 @@
 -- Returns 'ok' | 'fenced' (nothing changed: you no longer hold the job, or it has ended)
 -- requires: keys, jobs
 local id, status = ARGV[1], ARGV[4]
-local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
-if job[1] == status and job[2] == ARGV[2] and job[3] == ARGV[3] then return 'ok' end  -- a repeated call
+local job = read_job(id)
+if job.status == status and job.fence == ARGV[2] and job.token == ARGV[3] then return 'ok' end  -- a repeated call
 if not is_held(job, ARGV[2], ARGV[3]) then return fenced() end
-end_job(id, status, now_ms(), ARGV[8], ARGV[5], ARGV[6], ARGV[7])
+end_job(id, job, status, now_ms(), ARGV[8], ARGV[5], ARGV[6], ARGV[7])
 return 'ok'

@@ -8,26 +8,32 @@ end
 -- Note a change of the job's record that matters to event streams.
 local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
 
--- Add an attempt to a job's list, oldest first; the last one has no outcome while the job runs.
-local function begin_attempt(id, number, worker, now)
-  local attempts = redis.call('RPUSH', attempts_key(id), cjson.encode({number = number, worker = worker, started_ms = now}))
-  if attempts > 20 then redis.call('LTRIM', attempts_key(id), -20, -1) end
+-- What transitions need of a job's record.
+local JOB_FIELDS = {'tenant', 'queue', 'status', 'fence', 'token', 'webhook_url', 'webhook_events', 'ends', 'created_ms',
+  'claimed_ms', 'attempt', 'attempts', 'worker', 'stage', 'batch', 'bytes', 'held', 'spec_bytes', 'version', 'cancel'}
+
+-- Read fields of a job's record, by name; all that transitions need, if none are named.
+local function read_job(id, names)
+  names = names or JOB_FIELDS
+  local job = {}
+  for place, value in ipairs(redis.call('HMGET', job_key(id), unpack(names))) do job[names[place]] = value or nil end
+  return job
 end
 
-local function end_attempt(id, outcome, now)
-  local last = redis.call('LINDEX', attempts_key(id), -1)
-  if not last then return end
-  local attempt = cjson.decode(last)
-  if attempt.outcome then return end
-  attempt.outcome, attempt.ended_ms = outcome, now
-  redis.call('LSET', attempts_key(id), -1, cjson.encode(attempt))
+-- The attempts that a job's record lists once the running one, if there is one, has ended.
+local function attempts_after(job, outcome, now)
+  if job.status ~= 'processing' then return job.attempts end
+  local attempts = job.attempts and cjson.decode(job.attempts) or {}
+  table.insert(attempts, {number = tonumber(job.attempt), worker = job.worker, started_ms = tonumber(job.claimed_ms),
+    outcome = outcome, ended_ms = now})
+  if #attempts > 20 then table.remove(attempts, 1) end
+  return cjson.encode(attempts)
 end
 
 -- Whether a worker holds the job: fence and token are of its claim, and the job was not taken back since.  The token is
 -- random: a Redis that lost its last writes may give out a fence twice, but no token.
--- job: its status, fence and token.
 local function is_held(job, fence, token)
-  return job[1] == 'processing' and job[2] == fence and job[3] == token
+  return job.status == 'processing' and job.fence == fence and job.token == token
 end
 
 -- The state of a tenant's job; nil when the tenant has none with this id.
@@ -45,16 +51,14 @@ end
 local function asked_for(events, event) return string.find(',' .. events .. ',', ',' .. event .. ',', 1, true) end
 
 -- Put a job into a terminal state, with all consequences, in one step: it leaves the queues, its record gets an expiry,
--- and its webhook is queued, as is its batch's if it was the last job.
-local function end_job(id, status, now, retention_ms, error_code, error_detail, result)
+-- and its webhook is queued, as is its batch's if it was the last job.  job: what transitions need of it.
+local function end_job(id, job, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
-  local job = redis.call('HMGET', key, 'tenant', 'queue', 'webhook_url', 'webhook_events', 'claimed_ms', 'status', 'batch',
-    'bytes', 'held', 'version', 'ends')
-  local tenant, queue, webhook_url, webhook_events = job[1], job[2], job[3], job[4]
+  local tenant, queue, webhook_url, webhook_events = job.tenant, job.queue, job.webhook_url, job.webhook_events
   local is_told = webhook_url and asked_for(webhook_events, status)
 
-  local number = (job[11] or 0) + 1
-  local fields = {'status', status, 'ended_ms', now, 'version', (job[10] or 1) + 1}
+  local number = (job.ends or 0) + 1
+  local fields = {'status', status, 'ended_ms', now, 'version', (job.version or 1) + 1}
   local function set(field, value)
     table.insert(fields, field)
     table.insert(fields, value)
@@ -63,30 +67,36 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
   if result ~= '' then set('result', result) end
   -- Only a failed job may be retried; of any other, the summary of its spec is all that is still shown.  Records from before
   -- bytes were counted have no summary.
-  local spec_bytes = status ~= 'failed' and job[8] and redis.call('HSTRLEN', key, 'spec') or 0
+  local spec_bytes = status ~= 'failed' and job.bytes and (job.spec_bytes or redis.call('HSTRLEN', key, 'spec')) or 0
   local life_ms = life_after_end_ms(retention_ms, is_told)
-  local bytes, held = (job[8] or 0) - spec_bytes + #error_detail + #result, expired_by(now + life_ms, life_ms)
-  if recount(tenant, {job[8], job[9]}, bytes, held) then set('bytes', bytes) set('held', held) end
+  local bytes, held = (job.bytes or 0) - spec_bytes + #error_detail + #result, expired_by(now + life_ms, life_ms)
+  if recount(tenant, {job.bytes, job.held}, bytes, held) then set('bytes', bytes) set('held', held) end
   if webhook_url then set('ends', number) end
+  -- Emptied, not deleted, in the one write of the record.
+  if job.stage then set('stage', '') end
+  if tonumber(spec_bytes) > 0 then set('spec', '') end
+  local attempts = attempts_after(job, error_code ~= '' and error_code or status, now)
+  if attempts then set('attempts', attempts) end
   redis.call('HSET', key, unpack(fields))
-  redis.call('HDEL', key, 'stage', unpack(spec_bytes > 0 and {'spec'} or {}))
-  end_attempt(id, error_code ~= '' and error_code or status, now)
   redis.call('PEXPIRE', key, life_ms)
-  redis.call('PEXPIRE', attempts_key(id), retention_ms)
+  -- Only a job that was recorded before version 2 may have the key.
+  if not job.spec_bytes then redis.call('PEXPIRE', attempts_key(id), retention_ms) end
 
-  if job[6] == 'processing' then
+  if job.status == 'processing' then
     redis.call('ZREM', LEASES, id)
   else
     redis.call('ZREM', DEADLINES, id)
     leave_queue(queue, tenant, id)
   end
   redis.call('SREM', inflight_key(tenant), id)
-  redis.call('HINCRBY', TOTALS, status, 1)
-
-  if status == 'succeeded' and job[5] then
+  if status == 'succeeded' and job.claimed_ms then
     -- The queue's pace: a moving average of the time per job.
-    local pace = tonumber(redis.call('HGET', PACE, queue) or now - job[5])
-    redis.call('HSET', PACE, queue, math.floor(0.8 * pace + 0.2 * (now - job[5])))
+    local field, took_ms = pace_field(queue), now - job.claimed_ms
+    local said = redis.call('HMGET', TOTALS, status, field)
+    local pace = math.floor(0.8 * (said[2] or took_ms) + 0.2 * took_ms)
+    redis.call('HSET', TOTALS, status, string.format('%.0f', (said[1] or 0) + 1), field, pace)
+  else
+    redis.call('HINCRBY', TOTALS, status, 1)
   end
 
   if webhook_url then
@@ -95,42 +105,39 @@ local function end_job(id, status, now, retention_ms, error_code, error_detail, 
     end
     if is_told then queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now) end
   end
-  if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end
+  if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms) end
 end
 
-local function expire(id, now, retention_ms)
-  end_job(id, 'expired', now, retention_ms, 'start_deadline_passed', 'No worker started the job within start_deadline_s.', '')
+local function expire(id, job, now, retention_ms)
+  end_job(id, job, 'expired', now, retention_ms, 'start_deadline_passed', 'No worker started the job within start_deadline_s.', '')
 end
 
-local function exhaust(id, attempts, now, retention_ms)
-  end_job(id, 'failed', now, retention_ms, 'attempts_exhausted', 'The job did not finish in ' .. attempts .. ' attempts.', '')
+local function exhaust(id, job, now, retention_ms)
+  local detail = 'The job did not finish in ' .. job.attempt .. ' attempts.'
+  end_job(id, job, 'failed', now, retention_ms, 'attempts_exhausted', detail, '')
 end
 
-local function cancel_job(id, now, retention_ms) end_job(id, 'canceled', now, retention_ms, '', '', '') end
+local function cancel_job(id, job, now, retention_ms) end_job(id, job, 'canceled', now, retention_ms, '', '', '') end
 
 -- Return a job to state queued; the caller puts it into its queue.  The fence moves on, so that the worker that held the
 -- job can no longer change anything.
-local function queue_again(id, outcome, now)
-  local key = job_key(id)
-  end_attempt(id, outcome, now)
-  changed(id)
-  local job = redis.call('HMGET', key, 'queue', 'created_ms', 'status', 'batch')
-  redis.call('HSET', key, 'status', 'queued')
+local function queue_again(id, job, outcome, now)
+  local key, attempts = job_key(id), attempts_after(job, outcome, now)
+  redis.call('HSET', key, 'status', 'queued', 'fence', job.fence + 1, 'version', (job.version or 1) + 1,
+    unpack(attempts and {'attempts', attempts} or {}))
   redis.call('HDEL', key, 'stage', 'worker')
-  redis.call('HINCRBY', key, 'fence', 1)
   redis.call('ZREM', LEASES, id)
-  if job[4] then move_in_batch(job[4], job[3], 'queued', now) end
-  return {queue = job[1], created_ms = job[2]}
+  if job.batch then move_in_batch(job.batch, job.status, 'queued', now) end
 end
 
 -- Take a job from its worker, to be claimed again from due_ms on; end it if its cancellation was requested.
 -- Returns whether it is queued.
-local function hand_back(id, outcome, now, due_ms, retention_ms)
-  if redis.call('HEXISTS', job_key(id), 'cancel') == 1 then
-    cancel_job(id, now, retention_ms)
+local function hand_back(id, job, outcome, now, due_ms, retention_ms)
+  if job.cancel then
+    cancel_job(id, job, now, retention_ms)
     return false
   end
-  local again = queue_again(id, outcome, now)
-  return_to_queue(again.queue, id, again.created_ms, due_ms)
+  queue_again(id, job, outcome, now)
+  return_to_queue(job.queue, id, job.created_ms, due_ms)
   return true
 end

@@ -10,19 +10,29 @@ end
 
 -- What the ledger adds to it: see tick.lua.  A time before a courier's last look is a step back that no courier has
 -- noticed yet; until then, the ledger's time stands still.
-local function offset_ms()
-  local clock = redis.call('HMGET', CLOCK, 'seen_ms', 'offset_ms')
-  local offset = tonumber(clock[2] or 0)
-  local back = tonumber(clock[1] or 0) - raw_ms()
+-- raw: Redis' time now.  clock: what the key holds.
+local function offset_ms(raw, clock)
+  local seen, offset = string.match(clock or '', '^(%S+) (%S+)$')
+  offset = tonumber(offset or 0)
+  local back = tonumber(seen or 0) - raw
   return back > 5000 and offset + back or offset
 end
 
-local function now_ms() return raw_ms() + offset_ms() end
+-- The ledger's time by what the key of the clock holds, for a script that reads it together with others.
+local function now_by(clock)
+  local raw = raw_ms()
+  return raw + offset_ms(raw, clock)
+end
 
--- The same with microseconds, plus later_ms: jobs created in one millisecond, or by one script, keep their order.
-local function exact_now_ms(later_ms)
+local function now_ms() return now_by(redis.call('GET', CLOCK)) end
+
+-- The same, and a function of it with microseconds plus later_ms: jobs created in one millisecond, or by one script,
+-- keep their order.
+local function exact_now_ms()
   local time = redis.call('TIME')
-  return string.format('%.3f', time[1] * 1000 + time[2] / 1000 + offset_ms() + later_ms)
+  local raw = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = raw + offset_ms(raw, redis.call('GET', CLOCK))
+  return now, function(later_ms) return string.format('%.3f', now + time[2] % 1000 / 1000 + later_ms) end
 end
 
 local SCHEMA, EPOCH = 'mf:schema', 'mf:epoch'
@@ -32,7 +42,7 @@ local TENANTS = 'mf:tenants'
 local function bytes_key(tenant) return 'mf:bytes:' .. tenant end
 
 -- Jobs.
-local LEASES, DEADLINES, PACE, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:pace', 'mf:totals'
+local LEASES, DEADLINES, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:totals'
 local function job_key(id) return 'mf:job:' .. id end
 local function attempts_key(id) return 'mf:attempts:' .. id end
 local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
@@ -45,6 +55,7 @@ local function draining_key(node) return 'mf:draining:' .. node end
 
 -- Queues.
 local QUEUES = 'mf:queues'
+local function pace_field(queue) return 'pace:' .. queue end  -- of TOTALS
 local function queued_key(queue) return 'mf:queued:' .. queue end
 local function waiting_key(queue, tenant) return 'mf:waiting:' .. queue .. ':' .. tenant end
 local function turns_key(queue) return 'mf:turns:' .. queue end

@@ -16,4 +16,4 @@ else
 end
 local urgent = 0
 for i = 5, #ARGV do urgent = urgent + redis.call('ZCARD', queued_key(ARGV[i])) end
-return {ahead, urgent, due_in_ms, redis.call('HGET', PACE, queue) or ''}
+return {ahead, urgent, due_in_ms, redis.call('HGET', TOTALS, pace_field(queue)) or ''}

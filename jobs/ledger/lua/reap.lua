@@ -7,13 +7,13 @@ local now = now_ms()
 local requeued, failed, canceled, expired = 0, 0, 0, 0
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  local job = redis.call('HMGET', job_key(id), 'attempt', 'cancel')
-  if not job[1] then
+  local job = read_job(id)
+  if not job.status then
     redis.call('ZREM', LEASES, id)
-  elseif not job[2] and tonumber(job[1]) >= tonumber(ARGV[2]) then
-    exhaust(id, job[1], now, ARGV[3])
+  elseif not job.cancel and tonumber(job.attempt) >= tonumber(ARGV[2]) then
+    exhaust(id, job, now, ARGV[3])
     failed = failed + 1
-  elseif hand_back(id, 'lease_ran_out', now, now, ARGV[3]) then
+  elseif hand_back(id, job, 'lease_ran_out', now, now, ARGV[3]) then
     redis.call('HINCRBY', TOTALS, 'requeued', 1)
     requeued = requeued + 1
   else
@@ -22,8 +22,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0,
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  if redis.call('HGET', job_key(id), 'status') == 'queued' then
-    expire(id, now, ARGV[3])
+  local job = read_job(id)
+  if job.status == 'queued' then
+    expire(id, job, now, ARGV[3])
     expired = expired + 1
   else
     redis.call('ZREM', DEADLINES, id)

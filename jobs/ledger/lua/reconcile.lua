@@ -49,7 +49,8 @@ end
 function compare.in_flight(tenant)
   local first, sum, batches, takes_turns = cursor == '0', 0, {}, {}
   for _, id in ipairs(scan('SSCAN', inflight_key(tenant))) do
-    local job = redis.call('HMGET', job_key(id), 'status', 'queue', 'created_ms', 'summary', 'bytes', 'held', 'batch', 'started_ms')
+    local job = redis.call('HMGET', job_key(id), 'status', 'queue', 'created_ms', 'summary', 'bytes', 'held', 'batch', 'started_ms',
+      'start_by_ms')
     if not job[1] or not is_open(job[1]) then
       redis.call('SREM', inflight_key(tenant), id)
       mend('in_flight')
@@ -71,7 +72,7 @@ function compare.in_flight(tenant)
       end
       if not job[8] and not redis.call('ZSCORE', DEADLINES, id) then  -- once started, a job has none
         local start_deadline_s = job[4] and cjson.decode(job[4]).start_deadline_s or START_DEADLINE_S
-        redis.call('ZADD', DEADLINES, math.max(now, job[3] + start_deadline_s * 1000), id)
+        redis.call('ZADD', DEADLINES, math.max(now, job[9] or job[3] + start_deadline_s * 1000), id)
         mend('deadlines')
       end
     end
@@ -107,6 +108,7 @@ function compare.log(tenant)
       redis.call('PEXPIRE', key, math.ceil(life_after_end_ms(retention_ms, true) * (1 + 2 / EXPIRY_STEPS)))
     end
   end
+  redis.call('HDEL', bytes_key(tenant), 'kept')
   if redis.call('EXISTS', jobs_key(tenant), log_key(tenant)) == 0 then redis.call('ZREM', TENANTS, tenant) end
 end
 

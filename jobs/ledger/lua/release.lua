@@ -5,13 +5,12 @@
 -- Returns 'ok' | 'canceled' (it has ended) | 'fenced'
 -- requires: keys, jobs
 local id = ARGV[1]
-local job = redis.call('HMGET', job_key(id), 'status', 'fence', 'token')
+local job = read_job(id)
 if not is_held(job, ARGV[2], ARGV[3]) then return fenced() end
 if ARGV[5] ~= '1' then redis.call('HINCRBY', job_key(id), 'attempt', -1) end
 local now = now_ms()
 local due, avoid_ms = now + ARGV[4], tonumber(ARGV[8] or 0)
 if avoid_ms > 0 then
-  local worker = redis.call('HGET', job_key(id), 'worker') or ''
-  redis.call('HSET', job_key(id), 'avoid', string.format('%.0f %s', due + avoid_ms, worker))
+  redis.call('HSET', job_key(id), 'avoid', string.format('%.0f %s', due + avoid_ms, job.worker or ''))
 end
-return hand_back(id, ARGV[6], now, due, ARGV[7]) and 'ok' or 'canceled'
+return hand_back(id, job, ARGV[6], now, due, ARGV[7]) and 'ok' or 'canceled'

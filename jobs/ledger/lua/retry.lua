@@ -20,12 +20,13 @@ redis.call('PERSIST', attempts_key(id))
 local bytes = (job[4] or 0) - #(job[6] or '')
 if recount(tenant, {job[4], job[5]}, bytes, 'live') then redis.call('HSET', key, 'bytes', bytes, 'held', 'live') end
 redis.call('HDEL', key, 'error_code', 'error_detail', 'ended_ms', 'started_ms', 'cancel')
-redis.call('HSET', key, 'attempt', 0, 'retry', ARGV[5])
+redis.call('HSET', key, 'attempt', 0, 'retry', ARGV[5], 'start_by_ms', now + ARGV[3])
 redis.call('SADD', inflight_key(tenant), id)
 redis.call('ZADD', DEADLINES, now + ARGV[3], id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
-local again = queue_again(id, 'retried', now)
-join_turn(again.queue, tenant, id, again.created_ms)
-take_turns(again.queue, tenant)
+local record = read_job(id)
+queue_again(id, record, 'retried', now)
+join_turn(record.queue, tenant, id, record.created_ms)
+take_turns(record.queue, tenant)
 if job[3] then reopen_batch(job[3], now, ARGV[6]) end
 return 'queued'

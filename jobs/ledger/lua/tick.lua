@@ -15,8 +15,8 @@
 -- requires: keys
 local raw, own, last = raw_ms(), tonumber(ARGV[1]), tonumber(ARGV[2])
 local step_ms, respite_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
-local clock = redis.call('HMGET', CLOCK, 'seen_ms', 'offset_ms')
-local seen, offset = tonumber(clock[1] or raw), tonumber(clock[2] or 0)
+local seen, offset = string.match(redis.call('GET', CLOCK) or '', '^(%S+) (%S+)$')
+seen, offset = tonumber(seen or raw), tonumber(offset or 0)
 
 local passed, step, lost = raw - seen, 0, 0
 if own then
@@ -30,7 +30,7 @@ passed, offset = passed - step, offset - step
 
 local slewed = math.min(math.abs(offset), math.floor(math.max(passed, 0) / 10))
 offset = offset > 0 and offset - slewed or offset + slewed
-redis.call('HSET', CLOCK, 'seen_ms', raw, 'offset_ms', offset)
+redis.call('SET', CLOCK, string.format('%.0f %.0f', raw, offset))
 
 if step ~= 0 or passed > step_ms then
   local until_ms = raw + offset + respite_ms

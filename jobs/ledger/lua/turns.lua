@@ -22,8 +22,9 @@ end
 -- it did not take; one that has just left continues at its own time, so that leaving and coming back gains nothing.
 local function take_turns(queue, tenant)
   local first = redis.call('ZRANGE', turns_key(queue), 0, 0, 'WITHSCORES')
-  redis.call('ZADD', turns_key(queue), 'NX', first[2] or 0, tenant)
-  redis.call('SADD', QUEUES, queue)
+  if first[1] ~= tenant then redis.call('ZADD', turns_key(queue), 'NX', first[2] or 0, tenant) end
+  -- While anyone takes turns, the queue is known: a courier drops both together.
+  if not first[1] then redis.call('SADD', QUEUES, queue) end
 end
 
 -- Let a job that was handed back wait until it is due, then to be claimed before all others of its queue.
@@ -45,24 +46,31 @@ local function charge_turn(queue, tenant, weights)
   redis.call('ZADD', turns_key(queue), 'XX', 'INCR', 1 / weight_of(weights, tenant), tenant)
 end
 
--- The job to be claimed next; nil for none.  passed: how many that were handed back are left to other workers.
-local function next_job(queue, now, passed)
-  if passed < MOST_PASSED then
-    local returned = redis.call('ZRANGEBYSCORE', returned_key(queue), '-inf', now, 'LIMIT', passed, 1)
-    if returned[1] then return returned[1] end
-  end
+-- The job to be claimed next, and its tenant if it waited in turn; nil for none.  One that waited in turn is taken out of its
+-- queue; one that was handed back stays, since it may be left to other workers.  passed: how many of those are.
+-- Also returns whether nothing that was handed back waits in the queue.
+local function take_next(queue, now, passed)
+  local returned = passed < MOST_PASSED and redis.call('ZRANGE', returned_key(queue), passed, passed, 'WITHSCORES') or {}
+  local none_returned = passed == 0 and not returned[1]
+  if returned[1] and tonumber(returned[2]) <= now then return returned[1], nil, none_returned end
   while true do
     local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
-    if not tenant then return nil end
-    local oldest = redis.call('ZRANGE', waiting_key(queue, tenant), 0, 0)[1]
-    if oldest then return oldest, tenant end
+    if not tenant then return nil, nil, none_returned end
+    local oldest = redis.call('ZPOPMIN', waiting_key(queue, tenant))[1]
+    if oldest then
+      redis.call('ZREM', queued_key(queue), oldest)
+      return oldest, tenant, none_returned
+    end
     redis.call('ZREM', turns_key(queue), tenant)
   end
 end
 
 -- How many of a queue's jobs may be claimed now: all but those that were handed back and are not due.
-local function claimable(queue, now)
-  return redis.call('ZCARD', queued_key(queue)) - redis.call('ZCOUNT', returned_key(queue), '(' .. now, '+inf')
+-- none_returned: whether it is known that nothing that was handed back waits.
+local function claimable(queue, now, none_returned)
+  local jobs = redis.call('ZCARD', queued_key(queue))
+  if jobs == 0 or none_returned then return jobs end
+  return jobs - redis.call('ZCOUNT', returned_key(queue), '(' .. now, '+inf')
 end
 
 -- How many jobs would be claimed before a job that waits in turn, if none came.  own: those of its tenant before it.
