@@ -14,12 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from maskfleet.api.follow import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH, Follower, Watch
 from maskfleet.api.looks import Looks
 from maskfleet.jobs.errors import HoldQuota, TooManyHeld
 from maskfleet.jobs.ledger.jobs import Ledger
 
-#: The ledger is polled often at first, then less and less: a short job is noticed at once, a long one costs little.
-FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3
 #: From so many held responses on, those that look at about the same time do it together.
 MANY = 32
 #: Places in the queue that one process looks at in a second for its streams, and in a row: each costs a millisecond.
@@ -58,15 +57,27 @@ class Hold:
             poll.register(self._client.fileno(), select.POLLIN)
             if not poll.poll(seconds * 1000):
                 return
-            if not self._client.recv(1, socket.MSG_PEEK):
-                self._gone = True
-                return
         except OSError:
             self._gone = True
             return
-        # The next request is there already.  What comes after it cannot be seen: the client is believed to be there.
+        if self.hear():
+            time.sleep(seconds)
+
+    def connection(self) -> socket.socket | None:
+        """Return the client's socket, while it tells whether the client is there."""
+        return None if self._gone else self._client
+
+    def hear(self) -> bool:
+        """Read into what has come from the client; return False when it has hung up."""
+        if self._client is None:
+            return not self._gone
+        try:
+            self._gone = not self._client.recv(1, socket.MSG_PEEK)
+        except OSError:
+            self._gone = True
+        # If the next request is there already, what comes after it cannot be seen: the client is believed to be there.
         self._client = None
-        time.sleep(seconds)
+        return not self._gone
 
     def release(self) -> None:
         """Give the place back.  May be called twice."""
@@ -87,11 +98,20 @@ class Waits:
         self._lock = threading.Lock()
         self._stopping: Callable[[], bool] = lambda: False
         self.statuses = Looks(ledger.statuses, self._gather_s)
-        self.versions = Looks(ledger.versions, self._gather_s)
+        self._watch = Watch(ledger.versions)
 
     def stop_when(self, stopping: Callable[[], bool]) -> None:
         """Release all held responses as soon as ``stopping`` returns true, so that the process can end."""
         self._stopping = stopping
+        self._watch.stop_when(stopping)
+
+    def poll_by(self, poll: Callable[[], select.poll]) -> None:
+        """Poll the clients of streams by this; see ``Watch``."""
+        self._watch.poll_by(poll)
+
+    def follow(self, job_id: str, hold: Hold) -> Follower:
+        """Follow a job for a held response; the follower must be closed."""
+        return self._watch.follow(job_id, hold)
 
     def stopping(self) -> bool:
         """Return whether held responses must be released."""

@@ -76,12 +76,14 @@ def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
 def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
     """Give the app what belongs to its process: a way to compute aside, and the signal to end."""
     # Imported here: this imports prometheus_client, which looks for its folder on import.
+    from gevent.monkey import get_original
     from gevent.threadpool import ThreadPool
 
     from maskfleet.api.services import EXTENSION, Services
 
     services: Services = worker.wsgi.extensions[EXTENSION]
     services.waits.stop_when(lambda: not worker.alive)
+    services.waits.poll_by(get_original("select", "poll"))
     services.cpu.use(ThreadPool(_COMPUTING_AT_ONCE).apply)
     # What the app consists of stays: looking through it for garbage would stop the loop for a tenth of a second.
     gc.collect()

@@ -12,8 +12,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
-from maskfleet.api.long_poll import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH, Hold
+from maskfleet.api.follow import FIRST_LOOK_S
+from maskfleet.api.long_poll import Hold
 from maskfleet.api.services import Services, whole_view
 from maskfleet.jobs.errors import QueueUnavailable, Unauthorized
 from maskfleet.jobs.logs import get_logger
@@ -24,6 +26,9 @@ from maskfleet.jobs.status import Status
 RECONNECT_MS = 1000
 #: A queued job moves up without a change to its own record; its place is checked this often, less often by many.
 PLACE_LOOK_S = 2.0
+#: A stream whose job does not change wakes up this often, to check its key; the key's holder is remembered for a while
+#: as well (auth.py), and a stream ends within five seconds after its key was revoked.
+KEY_LOOK_S = 2.0
 
 logger = get_logger()
 
@@ -52,34 +57,36 @@ def _changes(
 ) -> Iterator[bytes]:
     place = whole_view(record, services, address).queue_position if seen == record.version else None
     status = record.status
+    version: int | None = record.version
     spoke = looked_at_place = time.monotonic()
-    pause = FIRST_LOOK_S
-    while hold.goes_on():
-        version, now = services.waits.versions.of(record.id), time.monotonic()
-        place_may_have_moved = (
-            status is Status.QUEUED
-            and now - looked_at_place >= PLACE_LOOK_S
-            and services.waits.may_look_at_place(now - looked_at_place)
-        )
-        if version != seen or place_may_have_moved:
-            latest = services.ledger.read(record.id)
-            if latest is None:  # deleted, or expired
+    with closing(services.waits.follow(record.id, hold)) as follower:
+        while hold.goes_on():
+            now = time.monotonic()
+            place_may_have_moved = (
+                status is Status.QUEUED
+                and now - looked_at_place >= PLACE_LOOK_S
+                and services.waits.may_look_at_place(now - looked_at_place)
+            )
+            if version != seen or place_may_have_moved:
+                latest = services.ledger.read(record.id)
+                if latest is None:  # deleted, or expired
+                    return
+                view = whole_view(latest, services, address)
+                if (latest.version, view.queue_position) != (seen, place):
+                    yield _event(latest.version, view)
+                    spoke = now
+                seen, place, status, looked_at_place = latest.version, view.queue_position, latest.status, now
+                if status.ended:
+                    return
+            elif now - spoke >= services.settings.heartbeat_s:
+                yield b": nothing new\n\n"
+                spoke = now
+            if now >= deadline:
                 return
-            view = whole_view(latest, services, address)
-            if (latest.version, view.queue_position) != (seen, place):
-                yield _event(latest.version, view)
-                spoke, pause = now, FIRST_LOOK_S
-            seen, place, status, looked_at_place = latest.version, view.queue_position, latest.status, now
-            if status.ended:
-                return
-        elif now - spoke >= services.settings.heartbeat_s:
-            yield b": nothing new\n\n"
-            spoke = now
-        left = deadline - now
-        if left <= 0:
-            return
-        hold.pause(min(pause * random.uniform(0.8, 1), left))  # noqa: S311 — spreads streams out; no secret
-        pause = min(pause * LOOK_GROWTH, LAST_LOOK_S)
+            wakes = [deadline, spoke + services.settings.heartbeat_s, now + KEY_LOOK_S * random.uniform(0.8, 1)]  # noqa: S311 — spreads streams out; no secret
+            if status is Status.QUEUED and looked_at_place + PLACE_LOOK_S > now:
+                wakes.append(looked_at_place + PLACE_LOOK_S)
+            version = follower.wait(seen, max(min(wakes) - now, FIRST_LOOK_S))
 
 
 def _event(version: int, view: JobView) -> bytes:

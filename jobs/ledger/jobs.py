@@ -159,6 +159,7 @@ class Ledger:
         self._list = load_script(client, "list_jobs")
         self._reap = load_script(client, "reap")
         self._silent = load_script(client, "silent")
+        self._versions = load_script(client, "versions")
 
     def check_version(self) -> None:
         """Raise LedgerVersion when the data in Redis has another version; an empty Redis is given this one.
@@ -314,18 +315,16 @@ class Ledger:
 
     def statuses(self, job_ids: Sequence[str]) -> list[Status | None]:
         """Return the states of several jobs."""
-        return [Status(status) if status else None for status in self._fields(job_ids, "status")]
-
-    def versions(self, job_ids: Sequence[str]) -> list[int | None]:
-        """Return the versions of several records; see ``version``."""
-        return [int(version) if version else None for version in self._fields(job_ids, "version")]
-
-    def _fields(self, job_ids: Sequence[str], name: str) -> list[str | None]:
         with redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
             for job_id in job_ids:
-                pipeline.hget(f"mf:job:{job_id}", name)
-            return cast("list[str | None]", pipeline.execute())
+                pipeline.hget(f"mf:job:{job_id}", "status")
+            return [Status(status) if status else None for status in pipeline.execute()]
+
+    def versions(self, job_ids: Sequence[str]) -> list[int | None]:
+        """Return the versions of several records, by one command; see ``version``."""
+        with redis_errors():
+            return [int(version) if version else None for version in self._versions(args=job_ids)]
 
     def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
         """Return the latest attempts at a job, oldest first; the last one has no outcome while the job runs."""

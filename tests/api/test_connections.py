@@ -21,11 +21,13 @@ from flask.testing import FlaskClient
 from maskfleet.api.app import create_app
 from maskfleet.api.bytes_under_way import BytesUnderWay
 from maskfleet.api.connections import Connections, Refused, client_network
+from maskfleet.api.follow import AT_ONCE, Watch
+from maskfleet.api.long_poll import Waits
 from maskfleet.api.looks import Looks
 from maskfleet.jobs.errors import ByteQuota, QueueUnavailable, TooManyBytes
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.jobs import Ledger
-from tests.api.caller import Caller, a_closed_port, check_problem, job
+from tests.api.caller import Caller, a_closed_port, check_problem, claim, job
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.api.door import Door, open_door
 from tests.waiting import wait_until
@@ -123,6 +125,73 @@ def test_what_is_held_ends_when_its_key_is_revoked(door: Door, key_store: KeySto
     connection.settimeout(1)
     assert (b" 401 " in connection.recv(65536)) == (route == "wait")
     connection.close()
+
+
+@pytest.mark.parametrize("door", [{"max_held_per_tenant": "200"}], indirect=True)
+def test_many_streams_are_looked_after_by_few_commands(door: Door, ledger: Ledger, redis_client: redis.Redis) -> None:
+    def calls(command: str) -> int:
+        return int(redis_client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+    job_ids = [a_job_of(door) for _ in range(20)]
+    for job_id in job_ids:
+        claim(job_id, ledger)  # a job that waits has its place looked at as well
+    with ExitStack() as streams:
+        for number in range(120):
+            streams.enter_context(closing(door.hold(job_ids[number % 20])))
+        wait_until(lambda: door.held() == 120, 20)
+        redis_client.config_resetstat()
+
+        wait_until(lambda: calls("hget") >= 600, 40)  # each script looks at several jobs
+
+        assert 0 < calls("evalsha") <= 600 / 3
+    wait_until(lambda: door.held() == 0, 20)
+
+
+def test_a_look_serves_all_whose_jobs_are_due_and_wakes_those_whose_job_has_changed(ledger: Ledger) -> None:
+    versions, asked = {f"job {n}": 1 for n in range(150)}, list[int]()
+
+    def ask(job_ids: Sequence[str]) -> list[int | None]:
+        asked.append(len(job_ids))
+        return [versions.get(job_id) for job_id in job_ids]
+
+    watch, woken = Watch(ask), dict[str, int | None]()
+    client = Waits(ledger, lambda _: None, most=1, most_per_tenant=1).hold("apiary", lambda: None, None)
+
+    def follow(job_id: str) -> None:
+        with closing(watch.follow(job_id, client)) as follower:
+            while (version := follower.wait(1, 60)) == 1:
+                pass
+            woken[job_id] = version
+
+    following = [threading.Thread(target=follow, args=(job_id,)) for job_id in versions]
+    for thread in following:
+        thread.start()
+    wait_until(lambda: sum(asked) > 10 * len(versions), 30)
+    assert woken == {}
+
+    versions["job 7"] = 2
+    wait_until(lambda: woken == {"job 7": 2}, 20)
+    del versions["job 8"]
+    wait_until(lambda: woken == {"job 7": 2, "job 8": None}, 20)
+    versions.update(dict.fromkeys(versions, 3))
+
+    for thread in following:
+        thread.join()
+    assert woken == {**versions, "job 7": 2, "job 8": None}
+    assert max(asked) <= AT_ONCE
+    assert len(asked) < sum(asked) / 5
+
+
+def test_those_who_follow_learn_that_nobody_answers(ledger: Ledger) -> None:
+    def ask(job_ids: Sequence[str]) -> list[int | None]:
+        raise QueueUnavailable
+
+    watch = Watch(ask)
+    client = Waits(ledger, lambda _: None, most=1, most_per_tenant=1).hold("apiary", lambda: None, None)
+
+    for _ in range(2):
+        with closing(watch.follow("a job", client)) as follower, pytest.raises(QueueUnavailable):
+            follower.wait(1, 60)
 
 
 def test_those_who_ask_together_get_each_their_answer() -> None:
