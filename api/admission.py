@@ -7,7 +7,6 @@ that cannot be rung now is rung by the courier.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 import time
@@ -33,6 +32,7 @@ from maskfleet.jobs.errors import (
 from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewImages, NewJobs, Reservation
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
+from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
 from maskfleet.jobs.schema.prompts import Prompt
@@ -201,7 +201,7 @@ def _inline(image: ImageSource, services: Services) -> bytes | None:
     """Return the bytes of an image sent inline with a batch, if any; decoded on demand, since there may be many."""
     if image.base64 is None:
         return None
-    return services.cpu.run(len(image.base64), base64.b64decode, image.base64)
+    return services.cpu.run(len(image.base64), decode_base64, image.base64)
 
 
 def _digest(*parts: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from maskfleet.api.services import Services, take_room_for_body
 from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
+from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
@@ -114,7 +114,7 @@ def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
 
 def _parse_submission(body: bytes) -> Submission:
     spec = parse_spec(body)
-    return Submission(spec, base64.b64decode(spec.image.base64) if spec.image.base64 is not None else None)
+    return Submission(spec, decode_base64(spec.image.base64) if spec.image.base64 is not None else None)
 
 
 def _read_multipart(max_image_bytes: int) -> Submission:

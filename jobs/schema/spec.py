@@ -5,7 +5,6 @@ The same models generate the OpenAPI document.  Prompts are in ``prompts``.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from enum import StrEnum
@@ -22,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault, InvalidRequest, RecordUnreadable
+from maskfleet.jobs.schema.base64_text import check_base64
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, Request, S3Uri, UploadId
 
@@ -79,7 +79,7 @@ def _standard_base64(text: str) -> str:
     if head := _DATA_URL.match(text[:300]):
         text = text[head.end() :]
     try:
-        base64.b64decode(text, validate=True)
+        check_base64(text)
     except ValueError:  # includes binascii.Error
         pass
     else:
@@ -90,14 +90,15 @@ def _standard_base64(text: str) -> str:
     try:
         if digits not in (bare, bare + padding):
             raise binascii.Error("its padding is wrong")
-        base64.b64decode(bare + padding, validate=True)
+        standard = (bare + padding).decode("ascii")
+        check_base64(standard)
     except ValueError as error:
         raise PydanticCustomError(
             "invalid_base64",
             "The text is not base64. Send the standard or the URL-safe alphabet, with or without line breaks and "
             "padding, or a data: URL with ;base64.",
         ) from error
-    return (bare + padding).decode("ascii")
+    return standard
 
 
 class ImageSource(Request):
