@@ -168,7 +168,10 @@ def found_in(mutant: Mutant | None, faults: tuple[str, ...]) -> list[str]:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=RUN_S)
     if done.returncode:
         raise RuntimeError(f"the run itself broke:\n{done.stderr[-4000:]}")
-    return done.stdout.splitlines()
+    found = done.stdout.splitlines()
+    if mutant and not any(re.search(mutant.found, words) for words in found):
+        click.echo(done.stderr, err=True)  # what the faults met
+    return found
 
 
 @click.command()

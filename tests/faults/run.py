@@ -57,7 +57,7 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
         scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
         send_under_fire(callers.send_all, scene, plan, say)
         if any(kind.act is bells_lost for kind in plan.faults):
-            strike(AT_THE_END, scene)
+            say(strike(AT_THE_END, scene).effect)
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
     _note_ledger(lab)

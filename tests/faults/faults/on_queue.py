@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import cast
 
 from maskfleet.jobs.queue import model_queues
@@ -12,26 +11,28 @@ from tests.faults.laboratory import MODEL, STAND_IN
 
 #: How long each bell is lost; jobs that come meanwhile wake nobody.
 LOST_S = 2.0
-#: The longest job ends within this time.
-LAST_JOB_S = 15.0
+#: The longest job ends within this time, and a node that was killed is back with the bell that it had.
+LAST_JOB_S = 30.0
 #: Copies of each bell.
 COPIES = 30
 
 
 def bells_lost(scene: Scene) -> Effect:
     """Lose every message for a while, so that nodes are idle and jobs wait."""
-    return _lost(scene, LOST_S, lambda: False)
+    return _lost(scene, time.monotonic() + LOST_S)
 
 
 def bells_lost_at_the_end(scene: Scene) -> Effect:
-    """Lose every message until no node runs a job, when no new job will wake one."""
-    return _lost(scene, LAST_JOB_S, lambda: scene.lab.redis.zcard("mf:leases") == 0)
+    """Lose every message until no node has had a job for a while, when no new job will wake one."""
+    return _lost(scene, time.monotonic() + LAST_JOB_S, until_idle=True)
 
 
-def _lost(scene: Scene, seconds: float, is_over: Callable[[], bool]) -> Effect:
+def _lost(scene: Scene, until: float, *, until_idle: bool = False) -> Effect:
     client = scene.lab.redis
-    lost, least, most = 0, time.monotonic() + LOST_S, time.monotonic() + seconds
-    while time.monotonic() < least or (time.monotonic() < most and not is_over()):
+    lost, busy_at = 0, time.monotonic()
+    while time.monotonic() < until and not (until_idle and time.monotonic() > busy_at + LOST_S):
+        if until_idle and (client.zcard("mf:leases") or not all(map(scene.lab.child_of, scene.lab.nodes))):
+            busy_at = time.monotonic()
         for queue in _queues(scene):
             lost += cast(int, client.llen(queue))
             client.delete(queue)
