@@ -309,6 +309,16 @@ def test_nobody_does_what_is_not_theirs(guarded: GuardedRedis, name: str) -> Non
     assert guarded.server.poll() is None
 
 
+def test_the_api_may_move_the_window_of_a_rate_limit_on(guarded: GuardedRedis) -> None:
+    """The library renames the present window's key to the previous one's."""
+    client = guarded.client("api")
+    client.set("mf:limits:now", 1)
+
+    client.rename("mf:limits:now", "mf:limits:before")
+
+    assert client.get("mf:limits:before") == "1"
+
+
 def test_without_a_password_one_may_ask_whether_it_lives(guarded: GuardedRedis) -> None:
     url = f"rediss://localhost:{guarded.port}/0"
     with redis.Redis.from_url(url, ssl_ca_certs=str(guarded.authorities), retry=Retry(NoBackoff(), 0)) as client:
