@@ -20,6 +20,7 @@ import psutil
 import redis
 import requests
 
+from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.workers import WorkerRegistry
@@ -246,7 +247,16 @@ class Laboratory:
         return since
 
     def start_s3_again(self) -> None:
+        """Start S3 on its data and its port, and wait until it serves the bucket."""
         self.s3_server = replace(self.s3_server, process=self.s3_server.start())
+        wait_until(self._store_answers, 60, every_s=0.1)
+
+    def _store_answers(self) -> bool:
+        try:
+            self.store.ping()
+        except JobError:
+            return False
+        return True
 
     def _redis_answers(self) -> bool:
         try:
