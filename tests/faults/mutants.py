@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "fence and token are not compared",
         "jobs/ledger/lua/jobs.lua",
-        "return job[1] == 'processing' and job[2] == fence and job[3] == token",
-        "return job[1] == 'processing'",
+        "return job.status == 'processing' and job.fence == fence and job.token == token",
+        "return job.status == 'processing'",
         "which it no longer held",
         ("node_suspended_past_its_lease",),
     ),
@@ -117,7 +117,7 @@ MUTANTS = (
     Mutant(
         "a batch's counts are not kept",
         "jobs/ledger/lua/jobs.lua",
-        "if job[7] then move_in_batch(job[7], job[6], status, now, retention_ms) end",
+        "if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms) end",
         "",
         "batch_.* (was said to have|is processing|is queued)|the end of batch_.* was never told",
     ),
