@@ -30,6 +30,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from urllib3.exceptions import HTTPError
 
 from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreMisconfigured, StoreUnavailable
 from maskfleet.jobs.schema.wire import key_fault
@@ -335,5 +336,5 @@ def _s3_errors(*, own: bool = True) -> Iterator[None]:
         raise
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
         raise StoreMisconfigured("it has no credentials.") from error
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, HTTPError, OSError) as error:  # urllib3's own, when a response to an error breaks off
         raise StoreUnavailable from error

@@ -45,3 +45,12 @@ def test_a_page_in_place_of_a_listing_is_no_listing(way: Proxy, behind: Store) -
 
     with pytest.raises(StoreUnavailable):
         list(behind.listed("photos/"))
+
+
+@pytest.mark.parametrize("after_bytes", [20, 200, 400, 450])
+def test_an_error_that_breaks_off_is_an_outage(way: Proxy, behind: Store, after_bytes: int) -> None:
+    """The connection is reset in the head or the body of the response that there is no such object."""
+    way.set(Fault(Mode.TRUNCATE, after_bytes=after_bytes))
+
+    with pytest.raises(StoreUnavailable):
+        behind.read("photos/none")
