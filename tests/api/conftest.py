@@ -49,7 +49,7 @@ def make_settings(shared_fields: dict[str, str]) -> SettingsMaker:
 
 @pytest.fixture(scope="session")
 def one_app(make_settings: SettingsMaker) -> Flask:
-    """The app; it is stateless, so one is enough."""
+    """The app; all that it remembers is which ledger it met, so one is enough."""
     return create_app(make_settings())
 
 
@@ -57,6 +57,12 @@ def one_app(make_settings: SettingsMaker) -> Flask:
 def app(one_app: Flask, redis_client: redis.Redis) -> Flask:
     """The app, with an empty ledger."""
     return one_app
+
+
+@pytest.fixture
+def new_app(make_settings: SettingsMaker, redis_client: redis.Redis) -> Flask:
+    """An app that knows no ledger yet: the one app has met others, and its readiness says that they are lost."""
+    return create_app(make_settings())
 
 
 @pytest.fixture

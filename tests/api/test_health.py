@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import redis
+from flask import Flask
 from flask.testing import FlaskClient
 
 from maskfleet.api.app import create_app
@@ -18,7 +19,8 @@ from tests.api.conftest import KEYS, MODEL, SettingsMaker
 UNKNOWN_JOB = "/v1/jobs/job_" + "0" * 32
 
 
-def test_a_service_whose_parts_answer_is_live_and_ready(client: FlaskClient) -> None:
+def test_a_service_whose_parts_answer_is_live_and_ready(new_app: Flask) -> None:
+    client = new_app.test_client()
     assert client.get("/live").json == {"status": "live"}
     assert client.get("/ready").json == {"status": "ready"}
 

@@ -70,8 +70,8 @@ def test_a_malformed_host_is_refused_even_where_any_is_trusted(
 
 @pytest.mark.parametrize("host", ["10.244.1.7:8000", "evil.example", "a b", ""])
 @pytest.mark.parametrize("path", ["/live", "/ready"])
-def test_health_checks_are_answered_under_any_host(app: Flask, host: str, path: str) -> None:
-    assert status(app, host, path) == 200
+def test_health_checks_are_answered_under_any_host(new_app: Flask, host: str, path: str) -> None:
+    assert status(new_app, host, path) == 200
 
 
 def test_with_a_public_url_its_host_and_loopback_are_answered(make_settings: SettingsMaker) -> None:
