@@ -99,18 +99,20 @@ def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: P
     ours_met, plain_met = _shared(ours, plain)
     where = f"{str(machine['measured_at'])[:10]}, {machine['processor']}, {machine['cores']} cores"
     put_back = f"{ours.put_back_s.get('p50', 0):g} s"
-    failovers = ours.faults.get("redis_fails_over", 0)
+    failovers = {1: "once"}.get(count := ours.faults.get("redis_fails_over", 0), f"{count} times")
     text = (
-        f"Fault injection (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs} of them in {ours.batches} "
-        f"batches, run under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, {ours.felled} of which "
-        f"killed, froze or cut off a process, {ours.lost or 'none'} was lost, {ours.stuck or 'none'} stuck and "
-        f"{ours.doubled or 'none'} ended in two states; {ours.told_twice} ends were reported more than once"
-        f"{_one_id(ours)}. Redis itself was emptied once, and failed over {failovers} times to a replica that lagged: "
+        f"Fault injection (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs:,} of them in "
+        f"{ours.batches} batches, run under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, "
+        f"{ours.felled} of which killed, froze or cut off a process, {ours.lost or 'none'} was lost, "
+        f"{ours.stuck or 'none'} stuck and {ours.doubled or 'none'} ended in two states; other promises broken: "
+        f"{_others(ours) or 'none'}. {ours.told_twice} ends were reported more than once{_one_id(ours)}. "
+        f"Redis itself was emptied once, and failed over {failovers} to a replica that lagged: "
         f"{ours.taken} jobs went with what it lost. {ours.fenced} late attempts were fenced off; "
         f"a job whose {LEASE_S:g} s lease expired was requeued {put_back} after the fault (p50). "
         f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet (ours met "
-        f"{ours_met} of these), lost {plain.of_these_nowhere} jobs, gave up on {plain.of_these_given_up} without "
-        f"notifying anyone, and reported {plain.told_twice} job ends more than once:"
+        f"{ours_met} of these), lost {plain.of_these_nowhere or 'no'} jobs, gave up on "
+        f"{plain.of_these_given_up or 'none'} without notifying anyone, and reported "
+        f"{plain.told_twice} job ends more than once:"
     )
     return f"{textwrap.fill(text, 150, break_on_hyphens=False)}\n[docs/chaos.md](docs/chaos.md)."
 
@@ -119,7 +121,6 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
     put_back = f"{ours.put_back_s.get('p50', 0):g} s / {ours.put_back_s.get('p99', 0):g} s"
     recovery = f"{ours.recovery_s.get('p50', 0):g} s / {ours.recovery_s.get('p99', 0):g} s"
     ours_met, plain_met = _shared(ours, plain)
-    others = ours.broken_promises - ours.lost - ours.stuck - ours.untold - ours.doubled
     plain_stuck = plain.never_ended - plain.of_these_nowhere - plain.of_these_given_up
     told_twice = f"{ours.told_twice}{_one_id(ours)}; {ours.webhooks_sent_again} webhooks were sent again"
     rows = [
@@ -139,7 +140,7 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
         ("stuck: accepted and never ended", ours.stuck, plain_stuck),
         ("ends that a receiver answered 2xx more than once", told_twice, plain.told_twice),
         ("ended in two states, or reported under two ids", ours.doubled, "not checked"),
-        ("other broken promises", others, "not checked"),
+        ("other broken promises", _others(ours), "not checked"),
         ("faults that took effect", _all_faults(ours), _all_faults(plain)),
         ("faults of the kinds that both can meet", ours_met, plain_met),
         ("faults of the API and the couriers", sum(ours.faults.values()) - ours_met, "not applicable"),
@@ -207,6 +208,10 @@ def _shared(ours: Figures, plain: PlainFigures) -> tuple[int, int]:
     kinds = {kind.name for kind in OF_ANY_FLEET}
     ours_met, plain_met = (sum(count for kind, count in met.faults.items() if kind in kinds) for met in (ours, plain))
     return ours_met, plain_met
+
+
+def _others(ours: Figures) -> int:
+    return ours.broken_promises - ours.lost - ours.stuck - ours.untold - ours.doubled
 
 
 def _one_id(ours: Figures) -> str:
