@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from maskfleet.jobs.ledger.clock import RESPITE_MS, STEP_MS
 from tests.faults.history import (
     Accepted,
     Attempted,
@@ -349,7 +350,7 @@ class _Trial:
             for attempt in self.attempts[job]:
                 if _code(attempt) != "lease_ran_out" or attempt.ended is None:
                     continue
-                renewed = max((fault.until for fault in self._met(attempt)), default=attempt.started)
+                renewed = max(map(_renewable_until, self._met(attempt)), default=attempt.started)
                 late = attempt.ended - max(renewed, attempt.started)
                 if late > PUT_BACK_S:
                     yield f"{job} was put back {late:.1f} s after its node was lost"
@@ -415,6 +416,15 @@ def _is_of_one_attempt(stored: Stored) -> bool:
     return len(stored.folders) == 1 and bool(
         re.fullmatch(rf"attempt-{stored.attempt}-\d+-[0-9a-f]{{8}}", stored.folders[0])
     )
+
+
+def _renewable_until(fault: Broke) -> float:
+    """Return until when a lease may be renewed after a fault.
+
+    After a pause of Redis the couriers give all leases a respite, in which their workers renew them (decision 0040).
+    """
+    paused = fault.harms == "redis" and fault.until - fault.at > STEP_MS / 1000
+    return fault.until + (RESPITE_MS / 1000 if paused else 0.0)
 
 
 def _code(attempt: Attempted) -> str:

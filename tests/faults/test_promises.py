@@ -101,6 +101,8 @@ GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
         GOOD,
         # The receiver failed twice, and was told again under the same id.
         (*GOOD, replace(TOLD, answered=500), replace(TOLD, answered=0)),
+        # Its node was lost while Redis was away for so long that all leases got a respite.
+        (*without(FIRST, LOST_NODE), replace(FIRST, ended=27), replace(RESTARTED, at=0, until=7)),
         # It wants no more.
         (*without(TOLD), replace(TOLD, answered=410)),
         (*without(TOLD), replace(BEGUN, answered=410)),
@@ -189,6 +191,11 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         ((*GOOD, replace(FIRST, outcome="drained")), "attempt 1 at a ended as drained, which no fault explains"),
         # The node was lost, and its job was put back long after its lease had run out.
         ((*without(FIRST), replace(FIRST, ended=10)), "a was put back 8.0 s after its node was lost"),
+        # Redis had been away for longer than a clock's step, and its respite was over.
+        (
+            (*without(FIRST, LOST_NODE), replace(FIRST, ended=29), replace(RESTARTED, at=0, until=7)),
+            "a was put back 7.0 s after its node was lost",
+        ),
         # Cancellations that were accepted and forgotten.
         ((*GOOD, CancelAsked(at=-1, job="a")), "a succeeded 5.0 s after its cancellation was accepted"),
         ((*GOOD, CancelAsked(at=-9, job="a"), replace(RESTARTED, at=-5, until=-4)), "a succeeded 13.0 s after its"),
