@@ -36,10 +36,9 @@ import torch
 from PIL import Image
 from transformers import Sam2ImageProcessor, SamImageProcessor
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import RESULTS, ROOT, describe
 from tests.scenes import plain_scene
 
-ROOT = Path(__file__).parent.parent
 WHOLE = 32 * 32
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",

@@ -15,8 +15,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.core import ROOT, Side, picture, vit_b
-from benchmarks.machine import keep
+from benchmarks.core import Side, picture, vit_b
+from benchmarks.machine import ROOT, keep
 
 SIDES = (16, 24, 32, 48, 64)
 MEGAPIXELS = (1, 4, 12, 18, 100)

@@ -20,11 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-import matplotlib as mpl
 import redis
 
-from benchmarks.core import ROOT
-from benchmarks.machine import keep
+from benchmarks.machine import ROOT, keep
 from maskfleet.api.metrics import JobFigures, RequestMetrics
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
@@ -207,6 +205,8 @@ class GrowingLedger:
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
+    import matplotlib as mpl
+
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

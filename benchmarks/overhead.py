@@ -15,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
-from benchmarks.machine import keep, spread
+from benchmarks.machine import ROOT, keep, spread
 from maskfleet import Client
 from maskfleet.jobs.schema.spec import parse_spec
 from maskfleet.worker.image.decode import decode_photo
@@ -27,7 +26,6 @@ from maskfleet.worker.output.formats import make_artifacts
 from maskfleet.worker.sam.model import load_model
 from maskfleet.worker.segment import segment
 
-ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "sam-demo"
 PHOTO = ROOT / "examples" / "coins.png"
 RUNS = 9

@@ -162,6 +162,7 @@ def demo_model(repository: Path) -> str:
 @pytest.fixture(scope="session")
 def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
     """A local stack shared by this test run; it may contain jobs of other tests."""
+    pytest.importorskip("torch", reason="A local stack runs a worker.")
     settings = {
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
