@@ -79,7 +79,8 @@ def send_under_fire(send_all: SendAll, scene: Scene, plan: Plan, say: Callable[[
 def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
     """Inject one fault after another: each at least once, and until the plan's time is over.
 
-    A fault that found nothing to break is retried a few times.
+    A fault that found nothing to break is retried a few times, after longer and longer pauses: what the one before it
+    broke may not work again yet, such as a store that is still starting, so that no job gets far enough.
     """
     ends = time.monotonic() + plan.seconds
     if plan.empties:
@@ -93,12 +94,13 @@ def break_things(scene: Scene, plan: Plan, say: Callable[[str], None]) -> None:
     while struck < len(plan.faults) or time.monotonic() < ends:
         kind = following()
         struck += 1
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             broke = strike(kind, scene)
             say(f"{'' if broke.acted else 'NOT '}{broke.name}: {broke.effect} ({broke.until - broke.at:.1f} s)")
             time.sleep(scene.random.uniform(0, plan.gap_s))
             if broke.acted:
                 break
+            time.sleep(min(2.0**tried, 4.0))
 
 
 def await_end(left: Callable[[], int], patience_s: float, say: Callable[[str], None]) -> None:
