@@ -8,7 +8,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from tests.faults.faults.on_redis import redis_full
 from tests.faults.history import Notified
 from tests.faults.laboratory import LEASE_S, STAND_IN, TENANT, Laboratory
 from tests.faults.promises import DEVICE_LOST, HUNG, POISONED, STARTED
+from tests.faults.run import TRIES
 from tests.waiting import wait_until
 
 BOX = f"box on {STAND_IN}"
@@ -166,27 +167,24 @@ def test_a_node_that_is_told_to_end_hands_its_job_back_uncharged(stage: Stage) -
     stage.lab.await_nodes()
 
 
-def test_a_job_that_the_api_recorded_and_died_is_found_by_the_same_key_and_done(stage: Stage) -> None:
-    key = uuid.uuid4().hex
-    with ThreadPoolExecutor(1) as caller:
-        sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX, key=key))
+@pytest.mark.parametrize("fault", [api_killed_between_record_and_bell, api_cut_off_at_bell])
+def test_a_job_that_was_recorded_and_not_rung_for_is_found_by_its_key_and_done(
+    stage: Stage, fault: Callable[[Scene], Effect]
+) -> None:
+    for _ in range(TRIES):  # on a busy machine the courier's tick may be the first to ring
+        effect, job = _struck_while_sending(stage, fault)
+        if effect.acted:
+            break
 
-        effect = api_killed_between_record_and_bell(stage.scene)
-
-        job = sending.result(LASTS_S)
     assert effect == Effect(acted=True, text=f"recorded and not heard of: {job}")
     assert stage.ended(job).status == "succeeded"
 
 
-def test_a_job_whose_bell_could_not_be_rung_is_accepted_and_done(stage: Stage) -> None:
+def _struck_while_sending(stage: Stage, fault: Callable[[Scene], Effect]) -> tuple[Effect, str]:
     with ThreadPoolExecutor(1) as caller:
-        sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX))
-
-        effect = api_cut_off_at_bell(stage.scene)
-
-        job = sending.result(LASTS_S)
-    assert effect == Effect(acted=True, text=f"recorded and not heard of: {job}")
-    assert stage.ended(job).status == "succeeded"
+        sending = caller.submit(lambda: time.sleep(0.5) or stage.callers.send(BOX, key=uuid.uuid4().hex))
+        effect = fault(stage.scene)
+        return effect, sending.result(LASTS_S)
 
 
 def test_a_full_redis_answers_503_and_records_nothing(stage: Stage) -> None:
