@@ -372,6 +372,10 @@ class WorkerSettings(_HealthSettings):
     #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
+    #: Main memory for the embeddings of images that jobs may name again; 0 for none.
+    embedding_cache_bytes: int = Field(512 * 2**20, ge=0)
+    #: Whether embeddings are kept in the object store as well, for other workers and after a restart.
+    embedding_store: bool = True
 
     @model_validator(mode="after")
     def _probe_is_allowed(self) -> Self:

@@ -6,6 +6,9 @@ Objects in the bucket:
     results/{tenant}/{job}/attempt-{n}-{fence}-{token}/…  what one attempt wrote; without the token until version 2
                                                           of the ledger
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
+    embeddings/{tenant}/{revision}/{sha256}          an image's embedding, by the revision of the model that encoded it and
+                                                     the image's bytes
+    embeddings/{tenant}/sources/{sha256}             what is known of an image, by the name of its source
 """
 
 from __future__ import annotations
@@ -56,6 +59,8 @@ _NOT_ACCEPTED = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+#: Beside the folders of models' revisions, which are in hex.
+SOURCES_FOLDER = "sources"
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
 DELETED_AT_ONCE = 1000
 
@@ -66,6 +71,15 @@ class StoredObject:
 
     size: int
     content_type: str
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedObject:
+    """An object's bytes, and the tag that changes with them; empty if the store gives none."""
+
+    data: bytes
+    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +144,20 @@ class Store:
 
         Raises NotFound (``object_not_found``), ObjectDenied (``object_denied``; only for another bucket).
         """
+        return self.fetch(key, bucket=bucket, max_bytes=max_bytes).data
+
+    def fetch(self, key: str, *, bucket: str = "", max_bytes: int | None = None) -> FetchedObject:
+        """Return an object's bytes as ``read`` does, with its tag."""
         extent = f"bytes=0-{max_bytes}" if max_bytes is not None else "bytes=0-"
         try:
             with _s3_errors(own=bucket in ("", self.bucket)):
                 response = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
                 # Not the body's own ``with``, which yields the bare connection, whose errors are urllib3's.
                 with closing(response["Body"]) as body:
-                    return body.read()
+                    return FetchedObject(body.read(), response.get("ETag", ""))
         except ClientError as error:
             if _code(error) == "InvalidRange":  # an empty object has no first byte
-                return b""
+                return FetchedObject(b"", "")
             raise
 
     def head(self, key: str, *, bucket: str = "") -> StoredObject | None:
@@ -149,7 +167,7 @@ class Store:
                 response = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
         except NotFound:
             return None
-        return StoredObject(response["ContentLength"], response.get("ContentType", ""))
+        return StoredObject(response["ContentLength"], response.get("ContentType", ""), response.get("ETag", ""))
 
     def link(self, key: str) -> str:
         """Return a link with which anyone can read the object for a limited time."""
@@ -185,6 +203,14 @@ class Store:
             for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for found in page.get("Contents", []):
                     yield ListedObject(found["Key"], found["Size"], found["LastModified"])
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the folders directly under ``prefix``, which ends with a slash, each with its own slash."""
+        with _s3_errors():
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            for page in pages:
+                for found in page.get("CommonPrefixes", []):
+                    yield found["Prefix"]
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects, whether or not they still exist; return how many keys were given."""
@@ -254,6 +280,29 @@ def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int, token: st
     lost its last writes gave the same fence.
     """
     return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}-{token[:8]}"
+
+
+def embedding_key(tenant: str, revision: str, sha256: str) -> str:
+    """Return the key of an image's embedding.
+
+    revision: of the model, in hex.  sha256: of the image's bytes, computed by this service from the bytes themselves.
+    """
+    return f"embeddings/{tenant}/{revision}/{sha256}"
+
+
+def source_key(tenant: str, name: str) -> str:
+    """Return the key of what is known of an image.  name: of its source, see ``source_name``."""
+    return f"embeddings/{tenant}/{SOURCES_FOLDER}/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def delete_known_image(store: Store, tenant: str, names: Iterable[str], sha256: str) -> int:
+    """Delete a tenant's embeddings of an image, for every model, and what is known of its sources.
+
+    names: of the sources.  Returns how many keys were given.  Raises as Store does.
+    """
+    own = f"embeddings/{tenant}/"
+    folders = [folder for folder in store.folders(own) if folder != f"{own}{SOURCES_FOLDER}/"]
+    return store.delete([*(source_key(tenant, name) for name in names), *(f"{folder}{sha256}" for folder in folders)])
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:

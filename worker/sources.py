@@ -18,7 +18,15 @@ from maskfleet.jobs.schema.prompts import MaskInput, Prompt
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.settings import WorkerSettings
-from maskfleet.jobs.storage import ObjectDenied, Store, allowed_object, manifest_key, result_prefix, upload_key
+from maskfleet.jobs.storage import (
+    FetchedObject,
+    ObjectDenied,
+    Store,
+    allowed_object,
+    manifest_key,
+    result_prefix,
+    upload_key,
+)
 from maskfleet.worker.egress import MAX_REDIRECTS
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
 
@@ -31,24 +39,36 @@ _CHUNK = 1 << 20
 
 def fetch_image(
     source: ImageSource, tenant: str, store: Store, egress: requests.Session, settings: WorkerSettings
-) -> bytes:
+) -> FetchedObject:
     """Fetch the image's bytes, at most ``settings.max_image_bytes``.
 
     Raises InvalidImage if it cannot be fetched, SourceUnavailable or StoreUnavailable if a retry may help, NodeFault if
     another node may.
     """
     if source.url is not None:
-        data = _fetch_url(source.url, egress, settings)
+        fetched = FetchedObject(_fetch_url(source.url, egress, settings), "")
     elif source.s3_uri is not None:
         bucket, key = allowed_object(source.s3_uri, tenant, settings)
-        data = _read_object(store, bucket, key, settings)
+        fetched = _read_object(store, bucket, key, settings)
     elif source.upload_id is not None:
-        data = _read_upload(store, upload_key(tenant, source.upload_id), settings)
+        fetched = _read_upload(store, upload_key(tenant, source.upload_id), settings)
     else:
         raise InvalidImage("image_not_stored", "The job's record names no image source.")
-    if len(data) > settings.max_image_bytes:
+    if len(fetched.data) > settings.max_image_bytes:
         raise _too_many_bytes(settings)
-    return data
+    return fetched
+
+
+def image_etag(source: ImageSource, tenant: str, store: Store, settings: WorkerSettings) -> str:
+    """Return the tag of an object in a caller's bucket now; empty for another source, and if there is no object.
+
+    Raises InvalidRequest for a bucket that is not allowed, StoreUnavailable.
+    """
+    if source.s3_uri is None:
+        return ""
+    bucket, key = allowed_object(source.s3_uri, tenant, settings)
+    found = store.head(key, bucket=bucket)
+    return found.etag if found else ""
 
 
 def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, settings: WorkerSettings) -> MaskInputs:
@@ -104,18 +124,18 @@ def _read_uploaded_mask(store: Store, key: str, prompt: int) -> bytes:
         raise NodeFault(missing.code, missing.detail, verdict=missing) from error
 
 
-def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> bytes:
+def _read_object(store: Store, bucket: str, key: str, settings: WorkerSettings) -> FetchedObject:
     try:
-        return store.read(key, bucket=bucket, max_bytes=settings.max_image_bytes)
+        return store.fetch(key, bucket=bucket, max_bytes=settings.max_image_bytes)
     except ObjectDenied as error:
         raise InvalidImage("image_forbidden", "The store denies this service access to the image.") from error
     except NotFound as error:
         raise InvalidImage("image_not_found", "The image was not found in the store.") from error
 
 
-def _read_upload(store: Store, key: str, settings: WorkerSettings) -> bytes:
+def _read_upload(store: Store, key: str, settings: WorkerSettings) -> FetchedObject:
     try:
-        return store.read(key, max_bytes=settings.max_image_bytes)
+        return store.fetch(key, max_bytes=settings.max_image_bytes)
     except NotFound as error:
         # The API saw it when it accepted the job: this node may look in the wrong place.
         missing = InvalidImage("image_not_found", "The uploaded image is no longer in the store. Upload it again.")

@@ -16,7 +16,7 @@ from maskfleet.jobs.schema.spec import (
     Everything,
     EverythingJob,
     ImageSource,
-    JobOptions,
+    MaskOptions,
     PointJob,
     Points,
     Webhook,
@@ -65,7 +65,7 @@ class _ManyImages(Request):
     )
 
 
-class _BatchFields(JobOptions, _ManyImages):
+class _BatchFields(MaskOptions, _ManyImages):
     webhook: BatchWebhook | None = None
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.record import ImageValues, Metrics, ResultSummary
+from maskfleet.jobs.schema.record import ImageContent, ImageValues, Metrics, ResultSummary
 from maskfleet.jobs.schema.wire import Wire
 
 
@@ -45,6 +45,9 @@ class Manifest(Wire):
     image_values: ImageValues | None = Field(
         None, description="How an image of more than 8 bits became one of 8; absent for any other."
     )
+    image: ImageContent | None = Field(
+        None, description="The image, in mode `embed` or with `logits`: later jobs may name it."
+    )
     masks: tuple[MaskSummary, ...]
     files: tuple[ManifestFile, ...]
     metrics: Metrics
@@ -58,4 +61,5 @@ class Manifest(Wire):
             best_score=max((mask.predicted_iou for mask in self.masks), default=None),
             metrics=self.metrics,
             image_values=self.image_values,
+            image=self.image,
         )

@@ -8,22 +8,27 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from maskfleet.jobs.errors import RecordUnreadable
+from maskfleet.jobs.open_enum import OpenEnum
 from maskfleet.jobs.schema.spec import (
     DEFAULT_START_DEADLINE_S,
     BoxJob,
+    EmbedJob,
     EverythingJob,
+    ImageSource,
     Output,
     PointJob,
     Priority,
     read_spec,
 )
-from maskfleet.jobs.schema.wire import Wire, utc_time
+from maskfleet.jobs.schema.wire import RECORDED, Wire, utc_time
 from maskfleet.jobs.status import Stage, Status
 
+#: A job that makes masks.
 Spec = EverythingJob | PointJob | BoxJob
+AnySpec = Spec | EmbedJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,17 @@ class QueuePlace:
 
     ahead: int
     starts_in_s: float | None
+
+
+class RecordedSource(Wire):
+    """An image's source as the record keeps it, whatever a newer version adds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    s3_uri: str | None = None
+    url: str | None = None
+    upload_id: str | None = None
+    sha256: str | None = None
 
 
 class SpecSummary(Wire):
@@ -48,6 +64,34 @@ class SpecSummary(Wire):
     outputs: tuple[str, ...] = (Output.COCO,)
     start_deadline_s: int = DEFAULT_START_DEADLINE_S
     metadata: dict[str, str] = Field(default_factory=dict)
+    #: Only of a job whose image others may name when it has ended: of mode ``embed``, or with logits, to be refined.
+    image: RecordedSource | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_may_be_named(cls, spec: Any) -> Any:  # Any: JSON
+        if isinstance(spec, dict) and "image" in spec:
+            named = spec.get("mode") == "embed" or Output.LOGITS in (spec.get("outputs") or ())
+            return spec if named else {name: value for name, value in spec.items() if name != "image"}
+        return spec
+
+    @property
+    def source(self) -> ImageSource | None:
+        """The image's source; None when it is not kept, or cannot be read by this version."""
+        if self.image is None:
+            return None
+        try:
+            return ImageSource.model_validate(self.image.model_dump(), context=RECORDED)
+        except ValidationError:
+            return None
+
+
+class EmbeddingOrigin(OpenEnum):
+    """Where the embedding of an image came from."""
+
+    COMPUTED = "computed"
+    MEMORY = "memory"
+    STORE = "store"
 
 
 class Metrics(Wire):
@@ -68,6 +112,19 @@ class Metrics(Wire):
         True,
         description="Whether they match the library's bit for bit; false on machines whose arithmetic prevents it.",
     )
+    embedding: EmbeddingOrigin = Field(
+        EmbeddingOrigin.COMPUTED,
+        description="Where the image's embedding came from: computed by this job, or by an earlier one and found in the "
+        "worker's memory or in the store.",
+    )
+
+
+class ImageContent(Wire):
+    """What an image's bytes came to."""
+
+    sha256: str = Field(description="The SHA-256 of the file's bytes, in hex.")
+    width: int = Field(description="In pixels, as a viewer shows it.")
+    height: int
 
 
 class ImageValues(Wire):
@@ -93,6 +150,11 @@ class ResultSummary(Wire):
         None,
         exclude_if=lambda values: values is None,
         description="How an image of more than 8 bits became one of 8; absent for any other.",
+    )
+    image: ImageContent | None = Field(
+        None,
+        exclude_if=lambda image: image is None,
+        description="The image, of a job of mode `embed` or with `logits`: later jobs may name it.",
     )
 
 
@@ -260,7 +322,7 @@ class JobRecord:
         )
 
     @cached_property
-    def spec(self) -> Spec:
+    def spec(self) -> AnySpec:
         """All that the job asks for; only in a record that a claim returned.
 
         Raises RecordUnreadable when this version cannot do all of it.

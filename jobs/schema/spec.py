@@ -16,6 +16,8 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -23,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from maskfleet.jobs.errors import FieldFault, InvalidRequest, RecordUnreadable
 from maskfleet.jobs.schema.base64_text import check_base64
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, Request, S3Uri, UploadId
+from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, ImageId, Request, S3Uri, Sha256, UploadId
 
 #: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
@@ -101,8 +103,12 @@ def _standard_base64(text: str) -> str:
     return standard
 
 
+#: The fields of an image's source that name it.
+_SOURCES = ("s3_uri", "url", "upload_id", "base64", "image_id")
+
+
 class ImageSource(Request):
-    """Where to find the image: exactly one of the four.  The image part of a multipart request becomes an upload."""
+    """Where to find the image: exactly one of the five.  The image part of a multipart request becomes an upload."""
 
     s3_uri: S3Uri | None = Field(
         None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
@@ -114,12 +120,17 @@ class ImageSource(Request):
         description="The image's bytes in the request itself, for small images: standard or URL-safe base64, with or "
         "without line breaks and padding, or a `data:` URL.",
     )
+    image_id: ImageId | None = Field(None, description="An image that `POST /v1/images` made known.")
+    sha256: Sha256 | None = Field(
+        None,
+        description="The SHA-256 of the image's bytes, in hex, if you know it: a job whose image has another one fails "
+        "with `image_changed`.",
+    )
 
     @model_validator(mode="after")
     def _names_one_source(self) -> ImageSource:
-        given = [name for name in ("s3_uri", "url", "upload_id", "base64") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id and base64.")
+        if len([name for name in _SOURCES if getattr(self, name) is not None]) != 1:
+            raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id, base64 and image_id.")
         return self
 
 
@@ -186,9 +197,8 @@ Metadata = Annotated[
 
 
 class JobOptions(Request):
-    """The fields of a job besides its image and mode; the same for all jobs of a batch."""
+    """The fields of a job of any mode besides its image."""
 
-    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
     start_deadline_s: int = Field(
@@ -199,6 +209,12 @@ class JobOptions(Request):
     )
     run_timeout_s: int = Field(900, ge=1, le=3600, description="Seconds that one attempt may run; then the job fails.")
     metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")
+
+
+class MaskOptions(JobOptions):
+    """The fields of a job that makes masks, besides its image and mode; the same for all jobs of a batch."""
+
+    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
 
 
 class Everything(Request):
@@ -252,31 +268,89 @@ class _OneImage(Request):
     image: ImageSource
 
 
-class _JobFields(JobOptions, _OneImage):
+class _MaskJob(MaskOptions):
     webhook: Webhook | None = None
+
+
+class _ImageOrMaskInputs(Request):
+    # After the prompts, which its check reads: see the order of bases below.
+    image: ImageSource = Field(
+        default_factory=ImageSource.model_construct,
+        validate_default=True,
+        description="May be left out if the `mask_input` of every prompt names the same job: then it is that job's.",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _is_named(cls, image: ImageSource, info: ValidationInfo) -> ImageSource:
+        if image != ImageSource.model_construct():
+            return image
+        prompts: tuple[Prompt, ...] = info.data.get("prompts", ())
+        jobs = {prompt.mask_input.job_id if prompt.mask_input else None for prompt in prompts}
+        if len(jobs) != 1 or not (job_id := jobs.pop()):
+            raise PydanticCustomError(
+                "missing", "Name the image. It may be left out only if the mask_input of every prompt names one job."
+            )
+        return ImageSource(image_id=image_id_of(job_id))
+
+
+def image_id_of(job_id: str) -> str:
+    """Return the id under which jobs may name the image of an earlier one, if that keeps it: see ``SpecSummary``."""
+    return f"img_{job_id.removeprefix('job_')}"
+
+
+def job_id_of(image_id: str) -> str:
+    """Return the id of the job whose image it is."""
+    return f"job_{image_id.removeprefix('img_')}"
 
 
 #: A placeholder in a spec for an image sent as its own part, until that is stored.
 IMAGE_COMES_BESIDE = ImageSource(upload_id="upl_" + "0" * 32)
 
 
-class EverythingJob(Everything, _JobFields):
+class EverythingJob(Everything, _MaskJob, _OneImage):
     """Segment everything: a grid of points over the whole image."""
 
 
-class PointJob(Points, _JobFields):
+class PointJob(_ImageOrMaskInputs, Points, _MaskJob):
     """Segment the objects at the given points."""
 
 
-class BoxJob(Boxes, _JobFields):
+class BoxJob(_ImageOrMaskInputs, Boxes, _MaskJob):
     """Segment the objects inside boxes; points may refine a box."""
 
 
-JobSpec = Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
-_ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob] = TypeAdapter(JobSpec)
+class EmbedRequest(JobOptions, _OneImage):
+    """An image to make known: it is encoded now, so that later jobs on it need not."""
+
+    webhook: Webhook | None = None
+
+    def job(self) -> EmbedJob:
+        """Return the job that does it."""
+        return EmbedJob.model_construct(
+            mode="embed", **{name: getattr(self, name) for name in type(self).model_fields}
+        )
 
 
-def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
+class EmbedJob(EmbedRequest):
+    """Encode the image, so that later jobs on it need not.  It makes no masks."""
+
+    mode: Literal["embed"]
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return ()
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return ()
+
+
+JobSpec = Annotated[EverythingJob | PointJob | BoxJob | EmbedJob, Field(discriminator="mode")]
+_ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob] = TypeAdapter(JobSpec)
+
+
+def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob | EmbedJob:
     """Read a spec from JSON, with the schema's types exactly: no number in a string, no boolean for a number.
 
     Raises InvalidRequest: ``malformed_json`` (400) when it is not JSON, otherwise ``invalid_spec`` with one
@@ -288,7 +362,15 @@ def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob:
         raise invalid_request(error) from error
 
 
-def read_spec(text: str) -> EverythingJob | PointJob | BoxJob:
+def parse_embed_request(text: bytes | str) -> EmbedRequest:
+    """Read an image to make known, as ``parse_spec`` reads a job; it is a job without a mode."""
+    try:
+        return EmbedRequest.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob:
     """Read a spec that was validated when it was recorded, perhaps by a newer version, whose fields are ignored.
 
     Raises RecordUnreadable when it holds more than new fields, such as an output that this version cannot write.
@@ -299,7 +381,7 @@ def read_spec(text: str) -> EverythingJob | PointJob | BoxJob:
         raise RecordUnreadable("job", invalid_request(error).detail) from error
 
 
-def dump_spec(spec: EverythingJob | PointJob | BoxJob) -> str:
+def dump_spec(spec: EverythingJob | PointJob | BoxJob | EmbedJob) -> str:
     """Write a spec as JSON that ``parse_spec`` reads back."""
     return spec.model_dump_json(exclude_none=True)
 
@@ -324,5 +406,5 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
 
 def _pointer(location: tuple[int | str, ...]) -> str:
     # The tag of the union over modes is not part of the document.
-    path = location[1:] if location and location[0] in ("everything", "point", "box") else location
+    path = location[1:] if location and location[0] in ("everything", "point", "box", "embed") else location
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)

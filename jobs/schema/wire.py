@@ -15,6 +15,7 @@ from maskfleet.jobs.addresses import AddressRefused, split_url
 JOB_ID = r"job_[0-9a-f]{32}"
 BATCH_ID = r"batch_[0-9a-f]{32}"
 UPLOAD_ID = r"upl_[0-9a-f]{32}"
+IMAGE_ID = r"img_[0-9a-f]{32}"
 #: A bucket's name.  Source: Amazon S3, "General purpose bucket naming rules".
 BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 
@@ -81,4 +82,7 @@ def _is_http_url(url: str) -> str:
 S3Uri = Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_uri)]
 JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_ID}$")]
 UploadId = Annotated[str, StringConstraints(pattern=f"^{UPLOAD_ID}$")]
+ImageId = Annotated[str, StringConstraints(pattern=f"^{IMAGE_ID}$")]
+#: In hex.
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 HttpUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_is_http_url)]
