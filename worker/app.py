@@ -29,6 +29,7 @@ from maskfleet.worker.model_process import WorkerChild
 from maskfleet.worker.node.health import serve_health
 
 if TYPE_CHECKING:
+    from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
     from maskfleet.worker.output.artifacts import SegmentStep
 
@@ -96,6 +97,8 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile the mask kernels."""
     import torch
 
+    from maskfleet.jobs.storage import Store
+    from maskfleet.worker.embeddings.cache import EmbeddingCache
     from maskfleet.worker.masks import mask
     from maskfleet.worker.sam.model import load_model
     from maskfleet.worker.segment_step import segment_and_format
@@ -105,24 +108,33 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         torch.set_num_threads(settings.torch_threads)
     model = load_model(settings.model, settings.device, settings.precision, revision=settings.model_revision or None)
     mask.warm_up()
-    bench = workbench_for(partial(segment_and_format, model), settings)
+    store, embeddings = Store(settings), None
+    if settings.embedding_cache_bytes or settings.embedding_store:
+        embeddings = EmbeddingCache(model, store if settings.embedding_store else None, settings.embedding_cache_bytes)
+    bench = workbench_for(partial(segment_and_format, model, embeddings=embeddings), settings, store)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 
 
-def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
-    """Connect to the services; the worker needs torch only if ``segment`` does."""
+def workbench_for(segment: SegmentStep, settings: WorkerSettings, store: Store | None = None) -> Workbench:
+    """Connect to the services; the worker needs torch only if ``segment`` does.
+
+    store: the one that ``segment`` uses, too, so that one day's new credentials are both's.
+    """
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
     from maskfleet.worker.egress import egress_session
+    from maskfleet.worker.embeddings.known_images import KnownImages
+    from maskfleet.worker.embeddings.later import LaterWrites
     from maskfleet.worker.image.sandbox import Sandbox
 
     client = connect(settings)
+    store = store or Store(settings)
     return Workbench(
         ledger=Ledger(client, settings.retention_s, settings.tenant_weights),
         worker_registry=WorkerRegistry(client),
         bells=Bells(client, Publisher(settings)),
-        store=Store(settings),
+        store=store,
         egress=egress_session(
             allow_private=settings.egress_allow_private,
             ports=settings.egress_ports,
@@ -132,6 +144,8 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings) -> Workbench:
         sandbox=Sandbox(),
         segment=segment,
         settings=settings,
+        known_images=KnownImages(store if settings.embedding_store else None),
+        later=LaterWrites(),
     )
 
 

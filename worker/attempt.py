@@ -32,13 +32,16 @@ from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.jobs.storage import Store
 from maskfleet.worker.earlier_result import earlier_result
+from maskfleet.worker.embeddings.job_image import ImageReader, JobImage
+from maskfleet.worker.embeddings.known_images import KnownImages
+from maskfleet.worker.embeddings.later import LaterWrites
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, LeaseRanOut, kill_this_process
 from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
 from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
 from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
-from maskfleet.worker.sources import fetch_image, fetch_mask_inputs
+from maskfleet.worker.sources import fetch_mask_inputs
 
 logger = get_logger()
 
@@ -63,6 +66,16 @@ class Workbench:
     sandbox: Sandbox
     segment: SegmentStep
     settings: WorkerSettings
+    known_images: KnownImages
+    later: LaterWrites
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an attempt came to.  keep: see Segmented."""
+
+    result: ResultSummary
+    keep: Callable[[], None] | None = None
 
 
 def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lambda _: None) -> bool:
@@ -83,8 +96,12 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
         try:
             logger.info("job_claimed", mode=record.spec.mode)
             with Lease(ledger, record, settings) as lease:
-                result = _do(record, bench, lease)
-            _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks)
+                done = _do(record, bench, lease)
+            result = done.result
+            origin = result.metrics.embedding
+            _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks, embedding=origin)
+            if done.keep is not None:
+                bench.later.do(done.keep)
             note(None)
         except Canceled:
             _end(partial(ledger.finish_canceled, record), "job_canceled")
@@ -117,21 +134,30 @@ def _ring(bench: Workbench, queue: str, jobs: int = 1) -> None:
         logger.warning("bell_left_to_courier", queue=queue)
 
 
-def _do(record: JobRecord, bench: Workbench, lease: Lease) -> ResultSummary:
+def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
     if record.bucket not in ("", bench.store.bucket):
         raise StoreMisconfigured("a worker has another bucket than the API.")
     if record.fence > 1 and (done := earlier_result(record, bench.store)):
-        return done
+        return Done(done)
+    reader = ImageReader(
+        record.spec.image, record.tenant, bench.store, bench.egress, bench.sandbox, bench.settings, lease.check
+    )
+    photo = JobImage(reader, bench.known_images)
     started = time.monotonic()
-    data = fetch_image(record.spec.image, record.tenant, bench.store, bench.egress, bench.settings)
     mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
-    photo = bench.sandbox.decode(data, bench.settings.max_image_pixels, lease.check)
-    del data  # up to max_image_bytes, not needed while segmenting
-    fetch_s = time.monotonic() - started
+    masks_s = time.monotonic() - started
     segmented = bench.segment(photo, record.spec, lease, mask_inputs)
     lease.stage(Stage.WRITING)
     model = bench.settings.model_name
-    return write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
+    fetch_s = photo.fetch_s + masks_s
+    result = write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
+    return Done(result, partial(_keep, photo, segmented.keep) if segmented.keep is not None else None)
+
+
+def _keep(photo: JobImage, keep_embedding: Callable[[], None]) -> None:
+    """Write what later jobs on the image may use: first its embedding, then the facts that lead there."""
+    keep_embedding()
+    photo.keep()
 
 
 def _what_broke(error: Exception) -> JobError:

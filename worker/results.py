@@ -11,14 +11,14 @@ from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.earlier_result import earlier_result
-from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.lease import Lease
 from maskfleet.worker.output.artifacts import Segmented
 
 
 def write_result(
     record: JobRecord,
-    photo: Photo,
+    photo: JobImage,
     segmented: Segmented,
     store: Store,
     lease: Lease,
@@ -57,6 +57,7 @@ def write_result(
         image_width=width,
         image_height=height,
         image_values=ImageValues(**asdict(photo.values)) if photo.values else None,
+        image=photo.content if record.summary.image else None,
         masks=segmented.masks,
         files=tuple(files),
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),

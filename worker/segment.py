@@ -13,7 +13,7 @@ from types import MappingProxyType
 from maskfleet.jobs.prompt_checks import check_mask_input_sizes, fit_prompts
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
-from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
 from maskfleet.worker.masks.from_candidates import measure_masks
 from maskfleet.worker.masks.mask import Chosen, Cut, Mask, View, choose_all, choose_best, choose_promising
@@ -33,7 +33,7 @@ from maskfleet.worker.sam.prompts import (
     prompt_batches,
 )
 from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
-from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, SegmentMetrics, Steps, Watch
+from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, KnownEmbedding, SegmentMetrics, Steps, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,18 @@ NO_MASKS: MaskInputs = MappingProxyType({})
 
 
 def segment(
-    photo: Photo,
+    photo: AnyPhoto,
     spec: Spec,
     model: SegmentationModel,
     watch: Watch = SILENT,
     mask_inputs: MaskInputs = NO_MASKS,
     bounds: Bounds = BOUNDS,
+    known: KnownEmbedding | None = None,
 ) -> Segmentation:
     """Segment a photo as the spec says.
 
     mask_inputs: the logits that the prompts' ``mask_input`` name, by the index of the prompt.
+    known: the photo's embedding, which is computed if it is not there yet; None if it is not kept.
     Raises InvalidPrompt for a prompt outside the photo or with a mask of another size than the model's, and whatever
     the watch raises.
     """
@@ -68,13 +70,22 @@ def segment(
         spec = spec.model_copy(update={"prompts": fit_prompts(spec.prompts, photo.size_wh)})
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
-    steps = Steps(model, spec.params.points_per_batch, watch, bounds)
+    steps = Steps(model, spec.params.points_per_batch, watch, bounds, known)
     if isinstance(spec, EverythingJob):
         return _segment_everything(photo, spec, steps)
     return _segment_prompts(photo, spec, mask_inputs, steps)
 
 
-def _segment_everything(photo: Photo, spec: EverythingJob, steps: Steps) -> Segmentation:
+def embed_only(
+    photo: AnyPhoto, model: SegmentationModel, watch: Watch = SILENT, known: KnownEmbedding | None = None
+) -> SegmentMetrics:
+    """Embed a photo for later jobs, unless that was done before."""
+    steps = Steps(model, 1, watch, BOUNDS, known)
+    steps.embed(photo, whole(photo.size_wh))
+    return steps.metrics()
+
+
+def _segment_everything(photo: AnyPhoto, spec: EverythingJob, steps: Steps) -> Segmentation:
     """Segment a grid of points on image and crops; keep good, stable, whole masks, the best where they overlap."""
     params = spec.params
     crops = lay_out(photo.size_wh, params)
@@ -92,7 +103,7 @@ def _segment_everything(photo: Photo, spec: EverythingJob, steps: Steps) -> Segm
     return Segmentation(photo.size_wh, steps.pending.written(), steps.metrics())
 
 
-def _segment_crop(photo: Photo, crop: Crop, spec: EverythingJob, steps: Steps, *, suppress: bool) -> None:
+def _segment_crop(photo: AnyPhoto, crop: Crop, spec: EverythingJob, steps: Steps, *, suppress: bool) -> None:
     """Add the masks of one crop.  suppress: those that overlap another of the same crop."""
     params, first = spec.params, len(steps.pending)
 
@@ -136,7 +147,7 @@ def _measure_whole(
             pending.add(mask)
 
 
-def _segment_prompts(photo: Photo, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
+def _segment_prompts(photo: AnyPhoto, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
     """Segment one object for each prompt: its best candidate, or with multimask all three."""
     params, family = spec.params, steps.model.family
     groups = group_prompts(spec.prompts, steps.points_per_batch, padded=family.pads_prompts, masked=mask_inputs)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import Metrics, Spec
-from maskfleet.worker.image.decode import Photo
+from maskfleet.jobs.schema.record import AnySpec, Metrics
+from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Priority
+from maskfleet.worker.embeddings.cache import EmbeddingCache, ImageEmbedding
+from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.output.artifacts import Segmented
 from maskfleet.worker.output.formats import make_artifacts
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import MaskInputs
-from maskfleet.worker.segment import segment
-from maskfleet.worker.steps import Watch
+from maskfleet.worker.segment import embed_only, segment
+from maskfleet.worker.steps import SegmentMetrics, Watch
 
 
 def segment_and_format(
-    model: SegmentationModel, photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs
+    model: SegmentationModel,
+    photo: JobImage,
+    spec: AnySpec,
+    watch: Watch,
+    mask_inputs: MaskInputs,
+    *,
+    embeddings: EmbeddingCache | None = None,
 ) -> Segmented:
-    """Segment a photo as a job asks; the files that it wants of it are made one at a time, as they are written."""
-    segmentation = segment(photo, spec, model, watch, mask_inputs)
+    """Segment an image as a job asks; the files that it wants of it are made one at a time, as they are written.
+
+    embeddings: of images that were encoded before; None if none are kept.
+    """
+    known = _place_of(photo, spec, embeddings)
+    keep = known.write if known is not None and _is_written(spec) else None
+    if isinstance(spec, EmbedJob):
+        return Segmented((), _metrics(embed_only(photo, model, watch, known)), iter(()), keep)
+    segmentation = segment(photo, spec, model, watch, mask_inputs, known=known)
     return Segmented(
         masks=tuple(
             MaskSummary(
@@ -30,13 +45,31 @@ def segment_and_format(
             )
             for mask in segmentation.masks
         ),
-        metrics=Metrics(
-            embed_s=segmentation.metrics.embed_s,
-            decode_s=segmentation.metrics.decode_s,
-            points=segmentation.metrics.points,
-            points_per_batch=segmentation.metrics.points_per_batch,
-            decoded_again=segmentation.metrics.decoded_again,
-            decoded_again_exactly=segmentation.metrics.decoded_again_exactly,
-        ),
+        metrics=_metrics(segmentation.metrics),
         artifacts=make_artifacts(photo, spec, segmentation),
+        keep=keep,
+    )
+
+
+def _place_of(photo: JobImage, spec: AnySpec, embeddings: EmbeddingCache | None) -> ImageEmbedding | None:
+    """Return where the image's embedding is kept; None if it is not, as when crops of it are embedded, too."""
+    if embeddings is None or (isinstance(spec, EverythingJob) and spec.params.crops_n_layers):
+        return None
+    return embeddings.of(photo.tenant, photo.sha256, ask_store=photo.was_known)
+
+
+def _is_written(spec: AnySpec) -> bool:
+    """Return whether the embedding goes into the store: rarely does anybody click on an image of a large batch."""
+    return isinstance(spec, EmbedJob) or spec.priority is not Priority.BULK
+
+
+def _metrics(measured: SegmentMetrics) -> Metrics:
+    return Metrics(
+        embed_s=measured.embed_s,
+        decode_s=measured.decode_s,
+        points=measured.points,
+        points_per_batch=measured.points_per_batch,
+        decoded_again=measured.decoded_again,
+        decoded_again_exactly=measured.decoded_again_exactly,
+        embedding=measured.embedding,
     )

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.status import Stage
-from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
 from maskfleet.worker.masks.mask import Chosen
 from maskfleet.worker.masks.pending import LOGITS_WINDOW_BYTES, PendingMasks
@@ -28,6 +29,7 @@ class SegmentMetrics:
     points: prompts decoded; points_per_batch: as it was used; candidates: masks measured.
     decoded_again: prompts that the library's decoder decoded again, for their borderline pixels;
     decoded_again_exactly: whether bit for bit as the library, as far as was tested on this machine.
+    embedding: where that of the whole image came from.
     """
 
     embed_s: float
@@ -39,6 +41,15 @@ class SegmentMetrics:
     crops: int
     decoded_again: int
     decoded_again_exactly: bool
+    embedding: EmbeddingOrigin
+
+
+class KnownEmbedding(Protocol):
+    """The embedding of one image, which an earlier job may have left and later ones may find."""
+
+    def find(self, size_wh: tuple[int, int]) -> tuple[Embedding, EmbeddingOrigin] | None: ...
+
+    def keep(self, embedding: Embedding) -> None: ...
 
 
 class Watch(Protocol):
@@ -82,15 +93,25 @@ BOUNDS = Bounds()
 class Steps:
     """One job's work on a model: does each step, counts and times it, and reports to the watch.
 
-    points_per_batch: as many of those that were asked for as fit.  pending: the masks found so far.
+    points_per_batch: as many of those that were asked for as fit.  known: that of the whole image; None if it is not
+    kept.  pending: the masks found so far.
     """
 
-    def __init__(self, model: SegmentationModel, points_per_batch: int, watch: Watch, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        model: SegmentationModel,
+        points_per_batch: int,
+        watch: Watch,
+        bounds: Bounds,
+        known: KnownEmbedding | None = None,
+    ) -> None:
         self.model = model
         self.bounds = bounds
         self.points_per_batch = batch_that_fits(model, points_per_batch)
         self.pending = PendingMasks(bounds.logits_window_bytes)
         self._watch = watch
+        self._known = known
+        self._origin = EmbeddingOrigin.COMPUTED
         self._halving = BatchHalving(self.points_per_batch)
         self._batches = 0
         self._done = self._points = self._candidates = self._crops = self._again = 0
@@ -100,14 +121,23 @@ class Steps:
         """Set how many batches there are in all, before the first."""
         self._batches = batches
 
-    def embed(self, photo: Photo, crop: Crop) -> Embedding:
-        """Embed a part of the photo."""
+    def embed(self, photo: AnyPhoto, crop: Crop) -> Embedding:
+        """Embed a part of the photo; the whole only if no earlier job has."""
         self._watch.stage(Stage.EMBEDDING)
-        started = time.perf_counter()
-        left, top, right, bottom = crop.box_xyxy
-        embedding = self.model.family.embed(photo.pixels[top:bottom, left:right])
-        self._embed_s += time.perf_counter() - started
         self._crops += 1
+        known = self._known if crop.box_xyxy == (0, 0, *photo.size_wh) else None
+        started = time.perf_counter()
+        if known is not None and (found := known.find(photo.size_wh)):
+            embedding, self._origin = found
+            self._embed_s += time.perf_counter() - started
+            return embedding
+        left, top, right, bottom = crop.box_xyxy
+        pixels = photo.pixels[top:bottom, left:right]  # perhaps fetched only now
+        started = time.perf_counter()
+        embedding = self.model.family.embed(pixels)
+        self._embed_s += time.perf_counter() - started
+        if known is not None:
+            known.keep(embedding)
         return embedding
 
     def decode(
@@ -158,4 +188,5 @@ class Steps:
             crops=self._crops,
             decoded_again=self._again,
             decoded_again_exactly=self.model.family.redecodes_exactly,
+            embedding=self._origin,
         )

@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import Metrics, Spec
-from maskfleet.jobs.schema.spec import EverythingJob
+from maskfleet.jobs.schema.record import AnySpec, Metrics
+from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.worker.app import main, workbench_for
@@ -22,7 +22,7 @@ from tests.faults.promises import DEVICE_LOST, HUNG
 
 if TYPE_CHECKING:
     from maskfleet.worker.attempt import Workbench
-    from maskfleet.worker.image.decode import Photo
+    from maskfleet.worker.embeddings.job_image import JobImage
     from maskfleet.worker.sam.prompts import MaskInputs
     from maskfleet.worker.steps import Watch
 
@@ -32,7 +32,7 @@ BATCH_S = 0.02
 _lost: list[bool] = []
 
 
-def segment(photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:
+def segment(photo: JobImage, spec: AnySpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:
     """Wait for each prompt, or for each point of the grid; report progress like the real one."""
     kind = spec.metadata.get("kind")
     watch.stage(Stage.EMBEDDING)
@@ -43,6 +43,8 @@ def segment(photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs) -> 
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     time.sleep(BATCH_S)
     watch.stage(Stage.DECODING)
+    if isinstance(spec, EmbedJob):
+        return Segmented((), Metrics(), iter(()))
     prompts = () if isinstance(spec, EverythingJob) else spec.prompts
     total = spec.params.points_per_crop**2 if isinstance(spec, EverythingJob) else len(prompts)
     masks: list[MaskSummary] = []

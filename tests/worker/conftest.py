@@ -19,6 +19,9 @@ from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.worker.attempt import Workbench
 from maskfleet.worker.egress import egress_session
+from maskfleet.worker.embeddings.cache import EmbeddingCache
+from maskfleet.worker.embeddings.known_images import KnownImages
+from maskfleet.worker.embeddings.later import LaterWrites
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.sam.model import SegmentationModel, load_model
@@ -109,7 +112,11 @@ def bench(
     redis_client: redis.Redis,
 ) -> Workbench:
     """What a worker process holds."""
-    segment = partial(segment_and_format, model)
+    segment = partial(segment_and_format, model, embeddings=EmbeddingCache(model, store, 64 * 2**20))
     bells = Bells(redis_client, Publisher(worker_settings))
     egress = egress_session(allow_private=True)
-    return Workbench(ledger, worker_registry, bells, store, egress, sandbox, segment, worker_settings)
+    known = KnownImages(store)
+    later = LaterWrites()
+    return Workbench(
+        ledger, worker_registry, bells, store, egress, sandbox, segment, worker_settings, known, later
+    )

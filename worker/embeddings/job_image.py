@@ -59,7 +59,7 @@ class JobImage:
         self._known = known
         self._fetched: FetchedObject | None = None
         self._photo: Photo | None = None
-        self._learnt: dict[str, ImageFacts] = {}
+        self._facts_by_name: dict[str, ImageFacts] = {}
         #: How long fetching and decoding took.
         self.fetch_s = 0.0
         #: Whether an earlier job left its facts, and so perhaps its embedding.
@@ -106,18 +106,18 @@ class JobImage:
         return self._photo.pixels
 
     def keep(self) -> None:
-        """Write what was learnt of the image for other workers.  Raises as KnownImages does."""
-        for name, facts in self._learnt.items():
+        """Write what is known of the image for other workers.  Raises as KnownImages does."""
+        for name, facts in self._facts_by_name.items():
             self._known.write(self.tenant, name, facts)
 
     def _known_by_source(self) -> ImageFacts | None:
         name = source_name(self._reader.source)
-        return self._acceptable(self._known.find(self.tenant, name, self._reader.etag())) if name else None
+        return self._find(name, self._reader.etag()) if name else None
 
     def _known_by_content(self) -> ImageFacts | None:
         fetched = self._fetch()
         sha256 = hashlib.sha256(fetched.data).hexdigest()
-        facts = self._acceptable(self._known.find(self.tenant, content_name(sha256)))
+        facts = self._find(content_name(sha256))
         if facts is not None and facts.sha256 == sha256:
             self._learn_source(facts, fetched.etag)
             return facts
@@ -147,14 +147,17 @@ class JobImage:
 
     def _learn(self, name: str, facts: ImageFacts) -> None:
         self._known.note(self.tenant, name, facts)
-        self._learnt[name] = facts
+        self._facts_by_name[name] = facts
 
-    def _acceptable(self, facts: ImageFacts | None) -> ImageFacts | None:
+    def _find(self, name: str, etag: str = "") -> ImageFacts | None:
         """Return facts unless the image would be refused today; then it is read, and refused with the right words."""
-        settings = self._reader.settings
+        settings, facts = self._reader.settings, self._known.find(self.tenant, name, etag)
         if facts is None or facts.file_bytes > settings.max_image_bytes:
             return None
-        return facts if facts.width * facts.height <= settings.max_image_pixels else None
+        if facts.width * facts.height > settings.max_image_pixels:
+            return None
+        self._facts_by_name[name] = facts
+        return facts
 
     def _fetch(self) -> FetchedObject:
         if self._fetched is None:

@@ -29,7 +29,8 @@ class KnownImages:
     def __init__(self, store: Store | None, *, max_images: int = MAX_IMAGES) -> None:
         self._store = store
         self._max_images = max_images
-        self._facts: OrderedDict[tuple[str, str], ImageFacts] = OrderedDict()
+        #: With each whether the store has it, too.
+        self._facts: OrderedDict[tuple[str, str], tuple[ImageFacts, bool]] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, tenant: str, name: str, etag: str = "") -> ImageFacts | None:
@@ -38,29 +39,27 @@ class KnownImages:
         A store that does not respond, or holds something else there, is as one that holds nothing.
         """
         with self._lock:
-            facts = self._facts.get((tenant, name))
+            facts, _ = self._facts.get((tenant, name), (None, False))
             if facts is not None:
                 self._facts.move_to_end((tenant, name))
         if facts is None or facts.etag != etag:
             facts = self._read(tenant, name)
             if facts is None or facts.etag != etag:
                 return None
-            self.note(tenant, name, facts)
+            self._remember(tenant, name, facts, stored=True)
         return facts
 
     def note(self, tenant: str, name: str, facts: ImageFacts) -> None:
         """Remember facts in this process."""
-        with self._lock:
-            self._facts[tenant, name] = facts
-            self._facts.move_to_end((tenant, name))
-            while len(self._facts) > self._max_images:
-                self._facts.popitem(last=False)
+        self._remember(tenant, name, facts, stored=False)
 
     def write(self, tenant: str, name: str, facts: ImageFacts) -> None:
-        """Write facts for other workers.  Raises StoreUnavailable, StoreMisconfigured."""
-        if self._store is not None:
-            body = facts.model_dump_json(exclude_none=True).encode()
-            self._store.put(source_key(tenant, name), body, "application/json")
+        """Write facts for other workers, unless they are there already.  Raises StoreUnavailable, StoreMisconfigured."""
+        if self._store is None or self._facts.get((tenant, name)) == (facts, True):
+            return
+        body = facts.model_dump_json(exclude_none=True).encode()
+        self._store.put(source_key(tenant, name), body, "application/json")
+        self._remember(tenant, name, facts, stored=True)
 
     def forget(self, tenant: str, name: str) -> None:
         """Remove facts that turned out to be wrong.  Raises StoreUnavailable, StoreMisconfigured."""
@@ -68,6 +67,13 @@ class KnownImages:
             self._facts.pop((tenant, name), None)
         if self._store is not None:
             self._store.delete([source_key(tenant, name)])
+
+    def _remember(self, tenant: str, name: str, facts: ImageFacts, *, stored: bool) -> None:
+        with self._lock:
+            self._facts[tenant, name] = facts, stored
+            self._facts.move_to_end((tenant, name))
+            while len(self._facts) > self._max_images:
+                self._facts.popitem(last=False)
 
     def _read(self, tenant: str, name: str) -> ImageFacts | None:
         if self._store is None:

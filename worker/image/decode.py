@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from maskfleet.worker.image.picture import Picture
 from maskfleet.worker.image.pillow_picture import PillowPicture
 from maskfleet.worker.image.png import is_deep, without_metadata
 from maskfleet.worker.image.values import Pixels, ValueRange
+
+
+class AnyPhoto(Protocol):
+    """A Photo, or an image of which more is known than was decoded: its pixels may take a while."""
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+    @property
+    def size_wh(self) -> tuple[int, int]: ...
+
+    @property
+    def values(self) -> ValueRange | None: ...
 
 
 @dataclass(frozen=True, slots=True)

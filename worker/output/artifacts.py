@@ -5,15 +5,15 @@ The rest of a worker node knows no more about that step than this, and imports n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import Metrics, Spec
-from maskfleet.worker.image.decode import Photo
+from maskfleet.jobs.schema.record import AnySpec, Metrics
 
 if TYPE_CHECKING:
+    from maskfleet.worker.embeddings.job_image import JobImage
     from maskfleet.worker.sam.prompts import MaskInputs
     from maskfleet.worker.steps import Watch
 
@@ -29,14 +29,18 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """A job's masks, ready to be written.  metrics: of this step.  artifacts: each is created on demand."""
+    """A job's masks, ready to be written.  metrics: of this step.  artifacts: each is created on demand.
+
+    keep: writes what later jobs on the image may use, and may take its time; None if nothing is kept of it.
+    """
 
     masks: tuple[MaskSummary, ...]
     metrics: Metrics
     artifacts: Iterator[Artifact]
+    keep: Callable[[], None] | None = None
 
 
 class SegmentStep(Protocol):
-    """Segments a photo as the spec says, and reports to the watch, which may raise to stop it."""
+    """Segments an image as the spec says, and reports to the watch, which may raise to stop it."""
 
-    def __call__(self, photo: Photo, spec: Spec, watch: Watch, mask_inputs: MaskInputs) -> Segmented: ...
+    def __call__(self, photo: JobImage, spec: AnySpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented: ...

@@ -15,7 +15,7 @@ from PIL import Image
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import ImageSource, Output
-from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
@@ -29,7 +29,7 @@ IMAGE_ID = CATEGORY_ID = 1
 
 
 def make_artifacts(
-    photo: Photo, spec: Spec, segmentation: Segmentation, file_name: str | None = None
+    photo: AnyPhoto, spec: Spec, segmentation: Segmentation, file_name: str | None = None
 ) -> Iterator[Artifact]:
     """Yield the outputs that the spec names, one file at a time.
 

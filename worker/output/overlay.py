@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import EverythingJob
-from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask, decode_mask
 
 #: Larger photos are drawn smaller: a screen shows no more, and the file stays small.
@@ -30,7 +30,7 @@ _ON_OBJECT, _OFF_OBJECT = (34, 160, 75), (214, 48, 49)
 Colour = tuple[int, int, int]
 
 
-def draw_overlay(photo: Photo, spec: Spec, masks: Sequence[Mask]) -> Image.Image:
+def draw_overlay(photo: AnyPhoto, spec: Spec, masks: Sequence[Mask]) -> Image.Image:
     """Draw masks over the photo, larger ones first, and the spec's boxes and points on top.
 
     The picture has the photo's size, or 2048 pixels on its longer side if that is less.  A multimask job of
@@ -74,7 +74,7 @@ def _from_oklab(lightness: float, a: float, b: float) -> list[float]:
 
 
 def _scene(
-    photo: Photo, prompts: Sequence[Prompt], masks: Sequence[Mask], longest_edge: int, first_colour: int = 0
+    photo: AnyPhoto, prompts: Sequence[Prompt], masks: Sequence[Mask], longest_edge: int, first_colour: int = 0
 ) -> Image.Image:
     scale = min(1.0, longest_edge / max(photo.size_wh))
     width, height = (max(1, round(side * scale)) for side in photo.size_wh)
@@ -177,7 +177,7 @@ def _draw_point(picture: Image.Image, x: float, y: float, label: int, radius: fl
     picture.paste(disc, (round(x - side / 2), round(y - side / 2)), disc)
 
 
-def _panels(photo: Photo, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
+def _panels(photo: AnyPhoto, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
     """Draw one panel for each candidate of an object, with its score below."""
     scenes = [_scene(photo, prompts, [mask], _LONGEST_PANEL_EDGE) for mask in masks]
     width, height = scenes[0].size

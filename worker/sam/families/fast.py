@@ -57,8 +57,7 @@ class Fast(Family):
         """Also False with an encoder in half precision, whose own rounding matters far more."""
         return self._fast is not None and self.encoder_dtype is torch.float32
 
-    def encode(self, values: Any) -> Any:
-        embeddings = super().encode(values)
+    def prepared(self, embeddings: Any) -> Any:
         return embeddings if self._fast is None else Prepared(embeddings, self._fast.image_state(embeddings))
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:

@@ -1,11 +1,12 @@
 """One checkpoint's network and what is specific to its family, here with the library's own modules.
 
-``Family`` is the interface to the rest of the worker.  A fast path for a family overrides ``encode`` and ``decode``
+``Family`` is the interface to the rest of the worker.  A fast path for a family overrides ``prepared`` and ``decode``
 and keeps the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar  # Any: the library's models ship no types
 
 import numpy as np
@@ -95,10 +96,10 @@ class Family:
         frame = frame_of((height, width), self.preprocessing)
         values = pixel_values(pixels, frame, self.preprocessing).to(self.network.device)
         with torch.inference_mode():
-            return Embedding(self.encode(values), frame)
+            return Embedding(self.prepared(self.encode(values)), frame)
 
     def encode(self, values: Tensor) -> Any:
-        """Run the encoder.  values: (1, 3, h, w).  Returns the ``values`` of the embedding for ``decode``."""
+        """Run the encoder.  values: (1, 3, h, w)."""
         half = self.encoder_dtype is not torch.float32
         with torch.autocast(values.device.type, self.encoder_dtype, enabled=half):
             embeddings = self.network.get_image_embeddings(values)
@@ -132,6 +133,24 @@ class Family:
     def image_arguments(self, values: Any) -> dict[str, Any]:
         """Return an image's embeddings as the network's keyword arguments."""
         return {"image_embeddings": values}
+
+    def prepared(self, embeddings: Any) -> Any:
+        """Return the ``values`` of an Embedding, from the encoder's output."""
+        return embeddings
+
+    def named(self, embedding: Embedding) -> dict[str, Tensor]:
+        """Return the encoder's output as tensors by name, as it is kept for later jobs."""
+        return {"image": self.for_library(embedding).values}
+
+    def from_named(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return the encoder's output, from what ``named`` returned."""
+        return tensors["image"]
+
+    @property
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what ``named`` returns."""
+        side = self._positions_per_side
+        return {"image": (1, int(self.network.config.mask_decoder_config.hidden_size), side, side)}
 
     def random_embeddings(self, generator: torch.Generator) -> Any:
         """Return noise of the shape of the encoder's embeddings."""

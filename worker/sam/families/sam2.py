@@ -8,18 +8,24 @@ Source: Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers.image_processing_utils import get_size_dict
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from maskfleet.worker.sam.embedding import Preprocessing
+from maskfleet.worker.sam.embedding import Embedding, Preprocessing
 from maskfleet.worker.sam.families.fast import Fast
 from maskfleet.worker.sam.families.library import Family
 from maskfleet.worker.sam.fast.sam import FastSam
 from maskfleet.worker.sam.fast.sam2 import FastSam2
 from maskfleet.worker.sam.hiera import encode_in_strips
+
+
+#: The names of an embedding's three maps, in the encoder's order: two finer ones by their side, and the coarsest.
+_MAPS = ("four_times", "twice", "image")
 
 
 class LibrarySam2(Family):
@@ -45,6 +51,19 @@ class LibrarySam2(Family):
             mean=tuple(numbers.get("image_mean") or IMAGENET_DEFAULT_MEAN),
             std=tuple(numbers.get("image_std") or IMAGENET_DEFAULT_STD),
         )
+
+    def named(self, embedding: Embedding) -> dict[str, Tensor]:
+        return dict(zip(_MAPS, self.for_library(embedding).values, strict=True))
+
+    def from_named(self, tensors: Mapping[str, Tensor]) -> Any:
+        return [tensors[name] for name in _MAPS]
+
+    @property
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = super().embedding_shapes
+        _, channels, side, _ = shapes["image"]
+        finer = {name: (1, channels // (2 * k), k * side, k * side) for name, k in (("four_times", 4), ("twice", 2))}
+        return {**finer, **shapes}
 
     def random_embeddings(self, generator: torch.Generator) -> Any:
         channels = int(self.network.config.mask_decoder_config.hidden_size)

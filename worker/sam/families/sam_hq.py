@@ -7,9 +7,12 @@ candidates by predicted IoU, best first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+
+from maskfleet.worker.sam.embedding import Embedding
 
 from maskfleet.worker.sam.families.sam import LibrarySam
 
@@ -24,6 +27,18 @@ class SamHq(LibrarySam):
     def encode(self, values: Tensor) -> Any:
         image, layers = self.network.get_image_embeddings(values)
         return image, layers[:1]  # the decoder reads no others
+
+    def named(self, embedding: Embedding) -> dict[str, Tensor]:
+        image, (early,) = self.for_library(embedding).values
+        return {"image": image, "early": early}
+
+    def from_named(self, tensors: Mapping[str, Tensor]) -> Any:
+        return tensors["image"], [tensors["early"]]
+
+    @property
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        side = self._positions_per_side
+        return {**super().embedding_shapes, "early": (1, side, side, int(self.network.config.vision_config.hidden_size))}
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
         image, layers = values
