@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
 from maskfleet.api.images import check_image, for_each, store_image, stored_source
+from maskfleet.api.known_images import find_named
 from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
@@ -36,7 +37,7 @@ from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.record import JobRecord, JobView, Spec
+from maskfleet.jobs.schema.record import AnySpec, JobRecord, JobView
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EverythingJob, ImageSource, JobOptions, dump_spec
 from maskfleet.jobs.schema.wire import BATCH_ID
 from maskfleet.jobs.status import Status
@@ -66,11 +67,14 @@ def admit_job(
     unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
         raise spec_too_large()
-    check_addresses(spec, services.settings)
+    named = find_named(spec.image, tenant, services)
+    check_addresses(spec.model_copy(update={"image": named.source}), services.settings)
     check_mask_inputs(spec.prompts, tenant, services)
-    _check_image(spec.image, image, spec.prompts, tenant, services)
-    source = services.cpu.run(len(image or b""), stored_source, spec.image, image)
+    _check_image(named.source, image, spec.prompts, tenant, services)
+    named.check_prompts(spec.prompts)
+    source = services.cpu.run(len(image or b""), stored_source, named.source, image)
     spec_json = dump_spec(spec.model_copy(update={"image": source}))
+    as_sent = spec_json if spec.image.image_id is None else dump_spec(spec)
     jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
@@ -78,7 +82,7 @@ def admit_job(
         start_deadline_s=spec.start_deadline_s,
         webhook=spec.webhook or services.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
-        body_digest=_digest(spec_json) if idempotency_key else "",
+        body_digest=_digest(as_sent) if idempotency_key else "",
         bucket=services.store.bucket,
     )
     reservation = None
@@ -106,8 +110,9 @@ def admit_batch(
     _check_batch_addresses(spec, services)
     check_mask_inputs(spec.prompts, tenant, services)
     images = for_each(spec.images, lambda image: _checked(image, spec.prompts, tenant, services))
-    specs_json = tuple(dump_spec(job_of(spec, source)) for source, _ in images)
-    size = sum(dict(images).values())  # one image, sent twice, is stored once
+    specs_json = tuple(dump_spec(job_of(spec, image.source)) for image in images)
+    as_sent = tuple(dump_spec(job_of(spec, image.as_sent)) for image in images)
+    size = sum({image.source: image.size for image in images}.values())  # one image, sent twice, is stored once
     default = services.settings.default_webhook(tenant)
     webhook_json = spec.webhook.model_dump_json() if spec.webhook else ""
     completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
@@ -118,7 +123,7 @@ def admit_batch(
         start_deadline_s=spec.start_deadline_s,
         webhook=spec.webhook.of_jobs if spec.webhook else None,
         idempotency_key=idempotency_key,
-        body_digest=_digest("batch", webhook_json, *specs_json) if idempotency_key else "",
+        body_digest=_digest("batch", webhook_json, *as_sent) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
         bucket=services.store.bucket,
     )
@@ -183,17 +188,33 @@ def _check_image(
         services.cpu.run(len(data), check_image, data, prompts, services.settings)
 
 
-def _checked(
-    source: ImageSource, prompts: tuple[Prompt, ...], tenant: str, services: Services
-) -> tuple[ImageSource, int]:
-    """Check an image of a batch; return its source once it is stored, and how many bytes are to be stored."""
-    data = _inline(source, services)
-    _check_image(source, data, prompts, tenant, services)
+@dataclass(frozen=True, slots=True)
+class _CheckedImage:
+    """An image of a batch.
+
+    source: once it is stored.  as_sent: the same, but for one named by its id, which may come to stand for more than it
+    does now.  size: how many bytes are to be stored.
+    """
+
+    source: ImageSource
+    as_sent: ImageSource
+    size: int
+
+
+def _checked(source: ImageSource, prompts: tuple[Prompt, ...], tenant: str, services: Services) -> _CheckedImage:
+    """Check an image of a batch."""
+    named = find_named(source, tenant, services)
+    if named.source.url is not None:
+        check_address("/image/url", named.source.url, services.settings)
+    data = _inline(named.source, services)
+    _check_image(named.source, data, prompts, tenant, services)
+    named.check_prompts(prompts)
     size = len(data or b"")
-    return services.cpu.run(size, stored_source, source, data), size
+    stored = services.cpu.run(size, stored_source, named.source, data)
+    return _CheckedImage(stored, stored if source.image_id is None else source, size)
 
 
-def _json_size(spec: Spec) -> int:
+def _json_size(spec: AnySpec) -> int:
     return len(dump_spec(spec).encode())
 
 

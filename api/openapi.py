@@ -17,8 +17,8 @@ from maskfleet.api.problems import PROBLEM_TYPE
 from maskfleet.jobs.errors import UNREADABLE
 from maskfleet.jobs.schema.api import Problem
 from maskfleet.jobs.schema.batch_spec import BatchSpec
-from maskfleet.jobs.schema.spec import JobSpec
-from maskfleet.jobs.schema.wire import BATCH_ID, JOB_ID
+from maskfleet.jobs.schema.spec import EmbedRequest, JobSpec
+from maskfleet.jobs.schema.wire import BATCH_ID, IMAGE_ID, JOB_ID
 
 Json = dict[str, Any]  # Any: a part of the document, whose shape the OpenAPI specification defines
 
@@ -35,6 +35,8 @@ _HOST_PROBLEMS = {400: ("invalid_host", "host_not_allowed")}
 _WITH_RETRY_AFTER = (429, 503)
 
 _MODES = ("everything", "point", "box")
+#: Of a job: those that make masks, and the one that makes later jobs faster.
+_JOB_MODES = (*_MODES, "embed")
 
 _LIMIT_HEADERS = {
     "RateLimit-Limit": "Requests that your key may send per time window; absent when there is no limit.",
@@ -45,6 +47,7 @@ DELIVERY_ID = "^msg_(ping_[0-9a-f]{32}|(job|batch)_[0-9a-f]{32}_[0-9]+_[a-z]+)$"
 #: The schemas of ids in paths.
 _IDS: dict[str, Json] = {
     "job_id": {"type": "string", "pattern": f"^{JOB_ID}$"},
+    "image_id": {"type": "string", "pattern": f"^{IMAGE_ID}$"},
     "batch_id": {"type": "string", "pattern": f"^{BATCH_ID}$"},
     "delivery_id": {"type": "string", "pattern": DELIVERY_ID},
 }
@@ -58,6 +61,7 @@ _EXAMPLE_JOB: Json = {
     "webhook": {"url": "https://example.com/hook", "events": ["succeeded", "failed"]},
     "metadata": {"order": "42"},
 }
+_EXAMPLE_IMAGE: Json = {"image": {"s3_uri": "s3://photos/bee.jpg"}, "metadata": {"order": "42"}}
 _EXAMPLE_BATCH: Json = {
     "mode": "everything",
     "images": [{"s3_uri": "s3://photos/bee.jpg"}, {"s3_uri": "s3://photos/wasp.jpg"}],
@@ -117,7 +121,7 @@ def _routes(app: Flask) -> Iterator[tuple[str, str, str, Operation]]:
 
 
 def _operation(path: str, name: str, described: Operation) -> Json:
-    has_body = described.takes_job or described.takes_batch or described.body is not None
+    has_body = any((described.takes_job, described.takes_image, described.takes_batch, described.body))
     problems = [
         _COMMON_PROBLEMS,
         described.problems,
@@ -145,7 +149,9 @@ def _operation(path: str, name: str, described: Operation) -> Json:
     if parameters:
         piece["parameters"] = parameters
     if described.takes_job:
-        piece["requestBody"] = _job_body()
+        piece["requestBody"] = _body_with_image("JobSpec", _EXAMPLE_JOB, ["image", "job"])
+    elif described.takes_image:
+        piece["requestBody"] = _body_with_image("EmbedRequest", _EXAMPLE_IMAGE, ["image"])
     elif described.takes_batch:
         batch = {"schema": {"$ref": f"{_REF}BatchSpec"}, "example": _EXAMPLE_BATCH}
         piece["requestBody"] = {"required": True, "content": {"application/json": batch}}
@@ -217,19 +223,20 @@ def _problem(status: int, codes: tuple[str, ...]) -> Json:
     return piece
 
 
-def _job_body() -> Json:
+def _body_with_image(model: str, example: Json, required: list[str]) -> Json:
+    """Describe a body of a model, which may also come as two parts, the image apart from the rest."""
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": f"{_REF}JobSpec"}, "example": _EXAMPLE_JOB},
+            "application/json": {"schema": {"$ref": f"{_REF}{model}"}, "example": example},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["image", "job"],
+                    "required": required,
                     "additionalProperties": False,
                     "properties": {
                         "image": {"type": "string", "format": "binary", "description": "The image file."},
-                        "job": {"$ref": f"{_REF}JobSpecBesideImage"},
+                        "job": {"$ref": f"{_REF}{model}BesideImage"},
                     },
                 },
                 "encoding": {"image": {"contentType": "image/*"}, "job": {"contentType": "application/json"}},
@@ -249,6 +256,7 @@ def _schemas(described: list[Operation]) -> dict[str, Json]:
     for operation in described:
         wanted |= {body: "serialization" for body in operation.responses.values() if isinstance(body, type)}
         wanted |= {body: "validation" for body in (operation.body, operation.query) if body is not None}
+    wanted[EmbedRequest] = "validation"
     _, found = TypeAdapter.json_schemas(
         [
             *((name, "validation", union) for name, union in unions.items()),
@@ -257,28 +265,28 @@ def _schemas(described: list[Operation]) -> dict[str, Json]:
         ref_template=_REF + "{model}",
     )
     schemas: dict[str, Json] = found["$defs"]
+    for name in [*(f"{mode.capitalize()}Job" for mode in _JOB_MODES), "EmbedRequest"]:
+        schemas[f"{name}BesideImage"] = _beside_image(schemas[name])
     variants = {
-        "JobSpec": _union("Job"),
-        "JobSpecBesideImage": _union(_beside_image(schemas)),
-        "BatchSpec": _union("Batch"),
+        "JobSpec": _union("Job", _JOB_MODES),
+        "JobSpecBesideImage": _union("JobBesideImage", _JOB_MODES),
+        "BatchSpec": _union("Batch", _MODES),
     }
     return dict(sorted({**schemas, **variants}.items()))
 
 
-def _union(kind: str) -> Json:
+def _union(kind: str, modes: tuple[str, ...]) -> Json:
     """Return the union over the modes, each with its own model of this kind."""
-    mapping = {mode: f"{_REF}{mode.capitalize()}{kind}" for mode in _MODES}
+    mapping = {mode: f"{_REF}{mode.capitalize()}{kind}" for mode in modes}
     return {
         "oneOf": [{"$ref": ref} for ref in mapping.values()],
         "discriminator": {"propertyName": "mode", "mapping": mapping},
     }
 
 
-def _beside_image(schemas: dict[str, Json]) -> str:
-    """Add the job schemas of a multipart request, which leave the image out; return their kind."""
-    for name in [f"{mode.capitalize()}Job" for mode in _MODES]:
-        schema = copy.deepcopy(schemas[name])
-        del schema["properties"]["image"]
-        schema["required"].remove("image")
-        schemas[f"{name}BesideImage"] = schema
-    return "JobBesideImage"
+def _beside_image(schema: Json) -> Json:
+    """Return the schema of a part beside the image's own, which leaves the image out."""
+    schema = copy.deepcopy(schema)
+    del schema["properties"]["image"]
+    schema["required"] = [name for name in schema.get("required", []) if name != "image"]
+    return schema

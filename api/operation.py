@@ -24,6 +24,7 @@ _SUBMISSION_PROBLEMS: dict[int, tuple[str, ...]] = {
     415: ("unsupported_media_type", "content_encoding_not_supported"),
     422: (
         "invalid_spec",
+        "image_not_known",
         "unknown_model",
         "image_empty",
         "not_an_image",
@@ -64,7 +65,8 @@ class Operation:
     scope: the scope that a key needs; None: no key is needed.
     responses: the model of each success status; None for no JSON body, a media type for another kind of body.
     problems: the codes of each error status, in addition to those that every route may return.
-    body: the model of a JSON body; ``takes_job`` and ``takes_batch`` are for the routes whose body is one of those.
+    body: the model of a JSON body; ``takes_job``, ``takes_image`` and ``takes_batch`` are for the routes whose body is
+    one of those.
     any_host: whether it is answered whatever the Host header says.
     """
 
@@ -74,6 +76,7 @@ class Operation:
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     takes_job: bool = False
+    takes_image: bool = False
     takes_batch: bool = False
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()

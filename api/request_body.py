@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +18,8 @@ from maskfleet.api.services import Services, take_room_for_body
 from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
 from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
-from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_spec
+from maskfleet.jobs.schema.record import AnySpec
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_embed_request, parse_spec
 
 #: A spec is kept in Redis, which holds small things only.
 MAX_SPEC_BYTES = 256 * 1024
@@ -34,20 +35,29 @@ Model = TypeVar("Model", bound=BaseModel)
 class Submission:
     """A job as it was sent.  image: the bytes sent with the request; None when the spec only names an image."""
 
-    spec: Spec
+    spec: AnySpec
     image: bytes | None
 
 
 def read_submission(services: Services) -> Submission:
     """Read a job from JSON, or from multipart/form-data with parts ``job`` and ``image``."""
+    return _read_submission(services, parse_spec, must_describe=True)
+
+
+def read_image(services: Services) -> Submission:
+    """Read an image to make known as ``read_submission`` reads a job; the part ``job`` may be left out."""
+    return _read_submission(services, lambda text: parse_embed_request(text).job(), must_describe=False)
+
+
+def _read_submission(services: Services, parse: Callable[[bytes], AnySpec], *, must_describe: bool) -> Submission:
     max_image_bytes = services.settings.max_image_bytes
     if request.mimetype == "application/json":
         body = _json()
-        submission = services.cpu.run(len(body), _parse_submission, body)
+        submission = services.cpu.run(len(body), _parse_submission, body, parse)
     elif request.mimetype == "multipart/form-data":
         _check_coding()
         take_room_for_body()
-        submission = _read_multipart(max_image_bytes)
+        submission = _read_multipart(max_image_bytes, parse, must_describe=must_describe)
     else:
         raise UnsupportedMediaType
     if submission.image is not None and len(submission.image) > max_image_bytes:
@@ -112,12 +122,14 @@ def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
     return error if error.code == "malformed_json" else InvalidRequest(code, error.detail, faults=error.faults)
 
 
-def _parse_submission(body: bytes) -> Submission:
-    spec = parse_spec(body)
+def _parse_submission(body: bytes, parse: Callable[[bytes], AnySpec]) -> Submission:
+    spec = parse(body)
     return Submission(spec, decode_base64(spec.image.base64) if spec.image.base64 is not None else None)
 
 
-def _read_multipart(max_image_bytes: int) -> Submission:
+def _read_multipart(
+    max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, must_describe: bool
+) -> Submission:
     try:
         parts: list[tuple[str, str | FileStorage]] = [
             *request.form.items(multi=True),
@@ -139,12 +151,14 @@ def _read_multipart(max_image_bytes: int) -> Submission:
             )
         limit = MAX_SPEC_BYTES if name == "job" else max_image_bytes
         found[name] = part.stream.read(limit + 1) if isinstance(part, FileStorage) else part.encode()
+    if not must_describe:
+        found.setdefault("job", b"{}")
     for name in ("job", "image"):
         if name not in found:
             raise InvalidRequest("malformed_multipart", f"The part {name!r} is missing.")
     if len(found["job"]) > MAX_SPEC_BYTES:
         raise spec_too_large()
-    return Submission(parse_spec(_with_image(found["job"].removeprefix(codecs.BOM_UTF8))), found["image"])
+    return Submission(parse(_with_image(found["job"].removeprefix(codecs.BOM_UTF8))), found["image"])
 
 
 def _with_image(job: bytes) -> bytes:

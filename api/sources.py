@@ -11,14 +11,14 @@ from maskfleet.api.services import Services
 from maskfleet.jobs.addresses import AddressRefused, check_url
 from maskfleet.jobs.errors import InvalidImage, InvalidPrompt, InvalidRequest, NotFound
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.record import AnySpec
 from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import allowed_object, upload_key
 
 
-def check_addresses(spec: Spec, settings: ApiSettings) -> None:
+def check_addresses(spec: AnySpec, settings: ApiSettings) -> None:
     """Raise InvalidRequest (``url_not_allowed``) for a URL that is not allowed; no host name is resolved."""
     named = {"/image/url": spec.image.url, "/webhook/url": spec.webhook.url if spec.webhook else None}
     for pointer, url in named.items():

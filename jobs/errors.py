@@ -2,7 +2,8 @@
 
     JobError
     ├── CallerError              the request must change; never retried
-    │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, too_many_images, …
+    │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, too_many_images,
+    │   │                        image_not_known, …
     │   ├── Unauthorized         no_api_key, unknown_api_key
     │   ├── Forbidden            missing_scope
     │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
@@ -18,7 +19,7 @@
     │   ├── TooManyRedeliveries  too_many_redeliveries: the tenant had as many webhooks sent again as it may in an hour
     │   ├── BodyTooSlow          the request's body did not arrive in time
     │   ├── InvalidPrompt        point_outside_image, box_outside_image
-    │   └── InvalidImage         not_an_image, image_truncated, image_too_large, …
+    │   └── InvalidImage         not_an_image, image_truncated, image_too_large, image_changed, …
     └── ServiceError             the service failed; retried
         ├── QueueUnavailable     Redis did not respond, is full, or accepts no writes now
         ├── NotConfirmed         what was recorded may not outlive the failure of a server

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors
         WaitTimeout as WaitTimeout,
         WebhookRejected as WebhookRejected,
     )
-    from maskfleet.client.submission import JobFields as JobFields, Photo as Photo
+    from maskfleet.client.submission import JobFields as JobFields, JobOptionFields as JobOptionFields, Photo as Photo
     from maskfleet.client.webhooks import WebhookEvent as WebhookEvent, verify_webhook as verify_webhook
     from maskfleet.jobs.schema.api import (
         PingView as PingView,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from maskfleet.jobs.schema.batch import BatchView as BatchView
     from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
     from maskfleet.jobs.schema.events import UnknownEvent as UnknownEvent
+    from maskfleet.jobs.schema.image import ImageView as ImageView
     from maskfleet.jobs.schema.manifest import Manifest as Manifest
     from maskfleet.jobs.schema.prompts import Prompt as Prompt
     from maskfleet.jobs.schema.record import JobView as JobView
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "WaitTimeout": "maskfleet.client.errors",
     "WebhookRejected": "maskfleet.client.errors",
     "JobFields": "maskfleet.client.submission",
+    "JobOptionFields": "maskfleet.client.submission",
     "Photo": "maskfleet.client.submission",
     "WebhookEvent": "maskfleet.client.webhooks",
     "verify_webhook": "maskfleet.client.webhooks",
@@ -56,6 +58,7 @@ _MODULE_OF = {
     "BatchView": "maskfleet.jobs.schema.batch",
     "DeliveryView": "maskfleet.jobs.schema.delivery",
     "UnknownEvent": "maskfleet.jobs.schema.events",
+    "ImageView": "maskfleet.jobs.schema.image",
     "Manifest": "maskfleet.jobs.schema.manifest",
     "Prompt": "maskfleet.jobs.schema.prompts",
     "JobView": "maskfleet.jobs.schema.record",

@@ -73,7 +73,7 @@ def show_job(job_id: str) -> Response:
     record = find_job(job_id)
     waited_s = None
     if not record.status.ended:
-        waited_s = _wait_as_preferred(record)
+        waited_s = wait_as_preferred(record.id)
         record = find_job(job_id) if waited_s is not None else record
     response = show(record)
     if waited_s is not None:
@@ -161,8 +161,8 @@ def _listed(records: tuple[JobRecord, ...]) -> tuple[JobView, ...]:
     )
 
 
-def _wait_as_preferred(record: JobRecord) -> int | None:
-    """Hold the response as ``Prefer`` asks; return the seconds granted, None when it was not held."""
+def wait_as_preferred(job_id: str) -> int | None:
+    """Hold the response until a job ends, as ``Prefer`` asks; return the seconds granted, None when it was not held."""
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
     granted_s = min(wanted_s or 0, current_services().settings.max_wait_s)
     if granted_s == 0:
@@ -170,7 +170,7 @@ def _wait_as_preferred(record: JobRecord) -> int | None:
     began = time.monotonic()
     hold = hold_response()
     try:
-        current_services().waits.until_ended(record.id, hold, granted_s)
+        current_services().waits.until_ended(job_id, hold, granted_s)
     finally:
         hold.release()
     note_wait(time.monotonic() - began)

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.record import Failure, ImageContent, ImageValues, JobRecord
+from maskfleet.jobs.schema.record import Failure, ImageContent, ImageValues, JobView
 from maskfleet.jobs.schema.spec import ImageSource, image_id_of
-from maskfleet.jobs.schema.wire import Sha256, Wire, utc_time
+from maskfleet.jobs.schema.wire import Sha256, Wire
 from maskfleet.jobs.status import Status
 
 
@@ -57,7 +57,8 @@ class ImageView(Wire):
     """An image that jobs may name by its id."""
 
     image_id: str = Field(description="For a job's `image.image_id`, also before the image is encoded.")
-    status: Status = Field(description="Of the job that encodes it: `succeeded` once later jobs need not.")
+    job_id: str = Field(description="Of the job that encodes it.")
+    status: Status = Field(description="Of that job: `succeeded` once later jobs need not encode the image.")
     model: str
     created_at: datetime
     expires_at: datetime | None = Field(None, description="When the id is forgotten; null until the image is encoded.")
@@ -69,24 +70,29 @@ class ImageView(Wire):
     urls: ImageUrls
 
     @classmethod
-    def of(cls, record: JobRecord, model: str, base_url: str, retention_s: int) -> ImageView:
-        """Return the view of the job's image for its owner.
+    def of(cls, job: JobView, base_url: str, retention_s: int) -> ImageView:
+        """Return the view of an image, from that of the job that encodes it.
 
-        model: the name of the model when the spec names none.  base_url: the API's URL, without a trailing slash.
+        base_url: the API's URL, without a trailing slash.  retention_s: how long the record outlives the job.
         """
-        image_id = image_id_of(record.id)
-        content = record.result.image if record.result else None
-        ended = utc_time(record.ended_ms) if record.ended_ms else None
+        image_id = image_id_of(job.id)
+        content = job.result.image if job.result else None
         return cls(
             image_id=image_id,
-            status=record.status,
-            model=record.summary.model or model,
-            created_at=utc_time(record.created_ms),
-            expires_at=ended + timedelta(seconds=retention_s) if ended else None,
+            job_id=job.id,
+            status=job.status,
+            model=job.model,
+            created_at=job.created_at,
+            expires_at=job.ended_at + timedelta(seconds=retention_s) if job.ended_at else None,
             width=content.width if content else None,
             height=content.height if content else None,
             sha256=content.sha256 if content else None,
-            error=record.error,
-            metadata=record.summary.metadata,
-            urls=ImageUrls(self=f"{base_url}/v1/images/{image_id}", job=f"{base_url}/v1/jobs/{record.id}"),
+            error=job.error,
+            metadata=job.metadata,
+            urls=ImageUrls(self=f"{base_url}/v1/images/{image_id}", job=job.urls.self),
         )
+
+    @property
+    def ended(self) -> bool:
+        """Whether its job has ended, also in a state that this version does not know."""
+        return self.expires_at is not None

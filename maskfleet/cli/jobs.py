@@ -12,7 +12,7 @@ import click
 from maskfleet import Client
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import EXIT_SERVICE, progress_bars, reporting_errors, show_progress, summary
-from maskfleet.client.submission import source_of
+from maskfleet.client.submission import known_image, source_of
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import EventName, Priority
@@ -36,6 +36,12 @@ def server_options(command: _Function) -> _Function:
     return url(key(command))
 
 
+model_option = click.option("--model", help="One of the server's models.  [default: the first]")
+priority_option = click.option(
+    "--priority",
+    type=click.Choice([str(priority) for priority in Priority]),
+    help="interactive needs a key with the scope jobs:interactive.  [default: normal]",
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the job as one line of JSON.")
 _timeout_option = click.option(
     "--timeout", "timeout_s", type=float, metavar="SECONDS", help="Stop waiting after this time."
@@ -43,14 +49,11 @@ _timeout_option = click.option(
 
 
 @click.command("submit")
-@click.argument("photo")
+@click.argument("photo", required=False)
+@click.option("--image-id", metavar="ID", help="An image that `maskfleet embed` made known, instead of PHOTO.")
 @spec_options
-@click.option("--model", help="One of the server's models.  [default: the first]")
-@click.option(
-    "--priority",
-    type=click.Choice([str(priority) for priority in Priority]),
-    help="interactive needs a key with the scope jobs:interactive.  [default: normal]",
-)
+@model_option
+@priority_option
 @click.option("--start-deadline-s", type=int, help="Let the job expire unless it starts within this time.")
 @click.option("--run-timeout-s", type=int, help="Fail the job if one attempt runs longer.")
 @click.option("--webhook", "webhook_url", metavar="URL", help="The URL to send the job's webhooks to.")
@@ -69,7 +72,8 @@ _timeout_option = click.option(
 @_json_option
 @server_options
 def submit_command(
-    photo: str,
+    photo: str | None,
+    image_id: str | None,
     mode: str | None,
     webhook_url: str | None,
     webhook_event: tuple[str, ...],
@@ -82,13 +86,20 @@ def submit_command(
     api_key: str | None,
     **options: Any,  # Any: what spec_options added, on its way to build_spec
 ) -> None:
-    """Send a job for PHOTO: a file, s3://bucket/key, or an http(s) address.  Prints the job's id."""
+    """Send a job for PHOTO: a file, s3://bucket/key, or an http(s) address.  Prints the job's id.
+
+    Instead of PHOTO, --image-id names an image that is known to the server.
+    """
     with reporting_errors(), connect(api_url, api_key) as client:
         if webhook_url:
             options["webhook"] = {"url": webhook_url, **({"events": webhook_event} if webhook_event else {})}
         if metadata:
             options["metadata"] = dict(_pair(pair) for pair in metadata)
-        source, data = source_of(photo)
+        if (photo is None) == (image_id is None):
+            raise InvalidRequest.at(
+                "/image", "invalid_spec", "Give either PHOTO or --image-id.", fault="invalid_option"
+            )
+        source, data = source_of(photo) if photo is not None else (known_image(str(image_id)), None)
         job = client.submit(build_spec(mode, source, **options), photo=data, idempotency_key=idempotency_key)
         if and_wait:
             job = _wait(client, job.id, timeout_s)

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("maskfleet.cli.demo:demo_command", "Run one job of each mode through a local stack."),
     "segment": ("maskfleet.cli.segment:segment_command", "Segment a photo in this process, without a server."),
     "submit": ("maskfleet.cli.jobs:submit_command", "Send a job to a server."),
+    "embed": ("maskfleet.cli.images:embed_command", "Encode a photo in advance, so that clicks on it are fast."),
     "status": ("maskfleet.cli.jobs:status_command", "Show a job."),
     "wait": ("maskfleet.cli.jobs:wait_command", "Wait until a job has ended."),
     "cancel": ("maskfleet.cli.jobs:cancel_command", "Cancel a job."),

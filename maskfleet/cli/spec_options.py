@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import click
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import EverythingParams, ImageSource, JobSpec, Output, PromptParams, invalid_request
+from maskfleet.jobs.schema.spec import (
+    EverythingJob,
+    EverythingParams,
+    ImageSource,
+    Output,
+    PromptParams,
+    BoxJob,
+    PointJob,
+    invalid_request,
+)
 
 MODES = ("everything", "point", "box")
 
-_SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
+_SPEC: TypeAdapter[Spec] = TypeAdapter(
+    Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
+)
 _PARAMS: dict[str, FieldInfo] = {**PromptParams.model_fields, **EverythingParams.model_fields}
 _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
 

@@ -25,11 +25,14 @@ from maskfleet.client.errors import ApiError, Conflict, Refused, WaitTimeout, re
 from maskfleet.client.events import follow
 from maskfleet.client.submission import (
     JobFields,
+    JobOptionFields,
     Photo,
     batch_document,
     complete,
     document_of,
+    embed_request,
     image_type,
+    known_image,
     source_of,
 )
 from maskfleet.client.transport import MAX_TRIES, Transport
@@ -46,8 +49,9 @@ from maskfleet.jobs.schema.api import (
 from maskfleet.jobs.schema.batch import BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.manifest import Manifest
-from maskfleet.jobs.schema.record import JobView, Spec
-from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, ImageSource
+from maskfleet.jobs.schema.image import ImageView
+from maskfleet.jobs.schema.record import AnySpec, JobView
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EmbedRequest, ImageSource
 
 #: Photos larger than this are uploaded straight to the store, not through the API.
 MULTIPART_BYTES = 8 * 2**20
@@ -81,38 +85,82 @@ class Client:
 
     def submit(
         self,
-        spec: Spec | None = None,
+        spec: AnySpec | None = None,
         *,
         photo: Photo | None = None,
+        image_id: str | None = None,
         idempotency_key: str | None = None,
         **fields: Unpack[JobFields],
     ) -> JobView:
-        """Submit a job: a ``spec``, or its fields as keywords; ``photo`` replaces the image's source.
+        """Submit a job: a ``spec``, or its fields as keywords; ``photo`` or ``image_id`` replaces the image's source.
 
-        idempotency_key: random by default; pass your own so that a repeated call returns this job again.
+        image_id: of an image that ``embed_image`` made known.  idempotency_key: random by default; pass your own so
+        that a repeated call returns this job again.
+        Raises Refused (``invalid_spec``, ``image_not_known``, …), OSError when the photo cannot be read.
+        """
+        if photo is not None and image_id is not None:
+            raise TypeError("Pass either a photo or an image_id, not both.")
+        try:
+            source, data = (None, None) if photo is None else source_of(photo)
+            spec = complete(spec, fields, known_image(image_id) if image_id is not None else source)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        response = self._send("/v1/jobs", spec, data, {"Idempotency-Key": idempotency_key or str(uuid.uuid4())})
+        return JobView.model_validate_json(response.content)
+
+    def embed_image(
+        self,
+        photo: Photo,
+        *,
+        idempotency_key: str | None = None,
+        held_s: int = 0,
+        **fields: Unpack[JobOptionFields],
+    ) -> ImageView:
+        """Make an image known: it is encoded now, so that jobs which name its ``image_id`` start at once.
+
+        held_s: how long the API may wait until it is encoded; ``wait(image.job_id)`` waits longer.
         Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
         """
         try:
-            source, data = (None, None) if photo is None else source_of(photo)
-            spec = complete(spec, fields, source)
+            source, data = source_of(photo)
+            spec = embed_request(source, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if held_s:
+            headers["Prefer"] = f"wait={held_s}"
+        response = self._send("/v1/images", spec, data, headers, held_s=held_s)
+        return ImageView.model_validate_json(response.content)
+
+    def image(self, image_id: str, *, held_s: int = 0) -> ImageView:
+        """Return an image that was made known, now, or once it is encoded, if that is within ``held_s``."""
+        headers = {"Prefer": f"wait={held_s}"} if held_s else {}
+        response = self._transport.call("GET", f"/v1/images/{image_id}", headers=headers, held_s=held_s)
+        return ImageView.model_validate_json(response.content)
+
+    def delete_image(self, image_id: str) -> None:
+        """Delete an image's embeddings and forget its id; what was uploaded stays.
+
+        Raises Conflict while it is being encoded, NotFound if it is unknown or already deleted.
+        """
+        self._transport.call("DELETE", f"/v1/images/{image_id}")
+
+    def _send(
+        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], *, held_s: int = 0
+    ) -> requests.Response:
+        """Send a job, with its image's bytes if there are any: beside it, or uploaded first."""
         if data is not None and len(data) > MULTIPART_BYTES:
             spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
             data = None
         if data is None:
-            headers["Content-Type"] = "application/json"
-            response = self._transport.call(
-                "POST", "/v1/jobs", data=document_of(spec, with_image=True), headers=headers
-            )
-        else:
-            parts = {
-                "job": ("job.json", document_of(spec, with_image=False), "application/json"),
-                "image": ("image", data, image_type(data)),
-            }
-            response = self._transport.call("POST", "/v1/jobs", files=parts, headers=headers)
-        return JobView.model_validate_json(response.content)
+            headers = {**headers, "Content-Type": "application/json"}
+            body = document_of(spec, with_image=True)
+            return self._transport.call("POST", path, data=body, headers=headers, held_s=held_s)
+        parts = {
+            "job": ("job.json", document_of(spec, with_image=False), "application/json"),
+            "image": ("image", data, image_type(data)),
+        }
+        return self._transport.call("POST", path, files=parts, headers=headers, held_s=held_s)
 
     def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
         """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.

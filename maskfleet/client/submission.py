@@ -11,9 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from maskfleet.jobs.image_types import image_format, media_type
 from maskfleet.jobs.schema.batch_spec import Batch, BatchSpec
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.record import Spec
+from maskfleet.jobs.schema.record import AnySpec
 from maskfleet.jobs.schema.spec import (
     IMAGE_COMES_BESIDE,
+    EmbedRequest,
     EverythingParams,
     ImageSource,
     JobSpec,
@@ -25,24 +26,29 @@ from maskfleet.jobs.schema.spec import (
 #: A file, an image's bytes, or a URL that a worker can read: ``s3://…``, ``https://…``.
 Photo = str | Path | bytes
 
-_SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
+_SPEC: TypeAdapter[AnySpec] = TypeAdapter(JobSpec)
 _BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
 
 
-class JobFields(TypedDict, total=False):
-    """A job's fields as keywords; what each means is in ``maskfleet.jobs.schema.spec``."""
+class JobOptionFields(TypedDict, total=False):
+    """The fields of a job of any mode besides its image, as keywords; see ``maskfleet.jobs.schema.spec``."""
 
-    mode: Literal["everything", "point", "box"]
-    image: ImageSource | Mapping[str, str]
-    prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
-    params: EverythingParams | PromptParams | Mapping[str, float | bool]
-    outputs: Sequence[str]
     model: str
     priority: Literal["interactive", "normal", "bulk"]
     start_deadline_s: int
     run_timeout_s: int
     webhook: Webhook | Mapping[str, Any]  # Any: a URL and a list of names
     metadata: Mapping[str, str]
+
+
+class JobFields(JobOptionFields, total=False):
+    """A job's fields as keywords; what each means is in ``maskfleet.jobs.schema.spec``."""
+
+    mode: Literal["everything", "point", "box", "embed"]
+    image: ImageSource | Mapping[str, str]
+    prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
+    params: EverythingParams | PromptParams | Mapping[str, float | bool]
+    outputs: Sequence[str]
 
 
 def image_type(data: bytes) -> str:
@@ -66,7 +72,23 @@ def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
     return IMAGE_COMES_BESIDE, Path(photo).read_bytes()
 
 
-def complete(spec: Spec | None, fields: JobFields, source: ImageSource | None) -> Spec:
+def known_image(image_id: str) -> ImageSource:
+    """Return the source that names an image made known earlier.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        return ImageSource(image_id=image_id)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def embed_request(source: ImageSource, fields: JobOptionFields) -> EmbedRequest:
+    """Return an image to make known.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        return EmbedRequest.model_validate({**fields, "image": source})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+def complete(spec: AnySpec | None, fields: JobFields, source: ImageSource | None) -> AnySpec:
     """Return a spec, from a ready one or from keywords, with the photo's source as its image.
 
     Raises InvalidRequest (``invalid_spec``).
@@ -91,7 +113,7 @@ def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
     return batch.model_dump_json(exclude_unset=True, exclude_none=True).encode()
 
 
-def document_of(spec: Spec, *, with_image: bool) -> bytes:
+def document_of(spec: AnySpec | EmbedRequest, *, with_image: bool) -> bytes:
     """Serialise a spec for the API.  Fields left to their defaults are omitted: the server's defaults apply."""
     exclude = set() if with_image else {"image"}
     return spec.model_dump_json(exclude_unset=True, exclude_none=True, exclude=exclude).encode()
