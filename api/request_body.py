@@ -127,9 +127,7 @@ def _parse_submission(body: bytes, parse: Callable[[bytes], AnySpec]) -> Submiss
     return Submission(spec, decode_base64(spec.image.base64) if spec.image.base64 is not None else None)
 
 
-def _read_multipart(
-    max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, must_describe: bool
-) -> Submission:
+def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, must_describe: bool) -> Submission:
     try:
         parts: list[tuple[str, str | FileStorage]] = [
             *request.form.items(multi=True),

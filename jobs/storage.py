@@ -6,8 +6,8 @@ Objects in the bucket:
     results/{tenant}/{job}/attempt-{n}-{fence}-{token}/…  what one attempt wrote; without the token until version 2
                                                           of the ledger
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
-    embeddings/{tenant}/{revision}/{sha256}          an image's embedding, by the revision of the model that encoded it and
-                                                     the image's bytes
+    embeddings/{tenant}/{revision}/{sha256}          an image's embedding, by the revision of the model that encoded
+                                                     it and the image's bytes
     embeddings/{tenant}/sources/{sha256}             what is known of an image, by the name of its source
 """
 

@@ -25,9 +25,7 @@ from maskfleet.jobs.storage import delete_known_image, result_prefix
 blueprint = Blueprint("images", __name__)
 logger = get_logger()
 
-_PREFER = Header(
-    "Prefer", "`wait=N` holds the response until the image is encoded, for at most N seconds.", "wait=30"
-)
+_PREFER = Header("Prefer", "`wait=N` holds the response until the image is encoded, for at most N seconds.", "wait=30")
 _HELD = {429: ("too_many_held",), 503: ("too_many_held",)}
 
 

@@ -114,7 +114,7 @@ class Metrics(Wire):
     )
     embedding: EmbeddingOrigin = Field(
         EmbeddingOrigin.COMPUTED,
-        description="Where the image's embedding came from: computed by this job, or by an earlier one and found in the "
+        description="Where the image's embedding came from: computed by this job, or left by an earlier one in the "
         "worker's memory or in the store.",
     )
 

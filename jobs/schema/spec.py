@@ -130,7 +130,9 @@ class ImageSource(Request):
     @model_validator(mode="after")
     def _names_one_source(self) -> ImageSource:
         if len([name for name in _SOURCES if getattr(self, name) is not None]) != 1:
-            raise PydanticCustomError("image_source", "Give exactly one of s3_uri, url, upload_id, base64 and image_id.")
+            raise PydanticCustomError(
+                "image_source", "Give exactly one of s3_uri, url, upload_id, base64 and image_id."
+            )
         return self
 
 
@@ -327,9 +329,7 @@ class EmbedRequest(JobOptions, _OneImage):
 
     def job(self) -> EmbedJob:
         """Return the job that does it."""
-        return EmbedJob.model_construct(
-            mode="embed", **{name: getattr(self, name) for name in type(self).model_fields}
-        )
+        return EmbedJob.model_construct(mode="embed", **{name: getattr(self, name) for name in type(self).model_fields})
 
 
 class EmbedJob(EmbedRequest):

@@ -17,21 +17,19 @@ from pydantic.fields import FieldInfo
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
+    BoxJob,
     EverythingJob,
     EverythingParams,
     ImageSource,
     Output,
-    PromptParams,
-    BoxJob,
     PointJob,
+    PromptParams,
     invalid_request,
 )
 
 MODES = ("everything", "point", "box")
 
-_SPEC: TypeAdapter[Spec] = TypeAdapter(
-    Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")]
-)
+_SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")])
 _PARAMS: dict[str, FieldInfo] = {**PromptParams.model_fields, **EverythingParams.model_fields}
 _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
 

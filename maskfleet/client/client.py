@@ -48,8 +48,8 @@ from maskfleet.jobs.schema.api import (
 )
 from maskfleet.jobs.schema.batch import BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
-from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.image import ImageView
+from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import AnySpec, JobView
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EmbedRequest, ImageSource
 

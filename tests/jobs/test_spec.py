@@ -139,7 +139,7 @@ def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_spec('{"mode": "box", "image": {}, "prompts": [{"box": [1, 1, 0, 0]}, {}], "x": 1}')
 
-    assert [fault.pointer for fault in caught.value.faults] == ["/image", "/prompts/0", "/x"]
+    assert [fault.pointer for fault in caught.value.faults] == ["/prompts/0", "/image", "/x"]
 
 
 @pytest.mark.parametrize("text", ["", "{", b"\xff\xfe", "nul\x00"])

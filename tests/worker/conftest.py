@@ -117,6 +117,4 @@ def bench(
     egress = egress_session(allow_private=True)
     known = KnownImages(store)
     later = LaterWrites()
-    return Workbench(
-        ledger, worker_registry, bells, store, egress, sandbox, segment, worker_settings, known, later
-    )
+    return Workbench(ledger, worker_registry, bells, store, egress, sandbox, segment, worker_settings, known, later)

@@ -54,7 +54,7 @@ class KnownImages:
         self._remember(tenant, name, facts, stored=False)
 
     def write(self, tenant: str, name: str, facts: ImageFacts) -> None:
-        """Write facts for other workers, unless they are there already.  Raises StoreUnavailable, StoreMisconfigured."""
+        """Write facts for other workers, unless they are there.  Raises StoreUnavailable, StoreMisconfigured."""
         if self._store is None or self._facts.get((tenant, name)) == (facts, True):
             return
         body = facts.model_dump_json(exclude_none=True).encode()

@@ -23,7 +23,6 @@ from maskfleet.worker.sam.fast.sam import FastSam
 from maskfleet.worker.sam.fast.sam2 import FastSam2
 from maskfleet.worker.sam.hiera import encode_in_strips
 
-
 #: The names of an embedding's three maps, in the encoder's order: two finer ones by their side, and the coarsest.
 _MAPS = ("four_times", "twice", "image")
 

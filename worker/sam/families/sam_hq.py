@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from maskfleet.worker.sam.embedding import Embedding
-
 from maskfleet.worker.sam.families.sam import LibrarySam
 
 
@@ -38,7 +37,10 @@ class SamHq(LibrarySam):
     @property
     def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         side = self._positions_per_side
-        return {**super().embedding_shapes, "early": (1, side, side, int(self.network.config.vision_config.hidden_size))}
+        return {
+            **super().embedding_shapes,
+            "early": (1, side, side, int(self.network.config.vision_config.hidden_size)),
+        }
 
     def image_arguments(self, values: Any) -> dict[str, Any]:
         image, layers = values
