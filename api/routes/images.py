@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext, suppress
 
 from flask import Blueprint, Response
 
@@ -10,9 +11,16 @@ from maskfleet.api.admission import admit_job
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_idempotency_key, read_image
 from maskfleet.api.responses import json_response
-from maskfleet.api.routes.jobs import wait_as_preferred
-from maskfleet.api.services import base_url, check_priority, current_services, tenant, whole_view
-from maskfleet.jobs.errors import Conflict, NotFound
+from maskfleet.api.routes.jobs import granted_wait_s, held, wait_for_end
+from maskfleet.api.services import (
+    base_url,
+    check_priority,
+    current_services,
+    give_room_back,
+    tenant,
+    whole_view,
+)
+from maskfleet.jobs.errors import Conflict, NotFound, QueueUnavailable
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Deleted
 from maskfleet.jobs.logs import get_logger
@@ -36,10 +44,11 @@ _HELD = {429: ("too_many_held",), 503: ("too_many_held",)}
         scope=Scope.WRITE,
         description=(
             "It is a job of mode `embed`: it counts and waits like any other, and has its own webhooks. Jobs may name "
-            "the image before it is encoded."
+            "the image before it is encoded. With `Prefer: wait=N`, the response is held until it is: 200; 202: it is "
+            "not yet."
         ),
         takes_image=True,
-        responses={202: ImageView},
+        responses={200: ImageView, 202: ImageView},
         problems=submission_problems(
             {404: ("image_not_known",), 413: ("malformed_multipart",), 422: ("malformed_multipart",), **_HELD}
         ),
@@ -51,9 +60,21 @@ def send_image() -> Response:
     key = read_idempotency_key()
     submission = read_image(services)
     check_priority(submission.spec.priority)
-    admitted = admit_job(submission, tenant(), key, services, base_url())
-    response = _shown_when_preferred(admitted.view, status=202)
-    response.headers["Location"] = _view(admitted.view).urls.self
+    wait_s = granted_wait_s()
+    # First the place, then the job: one that is refused has recorded nothing.
+    with held() if wait_s else nullcontext() as hold:
+        admitted = admit_job(submission, tenant(), key, services, base_url())
+        image = _view(admitted.view)
+        if hold is not None:
+            del submission  # up to max_image_bytes
+            give_room_back()
+            wait_for_end(image.job_id, hold, wait_s)
+            with suppress(QueueUnavailable):  # it was recorded: the caller must learn its id
+                image = _view(whole_view(_find_image(image.image_id), services, base_url()))
+    response = json_response(image, status=200 if image.ended else 202)
+    response.headers["Location"] = image.urls.self
+    if hold is not None:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
     if admitted.known:
         response.headers["Idempotency-Replayed"] = "true"
     return response
@@ -70,7 +91,16 @@ def send_image() -> Response:
     )
 )
 def show_image(image_id: str) -> Response:
-    return _shown_when_preferred(whole_view(_find_image(image_id), current_services(), base_url()))
+    record = _find_image(image_id)
+    wait_s = 0 if record.status.ended else granted_wait_s()
+    if wait_s:
+        with held() as hold:
+            wait_for_end(record.id, hold, wait_s)
+        record = _find_image(image_id)
+    response = json_response(_view(whole_view(record, current_services(), base_url())))
+    if wait_s:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+    return response
 
 
 @blueprint.delete("/images/<image_id>")
@@ -114,20 +144,6 @@ def _find_image(image_id: str) -> JobRecord:
 
 def _image_not_known() -> NotFound:
     return NotFound("image_not_known", "You have no image with this id, or its record has expired.")
-
-
-def _shown_when_preferred(job: JobView, *, status: int = 200) -> Response:
-    """Show an image, held until its job has ended if ``Prefer`` asks for that."""
-    waited_s = None if job.ended else wait_as_preferred(job.id)
-    if waited_s is None:
-        return json_response(_view(job), status=status)
-    services = current_services()
-    record = services.ledger.read(job.id)
-    if record is None:
-        raise _image_not_known()
-    response = json_response(_view(whole_view(record, services, base_url())), status=status)
-    response.headers["Preference-Applied"] = f"wait={waited_s}"
-    return response
 
 
 def _view(job: JobView) -> ImageView:

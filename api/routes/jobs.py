@@ -6,12 +6,14 @@ import base64
 import binascii
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
 from maskfleet.api.admission import admit_job
-from maskfleet.api.long_poll import preferred_wait_s
+from maskfleet.api.long_poll import Hold, preferred_wait_s
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
 from maskfleet.api.request_context import note_wait
@@ -71,13 +73,14 @@ def send_job() -> Response:
 )
 def show_job(job_id: str) -> Response:
     record = find_job(job_id)
-    waited_s = None
-    if not record.status.ended:
-        waited_s = wait_as_preferred(record.id)
-        record = find_job(job_id) if waited_s is not None else record
+    wait_s = 0 if record.status.ended else granted_wait_s()
+    if wait_s:
+        with held() as hold:
+            wait_for_end(record.id, hold, wait_s)
+        record = find_job(job_id)
     response = show(record)
-    if waited_s is not None:
-        response.headers["Preference-Applied"] = f"wait={waited_s}"
+    if wait_s:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
     return response
 
 
@@ -161,20 +164,27 @@ def _listed(records: tuple[JobRecord, ...]) -> tuple[JobView, ...]:
     )
 
 
-def wait_as_preferred(job_id: str) -> int | None:
-    """Hold the response until a job ends, as ``Prefer`` asks; return the seconds granted, None when it was not held."""
+def granted_wait_s() -> int:
+    """Return for how long the response is held, as ``Prefer`` asks; 0 for not at all."""
     wanted_s = preferred_wait_s(request.headers.get("Prefer"))
-    granted_s = min(wanted_s or 0, current_services().settings.max_wait_s)
-    if granted_s == 0:
-        return None
-    began = time.monotonic()
+    return min(wanted_s or 0, current_services().settings.max_wait_s)
+
+
+@contextmanager
+def held() -> Iterator[Hold]:
+    """Hold the response meanwhile.  Raises HoldQuota, TooManyHeld."""
     hold = hold_response()
     try:
-        current_services().waits.until_ended(job_id, hold, granted_s)
+        yield hold
     finally:
         hold.release()
+
+
+def wait_for_end(job_id: str, hold: Hold, wait_s: int) -> None:
+    """Wait for the job's end."""
+    began = time.monotonic()
+    current_services().waits.until_ended(job_id, hold, wait_s)
     note_wait(time.monotonic() - began)
-    return granted_s
 
 
 def _write_cursor(place: Place) -> str:

@@ -70,10 +70,12 @@ class SpecSummary(Wire):
     @model_validator(mode="before")
     @classmethod
     def _keep_what_may_be_named(cls, spec: Any) -> Any:  # Any: JSON
-        if isinstance(spec, dict) and "image" in spec:
-            named = spec.get("mode") == "embed" or Output.LOGITS in (spec.get("outputs") or ())
-            return spec if named else {name: value for name, value in spec.items() if name != "image"}
-        return spec
+        if not isinstance(spec, dict) or not isinstance(spec.get("image"), dict):
+            return {**spec, "image": None} if isinstance(spec, dict) else spec
+        outputs = spec.get("outputs")
+        named = spec.get("mode") == "embed" or (isinstance(outputs, list) and Output.LOGITS in outputs)
+        source = {name: value for name, value in spec["image"].items() if isinstance(value, str)}
+        return {**spec, "image": source if named else None}
 
     @property
     def source(self) -> ImageSource | None:

@@ -43,7 +43,7 @@ class Caller:
     def post_bytes(self, path: str, body: bytes, content_type: str = "application/json") -> TestResponse:
         return self._client.post(path, data=body, content_type=content_type, headers=self._headers)
 
-    def post_parts(self, parts: list[tuple[str, Any]], **headers: str) -> TestResponse:
+    def post_parts(self, parts: list[tuple[str, Any]], path: str = "/v1/jobs", **headers: str) -> TestResponse:
         """Send multipart/form-data.  A part's value is text, or (bytes, file name, content type)."""
         boundary = "a-line-between-parts"
         body = io.BytesIO()
@@ -54,7 +54,7 @@ class Caller:
             body.write(b"\r\n\r\n" + content + b"\r\n")
         body.write(f"--{boundary}--\r\n".encode())
         return self._client.post(
-            "/v1/jobs",
+            path,
             data=body.getvalue(),
             content_type=f"multipart/form-data; boundary={boundary}",
             headers={**self._headers, **_spelled(headers)},
@@ -88,6 +88,7 @@ def check_problem(response: TestResponse, status: int, code: str) -> Problem:
     assert problem.type == f"urn:maskfleet:problem:{code}"
     assert problem.instance == f"urn:maskfleet:request:{response.headers['X-Request-Id']}"
     path = re.sub(r"/jobs/[^/]+", "/jobs/{job_id}", response.request.path)
+    path = re.sub(r"/images/[^/]+", "/images/{image_id}", path)
     path = re.sub(r"/batches/[^/]+", "/batches/{batch_id}", path)
     path = re.sub(r"/files/.+", "/files/{name}", path)
     path = re.sub(r"/deliveries/(?!redeliver$)[^/]+", "/deliveries/{delivery_id}", path)

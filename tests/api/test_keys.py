@@ -26,6 +26,7 @@ from maskfleet.cli.main import main
 from maskfleet.jobs.errors import Unauthorized
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope, new_key
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.spec import job_id_of
 from maskfleet.jobs.storage import Store
 from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
 from tests.api.conftest import KEYS, SettingsMaker
@@ -246,6 +247,7 @@ def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, s
 #: A value for each variable part of a path, where it does not matter.
 UNKNOWN = {
     "job_id": UNKNOWN_JOB,
+    "image_id": f"img_{'0' * 32}",
     "batch_id": f"batch_{'0' * 32}",
     "delivery_id": f"msg_{UNKNOWN_JOB}_1_failed",
     "name": "coco.json",
@@ -289,6 +291,7 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
 ) -> None:
     fields = {"metadata": {"order": "a-secret-of-the-apiary"}, "webhook": {"url": "https://example.com/hook"}}
     running, ended = apiary.a_job(**fields), apiary.a_job(**fields)
+    image_id = apiary.post("/v1/images", {"image": {"url": "https://example.com/bee.jpg"}}).json["image_id"]
     run_to_success(ended, ledger, store)
     images = [{"url": "https://example.com/bee.jpg"}]
     batch = apiary.post("/v1/batches", {"mode": "everything", "images": images, **fields}).json
@@ -300,7 +303,7 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
         if _scope(app, rule) is None or not rule.arguments:
             continue
         for job_id in (running, ended):
-            ids = {**UNKNOWN, "job_id": job_id, "batch_id": batch["id"], "delivery_id": delivery}
+            ids = {**UNKNOWN, "job_id": job_id, "image_id": image_id, "batch_id": batch["id"], "delivery_id": delivery}
             foreign = _open(app, method, rule, KEYS["bakery"], ids)
             unknown = _open(app, method, rule, KEYS["bakery"], UNKNOWN)
 
@@ -311,5 +314,6 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
 
     assert walked >= 10
     assert Caller(app, KEYS["bakery"]).get("/v1/jobs").json["jobs"] == []
-    assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == {running, ended, *batch["job_ids"]}
+    sent = {running, ended, job_id_of(image_id), *batch["job_ids"]}
+    assert {view["id"] for view in apiary.get("/v1/jobs").json["jobs"]} == sent
     assert [apiary.get(f"/v1/jobs/{job_id}").json["status"] for job_id in (running, ended)] == ["queued", "succeeded"]

@@ -47,7 +47,7 @@ def test_a_field_that_no_body_has_is_refused_by_every_route(document: Json) -> N
         if "application/json" in operation.get("requestBody", {}).get("content", {})
     }
 
-    assert {"/v1/jobs", "/v1/uploads", "/v1/webhooks/secret/rotate"} <= bodies.keys()
+    assert {"/v1/jobs", "/v1/images", "/v1/uploads", "/v1/webhooks/secret/rotate"} <= bodies.keys()
     for path, schema in bodies.items():
         for name, model in models(document, schema):
             assert model.get("additionalProperties") is False, (path, name)
@@ -87,6 +87,8 @@ def test_its_schema_accepts_and_refuses_what_the_door_does(document: Json, apiar
         job(),
         job(mode="point", prompts=[{"points": [[1, 2]]}], outputs=["coco", "png"]),
         job(mode="box", prompts=[{"box": [1, 1, 9, 9]}]),
+        job(mode="embed"),
+        job(mode="embed", outputs=["coco"]),
         job(colour="red"),
         job(mode="polygon"),
         job(params={"points_per_batch": 0}),
@@ -131,6 +133,19 @@ def test_a_multipart_job_is_described_without_its_image(document: Json) -> None:
     assert not beside.is_valid(job())
     parts = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert parts["required"] == ["image", "job"]
+
+
+def test_an_image_to_make_known_is_described_as_the_door_takes_it(document: Json, apiary: Caller) -> None:
+    image = job()["image"]
+    schema = _validator(document, "EmbedRequest")
+
+    for body in ({"image": image}, {"image": image, "model": "sam-demo"}, {}, {"image": image, "mode": "embed"}):
+        assert schema.is_valid(body) == (apiary.post("/v1/images", body).status_code == 202), body
+    content = document["paths"]["/v1/images"]["post"]["requestBody"]["content"]
+    schema.validate(content["application/json"]["example"])
+    assert content["multipart/form-data"]["schema"]["required"] == ["image"]
+    assert _validator(document, "EmbedRequestBesideImage").is_valid({})
+    _validator(document, "ImageView").validate(apiary.post("/v1/images", {"image": image}).json)
 
 
 def test_answers_are_as_the_document_says(document: Json, apiary: Caller) -> None:

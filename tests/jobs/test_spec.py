@@ -10,7 +10,17 @@ from hypothesis import given, settings, strategies as st
 from maskfleet.jobs.errors import InvalidPrompt, InvalidRequest
 from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, PointJob, dump_spec, parse_spec, read_spec
+from maskfleet.jobs.schema.record import SpecSummary
+from maskfleet.jobs.schema.spec import (
+    BoxJob,
+    EmbedJob,
+    EverythingJob,
+    ImageSource,
+    PointJob,
+    dump_spec,
+    parse_spec,
+    read_spec,
+)
 
 IMAGE = {"s3_uri": "s3://photos/bee.jpg"}
 #: Keys that a store may resolve to another one than they name, or refuse.
@@ -37,6 +47,7 @@ def test_a_spec_of_each_mode_is_read_and_survives_writing() -> None:
         ({"mode": "everything", "image": IMAGE}, EverythingJob),
         ({"mode": "point", "image": IMAGE, "prompts": [{"points": [[1, 2], [3, 4]], "labels": [1, 0]}]}, PointJob),
         ({"mode": "box", "image": IMAGE, "prompts": [{"box": [1, 2, 3, 4], "points": [[2, 3]]}]}, BoxJob),
+        ({"mode": "embed", "image": {**IMAGE, "sha256": "0" * 64}}, EmbedJob),
     ]:
         spec = parse_spec(json.dumps(body))
 
@@ -73,6 +84,12 @@ def test_labels_default_to_points_on_the_object() -> None:
         ({"mode": "polygon", "image": IMAGE}, "", "union_tag_invalid"),
         ([], "", "dict_type"),
         ({"mode": "everything"}, "/image", "missing"),
+        ({"mode": "embed"}, "/image", "missing"),
+        ({"mode": "point", "prompts": [{"points": [[1, 2]]}]}, "/image", "missing"),
+        ({"mode": "embed", "image": IMAGE, "outputs": ["coco"]}, "/outputs", "extra_forbidden"),
+        ({"mode": "embed", "image": {"image_id": "job_1"}}, "/image/image_id", "string_pattern_mismatch"),
+        ({"mode": "embed", "image": {**IMAGE, "sha256": "A" * 64}}, "/image/sha256", "string_pattern_mismatch"),
+        ({"mode": "embed", "image": {"sha256": "a" * 64}}, "/image", "image_source"),
         ({"mode": "everything", "image": IMAGE, "colour": 1}, "/colour", "extra_forbidden"),
         ({"mode": "everything", "image": IMAGE, "params": {"multimask": True}}, "/params/multimask", "extra_forbidden"),
         ({"mode": "everything", "image": IMAGE, "prompts": []}, "/prompts", "extra_forbidden"),
@@ -300,3 +317,36 @@ def test_a_record_with_a_key_that_would_be_refused_now_is_still_read() -> None:
     text = json.dumps({"mode": "everything", "image": {"s3_uri": "s3://photos/../x.png"}})
 
     assert read_spec(text).image.s3_uri == "s3://photos/../x.png"
+
+
+def _refinement(*jobs: str) -> dict[str, object]:
+    inputs = [{"job_id": f"job_{job * 32}", "mask": 0} for job in jobs]
+    return {"mode": "point", "prompts": [{"points": [[1, 2]], "mask_input": one} for one in inputs]}
+
+
+def test_the_image_of_a_refinement_is_by_default_that_of_the_job_it_refines() -> None:
+    spec = parse_spec(json.dumps(_refinement("a", "a")))
+
+    assert spec.image == ImageSource(image_id="img_" + "a" * 32)
+    assert parse_spec(dump_spec(spec)) == spec
+
+
+def test_the_image_of_a_refinement_of_several_jobs_must_be_named() -> None:
+    assert fault_of(_refinement("a", "b")) == ("/image", "missing")
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ({"mode": "embed", "image": IMAGE}, True),
+        ({**_refinement("a"), "image": IMAGE, "outputs": ["coco", "logits"]}, True),
+        ({**_refinement("a"), "image": IMAGE}, False),
+        ({"mode": "of_tomorrow", "image": {"hologram": 1}, "outputs": ["logits"]}, False),
+        ({"mode": "embed", "image": "of tomorrow"}, False),
+    ],
+)
+def test_a_summary_keeps_the_source_that_later_jobs_may_name(body: dict[str, object], kept: bool) -> None:
+    summary = SpecSummary.model_validate_json(json.dumps(body))
+
+    assert summary.source == (ImageSource(**IMAGE) if kept else None)
+    assert SpecSummary.model_validate_json(summary.model_dump_json(exclude_defaults=True)) == summary

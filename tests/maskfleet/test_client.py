@@ -99,6 +99,40 @@ def test_many_photos_are_one_batch_whose_end_is_told_once(client: Client, receiv
         client.submit_batch([], **BOXES)
 
 
+def test_a_click_on_an_image_that_is_known_encodes_nothing(client: Client, coins: Path) -> None:
+    image = client.embed_image(coins, held_s=60, metadata={"order": "42"})
+    client.wait(image.job_id, timeout_s=120)
+    known = client.image(image.image_id)
+
+    job = client.submit(image_id=image.image_id, mode="point", prompts=[{"points": [[45, 124]]}], outputs=["logits"])
+    job = client.wait(job.id, timeout_s=120)
+    refined = client.submit(
+        mode="point", prompts=[{"points": [[45, 124]], "mask_input": {"job_id": job.id, "mask": 0}}]
+    )
+    refined = client.wait(refined.id, timeout_s=120)
+    client.delete_image(image.image_id)
+
+    assert (known.status, known.width, known.height, known.metadata) == ("succeeded", 384, 303, {"order": "42"})
+    assert known.sha256 == hashlib.sha256(coins.read_bytes()).hexdigest()
+    for ended in (job, refined):
+        assert ended.status == "succeeded", ended.error
+        assert ended.result is not None
+        assert ended.result.metrics.embedding == "memory"
+    with pytest.raises(NotFound, match="image_not_known"):
+        client.image(image.image_id)
+    with pytest.raises(Refused, match="image_not_known"):
+        client.submit(image_id=image.image_id, **BOXES)
+
+
+def test_an_image_is_named_once(client: Client, coins: Path) -> None:
+    with pytest.raises(TypeError, match="not both"):
+        client.submit(photo=coins, image_id="img_" + "0" * 32, **BOXES)
+    with pytest.raises(Refused, match="invalid_spec"):
+        client.submit(image_id="bee", **BOXES)
+    with pytest.raises(Refused, match="invalid_spec"):
+        client.embed_image(coins, start_deadline_s=0)
+
+
 def test_the_same_idempotency_key_finds_the_same_job(client: Client, coins: Path) -> None:
     first = client.submit(photo=coins, idempotency_key="order-42", **BOXES)
     second = client.submit(photo=coins, idempotency_key="order-42", **BOXES)

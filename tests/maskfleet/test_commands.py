@@ -48,6 +48,27 @@ def test_submit_can_wait_and_print_json(cli: Cli, server: dict[str, str], coins:
     assert json.loads(answer.stdout)["status"] == "succeeded"
 
 
+def test_a_photo_is_encoded_and_then_named_by_its_id(cli: Cli, server: dict[str, str], coins: Path) -> None:
+    embedded = cli("embed", coins, "--wait", **server)
+    clicked = cli("submit", "--image-id", embedded.stdout.strip(), "--point", "45,124", "--wait", "--json", **server)
+    neither = cli("submit", "--point", "45,124", **server)
+    both = cli("submit", coins, "--image-id", embedded.stdout.strip(), **server)
+    shown = cli("embed", coins, "--json", **server)
+
+    assert (embedded.returncode, clicked.returncode) == (0, 0), embedded.stderr + clicked.stderr
+    assert json.loads(clicked.stdout)["result"]["metrics"]["embedding"] == "memory"
+    for refused in (neither, both):
+        assert (refused.returncode, refused.stderr) == (2, "invalid_spec: /image: Give either PHOTO or --image-id.\n")
+    assert json.loads(shown.stdout)["image_id"].startswith("img_")
+
+
+def test_an_image_that_cannot_be_encoded_ends_with_its_reason(cli: Cli, server: dict[str, str]) -> None:
+    answer = cli("embed", "s3://photos/nothing.png", "--wait", **server)
+
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("image_not_found: ")
+
+
 def test_cancel_ends_a_job(cli: Cli, server: dict[str, str], coins: Path, client: Client) -> None:
     job = client.submit(photo=coins, mode="everything", params={"points_per_crop": 128})
 

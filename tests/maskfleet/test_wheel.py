@@ -40,6 +40,7 @@ ARGUMENTS = {
     "keys": ["list"],
     "ledger": ["upgrade"],
     "submit": ["photo.png"],
+    "embed": ["photo.png"],
     "webhook": ["ping"],
 }
 
