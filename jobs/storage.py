@@ -59,7 +59,9 @@ _NOT_ACCEPTED = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-#: Beside the folders of models' revisions, which are in hex.
+#: The folder of what is known of images.
+EMBEDDINGS = "embeddings/"
+#: In a tenant's folder, beside the folders of models' revisions, which are in hex.
 SOURCES_FOLDER = "sources"
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
 DELETED_AT_ONCE = 1000
@@ -287,12 +289,12 @@ def embedding_key(tenant: str, revision: str, sha256: str) -> str:
 
     revision: of the model, in hex.  sha256: of the image's bytes, computed by this service from the bytes themselves.
     """
-    return f"embeddings/{tenant}/{revision}/{sha256}"
+    return f"{EMBEDDINGS}{tenant}/{revision}/{sha256}"
 
 
 def source_key(tenant: str, name: str) -> str:
     """Return the key of what is known of an image.  name: of its source, see ``source_name``."""
-    return f"embeddings/{tenant}/{SOURCES_FOLDER}/{hashlib.sha256(name.encode()).hexdigest()}"
+    return f"{EMBEDDINGS}{tenant}/{SOURCES_FOLDER}/{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def delete_known_image(store: Store, tenant: str, names: Iterable[str], sha256: str) -> int:
@@ -300,7 +302,7 @@ def delete_known_image(store: Store, tenant: str, names: Iterable[str], sha256: 
 
     names: of the sources.  Returns how many keys were given.  Raises as Store does.
     """
-    own = f"embeddings/{tenant}/"
+    own = f"{EMBEDDINGS}{tenant}/"
     folders = [folder for folder in store.folders(own) if folder != f"{own}{SOURCES_FOLDER}/"]
     return store.delete([*(source_key(tenant, name) for name in names), *(f"{folder}{sha256}" for folder in folders)])
 

@@ -106,4 +106,8 @@ def test_the_rules_for_the_bucket_are_taken_by_a_real_s3(document: str, store_fi
     taken = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     s3.delete_bucket_lifecycle(Bucket=BUCKET)
 
-    assert {rule["Filter"]["Prefix"]: rule["Expiration"]["Days"] for rule in taken} == {"uploads/": 9, "results/": 30}
+    assert {rule["Filter"]["Prefix"]: rule["Expiration"]["Days"] for rule in taken} == {
+        "uploads/": 9,
+        "results/": 30,
+        "embeddings/": 8,
+    }

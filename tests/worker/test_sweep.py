@@ -17,7 +17,15 @@ from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ResultSummary
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
-from maskfleet.jobs.storage import ListedObject, Store, attempt_prefix, manifest_key, upload_key
+from maskfleet.jobs.storage import (
+    ListedObject,
+    Store,
+    attempt_prefix,
+    embedding_key,
+    manifest_key,
+    source_key,
+    upload_key,
+)
 from maskfleet.worker.courier.sweep import Sweep
 from tests import taking
 from tests.jobs.commands import counted_commands
@@ -30,8 +38,9 @@ GONE = "job_" + "f" * 32
 
 @pytest.fixture
 def empty_store(store: Store) -> Store:
-    """The test run's store without results of other tests."""
-    store.delete(found.key for found in store.listed("results/"))
+    """The test run's store without results of other tests, and what they knew of images."""
+    for folder in ("results/", "embeddings/"):
+        store.delete(found.key for found in store.listed(folder))
     return store
 
 
@@ -100,6 +109,23 @@ def results(store: Store) -> list[str]:
 
 def _folder(record: JobRecord) -> str:
     return attempt_prefix("ant", record.id, record.attempt, record.fence, record.token)
+
+
+def test_what_is_known_of_images_goes_when_records_of_its_age_do(
+    redis_client: redis.Redis, empty_store: Store
+) -> None:
+    keys = [embedding_key("ant", "1" * 32, "a" * 64), source_key("ant", "upload:upl_1")]
+    for key in keys:
+        empty_store.put(key, b"bytes", "application/octet-stream")
+
+    young = list(sweep_of(redis_client, empty_store, retention_s=3600).run())
+    shown = list(sweep_of(redis_client, empty_store).run(dry_run=True))
+    [swept] = wait_until(lambda: list(sweep_of(redis_client, empty_store).run()))
+
+    assert young == []
+    assert [leftover.folder for leftover in shown] in ([], ["embeddings/"])
+    assert sorted(item.key for item in swept.objects) == sorted(keys)
+    assert list(empty_store.listed("embeddings/")) == []
 
 
 def test_an_attempt_that_lost_goes_and_the_one_that_counts_stays(

@@ -1,9 +1,10 @@
-"""The sweep: removes objects under ``results/`` that no record refers to.
+"""The sweep: removes objects under ``results/`` that no record refers to, and old ones under ``embeddings/``.
 
     an ended job's objects that its manifest does not list      from attempts that lost or were cut off
     all objects of a job whose record no longer exists          its retention is over, or it was deleted meanwhile
+    what is known of images, for as long as records are kept    it is only there to save work
 
-Objects are removed only after a grace time, and never while their job is queued or running.  A job that is retried
+A job's objects are removed only after a grace time, and never while their job is queued or running.  A job that is retried
 between the check and the removal loses nothing: each attempt writes to its own folder, so whatever was listed
 before belongs to older attempts, and what a manifest lists stays.
 
@@ -16,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Self
 
 from pydantic import ValidationError
@@ -31,7 +32,7 @@ from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.status import Status
-from maskfleet.jobs.storage import ListedObject, Store
+from maskfleet.jobs.storage import DELETED_AT_ONCE, EMBEDDINGS, ListedObject, Store
 
 #: Jobs whose records are asked for in one round trip.
 JOBS_AT_ONCE = 200
@@ -42,7 +43,7 @@ logger = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Objects of one job that no record refers to.  why: for people."""
+    """Objects of one job that no record refers to, or old ones about images.  why: for people."""
 
     folder: str
     why: str
@@ -82,15 +83,15 @@ class Sweep:
         """
         turn = nullcontext(_keep_nothing) if dry_run else self._turns.hold()
         with turn as keep_turn:
-            for leftover in self._leftovers(is_over, keep_turn):
+            for leftover in chain(self._leftovers(is_over, keep_turn), self._old_embeddings(is_over, keep_turn)):
                 if not dry_run:
                     self._store.delete(item.key for item in leftover.objects)
                     logger.info(
                         "objects_swept",
-                        job_id=_job_of(leftover.folder),
                         folder=leftover.folder,
                         why=leftover.why,
                         objects=len(leftover.objects),
+                        **({"job_id": _job_of(leftover.folder)} if leftover.folder != EMBEDDINGS else {}),
                     )
                 yield leftover
 
@@ -112,6 +113,15 @@ class Sweep:
                 leftover = self._leftover(folder, found, end, now_ms)
                 if leftover is not None:
                     yield leftover
+
+    def _old_embeddings(self, is_over: Callable[[], bool], keep_turn: Callable[[], None]) -> Iterator[Leftover]:
+        listed = self._store.listed(EMBEDDINGS)
+        while not is_over() and (page := list(islice(listed, DELETED_AT_ONCE))):
+            keep_turn()
+            since_ms = self._turns.now_ms() - self._retention_ms
+            old = tuple(item for item in page if item.modified.timestamp() * 1000 < since_ms)
+            if old:
+                yield Leftover(EMBEDDINGS, "as old as records become", old)
 
     def _leftover(
         self, folder: str, found: tuple[ListedObject, ...], end: JobEnd | None, now_ms: float
