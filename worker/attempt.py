@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,9 @@ from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import Bells
 from maskfleet.jobs.queue import model_queues
+from maskfleet.jobs.schema.image import ImageFacts
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
+from maskfleet.jobs.schema.spec import EmbedJob
 from maskfleet.jobs.schema.wire import utc_time
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
@@ -150,14 +152,23 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
     lease.stage(Stage.WRITING)
     model = bench.settings.model_name
     fetch_s = photo.fetch_s + masks_s
+    keep = None
+    if segmented.keep is not None:  # without the photo: its pixels must not wait for a slow store
+        keep = partial(_keep, segmented.keep, bench.known_images, record.tenant, photo.facts_by_name)
+        if isinstance(record.spec, EmbedJob):  # what is kept is all that it is for
+            bench.later.now(keep)
+            keep = None
     result = write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
-    return Done(result, partial(_keep, photo, segmented.keep) if segmented.keep is not None else None)
+    return Done(result, keep)
 
 
-def _keep(photo: JobImage, keep_embedding: Callable[[], None]) -> None:
-    """Write what later jobs on the image may use: first its embedding, then the facts that lead there."""
+def _keep(
+    keep_embedding: Callable[[], None], known: KnownImages, tenant: str, facts_by_name: Mapping[str, ImageFacts]
+) -> None:
+    """Write what later jobs on an image may use: first its embedding, then the facts that lead there."""
     keep_embedding()
-    photo.keep()
+    for name, facts in facts_by_name.items():
+        known.write(tenant, name, facts)
 
 
 def _what_broke(error: Exception) -> JobError:

@@ -59,7 +59,8 @@ class JobImage:
         self._known = known
         self._fetched: FetchedObject | None = None
         self._photo: Photo | None = None
-        self._facts_by_name: dict[str, ImageFacts] = {}
+        #: What other workers may know of it, without its pixels.
+        self.facts_by_name: dict[str, ImageFacts] = {}
         #: How long fetching and decoding took.
         self.fetch_s = 0.0
         #: Whether an earlier job left its facts, and so perhaps its embedding.
@@ -100,15 +101,12 @@ class JobImage:
         """(H, W, 3) RGB; fetched and decoded when they are first asked for."""
         if self._photo is None:
             with self._timed():
-                self._photo = self._reader.decode(self._fetch().data)
-                self._check_unchanged(self._fetch(), self._photo)
+                data = self._fetch().data
+                self._check_unchanged(hashlib.sha256(data).hexdigest() == self.sha256)
+                self._photo = self._reader.decode(data)
+                self._check_unchanged(self._photo.size_wh == self.size_wh)
                 self._fetched = None  # up to max_image_bytes
         return self._photo.pixels
-
-    def keep(self) -> None:
-        """Write what is known of the image for other workers.  Raises as KnownImages does."""
-        for name, facts in self._facts_by_name.items():
-            self._known.write(self.tenant, name, facts)
 
     def _known_by_source(self) -> ImageFacts | None:
         name = source_name(self._reader.source)
@@ -147,7 +145,7 @@ class JobImage:
 
     def _learn(self, name: str, facts: ImageFacts) -> None:
         self._known.note(self.tenant, name, facts)
-        self._facts_by_name[name] = facts
+        self.facts_by_name[name] = facts
 
     def _find(self, name: str, etag: str = "") -> ImageFacts | None:
         """Return facts unless the image would be refused today; then it is read, and refused with the right words."""
@@ -156,7 +154,7 @@ class JobImage:
             return None
         if facts.width * facts.height > settings.max_image_pixels:
             return None
-        self._facts_by_name[name] = facts
+        self.facts_by_name[name] = facts
         return facts
 
     def _fetch(self) -> FetchedObject:
@@ -164,9 +162,9 @@ class JobImage:
             self._fetched = self._reader.fetch()
         return self._fetched
 
-    def _check_unchanged(self, fetched: FetchedObject, photo: Photo) -> None:
+    def _check_unchanged(self, unchanged: bool) -> None:
         """Raise SourceUnavailable if the bytes are not those that the facts are of: another attempt starts anew."""
-        if photo.size_wh == self.size_wh and hashlib.sha256(fetched.data).hexdigest() == self.sha256:
+        if unchanged:
             return
         if name := source_name(self._reader.source):
             self._known.forget(self.tenant, name)

@@ -31,6 +31,11 @@ class LaterWrites:
         context = contextvars.copy_context()  # with the job's id, for the log
         self._thread.submit(context.run, self._write, write)
 
+    def now(self, write: Callable[[], None]) -> None:
+        """Write something at once; what fails is left out all the same."""
+        self._room.acquire()
+        self._write(write)
+
     def wait(self) -> None:
         """Return when everything asked for so far is done."""
         self._thread.submit(lambda: None).result()
