@@ -1,9 +1,9 @@
 """Measure what a click costs on a new image and on one that is known, in CPU seconds of the process.
 
 ``python -m benchmarks.known_image [--threads 2] [--family sam]``: a checkpoint of ViT-B's shape (or of SAM 2.1 hiera
-tiny's) with random weights, an image of 1 MP as PNG, one click each time.  A click is what a worker does for it besides
-talking to Redis and S3: decode the file, encode, decode the prompt, make the mask.  On a known image: find the embedding
-in memory, or read its file.  The median of several clicks on each side, which alternate.
+tiny's) with random weights, an image of 1 MP as PNG, one click each time.  A click is what a worker does for it
+besides talking to Redis and S3: decode the file, encode, decode the prompt, make the mask.  On a known image: find the
+embedding in memory, or read its file.  The median of several clicks on each side, which alternate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.schema.spec import ImageSource, PointJob
 from maskfleet.worker.embeddings.cache import EmbeddingCache
 from maskfleet.worker.embeddings.file import read_file, write_file
-from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.image.decode import decode_photo
 from maskfleet.worker.masks import mask as masks
 from maskfleet.worker.sam.model import load_model
 from maskfleet.worker.segment import segment
@@ -57,9 +57,7 @@ def measure(checkpoint: str) -> dict[str, Any]:
     masks.warm_up()
     data = png(picture("coins", 1))
     cache = EmbeddingCache(model, None, 2**30)
-    spec = PointJob(
-        mode="point", image=ImageSource(s3_uri="s3://bench/any.png"), prompts=[{"points": [[300, 250]]}]
-    )
+    spec = PointJob(mode="point", image=ImageSource(s3_uri="s3://bench/any.png"), prompts=[{"points": [[300, 250]]}])
 
     def new() -> None:
         segment(decode_photo(data, MAX_PIXELS), spec, model)

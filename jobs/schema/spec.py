@@ -274,10 +274,14 @@ class _MaskJob(MaskOptions):
     webhook: Webhook | None = None
 
 
+#: Stands for an image that was left out, until it is known why.
+_LEFT_OUT = ImageSource(image_id="img_" + "0" * 32)
+
+
 class _ImageOrMaskInputs(Request):
     # After the prompts, which its check reads: see the order of bases below.
     image: ImageSource = Field(
-        default_factory=ImageSource.model_construct,
+        default_factory=lambda: _LEFT_OUT,
         validate_default=True,
         description="May be left out if the `mask_input` of every prompt names the same job: then it is that job's.",
     )
@@ -285,7 +289,7 @@ class _ImageOrMaskInputs(Request):
     @field_validator("image")
     @classmethod
     def _is_named(cls, image: ImageSource, info: ValidationInfo) -> ImageSource:
-        if image != ImageSource.model_construct():
+        if image is not _LEFT_OUT:
             return image
         prompts: tuple[Prompt, ...] = info.data.get("prompts", ())
         jobs = {prompt.mask_input.job_id if prompt.mask_input else None for prompt in prompts}

@@ -264,7 +264,9 @@ def test_another_tenants_image_looks_like_none(apiary: Caller, bakery: Caller, l
     body = {**POINT, "image": {"image_id": image.image_id}}
     unknown = {**POINT, "image": {"image_id": "img_" + "0" * 32}}
 
-    foreign, missing = (apiary.send(one).json["detail"].replace(image.image_id, "img_" + "0" * 32) for one in (body, unknown))
+    foreign, missing = (
+        apiary.send(one).json["detail"].replace(image.image_id, "img_" + "0" * 32) for one in (body, unknown)
+    )
 
     assert foreign == missing
     check_problem(apiary.get(f"/v1/images/{image.image_id}"), 404, "image_not_known")
@@ -298,7 +300,9 @@ def test_a_refinement_must_name_its_image_where_the_earlier_job_has_not_kept_it(
     assert apiary.send({**two, "image": OBJECT}).status_code == 202
 
 
-def test_a_deleted_image_leaves_nothing_in_the_store(apiary: Caller, bakery: Caller, ledger: Ledger, store: Store) -> None:
+def test_a_deleted_image_leaves_nothing_in_the_store(
+    apiary: Caller, bakery: Caller, ledger: Ledger, store: Store
+) -> None:
     picture = a_picture((63, 47))
     image = made_known(apiary, {"base64": as_base64(picture)})
     sha256 = hashlib.sha256(picture).hexdigest()

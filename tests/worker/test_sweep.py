@@ -111,9 +111,7 @@ def _folder(record: JobRecord) -> str:
     return attempt_prefix("ant", record.id, record.attempt, record.fence, record.token)
 
 
-def test_what_is_known_of_images_goes_when_records_of_its_age_do(
-    redis_client: redis.Redis, empty_store: Store
-) -> None:
+def test_what_is_known_of_images_goes_when_records_of_its_age_do(redis_client: redis.Redis, empty_store: Store) -> None:
     keys = [embedding_key("ant", "1" * 32, "a" * 64), source_key("ant", "upload:upl_1")]
     for key in keys:
         empty_store.put(key, b"bytes", "application/octet-stream")

@@ -4,7 +4,7 @@
     all objects of a job whose record no longer exists          its retention is over, or it was deleted meanwhile
     what is known of images, for as long as records are kept    it is only there to save work
 
-A job's objects are removed only after a grace time, and never while their job is queued or running.  A job that is retried
+A job's objects are removed only after a grace time, and never while it is queued or running.  A job that is retried
 between the check and the removal loses nothing: each attempt writes to its own folder, so whatever was listed
 before belongs to older attempts, and what a manifest lists stays.
 

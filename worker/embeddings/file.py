@@ -100,7 +100,8 @@ def _restored(stored: Tensor, order: list[int], shape: tuple[int, ...], half: to
 
 def _order(tensor: Tensor) -> list[int]:
     """Return the axes from the one with the widest stride to that of neighbours in memory."""
-    return sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda axis: (-strides[axis], axis))
 
 
 def _smallest(tensor: Tensor, half: torch.dtype | None) -> Tensor:

@@ -29,23 +29,27 @@ class LaterWrites:
             logger.warning("image_not_kept", code="too_many_writes")
             return
         context = contextvars.copy_context()  # with the job's id, for the log
-        self._thread.submit(context.run, self._write, write)
+        self._thread.submit(context.run, self._write_and_make_room, write)
 
     def now(self, write: Callable[[], None]) -> None:
         """Write something at once; what fails is left out all the same."""
-        self._room.acquire()
-        self._write(write)
+        _write(write)
 
     def wait(self) -> None:
         """Return when everything asked for so far is done."""
         self._thread.submit(lambda: None).result()
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def _write_and_make_room(self, write: Callable[[], None]) -> None:
         try:
-            write()
-        except JobError as error:
-            logger.warning("image_not_kept", code=error.code)
-        except Exception:  # the outermost handler of this thread: a job that has succeeded must not fail for this
-            logger.warning("image_not_kept", code="internal_error", exc_info=True)
+            _write(write)
         finally:
             self._room.release()
+
+
+def _write(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except JobError as error:
+        logger.warning("image_not_kept", code=error.code)
+    except Exception:  # the outermost handler of a thread: a job that has succeeded must not fail for this
+        logger.warning("image_not_kept", code="internal_error", exc_info=True)

@@ -33,4 +33,4 @@ def embedding_revision(model: SegmentationModel) -> str:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return a tensor's values as bytes, in its own order."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
