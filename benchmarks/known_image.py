@@ -33,7 +33,7 @@ from maskfleet.worker.masks import mask as masks
 from maskfleet.worker.sam.model import load_model
 from maskfleet.worker.segment import segment
 
-CLICKS = 5
+CLICKS = 3
 MAX_PIXELS = 100_000_000
 SHA256 = "0" * 64
 CHECKPOINTS = {"sam": vit_b, "sam2": sam2}

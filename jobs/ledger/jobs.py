@@ -125,6 +125,12 @@ logger = get_logger()
 RESERVED_MS = 120_000
 
 
+def _summary(jobs: NewJobs) -> str:
+    """Return what the specs of jobs that are recorded together have in common; of a batch, not the image."""
+    summary = SpecSummary.model_validate_json(jobs.specs_json[0])
+    return summary.model_dump_json(exclude_defaults=True, exclude={"image"} if jobs.batch else None)
+
+
 def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
 
@@ -260,7 +266,7 @@ class Ledger:
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
             "bucket": jobs.bucket,
-            "summary": SpecSummary.model_validate_json(jobs.specs_json[0]).model_dump_json(exclude_defaults=True),
+            "summary": _summary(jobs),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,
             "max_backlog_ms": int(backlog.max_wait_s * 1000) if backlog else 0,
