@@ -1,7 +1,8 @@
 """Those who follow jobs, looked after together: one look at the ledger and at the clients' sockets serves many.
 
 A follower sleeps until its job has changed or its client has hung up.  If each looked for itself, thousands would keep
-the process busy with nothing but waking up.
+the process busy with nothing but waking up.  Ends are announced (jobs/ledger/ends.py), and wake those who follow the
+job at once; other changes are found by looking.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from maskfleet.jobs.errors import JobError, QueueUnavailable
+from maskfleet.jobs.ledger.ends import Ends
 
 #: A job is looked at often at first, then less and less: a change is noticed at once, a long job costs little.
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.02, 0.5, 1.3
 #: Looks after the longest pause that are due within this time are taken together.
 GATHER_S = 0.05
+#: While ends are heard of, who waits for nothing else has the ledger asked this often, in case one was missed.
+MISSED_S = 2.0
 #: Jobs in one look: about a millisecond's work, after which others have a turn.
 AT_ONCE = 100
 
@@ -39,11 +43,16 @@ class Client(Protocol):
 class Follower:
     """Follows one job, until ``close``."""
 
-    def __init__(self, watch: Watch, job_id: str, client: Client) -> None:
-        self.job_id, self.client = job_id, client
-        self.seen: int | None = None
+    def __init__(self, watch: Watch, job_id: str, client: Client, *, end_only: bool) -> None:
+        self.job_id, self.client, self.end_only = job_id, client, end_only
+        #: No version: the first wait has it looked at.
+        self.seen: int | None = -1
         self.version: int | None = None
         self.pause = FIRST_LOOK_S
+        #: Whether its job's end was announced since it last woke up.
+        self.ended = False
+        #: When its job was last looked at.
+        self.asked_at = time.monotonic()
         self.error: JobError | None = None
         #: The number of its entry among those that are due; an older entry counts no more.  -1: it follows no more.
         self.entry = 0
@@ -53,14 +62,19 @@ class Follower:
     def wait(self, seen: int | None, seconds: float) -> int | None:
         """Wait until the record's version is not ``seen``, for at most ``seconds``; return the version.
 
-        Returns early when the client has hung up, and when the process must end.  Raises QueueUnavailable.
+        Returns None at once when its end is announced, which says no version.  Returns early when the client has hung
+        up, and when the process must end.  Raises QueueUnavailable.
         """
         # A look at this very moment may be missed; the next one is not, since it compares versions as well.
         self.woken.clear()
         changed, self.seen, self.version = seen != self.seen, seen, seen
-        if changed:
-            self._watch.look_soon(self)
-        self.woken.wait(seconds)
+        if not self.ended:
+            if changed:
+                self._watch.look_soon(self)
+            self.woken.wait(seconds)
+        if self.ended:
+            self.ended = False
+            return None
         if self.error is not None:
             raise self.error
         return self.version
@@ -73,13 +87,14 @@ class Follower:
 class Watch:
     """Looks after followers in a thread of its own, which runs while there are any."""
 
-    def __init__(self, ask: Callable[[Sequence[str]], list[int | None]]) -> None:
-        """ask: returns the version of each job's record; raises QueueUnavailable."""
-        self._ask = ask
+    def __init__(self, ask: Callable[[Sequence[str]], list[int | None]], ends: Ends | None = None) -> None:
+        """ask: returns the version of each job's record; raises QueueUnavailable.  ends: None to hear of none."""
+        self._ask, self._ends = ask, ends
         self._poll: Callable[[], select.poll] = select.poll
         self._stopping: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
         self._followers: set[Follower] = set()
+        self._of_job: dict[str, set[Follower]] = {}
         self._due: list[tuple[float, int, Follower]] = []
         self._entries = itertools.count(1)
         self._sooner = threading.Event()
@@ -93,12 +108,15 @@ class Watch:
         """Poll sockets by this, without waiting.  An event loop's own poll would make a watcher for each socket."""
         self._poll = poll
 
-    def follow(self, job_id: str, client: Client) -> Follower:
-        """Follow a job, for a client that is told of its changes."""
-        follower = Follower(self, job_id, client)
+    def follow(self, job_id: str, client: Client, *, end_only: bool = False) -> Follower:
+        """Follow a job, for a client that is told of its changes, or only of its end."""
+        follower = Follower(self, job_id, client, end_only=end_only)
         with self._lock:
             self._followers.add(follower)
+            self._of_job.setdefault(job_id, set()).add(follower)
             starts, self._runs = not self._runs, True
+        if self._ends is not None:
+            self._ends.listen(self._hear_of_end, self._look_at_all, lambda: bool(self._followers))
         if starts:
             threading.Thread(target=self._run, name="watch", daemon=True).start()
         return follower
@@ -108,11 +126,35 @@ class Watch:
         with self._lock:
             follower.entry = -1
             self._followers.discard(follower)
+            of_job = self._of_job.get(follower.job_id, set())
+            of_job.discard(follower)
+            if not of_job:
+                self._of_job.pop(follower.job_id, None)
 
     def look_soon(self, follower: Follower) -> None:
-        """Look at a follower's job as often as at a new one's."""
-        follower.pause = FIRST_LOOK_S
+        """Look at a follower's job as often as at a new one's; not if all that it waits for is announced."""
+        follower.pause = LAST_LOOK_S if self._is_told(follower) else FIRST_LOOK_S
         self._put(follower)
+        self._sooner.set()
+
+    def _is_told(self, follower: Follower) -> bool:
+        return follower.end_only and self._ends is not None and self._ends.hears
+
+    def _hear_of_end(self, job_id: str) -> None:
+        """Wake those who follow a job that has ended."""
+        with self._lock:
+            followers = tuple(self._of_job.get(job_id, ()))
+        for follower in followers:
+            follower.ended = True
+            follower.woken.set()
+
+    def _look_at_all(self) -> None:
+        """Look at all jobs soon: ends may have been missed."""
+        with self._lock:
+            followers = tuple(self._followers)
+        for follower in followers:
+            follower.pause, follower.asked_at = FIRST_LOOK_S, 0.0
+            self._put(follower)
         self._sooner.set()
 
     def _put(self, follower: Follower) -> None:
@@ -167,18 +209,23 @@ class Watch:
         return taken
 
     def _look(self, followers: list[Follower]) -> None:
-        job_ids = list(dict.fromkeys(follower.job_id for follower in followers))
+        now = time.monotonic()
+        asking = [one for one in followers if not self._is_told(one) or now - one.asked_at >= MISSED_S]
+        job_ids = list(dict.fromkeys(follower.job_id for follower in asking))
         error: JobError | None = None
         versions: dict[str, int | None] = {}
         try:
-            versions = dict(zip(job_ids, self._ask(job_ids), strict=True))
+            versions = dict(zip(job_ids, self._ask(job_ids), strict=True)) if job_ids else {}
         except JobError as refusal:
             error = refusal
-        gone = self._gone(followers)
-        for follower in followers:
+        for follower in asking:
+            follower.asked_at = now if error is None else 0.0
             follower.error, follower.version = error, versions.get(follower.job_id)
-            if error is not None or follower in gone or follower.version != follower.seen:
+            if error is not None or follower.version != follower.seen:
                 follower.woken.set()
+        for follower in self._gone(followers):
+            follower.woken.set()
+        for follower in followers:
             follower.pause = min(follower.pause * LOOK_GROWTH, LAST_LOOK_S)
             self._put(follower)
 

@@ -13,14 +13,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 
 from maskfleet.api.follow import FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH, Follower, Watch
 from maskfleet.api.looks import Looks
-from maskfleet.jobs.errors import HoldQuota, TooManyHeld
+from maskfleet.jobs.errors import HoldQuota, QueueUnavailable, TooManyHeld
+from maskfleet.jobs.ledger.ends import Ends
 from maskfleet.jobs.ledger.jobs import Ledger
 
 #: From so many held responses on, those that look at about the same time do it together.
 MANY = 32
+#: A wait whose job does not change checks its key this often; see streaming.KEY_LOOK_S.
+KEY_LOOK_S = 2.0
 #: Places in the queue that one process looks at in a second for its streams, and in a row: each costs a millisecond.
 PLACES_PER_S, PLACES_AT_ONCE = 25, 5
 
@@ -89,8 +93,19 @@ class Hold:
 class Waits:
     """Holds responses open: a limited number in all, and for each tenant."""
 
-    def __init__(self, ledger: Ledger, count: Callable[[int], None], *, most: int, most_per_tenant: int) -> None:
-        """count: told 1 for each response that is held from now on, and -1 when it is not any more."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        count: Callable[[int], None],
+        *,
+        most: int,
+        most_per_tenant: int,
+        ends: Ends | None = None,
+    ) -> None:
+        """count: told 1 for each response that is held from now on, and -1 when it is not any more.
+
+        ends: of jobs, as they are announced; without them, all are found by looking.
+        """
         self._count = count
         self._most, self._most_per_tenant = most, most_per_tenant
         self._held: Counter[str] = Counter()
@@ -98,7 +113,7 @@ class Waits:
         self._lock = threading.Lock()
         self._stopping: Callable[[], bool] = lambda: False
         self.statuses = Looks(ledger.statuses, self._gather_s)
-        self._watch = Watch(ledger.versions)
+        self._watch = Watch(ledger.versions, ends)
 
     def stop_when(self, stopping: Callable[[], bool]) -> None:
         """Release all held responses as soon as ``stopping`` returns true, so that the process can end."""
@@ -156,13 +171,25 @@ class Waits:
         self._count(-1)
 
     def until_ended(self, job_id: str, hold: Hold, seconds: float) -> None:
-        """Wait for a job to end, for at most ``seconds``."""
+        """Wait for a job to end, for at most ``seconds``.  It goes on while Redis is away.  Raises Unauthorized."""
+        deadline, looks = time.monotonic() + seconds, True
+        seen: int | None = None
+        with closing(self._watch.follow(job_id, hold, end_only=True)) as follower:
+            while True:
+                left = deadline - time.monotonic()
+                try:
+                    if left <= 0 or not hold.goes_on() or (looks and self._has_ended(job_id)):
+                        return
+                    version = follower.wait(seen, min(left, KEY_LOOK_S))
+                    # None: its end was announced, which the record must bear out.
+                    looks, seen = version != seen or version is None, version
+                except QueueUnavailable:
+                    hold.pause(min(left, LAST_LOOK_S))
+                    looks = True
 
-        def ended() -> bool:
-            status = self.statuses.of(job_id)
-            return status is None or status.ended
-
-        self.until(ended, hold, seconds)
+    def _has_ended(self, job_id: str) -> bool:
+        status = self.statuses.of(job_id)
+        return status is None or status.ended
 
     def until(self, is_so: Callable[[], bool], hold: Hold, seconds: float) -> None:
         """Wait until ``is_so`` returns true, for at most ``seconds``."""

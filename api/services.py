@@ -20,6 +20,7 @@ from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.durability import Durability
+from maskfleet.jobs.ledger.ends import Ends
 from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.places import QueuePlaces
@@ -84,7 +85,13 @@ def make_services(settings: ApiSettings) -> Services:
         worker_registry=worker_registry,
         store=Store(settings),
         bells=Bells(client, Publisher(settings)),
-        waits=Waits(ledger, metrics.count_held, most=settings.max_held, most_per_tenant=settings.max_held_per_tenant),
+        waits=Waits(
+            ledger,
+            metrics.count_held,
+            most=settings.max_held,
+            most_per_tenant=settings.max_held_per_tenant,
+            ends=Ends(client),
+        ),
         bytes_under_way=BytesUnderWay(
             settings.max_bytes_under_way, max(settings.max_body_bytes, settings.max_bytes_under_way // 2)
         ),

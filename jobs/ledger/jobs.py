@@ -76,6 +76,8 @@ fields):
     worker:{node}:faults  string  how many faults of its own it met in a row; expires after an hour
     keys, key:{id}        zset, hash  API keys                                                (api_keys.py)
     limits:{…}            string  requests of a key or a client address; expires            (api/limits.py)
+
+And one channel, ``ended``: the id of each job, as it ends                                  (ends.py)
 """
 
 from __future__ import annotations

@@ -189,8 +189,9 @@ def test_each_program_does_its_work_as_its_own_user(
     scopes = ("--scope", "jobs:read", "--scope", "jobs:write", "--scope", "webhooks:secret")
     key = operate("keys", "create", "--tenant", "apiary", *scopes)
 
-    def ask(method: str, path: str, expected: int, **options: object) -> requests.Response:
-        answer = requests.request(method, url + path, headers={"Authorization": f"Bearer {key}"}, timeout=40, **options)  # type: ignore[arg-type]  # requests' own
+    def ask(method: str, path: str, expected: int, wait_s: int = 0, **options: object) -> requests.Response:
+        headers = {"Authorization": f"Bearer {key}", "Prefer": f"wait={wait_s}"}
+        answer = requests.request(method, url + path, headers=headers, timeout=40 + wait_s, **options)  # type: ignore[arg-type]  # requests' own
         assert answer.status_code == expected, answer.text
         return answer
 
@@ -256,6 +257,18 @@ Attempt = Callable[[redis.Redis], object]
 
 FORBIDDEN: dict[str, tuple[str, Attempt]] = {
     "the API makes itself a key": ("api", lambda client: client.hset("mf:key:0123456789ab", "tenant", "apiary")),
+    "the API listens to another channel": (
+        "api",
+        lambda client: (channel := client.pubsub()).subscribe("anything") or channel.get_message(timeout=5),
+    ),
+    **{
+        f"{user} hears of ends": (
+            user,
+            lambda client: (channel := client.pubsub()).subscribe("mf:ended") or channel.get_message(timeout=5),
+        )
+        for user in ("worker", "courier", "operator")
+    },
+    "the operator announces an end": ("operator", lambda client: client.publish("mf:ended", "job_0")),
     "the API lists keys": ("api", lambda client: client.zrange("mf:keys", 0, -1)),
     "the API takes a message": ("api", lambda client: client.rpop("sam.sam-demo.normal")),
     "the API reads messages": ("api", lambda client: client.lrange("sam.sam-demo.normal", 0, -1)),

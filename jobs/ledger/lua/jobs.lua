@@ -51,7 +51,8 @@ end
 local function asked_for(events, event) return string.find(',' .. events .. ',', ',' .. event .. ',', 1, true) end
 
 -- Put a job into a terminal state, with all consequences, in one step: it leaves the queues, its record gets an expiry,
--- and its webhook is queued, as is its batch's if it was the last job.  job: what transitions need of it.
+-- its webhook is queued, as is its batch's if it was the last job, and whoever waits for it is told.  job: what
+-- transitions need of it.
 local function end_job(id, job, status, now, retention_ms, error_code, error_detail, result)
   local key = job_key(id)
   local tenant, queue, webhook_url, webhook_events = job.tenant, job.queue, job.webhook_url, job.webhook_events
@@ -106,6 +107,8 @@ local function end_job(id, job, status, now, retention_ms, error_code, error_det
     if is_told then queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now) end
   end
   if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms) end
+  -- Last, and never an error: whoever misses it looks at the record a little later.
+  redis.pcall('PUBLISH', ENDED, id)
 end
 
 local function expire(id, job, now, retention_ms)

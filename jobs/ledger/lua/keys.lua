@@ -43,6 +43,8 @@ local function bytes_key(tenant) return 'mf:bytes:' .. tenant end
 
 -- Jobs.
 local LEASES, DEADLINES, TOTALS = 'mf:leases', 'mf:deadlines', 'mf:totals'
+-- A channel, not a key: the ids of jobs as they end (jobs/ledger/ends.py).
+local ENDED = 'mf:ended'
 local function job_key(id) return 'mf:job:' .. id end
 local function attempts_key(id) return 'mf:attempts:' .. id end
 local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
