@@ -7,7 +7,7 @@ import binascii
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
@@ -18,8 +18,16 @@ from maskfleet.api.operation import Header, Operation, idempotency_key_header, o
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
 from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import base_url, check_priority, current_services, hold_response, tenant, whole_view
-from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound
+from maskfleet.api.services import (
+    base_url,
+    check_priority,
+    current_services,
+    give_room_back,
+    hold_response,
+    tenant,
+    whole_view,
+)
+from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound, QueueUnavailable
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel, Place
 from maskfleet.jobs.logs import get_logger
@@ -35,15 +43,32 @@ logger = get_logger()
 @blueprint.post("/jobs")
 @operation(
     Operation(
-        summary="Submit a job: one image, one mode.",
+        summary="Submit a job: one image, one mode; and wait for its end, if you like.",
         scope=Scope.WRITE,
-        description="Priority `interactive` needs a key that also has the scope `jobs:interactive`.",
-        takes_job=True,
-        responses={202: JobView},
-        problems=submission_problems(
-            {404: ("job_not_found",), 413: ("malformed_multipart",), 422: ("malformed_multipart",)}
+        description=(
+            "Priority `interactive` needs a key that also has the scope `jobs:interactive`. With `Prefer: wait=N`, the "
+            "response is held until the job ends: 200, with the ended job. 202: it has not ended yet."
         ),
-        headers=(idempotency_key_header("job", "order-42"),),
+        takes_job=True,
+        responses={200: JobView, 202: JobView},
+        problems=submission_problems(
+            {
+                404: ("job_not_found",),
+                413: ("malformed_multipart",),
+                422: ("malformed_multipart",),
+                429: ("too_many_held",),
+                503: ("too_many_held",),
+            }
+        ),
+        headers=(
+            idempotency_key_header("job", "order-42"),
+            Header(
+                "Prefer",
+                "`wait=N` holds the response until the job ends, for at most N seconds. When no more responses can be "
+                "held, the job is refused, and not recorded.",
+                "wait=30",
+            ),
+        ),
     )
 )
 def send_job() -> Response:
@@ -51,9 +76,24 @@ def send_job() -> Response:
     key = read_idempotency_key()
     submission = read_submission(services)
     check_priority(submission.spec.priority)
-    admitted = admit_job(submission, tenant(), key, services, base_url())
-    response = json_response(admitted.view, status=202)
-    response.headers["Location"] = admitted.view.urls.self
+    wait_s = granted_wait_s()
+    # First the place, then the job: one that is refused has recorded nothing.
+    with held() if wait_s else nullcontext() as hold:
+        admitted = admit_job(submission, tenant(), key, services, base_url())
+        view, ended = admitted.view, False
+        if hold is not None:
+            del submission  # up to max_image_bytes
+            wait_for_end(view.id, hold, wait_s)
+            try:
+                record = find_job(view.id)
+            except QueueUnavailable:
+                pass  # it was recorded: the caller must learn its id
+            else:
+                view, ended = whole_view(record, services, base_url()), record.status.ended
+    response = json_response(view, status=200 if ended else 202)
+    response.headers["Location"] = view.urls.self
+    if hold is not None:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
     if admitted.known:
         response.headers["Idempotency-Replayed"] = "true"
     return response
@@ -181,7 +221,8 @@ def held() -> Iterator[Hold]:
 
 
 def wait_for_end(job_id: str, hold: Hold, wait_s: int) -> None:
-    """Wait for the job's end."""
+    """Wait for the job's end.  The room that the request's body took is given back first."""
+    give_room_back()
     began = time.monotonic()
     current_services().waits.until_ended(job_id, hold, wait_s)
     note_wait(time.monotonic() - began)

@@ -90,12 +90,14 @@ class Client:
         photo: Photo | None = None,
         image_id: str | None = None,
         idempotency_key: str | None = None,
+        held_s: int = 0,
         **fields: Unpack[JobFields],
     ) -> JobView:
         """Submit a job: a ``spec``, or its fields as keywords; ``photo`` or ``image_id`` replaces the image's source.
 
         image_id: of an image that ``embed_image`` made known.  idempotency_key: random by default; pass your own so
         that a repeated call returns this job again.
+        held_s: wait up to this long for the job's end, in the same request.
         Raises Refused (``invalid_spec``, ``image_not_known``, …), OSError when the photo cannot be read.
         """
         if photo is not None and image_id is not None:
@@ -105,7 +107,8 @@ class Client:
             spec = complete(spec, fields, known_image(image_id) if image_id is not None else source)
         except InvalidRequest as error:
             raise refused_here(error) from error
-        response = self._send("/v1/jobs", spec, data, {"Idempotency-Key": idempotency_key or str(uuid.uuid4())})
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        response = self._send("/v1/jobs", spec, data, headers, held_s=held_s)
         return JobView.model_validate_json(response.content)
 
     def embed_image(
@@ -127,8 +130,6 @@ class Client:
         except InvalidRequest as error:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        if held_s:
-            headers["Prefer"] = f"wait={held_s}"
         response = self._send("/v1/images", spec, data, headers, held_s=held_s)
         return ImageView.model_validate_json(response.content)
 
@@ -152,6 +153,17 @@ class Client:
         if data is not None and len(data) > MULTIPART_BYTES:
             spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
             data = None
+        try:
+            return self._post(path, spec, data, headers, held_s)
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            return self._post(path, spec, data, headers, 0)  # the server has no room to hold this response
+
+    def _post(
+        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], held_s: int
+    ) -> requests.Response:
+        headers = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
         if data is None:
             headers = {**headers, "Content-Type": "application/json"}
             body = document_of(spec, with_image=True)
