@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
     from maskfleet.jobs.schema.events import UnknownEvent as UnknownEvent
     from maskfleet.jobs.schema.image import ImageView as ImageView
+    from maskfleet.jobs.schema.inline import InlineMasks as InlineMasks
     from maskfleet.jobs.schema.manifest import Manifest as Manifest
     from maskfleet.jobs.schema.prompts import Prompt as Prompt
     from maskfleet.jobs.schema.record import JobView as JobView
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "DeliveryView": "maskfleet.jobs.schema.delivery",
     "UnknownEvent": "maskfleet.jobs.schema.events",
     "ImageView": "maskfleet.jobs.schema.image",
+    "InlineMasks": "maskfleet.jobs.schema.inline",
     "Manifest": "maskfleet.jobs.schema.manifest",
     "Prompt": "maskfleet.jobs.schema.prompts",
     "JobView": "maskfleet.jobs.schema.record",

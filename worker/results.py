@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
@@ -60,9 +61,12 @@ def write_result(
         image=photo.content if record.summary.image else None,
         masks=segmented.masks,
         files=tuple(files),
+        inline=segmented.inline if isinstance(segmented.inline, InlineMasks) else None,
+        inline_omitted=segmented.inline if isinstance(segmented.inline, WhyNotInline) else None,
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),
     )
-    body = manifest.model_dump_json(indent=2, exclude_none=True).encode()
+    # Indented, polygons would take a line for each number.
+    body = manifest.model_dump_json(indent=None if manifest.inline else 2, exclude_none=True).encode()
     key = manifest_key(record.tenant, record.id)
     summary = manifest.summary(result_prefix(record.tenant, record.id), key)
     if not store.put_once(key, body, "application/json"):

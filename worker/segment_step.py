@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from maskfleet.jobs.schema.inline import WhyNotInline
 from maskfleet.jobs.schema.manifest import MaskSummary
 from maskfleet.jobs.schema.record import AnySpec, Metrics
-from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Priority
+from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Output, Priority
 from maskfleet.worker.embeddings.cache import EmbeddingCache, ImageEmbedding
 from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.output.artifacts import Segmented
 from maskfleet.worker.output.formats import make_artifacts
+from maskfleet.worker.output.inline import masks_inline
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import MaskInputs
 from maskfleet.worker.segment import embed_only, segment
@@ -33,6 +35,9 @@ def segment_and_format(
     if isinstance(spec, EmbedJob):
         return Segmented((), _metrics(embed_only(photo, model, watch, known)), iter(()), keep)
     segmentation = segment(photo, spec, model, watch, mask_inputs, known=known)
+    inline = masks_inline(segmentation, spec.inline)
+    if isinstance(inline, WhyNotInline) and Output.COCO not in spec.outputs:
+        spec = spec.model_copy(update={"outputs": (*spec.outputs, Output.COCO)})
     return Segmented(
         masks=tuple(
             MaskSummary(
@@ -48,6 +53,7 @@ def segment_and_format(
         metrics=_metrics(segmentation.metrics),
         artifacts=make_artifacts(photo, spec, segmentation),
         keep=keep,
+        inline=inline,
     )
 
 

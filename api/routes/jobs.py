@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request
 
 from maskfleet.api.admission import admit_job
+from maskfleet.api.inline import view_with_inline
 from maskfleet.api.long_poll import Hold, preferred_wait_s
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
@@ -89,7 +90,7 @@ def send_job() -> Response:
             except QueueUnavailable:
                 pass  # it was recorded: the caller must learn its id
             else:
-                view, ended = whole_view(record, services, base_url()), record.status.ended
+                view, ended = view_with_inline(record, services), record.status.ended
     response = json_response(view, status=200 if ended else 202)
     response.headers["Location"] = view.urls.self
     if hold is not None:
@@ -102,7 +103,7 @@ def send_job() -> Response:
 @blueprint.get("/jobs/<job_id>")
 @operation(
     Operation(
-        summary="Get a job.",
+        summary="Get a job, with its masks if it asked for them to be inline.",
         scope=Scope.READ,
         responses={200: JobView},
         problems={404: ("job_not_found",), 429: ("too_many_held",), 503: ("too_many_held",)},
@@ -118,7 +119,7 @@ def show_job(job_id: str) -> Response:
         with held() as hold:
             wait_for_end(record.id, hold, wait_s)
         record = find_job(job_id)
-    response = show(record)
+    response = json_response(view_with_inline(record, current_services()))
     if wait_s:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
     return response

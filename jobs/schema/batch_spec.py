@@ -98,6 +98,6 @@ def parse_batch(text: bytes) -> Batch:
 def job_of(batch: Batch, image: ImageSource) -> Spec:
     """Return the job of one image; everything in it was validated with the batch."""
     kind = _JOBS[batch.mode]
-    shared = {name: getattr(batch, name) for name in kind.model_fields if name not in ("image", "webhook")}
+    shared = {name: getattr(batch, name) for name in kind.model_fields if name not in ("image", "inline", "webhook")}
     webhook = batch.webhook.of_jobs if batch.webhook else None
     return kind.model_construct(image=image, webhook=webhook, **shared)

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.record import ImageContent, ImageValues, Metrics, ResultSummary
 from maskfleet.jobs.schema.wire import Wire
 
@@ -50,6 +51,12 @@ class Manifest(Wire):
     )
     masks: tuple[MaskSummary, ...]
     files: tuple[ManifestFile, ...]
+    inline: InlineMasks | None = Field(
+        None, exclude_if=lambda masks: masks is None, description="The masks themselves, if the job asked for them."
+    )
+    inline_omitted: WhyNotInline | None = Field(
+        None, exclude_if=lambda why: why is None, description="Why they are not here although it did."
+    )
     metrics: Metrics
 
     def summary(self, folder: str, key: str) -> ResultSummary:

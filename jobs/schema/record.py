@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from maskfleet.jobs.errors import RecordUnreadable
 from maskfleet.jobs.open_enum import OpenEnum
+from maskfleet.jobs.schema.inline import InlineMasks, InlineOmitted
 from maskfleet.jobs.schema.spec import (
     DEFAULT_START_DEADLINE_S,
     BoxJob,
@@ -62,6 +63,7 @@ class SpecSummary(Wire):
     model: str | None = None
     priority: str = Priority.NORMAL
     outputs: tuple[str, ...] = (Output.COCO,)
+    inline: str | None = None
     start_deadline_s: int = DEFAULT_START_DEADLINE_S
     metadata: dict[str, str] = Field(default_factory=dict)
     #: Only of a job whose image others may name when it has ended: of mode ``embed``, or with logits, to be refined.
@@ -234,6 +236,15 @@ class JobView(Wire):
     progress: ProgressView | None = None
     error: Failure | None = None
     result: ResultSummary | None = None
+    inline: InlineMasks | None = Field(
+        None,
+        exclude_if=lambda masks: masks is None,
+        description="The masks of a job that asked for them with `inline`, once it has succeeded. Only where one job "
+        "is got or awaited; not in lists, events and webhooks.",
+    )
+    inline_omitted: InlineOmitted | None = Field(
+        None, exclude_if=lambda why: why is None, description="Why such a job has no masks inline, and where they are."
+    )
     metadata: dict[str, str] = Field(default_factory=dict)
     batch_id: str | None = Field(None, description="The batch that it belongs to.")
     urls: JobUrls

@@ -47,6 +47,13 @@ class Output(StrEnum):
     LOGITS = "logits"
 
 
+class Inline(StrEnum):
+    """The form of masks in the job's own JSON."""
+
+    RLE = "rle"
+    POLYGONS = "polygons"
+
+
 class Priority(StrEnum):
     """The class of queue that a job waits in; workers drain the classes in this order."""
 
@@ -270,8 +277,26 @@ class _OneImage(Request):
     image: ImageSource
 
 
-class _MaskJob(MaskOptions):
+class _Inline(Request):
+    inline: Inline | None = Field(
+        None,
+        description="Also return the masks in the job itself, as COCO's compressed RLE or as polygons; up to 1 MiB.",
+    )
+
+
+class _MaskJob(MaskOptions, _Inline):
+    # After inline, which its check reads: see the order of bases.
+    outputs: tuple[Output, ...] = Field(
+        (Output.COCO,), description="The formats to write the result in; may be empty with `inline`."
+    )
     webhook: Webhook | None = None
+
+    @field_validator("outputs")
+    @classmethod
+    def _masks_are_somewhere(cls, outputs: tuple[Output, ...], info: ValidationInfo) -> tuple[Output, ...]:
+        if not outputs and info.data.get("inline") is None:
+            raise PydanticCustomError("too_short", "Name at least one output, or ask for the masks with inline.")
+        return outputs
 
 
 #: Stands for an image that was left out, until it is known why.

@@ -15,7 +15,7 @@ from maskfleet.cli.terminal import EXIT_SERVICE, progress_bars, reporting_errors
 from maskfleet.client.submission import known_image, source_of
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import JobView
-from maskfleet.jobs.schema.spec import EventName, Priority
+from maskfleet.jobs.schema.spec import EventName, Inline, Priority
 from maskfleet.stack.discovery import local_server
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
@@ -52,6 +52,11 @@ _timeout_option = click.option(
 @click.argument("photo", required=False)
 @click.option("--image-id", metavar="ID", help="An image that `maskfleet embed` made known, instead of PHOTO.")
 @spec_options
+@click.option(
+    "--inline",
+    type=click.Choice([str(form) for form in Inline]),
+    help="Show the masks in the job itself; needs --wait and --json.",
+)
 @model_option
 @priority_option
 @click.option("--start-deadline-s", type=int, help="Let the job expire unless it starts within this time.")
@@ -100,9 +105,12 @@ def submit_command(
                 "/image", "invalid_spec", "Give either PHOTO or --image-id.", fault="invalid_option"
             )
         source, data = source_of(photo) if photo is not None else (known_image(str(image_id)), None)
-        job = client.submit(build_spec(mode, source, **options), photo=data, idempotency_key=idempotency_key)
+        spec = build_spec(mode, source, **options)
+        job = client.submit(spec, photo=data, idempotency_key=idempotency_key)
         if and_wait:
             job = _wait(client, job.id, timeout_s)
+            if options.get("inline") is not None:
+                job = client.get(job.id)
     if as_json or and_wait:
         _end(job, as_json=as_json, must_succeed=and_wait)
     else:

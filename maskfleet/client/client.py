@@ -97,7 +97,7 @@ class Client:
 
         image_id: of an image that ``embed_image`` made known.  idempotency_key: random by default; pass your own so
         that a repeated call returns this job again.
-        held_s: wait up to this long for the job's end, in the same request.
+        held_s: wait up to this long for the job's end, in the same request; with ``inline``, its masks come with it.
         Raises Refused (``invalid_spec``, ``image_not_known``, …), OSError when the photo cannot be read.
         """
         if photo is not None and image_id is not None:

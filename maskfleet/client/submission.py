@@ -48,6 +48,7 @@ class JobFields(JobOptionFields, total=False):
     image: ImageSource | Mapping[str, str]
     prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
     params: EverythingParams | PromptParams | Mapping[str, float | bool]
+    inline: Literal["rle", "polygons"]
     outputs: Sequence[str]
 
 

@@ -19,6 +19,7 @@ from maskfleet.client import client as client_module
 from maskfleet.client.errors import AuthenticationError, Conflict, NotFound, Refused, WaitTimeout
 from maskfleet.client.submission import JobFields
 from maskfleet.jobs.schema.events import BatchEvent
+from maskfleet.jobs.schema.inline import Rle
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import BoxJob, ImageSource
@@ -41,6 +42,28 @@ def busy_worker(client: Client, coins: Path) -> Iterator[JobView]:
     yield job
     client.cancel(job.id)
     client.wait(job.id, timeout_s=60)
+
+
+def test_a_click_is_answered_with_its_masks(client: Client, coins: Path) -> None:
+    clicks: list[JobFields] = [{**BOXES, "outputs": [], "inline": form} for form in ("rle", "polygons")]
+
+    by_rle, by_polygons = (client.submit(photo=coins, held_s=60, **fields).inline for fields in clicks)
+
+    assert by_rle is not None
+    assert by_polygons is not None
+    for coded, outlined in zip(by_rle.masks, by_polygons.masks, strict=True):
+        assert isinstance(coded.segmentation, Rle)
+        assert isinstance(outlined.segmentation, tuple)
+        assert coded.segmentation.size == (303, 384)
+        corners = [zip(polygon[0::2], polygon[1::2], strict=True) for polygon in outlined.segmentation]
+        assert sum(map(enclosed, map(list, corners))) == coded.area == outlined.area
+        assert (coded.prompt, coded.predicted_iou) == (outlined.prompt, outlined.predicted_iou)
+
+
+def enclosed(corners: list[tuple[int, int]]) -> float:
+    """Return the area that a polygon encloses."""
+    following = [*corners[1:], corners[0]]
+    return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(corners, following, strict=True))) / 2
 
 
 def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(

@@ -69,6 +69,16 @@ def test_an_image_that_cannot_be_encoded_ends_with_its_reason(cli: Cli, server: 
     assert answer.stderr.startswith("image_not_found: ")
 
 
+def test_submit_can_print_the_masks_themselves(cli: Cli, server: dict[str, str], coins: Path) -> None:
+    masks = ("--inline", "rle", "--outputs", "")
+    answer = cli("submit", coins, *BOX, *masks, "--wait", "--json", **server)
+
+    assert answer.returncode == 0, answer.stderr
+    job = json.loads(answer.stdout)
+    assert [mask["prompt"] for mask in job["inline"]["masks"]] == [0, 1]
+    assert cli("fetch", job["id"], **server).stdout.splitlines() == [f"{job['id']}/manifest.json"]
+
+
 def test_cancel_ends_a_job(cli: Cli, server: dict[str, str], coins: Path, client: Client) -> None:
     job = client.submit(photo=coins, mode="everything", params={"points_per_crop": 128})
 

@@ -212,6 +212,9 @@ def test_each_program_does_its_work_as_its_own_user(
         good, broken = job(photo, box % hook), job(photo[:5000], box % hook)
         assert guarded.refusals() == []  # otherwise its first sign would be a missed deadline
         wait_until(lambda: {status(good), status(broken)} == {"succeeded", "failed"}, 60)
+        files = {"job": (None, box % ', "inline": "rle", "outputs": []', "application/json"), "image": ("a.png", photo)}
+        clicked = ask("POST", "/v1/jobs", 200, wait_s=60, files=files).json()
+        assert len(clicked["inline"]["masks"]) == 1
         assert receiver.wait_for(good, 30).data.status == "succeeded"
         assert receiver.wait_for(broken, 30).data.status == "failed"
         images = [{"base64": base64.b64encode(data).decode()} for data in (photo, photo[:5000])]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.manifest import MaskSummary
 from maskfleet.jobs.schema.record import AnySpec, Metrics
 
@@ -32,12 +33,14 @@ class Segmented:
     """A job's masks, ready to be written.  metrics: of this step.  artifacts: each is created on demand.
 
     keep: writes what later jobs on the image may use, and may take its time; None if nothing is kept of it.
+    inline: the masks for the manifest, if the job asked for them and they are small enough; else why not.
     """
 
     masks: tuple[MaskSummary, ...]
     metrics: Metrics
     artifacts: Iterator[Artifact]
     keep: Callable[[], None] | None = None
+    inline: InlineMasks | WhyNotInline | None = None
 
 
 class SegmentStep(Protocol):
