@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu
+.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks
 
 setup: .venv/.installed
 
@@ -73,6 +73,10 @@ bench-core: setup
 # The same on a machine with a CUDA device.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 4 --points 16 --device cuda
+
+# Clicks through the service, beside a loop over transformers' SamModel; takes some minutes.
+bench-clicks: setup
+	$(BIN)/python -m benchmarks.clicks
 
 bench: setup
 	$(BIN)/python -m benchmarks.submit
