@@ -371,6 +371,8 @@ class WorkerSettings(_HealthSettings):
     fetch_timeout_s: float = Field(60.0, gt=0)
     #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    #: Objects of a result that go up to the store side by side; the client has 32 connections.
+    uploads_at_once: int = Field(16, ge=1, le=32)
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
     #: Main memory for the embeddings of images that jobs may name again; 0 for none.
     embedding_cache_bytes: int = Field(512 * 2**20, ge=0)

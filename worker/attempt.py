@@ -158,7 +158,10 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
         if isinstance(record.spec, EmbedJob):  # what is kept is all that it is for
             bench.later.now(keep)
             keep = None
-    result = write_result(record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s)
+    at_once = bench.settings.uploads_at_once
+    result = write_result(
+        record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s, uploads_at_once=at_once
+    )
     return Done(result, keep)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
-from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.lease import Lease
 from maskfleet.worker.output.artifacts import Segmented
+from maskfleet.worker.uploads import put_all
 
 
 def write_result(
@@ -26,28 +26,17 @@ def write_result(
     *,
     model: str,
     fetch_s: float,
+    uploads_at_once: int,
 ) -> ResultSummary:
-    """Write the job's outputs to the attempt's own folder, then the manifest.
+    """Write the job's outputs to the attempt's own folder, side by side, and when all are there the manifest.
 
     The manifest is written once per job.  If an earlier attempt has written it, that attempt's result stands
     and no manifest lists this one's objects.
     """
     started = time.monotonic()
     prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence, record.token)
-    files = []
-    for artifact in segmented.artifacts:
-        key = f"{prefix}/{artifact.name}"
-        store.put(key, artifact.data, artifact.content_type)
-        files.append(
-            ManifestFile(
-                name=artifact.name,
-                key=key,
-                size=len(artifact.data),
-                sha256=hashlib.sha256(artifact.data).hexdigest(),
-                content_type=artifact.content_type,
-            )
-        )
-        lease.check()
+    files = put_all(segmented.artifacts, prefix, store, lease.check, at_once=uploads_at_once)
+    lease.check()
     width, height = photo.size_wh
     manifest = Manifest(
         job_id=record.id,
@@ -60,7 +49,7 @@ def write_result(
         image_values=ImageValues(**asdict(photo.values)) if photo.values else None,
         image=photo.content if record.summary.image else None,
         masks=segmented.masks,
-        files=tuple(files),
+        files=files,
         inline=segmented.inline if isinstance(segmented.inline, InlineMasks) else None,
         inline_omitted=segmented.inline if isinstance(segmented.inline, WhyNotInline) else None,
         metrics=segmented.metrics.model_copy(update={"fetch_s": fetch_s, "write_s": time.monotonic() - started}),

@@ -16,11 +16,18 @@ from typing import Self
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
+#: A server's response to the head of a request whose body it wants, too.
+_GO_ON = b"HTTP/1.1 100 "
+
+
 class Mode(Enum):
     """What happens to the bytes."""
 
     PASS = auto()
+    #: Each chunk is late, either way.
     DELAY = auto()
+    #: Each request is late, once, whatever its size and that of its response, as with a server that is far away.
+    LATENCY = auto()
     #: Connections are reset, old ones and new ones.
     RESET = auto()
     #: After so many bytes of answers a connection is closed.
@@ -57,6 +64,9 @@ class Proxy:
         self._fault = Fault()
         self._met = 0
         self._watch: Watch | None = None
+        #: Requests that have no response yet, the most there were at once, and how many in all.  A request is all that
+        #: a client sends before the next response, as in HTTP without pipelining.
+        self.under_way = self.most_under_way = self.requests = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
@@ -131,8 +141,15 @@ class Proxy:
                 return
             answers, upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
             self._writers.add(upstream)
-            ways = (self._pipe(reader, upstream, from_caller=True), self._pipe(answers, writer, from_caller=False))
-            await asyncio.gather(*ways)
+            turn = _Turn(self)
+            ways = (
+                self._pipe(reader, upstream, turn, from_caller=True),
+                self._pipe(answers, writer, turn, from_caller=False),
+            )
+            try:
+                await asyncio.gather(*ways)
+            finally:
+                turn.end()
         except (OSError, _Broken):
             pass
         finally:
@@ -141,9 +158,12 @@ class Proxy:
                     self._writers.discard(end)
                     _reset(end)
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_caller: bool) -> None:
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: _Turn, *, from_caller: bool
+    ) -> None:
         passed = 0
         while data := await reader.read(65536):
+            begins = turn.ask() if from_caller else turn.respond(data)
             if from_caller and self._watch and self._watch.needle in data:
                 watch, self._watch = self._watch, None
                 await asyncio.to_thread(watch.reached)
@@ -152,7 +172,7 @@ class Proxy:
                 self._met += 1
                 await self._changed.wait()
             fault = self._fault
-            if fault.mode is Mode.DELAY:
+            if fault.mode is Mode.DELAY or (fault.mode is Mode.LATENCY and from_caller and begins):
                 self._met += 1
                 await asyncio.sleep(fault.delay_s)
             if fault.mode is Mode.ANSWER and from_caller:
@@ -176,6 +196,37 @@ class Proxy:
         with suppress(TimeoutError):
             # Drain whatever the client still sends, so that it reads the response and not a reset.
             await asyncio.wait_for(reader.read(-1), 2)
+
+
+class _Turn:
+    """Whose turn it is on one connection: whether a request waits for its response."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._asked = self._over = False
+
+    def ask(self) -> bool:
+        """Note bytes of a request; return whether they are its first."""
+        if self._asked or self._over:
+            return False
+        self._asked = True
+        self._proxy.requests += 1
+        self._proxy.under_way += 1
+        self._proxy.most_under_way = max(self._proxy.most_under_way, self._proxy.under_way)
+        return True
+
+    def respond(self, data: bytes = b"") -> bool:
+        """Note bytes of a response; return whether a request waited for them."""
+        if data.startswith(_GO_ON):
+            return False
+        waited, self._asked = self._asked, False
+        self._proxy.under_way -= waited
+        return waited
+
+    def end(self) -> None:
+        """Note that the connection is broken: what was asked gets no response."""
+        self.respond()
+        self._over = True
 
 
 class _Broken(Exception):

@@ -53,6 +53,17 @@ def test_it_delays(proxy: Proxy, caller: socket) -> None:
     assert time.monotonic() - began >= 0.2  # once on each way
 
 
+def test_it_makes_each_request_late_once_and_counts_those_that_wait(proxy: Proxy, caller: socket) -> None:
+    proxy.set(Fault(Mode.LATENCY, delay_s=0.1))
+    began, before = time.monotonic(), proxy.requests
+
+    assert ask(caller, b"x") == b"x"
+
+    assert time.monotonic() - began >= 0.1
+    assert (proxy.requests - before, proxy.under_way, proxy.most_under_way) == (1, 0, 1)
+    assert proxy.heal() == 1  # not the response as well
+
+
 def test_it_resets_old_connections_and_new_ones(proxy: Proxy, caller: socket) -> None:
     proxy.set(Fault(Mode.RESET))
 
