@@ -31,6 +31,7 @@ from maskfleet.worker.node.health import serve_health
 if TYPE_CHECKING:
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
+    from maskfleet.worker.image.sandbox import Sandbox
     from maskfleet.worker.output.artifacts import SegmentStep
 
 logger = get_logger()
@@ -99,11 +100,13 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
 
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.embeddings.cache import EmbeddingCache
+    from maskfleet.worker.image.sandbox import Sandbox
     from maskfleet.worker.masks import mask
     from maskfleet.worker.sam.model import load_model
     from maskfleet.worker.segment_step import segment_and_format
 
     started = time.monotonic()
+    sandbox = Sandbox()  # it starts while the model is loaded
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     model = load_model(settings.model, settings.device, settings.precision, revision=settings.model_revision or None)
@@ -111,15 +114,18 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     store, embeddings = Store(settings), None
     if settings.embedding_cache_bytes or settings.embedding_store:
         embeddings = EmbeddingCache(model, store if settings.embedding_store else None, settings.embedding_cache_bytes)
-    bench = workbench_for(partial(segment_and_format, model, embeddings=embeddings), settings, store)
+    bench = workbench_for(partial(segment_and_format, model, embeddings=embeddings), settings, store, sandbox)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 
 
-def workbench_for(segment: SegmentStep, settings: WorkerSettings, store: Store | None = None) -> Workbench:
-    """Connect to the services; the worker needs torch only if ``segment`` does.
+def workbench_for(
+    segment: SegmentStep, settings: WorkerSettings, store: Store | None = None, sandbox: Sandbox | None = None
+) -> Workbench:
+    """Connect to the services, and wait until images can be decoded; the worker needs torch only if ``segment`` does.
 
-    store: the one that ``segment`` uses, too, so that one day's new credentials are both's.
+    store: the one that ``segment`` uses, too, so that one day's new credentials are both's.  sandbox: one that has been
+    started already.
     """
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
@@ -128,9 +134,10 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings, store: Store |
     from maskfleet.worker.embeddings.later import LaterWrites
     from maskfleet.worker.image.sandbox import Sandbox
 
+    sandbox = sandbox or Sandbox()
     client = connect(settings)
     store = store or Store(settings)
-    return Workbench(
+    bench = Workbench(
         ledger=Ledger(client, settings.retention_s, settings.tenant_weights),
         worker_registry=WorkerRegistry(client),
         bells=Bells(client, Publisher(settings)),
@@ -141,12 +148,14 @@ def workbench_for(segment: SegmentStep, settings: WorkerSettings, store: Store |
             networks=settings.egress_allow_networks,
             denied=settings.own_endpoints,
         ),
-        sandbox=Sandbox(),
+        sandbox=sandbox,
         segment=segment,
         settings=settings,
         known_images=KnownImages(store if settings.embedding_store else None),
         later=LaterWrites(),
     )
+    sandbox.warm_up()
+    return bench
 
 
 def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench) -> None:

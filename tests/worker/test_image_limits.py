@@ -21,11 +21,14 @@ import pytest
 from PIL import Image
 
 from maskfleet.jobs.errors import InvalidImage, NodeFault
-from maskfleet.jobs.schema.record import Status
+from maskfleet.jobs.schema.record import Metrics, Status
+from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.worker.app import workbench_for
 from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.image.decode import decode_photo
 from maskfleet.worker.image.sandbox import KNOWN_IMAGE, Sandbox
 from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REQUEST, SIZE
+from maskfleet.worker.output.artifacts import Segmented
 from tests.waiting import wait_until
 from tests.worker.test_attempt import read, upload
 from tests.worker.test_images import corners, written
@@ -200,10 +203,36 @@ def test_a_decoder_in_which_a_file_left_much_behind_makes_room_for_a_new_one(
     monkeypatch.chdir(repository)
     with closing(Sandbox(LEAKING)) as sandbox:
         first = sandbox._process
-        for _ in range(4):
-            assert sandbox.decode(written(corners(), "BMP"), MAX_PIXELS).size_wh == (64, 48)
+        assert sandbox.decode(written(corners(), "BMP"), MAX_PIXELS).size_wh == (64, 48)
 
         assert first.wait(10) == 0
+        assert sandbox._process is not first  # started already: the next image does not wait for it
+        for _ in range(3):
+            assert sandbox.decode(written(corners(), "BMP"), MAX_PIXELS).size_wh == (64, 48)
+
+
+def test_a_decoder_that_is_warm_has_decoded(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    program = f"""import sys, pathlib
+head = sys.stdin.buffer.read({REQUEST.size} + {len(KNOWN_IMAGE)})
+pathlib.Path(sys.argv[1]).touch()
+sys.stdout.buffer.write({KNOWN_ANSWER!r})
+sys.stdout.flush()
+sys.stdin.buffer.read()
+"""
+    with closing(Sandbox((sys.executable, "-c", program, str(asked)))) as sandbox:
+        sandbox.warm_up()
+
+        assert asked.exists()
+
+
+@only_linux
+def test_a_worker_that_is_loaded_has_a_warm_decoder(worker_settings: WorkerSettings) -> None:
+    bench = workbench_for(lambda *_: Segmented((), Metrics(), iter(())), worker_settings)
+
+    with closing(bench.sandbox) as sandbox:
+        assert sandbox._process.poll() is None
+        assert psutil.Process(sandbox._process.pid).io_counters().write_chars > 0  # it has answered
 
 
 @only_linux

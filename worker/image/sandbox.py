@@ -20,7 +20,7 @@ import numpy.typing as npt
 from maskfleet.jobs.errors import InvalidImage, NodeFault
 from maskfleet.jobs.logs import get_logger
 from maskfleet.worker.image.decode import Photo
-from maskfleet.worker.image.sandbox_process import BAND, END, PART, PLACE, REFUSED, REQUEST, SIZE
+from maskfleet.worker.image.sandbox_process import BAND, END, LAST, PART, PLACE, REFUSED, REQUEST, SIZE
 from maskfleet.worker.image.values import ValueRange
 
 logger = get_logger()
@@ -59,7 +59,7 @@ def _go_on() -> None:
 
 
 class Sandbox:
-    """A decoding process, reused from image to image and replaced when it has ended.
+    """A decoding process, reused from image to image.  When it is killed or says that it ends, the next is started.
 
     For use by one thread; the process ends with that thread.  command: what to start.
     """
@@ -76,6 +76,12 @@ class Sandbox:
         self._kill_at = 0.0
         self._check = _go_on
         self._process = self._start()
+        #: One that has said that it ends, and may not have ended yet.
+        self._leaving: subprocess.Popen[bytes] | None = None
+
+    def warm_up(self) -> None:
+        """Wait until the process decodes, so that the first image need not; a fault is left for that to show."""
+        self._works()
 
     def decode(self, data: bytes, max_pixels: int, check: Callable[[], None] = _go_on) -> Photo:
         """Decode an image, as `decode.decode_photo` does.
@@ -125,6 +131,16 @@ class Sandbox:
                 ) from error
             return None
 
+    def _succeed(self) -> None:
+        """Start the next process now, as this one ends: the next image need not wait for it."""
+        self._let_go()
+        self._leaving, self._process = self._process, self._start()
+
+    def _let_go(self) -> None:
+        if self._leaving is not None:
+            _end(self._leaving)
+            self._leaving = None
+
     def _replace(self) -> int:
         status = self.close()
         self._process = self._start()
@@ -132,13 +148,8 @@ class Sandbox:
 
     def close(self) -> int:
         """End the process and return its exit status."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(1)  # it has ended, or does so now that its stdin is closed
-        self._process.kill()
-        return self._process.wait()
+        self._let_go()
+        return _end(self._process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(  # noqa: S603  the command is our own
@@ -169,6 +180,8 @@ class Sandbox:
             kind, length = PART.unpack(self._read(PART.size))
             if kind == REFUSED:
                 refusal = self._read_json(length)
+                if refusal.get("last"):
+                    self._succeed()
                 raise InvalidImage(str(refusal["code"]), str(refusal["detail"]))
             if kind == SIZE:
                 head = self._read_json(length)
@@ -180,7 +193,9 @@ class Sandbox:
                 pixels = np.zeros((height, width, 3), np.uint8)
             elif kind == BAND and pixels is not None:
                 self._read_band(pixels)
-            elif kind == END and pixels is not None:
+            elif kind in (END, LAST) and pixels is not None:
+                if kind == LAST:
+                    self._succeed()
                 return Photo(pixels, (pixels.shape[1], pixels.shape[0]), file_format, values)
             else:
                 raise _Ended
@@ -241,6 +256,16 @@ class Sandbox:
     @property
     def _stdout(self) -> int:
         return _descriptor(self._process.stdout)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(1)  # it has ended, or does so now that its stdin is closed
+    process.kill()
+    return process.wait()
 
 
 def _descriptor(pipe: Any) -> int:  # Any: subprocess' own

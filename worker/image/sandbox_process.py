@@ -27,8 +27,8 @@ from maskfleet.worker.image.decode import open_picture
 REQUEST = struct.Struct("<QQd")
 #: Before each part of a response: its kind and length.
 PART = struct.Struct("<cQ")
-#: Kinds of parts: an error or the size, as JSON; a band of pixels; the end.
-REFUSED, SIZE, BAND, END = b"r", b"s", b"b", b"e"
+#: Kinds of parts: an error or the size, as JSON; a band of pixels; the end; the end of the last image of this process.
+REFUSED, SIZE, BAND, END, LAST = b"r", b"s", b"b", b"e", b"l"
 #: Before a band's pixels: top, left, height, width.
 PLACE = struct.Struct("<4Q")
 
@@ -41,8 +41,24 @@ FILE_COPIES, ELSE_BYTES = 3, 192 * 2**20
 _PR_SET_PDEATHSIG = 1
 
 
-def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
-    """Decode one file within its memory limit.  used: address space that the process has without an image, in bytes."""
+def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> bool:
+    """Decode one file within its memory limit; return whether another one may follow.
+
+    used: address space that the process has without an image, in bytes.
+    """
+    refusal = _decode(data, max_pixels, used, out)
+    _limit_address_space(resource.RLIM_INFINITY)  # the next file may be larger
+    # Otherwise the next file would lack the memory that this one left in use.
+    goes_on = _address_space() - used - len(data) <= ELSE_BYTES // 2
+    if refusal is not None:
+        _write(out, REFUSED, json.dumps({**refusal, "last": not goes_on}).encode())
+    else:
+        _write(out, END if goes_on else LAST)
+    return goes_on
+
+
+def _decode(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> dict[str, str] | None:
+    """Write the size and the pixels; return what is wrong with the file, if anything."""
     try:
         most = BYTES_PER_PIXEL * max_pixels
         _limit_memory(used, len(data), most)
@@ -57,9 +73,9 @@ def answer(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> None:
                 height, width = band.pixels.shape[:2]
                 pixels = band.pixels.tobytes()
                 _write(out, BAND, PLACE.pack(*band.top_left, height, width), pixels)
-        _write(out, END)
     except InvalidImage as error:
-        _write(out, REFUSED, json.dumps({"code": error.code, "detail": error.detail}).encode())
+        return {"code": error.code, "detail": error.detail}
+    return None
 
 
 def main() -> None:
@@ -87,14 +103,13 @@ def main() -> None:
             return
         signal.setitimer(signal.ITIMER_REAL, limit_s)  # its signal interrupts even a native call
         try:
-            answer(data, max_pixels, used, out)
+            goes_on = answer(data, max_pixels, used, out)
         except BrokenPipeError:
             return
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if not goes_on:
+            return
         del data
-        _limit_address_space(resource.RLIM_INFINITY)  # the next file may be larger
-        if _address_space() - used > ELSE_BYTES // 2:
-            return  # the next file would lack the memory that this one left in use
 
 
 def _write(out: BinaryIO, kind: bytes, *parts: bytes) -> None:
