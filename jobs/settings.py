@@ -30,7 +30,7 @@ DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
 #: The base URL of links when none is set: where ``maskfleet api`` listens by default.
 LOCAL_API_URL = "http://127.0.0.1:8000"
 
-#: More devices than any machine has.
+#: Workers on one machine: more than it has devices, times those that share each.
 MAX_NODES = 64
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -340,13 +340,15 @@ class _HealthSettings(SharedSettings):
 
 
 class WorkerSettings(_HealthSettings):
-    """Settings of a worker: one process, one device."""
+    """Settings of a worker: one process, on one device that it may share with others."""
 
     #: The commit, tag or branch of a hub id in ``model``; a commit always means the same weights.  Empty: the latest.
     model_revision: str = ""
     #: ``cpu`` or ``cuda``; CUDA_VISIBLE_DEVICES selects the GPU, before torch is imported.
     device: str = "cpu"
     node: str = Field(default_factory=socket.gethostname)
+    #: So many workers share each device: one's downloads, decoding, outputs and uploads run beside another's inference.
+    slots_per_device: int = Field(1, ge=1, le=MAX_NODES)
     #: A job whose lease runs out is given to another worker.
     lease_s: float = Field(30.0, gt=0)
     beat_s: float = Field(3.0, gt=0)
@@ -369,10 +371,10 @@ class WorkerSettings(_HealthSettings):
     #: How long Celery waits for a child process to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     fetch_timeout_s: float = Field(60.0, gt=0)
-    #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     #: Objects of a result that go up to the store side by side; the client has 32 connections.
     uploads_at_once: int = Field(16, ge=1, le=32)
+    #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
     #: Main memory for the embeddings of images that jobs may name again; 0 for none.
     embedding_cache_bytes: int = Field(512 * 2**20, ge=0)

@@ -110,6 +110,9 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     model = load_model(settings.model, settings.device, settings.precision, revision=settings.model_revision or None)
+    if settings.device == "cuda" and settings.slots_per_device > 1:
+        # One worker's large batch must not take the memory of another's; one that meets the limit is halved.
+        torch.cuda.set_per_process_memory_fraction(1 / settings.slots_per_device)
     mask.warm_up()
     store, embeddings = Store(settings), None
     if settings.embedding_cache_bytes or settings.embedding_store:

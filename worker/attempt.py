@@ -40,6 +40,7 @@ from maskfleet.worker.embeddings.later import LaterWrites
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, LeaseRanOut, kill_this_process
 from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
+from maskfleet.worker.node.names import device_of, host_of
 from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
 from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
@@ -206,21 +207,26 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
 
 
 def _another_node_met(code: str, record: JobRecord, ledger: Ledger) -> bool:
-    """Return whether another node handed this job back for the same reason, since it was created or retried."""
+    """Return whether another device's node handed this job back for the same reason since it was created or retried."""
     try:
         attempts = ledger.attempts(record.id)
     except QueueUnavailable:
         return False
-    since = utc_time(record.started_ms or 0)
-    return any(one.outcome == code and one.worker != record.worker and one.started_at >= since for one in attempts)
+    since, ours = utc_time(record.started_ms or 0), device_of(record.worker or "")
+    return any(one.outcome == code and device_of(one.worker) != ours and one.started_at >= since for one in attempts)
 
 
 def _is_alone(bench: Workbench) -> bool:
-    """Return whether no other node takes jobs of this model."""
+    """Return whether no other device's node takes jobs of this model."""
+    node, registry = bench.settings.node, bench.worker_registry
     try:
-        return bench.worker_registry.serving(bench.settings.model_name) <= 1  # itself, once it has announced itself
+        serving = registry.serving(bench.settings.model_name)  # itself, too, once it has announced itself
+        if serving > 1 and device_of(node) != node:
+            beside = [seen for seen in registry.workers(host_of(node)) if device_of(seen.node) == device_of(node)]
+            return serving <= sum(not seen.fault for seen in beside)
     except QueueUnavailable:
         return False
+    return serving <= 1
 
 
 def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:

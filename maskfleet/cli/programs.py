@@ -35,18 +35,28 @@ def api_command(host: str | None, port: int | None) -> None:
     metavar="all|0,2|cpu",
     help="Every GPU, the GPUs with these numbers, or the CPU.",
 )
-def worker_command(devices: str) -> None:
+@click.option(
+    "--slots-per-device",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="So many workers share each device, so that it does not wait for downloads, decoding and uploads.  "
+    "[default: MASKFLEET_SLOTS_PER_DEVICE, or 1]",
+)
+def worker_command(devices: str, slots_per_device: int | None) -> None:
     require("worker")
     from maskfleet.jobs.logs import configure_logs
     from maskfleet.jobs.settings import WorkerSettings
     from maskfleet.worker.node.device import NoSuchDevice
-    from maskfleet.worker.node.fleet import run_fleet
+    from maskfleet.worker.node.fleet import TooManyNodes, run_fleet
+    from maskfleet.worker.node.memory import TooLittleMemory
 
     settings = WorkerSettings()
     configure_logs(settings.log_level, program="fleet")
     try:
-        run_fleet(devices, os.environ, health_port=settings.health_port)
-    except NoSuchDevice as error:
+        if slots_per_device:
+            settings = settings.model_copy(update={"slots_per_device": slots_per_device})
+        run_fleet(devices, os.environ, settings)
+    except (NoSuchDevice, TooManyNodes, TooLittleMemory) as error:
         raise click.ClickException(str(error)) from error
 
 

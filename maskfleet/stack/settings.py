@@ -12,6 +12,7 @@ from maskfleet.data import DEMO_MODEL
 from maskfleet.jobs.buckets import AllowedBucket
 from maskfleet.jobs.settings import ApiSettings, CourierSettings
 from maskfleet.stack.folder import StackKeys
+from maskfleet.worker.node.machine import usable_cores
 
 #: A second bucket, which jobs may name in an ``s3_uri`` without further setup.
 PHOTOS_BUCKET = "photos"
@@ -87,13 +88,3 @@ def _choose_model(wanted: str) -> str:
         return model
     # The programs run in the data folder, where a relative path would point elsewhere.
     return str(Path(model).resolve())
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use; torch counts all of the machine's and would contend for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # the container's CPU limit, from cgroups v2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores

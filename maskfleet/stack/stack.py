@@ -1,4 +1,4 @@
-"""The local stack: Redis, S3, the API, one worker and the courier on this machine, run and stopped together."""
+"""The local stack: Redis, S3, the API, the worker and the courier on this machine, run and stopped together."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from maskfleet.jobs.buckets import bucket_names
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.settings import SharedSettings, WorkerSettings
 from maskfleet.stack.folder import StackFolder, lock_file
 from maskfleet.stack.readiness import LogSince, StackFailed, check_redis, check_store, responds, upgrade_ledger
 from maskfleet.stack.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
 from maskfleet.stack.settings import StackSettings
 from maskfleet.worker.node.device import CPU
-from maskfleet.worker.node.fleet import node_name
+from maskfleet.worker.node.names import node_names
 from maskfleet.worker.node.supervisor import KeptChild, StopSignals, kill_child, start_child
 
 logger = get_logger()
@@ -109,8 +109,9 @@ class Stack:
             os.close(turn)
         shared = self._shared()
         worker_registry = WorkerRegistry(connect(shared))
-        # An entry left by a stack that was killed must not be mistaken for the new worker.
-        worker_registry.withdraw(node_name(CPU))
+        nodes = node_names(CPU, WorkerSettings().slots_per_device)
+        for node in nodes:  # an entry left by a stack that was killed must not be mistaken for the new worker
+            worker_registry.withdraw(node)
         # Redis and S3 they know themselves.
         deny = ",".join((*self._settings.egress_deny, self._api_url.removeprefix("http://")))
         worker_log = LogSince(self._run("worker", "--devices", "cpu", MASKFLEET_EGRESS_DENY=deny))
@@ -120,7 +121,7 @@ class Stack:
 
         def worker_announced() -> bool:
             worker_log.raise_load_failure()
-            return worker_registry.find(node_name(CPU)) is not None
+            return any(worker_registry.find(node) is not None for node in nodes)
 
         self._await("worker", worker_announced)
 

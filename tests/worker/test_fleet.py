@@ -1,4 +1,4 @@
-"""The fleet: one node per device, which sees no other device.  NVML is faked; the nodes are real processes."""
+"""The fleet: nodes that see their own device and no other one.  NVML is faked; the nodes are real processes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def nvmlDeviceGetCount(): return int(os.environ["STAND_IN_GPUS"])
 def nvmlDeviceGetHandleByIndex(number): return number
 def nvmlDeviceGetName(handle): return f"Card {handle}"
 def nvmlDeviceGetUUID(handle): return f"GPU-{handle}{handle}{handle}{handle}-beef"
+
+class Memory:
+    free = int(float(os.environ.get("STAND_IN_FREE_GB", "80")) * 1e9)
+
+def nvmlDeviceGetMemoryInfo(handle): return Memory
+def nvmlDeviceGetHandleByUUID(uuid): raise NVMLError("Not Found")
 """
 
 #: A node that reports what it sees at start-up, and how it ends; if told to be busy, it takes its time.
@@ -41,7 +47,8 @@ NODE = """
 import json, os, pathlib, signal, sys, time
 
 seen = ("OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
-seen += ("MASKFLEET_HEALTH_PORT", "MASKFLEET_DEVICE", "MASKFLEET_NODE")
+seen += ("MASKFLEET_HEALTH_PORT", "MASKFLEET_DEVICE", "MASKFLEET_NODE", "MASKFLEET_SLOTS_PER_DEVICE")
+seen += ("MASKFLEET_TORCH_THREADS", "OMP_NUM_THREADS")
 folder = pathlib.Path(sys.argv[1])
 report = {"pid": os.getpid(), **{name: os.environ.get(name) for name in seen}}
 
@@ -62,11 +69,12 @@ import os, sys
 from maskfleet.jobs.logs import configure_logs
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.node.device import NoSuchDevice
-from maskfleet.worker.node.fleet import run_fleet
+from maskfleet.worker.node.fleet import TooManyNodes, run_fleet
+from maskfleet.worker.node.memory import TooLittleMemory
 configure_logs("INFO", program="fleet")
 try:
-    run_fleet(sys.argv[1], os.environ, [sys.executable, *sys.argv[2:]], health_port=WorkerSettings().health_port)
-except NoSuchDevice as error:
+    run_fleet(sys.argv[1], os.environ, WorkerSettings(), [sys.executable, *sys.argv[2:]])
+except (NoSuchDevice, TooManyNodes, TooLittleMemory) as error:
     sys.exit(f"refused: {error}")
 assert "torch" not in sys.modules
 """
@@ -246,3 +254,95 @@ def test_no_node_outlives_a_fleet_that_is_killed(start_fleet: FleetStarter) -> N
     fleet.process.wait()
 
     wait_until(lambda: not any(psutil.pid_exists(int(str(node["pid"]))) for node in nodes))
+
+
+# Slots: several nodes on one device.
+
+
+def test_slots_are_nodes_of_their_own_on_one_device_with_their_own_name_and_health_port(
+    start_fleet: FleetStarter, demo_model: str
+) -> None:
+    slots = {"MASKFLEET_SLOTS_PER_DEVICE": "2", "MASKFLEET_MODEL": demo_model, "MASKFLEET_HEALTH_PORT": "8080"}
+
+    nodes = start_fleet("all", gpus="2", **slots).await_nodes(4)
+
+    host = socket.gethostname()
+    assert [node["MASKFLEET_NODE"] for node in nodes] == [
+        f"sam-gpu{n}.{slot}@{host}" for n in (0, 1) for slot in (0, 1)
+    ]
+    assert [node["CUDA_VISIBLE_DEVICES"] for node in nodes] == ["0", "0", "1", "1"]
+    assert [node["MASKFLEET_HEALTH_PORT"] for node in nodes] == ["8080", "8081", "8082", "8083"]
+    assert {node["MASKFLEET_SLOTS_PER_DEVICE"] for node in nodes} == {"2"}
+    assert len({node["pid"] for node in nodes}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "8"}, ("4", "4")),  # as many as there may be in all
+        ({"OMP_NUM_THREADS": "1"}, ("1", "1")),
+        ({"OMP_NUM_THREADS": "8", "MASKFLEET_TORCH_THREADS": "3"}, ("3", "8")),
+    ],
+)
+def test_slots_on_a_cpu_divide_its_threads_unless_they_are_set(
+    start_fleet: FleetStarter, demo_model: str, settings: dict[str, str], threads: tuple[str, str]
+) -> None:
+    fleet = start_fleet("cpu", MASKFLEET_SLOTS_PER_DEVICE="2", MASKFLEET_MODEL=demo_model, **settings)
+
+    nodes = fleet.await_nodes(2)
+
+    assert [node["MASKFLEET_NODE"] for node in nodes] == [f"sam-cpu.{n}@{socket.gethostname()}" for n in (0, 1)]
+    assert [(node["MASKFLEET_TORCH_THREADS"], node["OMP_NUM_THREADS"]) for node in nodes] == [threads] * 2
+
+
+def test_one_slot_leaves_the_threads_alone(start_fleet: FleetStarter) -> None:
+    (node,) = start_fleet("cpu", OMP_NUM_THREADS="8").await_nodes(1)
+
+    assert (node["MASKFLEET_TORCH_THREADS"], node["OMP_NUM_THREADS"]) == (None, "8")
+
+
+@pytest.mark.parametrize(
+    ("slots", "free_gb", "answer"),
+    [
+        ("4", "5", "4 workers need about 17.5 GB of memory on the GPU gpu0 (Card 0), where 5.0 GB are available"),
+        ("4", "9", "Use --slots-per-device 2"),
+        ("33", "900", "33 workers on each of 2 devices are 66; one machine runs at most 64."),
+    ],
+)
+def test_more_slots_than_fit_are_refused_before_any_node_is_started(
+    start_fleet: FleetStarter, demo_model: str, slots: str, free_gb: str, answer: str
+) -> None:
+    settings = {"MASKFLEET_SLOTS_PER_DEVICE": slots, "STAND_IN_FREE_GB": free_gb, "MASKFLEET_MODEL": demo_model}
+    fleet = start_fleet("all", gpus="2", **settings)
+
+    assert fleet.process.wait(10) == 1
+    assert answer in fleet.errors.read_text()
+    assert fleet.reports() == []
+
+
+def test_a_card_that_does_not_say_what_is_free_is_used_and_the_log_says_so(
+    start_fleet: FleetStarter, demo_model: str
+) -> None:
+    slots = {
+        "MASKFLEET_SLOTS_PER_DEVICE": "2",
+        "MASKFLEET_MODEL": demo_model,
+        "CUDA_VISIBLE_DEVICES": "MIG-aaaabbbb-cc",
+    }
+    fleet = start_fleet("all", **slots)
+
+    fleet.await_nodes(2)
+
+    assert "memory_not_checked" in fleet.errors.read_text()
+
+
+def test_a_slot_that_dies_is_started_again_and_its_neighbour_is_left_alone(
+    start_fleet: FleetStarter, demo_model: str
+) -> None:
+    fleet = start_fleet("0", MASKFLEET_SLOTS_PER_DEVICE="2", MASKFLEET_MODEL=demo_model)
+    first, other = fleet.await_nodes(2)
+
+    os.kill(int(str(first["pid"])), signal.SIGKILL)
+
+    again = wait_until(lambda: [node for node in fleet.reports() if node["pid"] not in (first["pid"], other["pid"])])
+    assert [node["MASKFLEET_NODE"] for node in again] == [first["MASKFLEET_NODE"]]
+    assert psutil.pid_exists(int(str(other["pid"])))

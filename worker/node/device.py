@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pynvml
 
@@ -63,6 +65,15 @@ def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Devi
     return tuple(known[number] for number in numbers)
 
 
+def free_gpu_memory(device: Device) -> int | None:
+    """Return how many bytes are free on a GPU or MIG slice; None if the driver does not say."""
+    with _driver():
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(device.visible)).free)
+        except pynvml.NVMLError:
+            return None
+
+
 def list_gpus(visible: str | None) -> tuple[Device, ...]:
     """List the machine's GPUs, or those that ``visible``, a value of CUDA_VISIBLE_DEVICES, selects.
 
@@ -70,6 +81,14 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
     """
     if visible is not None and visible.strip() in ("", "-1"):
         return ()
+    with _driver():
+        count = pynvml.nvmlDeviceGetCount()
+        entries = range(count) if visible is None else [entry.strip() for entry in visible.split(",")]
+        return tuple(_gpu(str(entry), count) for entry in entries)
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -77,9 +96,7 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
             f"The NVIDIA driver does not respond ({error}). Use `--devices cpu` to run on the CPU."
         ) from error
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        entries = range(count) if visible is None else [entry.strip() for entry in visible.split(",")]
-        return tuple(_gpu(str(entry), count) for entry in entries)
+        yield
     finally:
         pynvml.nvmlShutdown()
 
@@ -95,6 +112,16 @@ def _gpu(entry: str, count: int) -> Device:
     if int(entry) >= count:
         raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES names {entry}; this machine has {count} GPUs, numbered from 0.")
     return Device(f"gpu{entry}", "cuda", entry, _model(int(entry)))
+
+
+def _handle(entry: str) -> Any:  # Any: NVML ships no types
+    """Return NVML's handle for an entry of CUDA_VISIBLE_DEVICES."""
+    if entry.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(entry))
+    if entry.startswith("MIG-"):
+        return pynvml.nvmlDeviceGetHandleByUUID(entry)
+    number = next(n for n in range(pynvml.nvmlDeviceGetCount()) if _uuid(n).startswith(entry))  # its start is enough
+    return pynvml.nvmlDeviceGetHandleByIndex(number)
 
 
 def _model(number: int) -> str:

@@ -44,10 +44,15 @@ if draining then return {'none'} end
 
 local weights = cjson.decode(ARGV[6])
 
--- Whether a job is left to other workers: this one has just handed it back for a fault of its own.
+-- A node without its slot, `sam-gpu0@host` for `sam-gpu0.1@host`: nodes that share a device share what is wrong with it.
+local function device_of(node)
+  return (string.gsub(node, '^(sam%-[^@.]+)%.%d+(@.*)$', '%1%2'))
+end
+
+-- Whether a job is left to other devices: this one has just handed it back for a fault of its own.
 local function is_avoided(avoid)
   local until_ms, node = string.match(avoid or '', '^(%d+) (.*)$')
-  return node == worker and tonumber(until_ms) > now
+  return node ~= nil and device_of(node) == device_of(worker) and tonumber(until_ms) > now
 end
 
 -- Claim a job; return its record, false if it could not be claimed, nil for one that is left to other workers.
