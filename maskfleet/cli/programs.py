@@ -42,7 +42,13 @@ def api_command(host: str | None, port: int | None) -> None:
     help="So many workers share each device, so that it does not wait for downloads, decoding and uploads.  "
     "[default: MASKFLEET_SLOTS_PER_DEVICE, or 1]",
 )
-def worker_command(devices: str, slots_per_device: int | None) -> None:
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="Run no worker for the service, but measure which N is best on this machine.  Takes some minutes; uses "
+    "servers of its own.",
+)
+def worker_command(devices: str, slots_per_device: int | None, tune: bool) -> None:
     require("worker")
     from maskfleet.jobs.logs import configure_logs
     from maskfleet.jobs.settings import WorkerSettings
@@ -50,9 +56,16 @@ def worker_command(devices: str, slots_per_device: int | None) -> None:
     from maskfleet.worker.node.fleet import TooManyNodes, run_fleet
     from maskfleet.worker.node.memory import TooLittleMemory
 
+    if tune and slots_per_device:
+        raise click.UsageError("--tune tries several numbers of slots: leave --slots-per-device out.")
     settings = WorkerSettings()
     configure_logs(settings.log_level, program="fleet")
     try:
+        if tune:
+            from maskfleet.cli.tune import tune_slots
+
+            tune_slots(devices, os.environ)
+            return
         if slots_per_device:
             settings = settings.model_copy(update={"slots_per_device": slots_per_device})
         run_fleet(devices, os.environ, settings)

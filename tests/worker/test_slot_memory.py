@@ -10,7 +10,7 @@ import pytest
 
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.node.device import CPU
-from maskfleet.worker.node.machine import available_memory, usable_cores
+from maskfleet.worker.node.machine import CpuClock, available_memory, usable_cores
 from maskfleet.worker.node.memory import CPU_JOB_BYTES, PROCESS_BYTES, TooLittleMemory, check_memory, weights_bytes
 
 GB = 10**9
@@ -125,8 +125,18 @@ def test_a_model_that_is_not_here_yet_counts_without_its_weights(machine: Path) 
 def test_a_machine_that_says_nothing_is_not_checked(tmp_path: Path) -> None:
     check_memory((CPU,), 64, WorkerSettings(model="./not-here"), tmp_path)
 
+    assert CpuClock(tmp_path).busy() is None
+
 
 def test_cores_are_those_of_the_container(machine: Path) -> None:
     (machine / "sys/fs/cgroup/cpu.max").write_text("100000 100000\n")
 
     assert usable_cores(machine) == 1
+
+
+def test_the_cores_business_is_that_since_the_clock_was_started(machine: Path) -> None:
+    (machine / "proc/stat").write_text("cpu  100 0 100 700 100 0 0 0 50 0\ncpu0 1 1 1\n")
+    clock = CpuClock(machine)
+    (machine / "proc/stat").write_text("cpu  160 0 115 715 110 0 0 0 90 0\ncpu0 1 1 1\n")
+
+    assert clock.busy() == 0.75

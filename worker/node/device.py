@@ -87,6 +87,17 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
         return tuple(_gpu(str(entry), count) for entry in entries)
 
 
+def gpu_busy(device: Device) -> float | None:
+    """Return the share of the last moments, 0 to 1, in which a GPU computed; None on a CPU or if it does not say."""
+    if device.kind == CPU.kind:
+        return None
+    with _driver():
+        try:
+            return float(pynvml.nvmlDeviceGetUtilizationRates(_handle(device.visible)).gpu) / 100
+        except pynvml.NVMLError:
+            return None
+
+
 @contextmanager
 def _driver() -> Iterator[None]:
     try:

@@ -55,3 +55,27 @@ def _number(path: Path, pattern: str = r"^(\d+)$") -> int | None:
     except OSError:
         return None
     return int(found[1]) if found else None
+
+
+class CpuClock:
+    """How busy the machine's cores were since its creation, as the kernel counts it."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._began = self._ticks()
+
+    def busy(self) -> float | None:
+        """Return the share of the time, from 0 to 1, in which cores did not idle; None where that is not known."""
+        now = self._ticks()
+        if self._began is None or now is None or now[1] == self._began[1]:
+            return None
+        return 1 - (now[0] - self._began[0]) / (now[1] - self._began[1])
+
+    def _ticks(self) -> tuple[int, int] | None:
+        """Return the ticks of all cores since the start, idle and in all.  Source: proc(5), /proc/stat."""
+        try:
+            first = (self._root / "proc/stat").read_text().splitlines()[0].split()
+        except (OSError, IndexError):
+            return None
+        ticks = [int(number) for number in first[1:9]]  # guest time, after these, is part of user time
+        return ticks[3] + ticks[4], sum(ticks)
