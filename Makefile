@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks
+.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device
 
 setup: .venv/.installed
 
@@ -69,6 +69,10 @@ bench-core: setup
 	$(BIN)/python -m benchmarks.core --model vit-b --megapixels 1 --points 4 --threads 0
 	$(BIN)/python -m benchmarks.core --model sam2 --megapixels 1 4 --points 8
 	$(BIN)/python -m benchmarks.core --model sam2 --megapixels 1 --points 8 --stage decoder
+
+# How long a device waits while jobs are queued; no card is needed.  Takes a quarter of an hour.
+bench-device: setup
+	$(BIN)/python -m benchmarks.device
 
 # The same on a machine with a CUDA device.
 bench-gpu: setup

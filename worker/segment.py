@@ -131,7 +131,7 @@ def _decode_grid(
 ) -> None:
     """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off."""
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
-    with MeasuringThread(wanted=steps.model.device.type == "cuda") as measuring:
+    with MeasuringThread(wanted=steps.model.device.type != "cpu") as measuring:
         for batch, candidates in steps.decode(embedding, batches):
             chosen = steps.count(choose_promising(candidates, pred_iou_thresh))
             if measuring.wanted:
