@@ -102,6 +102,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     from maskfleet.worker.embeddings.cache import EmbeddingCache
     from maskfleet.worker.image.sandbox import Sandbox
     from maskfleet.worker.masks import mask
+    from maskfleet.worker.output import formats
     from maskfleet.worker.sam.model import load_model
     from maskfleet.worker.segment_step import segment_and_format
 
@@ -114,6 +115,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         # One worker's large batch must not take the memory of another's; one that meets the limit is halved.
         torch.cuda.set_per_process_memory_fraction(1 / settings.slots_per_device)
     mask.warm_up()
+    formats.warm_up()
     store, embeddings = Store(settings), None
     if settings.embedding_cache_bytes or settings.embedding_store:
         embeddings = EmbeddingCache(model, store if settings.embedding_store else None, settings.embedding_cache_bytes)

@@ -7,6 +7,9 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +23,17 @@ from pycocotools.cocoeval import COCOeval
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import ImageSource, Output
+from maskfleet.jobs.schema.spec import ImageSource, Output, OverlayFormat
 from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.masks.mask import decode_mask
-from maskfleet.worker.output import formats
+from maskfleet.worker.output import archive, formats
 from maskfleet.worker.output.formats import Artifact, make_artifacts
 from maskfleet.worker.output.overlay import colour_of
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.segment import Segmentation, segment
 from tests import references
 from tests.scenes import Scene, plain_scene
+from tests.worker import overlay_reference
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
 
 
@@ -190,6 +194,61 @@ def test_there_is_one_png_of_one_bit_for_each_mask(job_of: Callable[..., Done]) 
         assert np.array_equal(np.asarray(picture), decode_mask(mask))
 
 
+def _files_of(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None
+        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+
+
+def test_the_archive_holds_the_pngs_as_they_are(job_of: Callable[..., Done]) -> None:
+    done = job_of("png", "masks_zip")
+
+    *files, made = done.artifacts()
+
+    assert (made.name, made.content_type) == ("masks.zip", "application/zip")
+    assert _files_of(made.data) == {file.name: file.data for file in files}
+    with zipfile.ZipFile(io.BytesIO(made.data)) as opened:
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in opened.infolist())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [
+        (("masks_zip",), ["masks.zip"]),
+        (("masks_zip", "coco", "png"), ["masks/0000.png", "masks.zip", "coco.json"]),
+        (("png", "coco", "masks_zip", "png"), ["masks/0000.png", "masks.zip", "coco.json"]),
+        (("png", "label_map"), ["masks/0000.png", "label_map.png"]),
+    ],
+)
+def test_pngs_and_their_archive_are_written_together(
+    job_of: Callable[..., Done], outputs: tuple[str, ...], names: list[str]
+) -> None:
+    done = job_of(*outputs, objects=1)
+
+    assert [artifact.name for artifact in done.artifacts()] == names
+
+
+def test_an_archive_is_the_same_bytes_each_time(job_of: Callable[..., Done]) -> None:
+    done = job_of("masks_zip", "label_map", "overlay", "png")
+
+    first, second = done.artifacts(), done.artifacts()
+
+    assert first == second
+    with zipfile.ZipFile(io.BytesIO(done.file("masks.zip"))) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_an_archive_that_would_not_fit_into_memory_is_refused() -> None:
+    large = Artifact("masks/0000.png", "image/png", bytes(archive.MAX_ARCHIVE_BYTES // 2))
+    made = archive.Archive("masks.zip")
+    made.add(large)
+
+    with pytest.raises(InvalidRequest) as refused:
+        made.add(dataclasses.replace(large, name="masks/0001.png"))
+
+    assert refused.value.code == "archive_too_large"
+
+
 def test_the_label_map_shows_the_smaller_mask_where_two_overlap(job_of: Callable[..., Done]) -> None:
     done = job_of("label_map", multimask=True)
 
@@ -254,22 +313,93 @@ def test_the_overlay_of_a_large_photo_is_no_larger_than_a_screen(model: Segmenta
     assert Image.open(io.BytesIO(artifact.data)).size == (2048, 614)
 
 
+@pytest.mark.parametrize(
+    ("overlay_format", "name", "content_type"),
+    [
+        (OverlayFormat.PNG, "overlay.png", "image/png"),
+        (OverlayFormat.WEBP, "overlay.webp", "image/webp"),
+        (OverlayFormat.JPEG, "overlay.jpg", "image/jpeg"),
+    ],
+)
+@pytest.mark.parametrize("multimask", [False, True])
+def test_the_overlay_is_written_in_the_format_asked_for(
+    job_of: Callable[..., Done], overlay_format: OverlayFormat, name: str, content_type: str, multimask: bool
+) -> None:
+    done = job_of("overlay", objects=1, multimask=multimask)
+    png = np.asarray(done.picture("overlay.png")).astype(int)
+    done.spec = done.spec.model_copy(update={"overlay_format": overlay_format})
+
+    (artifact,) = done.artifacts()
+
+    assert (artifact.name, artifact.content_type) == (name, content_type)
+    picture = Image.open(io.BytesIO(artifact.data))
+    assert picture.format == overlay_format.value.upper()
+    assert picture.mode == "RGB"
+    assert np.abs(np.asarray(picture) - png).mean() < 4
+
+
+@pytest.mark.parametrize("size_wh", [(1224, 816), (900, 5000), (3100, 2100)])
+def test_the_overlay_is_that_of_full_size_masks(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
+    """Up to rounding: no value differs by more than 8 grey levels, and one in 2,000 by more than 2."""
+    coins = Image.open("examples/coins.png").convert("RGB").resize(size_wh, Image.Resampling.BICUBIC)
+    photo = Photo(np.asarray(coins), size_wh, "PNG")
+    spec = everything(points_per_crop=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+    spec = spec.model_copy(update={"outputs": (Output.OVERLAY,)})
+    segmentation = segment(photo, spec, model)
+
+    (artifact,) = make_artifacts(photo, spec, segmentation)
+
+    drawn = np.asarray(Image.open(io.BytesIO(artifact.data))).astype(int)
+    difference = np.abs(
+        drawn - overlay_reference.overlay(photo.pixels, [decode_mask(mask) for mask in segmentation.masks])
+    )
+    assert len(segmentation.masks) > 10
+    assert difference.max() <= 8
+    assert (difference > 2).mean() <= 1 / 2000
+
+
+def test_no_job_waits_for_the_compiler(repository: Path) -> None:
+    program = (
+        "from tests.worker.output_memory import *\n"
+        "from numba.core.dispatcher import Dispatcher\n"
+        "from maskfleet.worker.masks import rle\n"
+        "from maskfleet.worker.output import painting, png, scaling\n"
+        "formats.warm_up(); rle.warm_up()\n"
+        "kernels = {one for module in (rle, painting, png, scaling) for one in vars(module).values()"
+        " if isinstance(one, Dispatcher)}\n"
+        "compiled = {one: len(one.signatures) for one in kernels}\n"
+        "masks = [disc((400, 2100), (900, 200), 150), disc((400, 2100), (9, 7), 20)]\n"
+        "found = Segmentation((2100, 400), tuple(masks), SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False))\n"
+        "photo = Photo(np.full((400, 2100, 3), 90, np.uint8), (2100, 400), 'JPEG')\n"
+        "image = ImageSource(s3_uri='s3://photos/any.jpg')\n"
+        "spec = EverythingJob(mode='everything', image=image, outputs=tuple(Output))\n"
+        "assert len(list(formats.make_artifacts(photo, spec, found))) == 6\n"
+        "assert len(kernels) > 8 and compiled == {one: len(one.signatures) for one in kernels}, compiled\n"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.parametrize("size_wh", [(1, 1), (1, 3000), (40, 3)])
 def test_every_output_works_on_images_of_odd_shapes(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
     photo = Photo(np.full((size_wh[1], size_wh[0], 3), 90, dtype=np.uint8), size_wh, "PNG")
-    outputs = ("coco", "png", "label_map", "overlay")
+    outputs = ("coco", "png", "masks_zip", "label_map", "overlay")
 
     for multimask in (False, True):
         spec = boxes({"box": [0, 0, *size_wh], "points": [[0, 0]]}, outputs=outputs, multimask=multimask)
         made = list(make_artifacts(photo, spec, segment(photo, spec, model)))
-        assert len(made) == (6 if multimask else 4)
+        assert len(made) == (7 if multimask else 5)
 
 
 def test_no_masks_make_valid_files(model: SegmentationModel, job_of: Callable[..., Done]) -> None:
-    done = job_of("coco", "png", "label_map", "overlay")
+    done = job_of("coco", "png", "masks_zip", "label_map", "overlay")
     done.segmentation = dataclasses.replace(done.segmentation, masks=())
 
-    assert [artifact.name for artifact in done.artifacts()] == ["coco.json", "label_map.png", "overlay.png"]
+    names = ["coco.json", "masks.zip", "label_map.png", "overlay.png"]
+    assert [artifact.name for artifact in done.artifacts()] == names
+    assert _files_of(done.file("masks.zip")) == {}
     assert json.loads(done.file("coco.json"))["annotations"] == []
     assert np.asarray(done.picture("label_map.png")).max() == 0
 

@@ -16,9 +16,12 @@ from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import ImageSource, Output
 from maskfleet.worker.image.decode import AnyPhoto
-from maskfleet.worker.masks.mask import Mask, decode_mask
+from maskfleet.worker.masks.mask import Mask
+from maskfleet.worker.output import painting, png, scaling
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
+from maskfleet.worker.output.painting import mask_bits, paint_label
+from maskfleet.worker.output.png import BITS, GREY_16, RGB, filtered_paeth, filtered_up, write_png
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
 from maskfleet.worker.segment import Segmentation
 
@@ -46,13 +49,13 @@ def make_artifacts(
         if output is Output.COCO:
             yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name or _name_of(spec.image)))
         elif output is Output.PNG:
-            yield from mask_pngs(segmentation)
+            yield from mask_files(segmentation)
         elif output is Output.LOGITS:
             yield from mask_logits(segmentation)
         elif output is Output.LABEL_MAP:
             yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
         else:
-            yield Artifact("overlay.png", "image/png", _png(draw_overlay(photo, spec, segmentation.masks)))
+            yield overlay_file(draw_overlay(photo, spec, segmentation.masks))
 
 
 def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
@@ -73,11 +76,16 @@ def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
     ).encode()
 
 
-def mask_pngs(segmentation: Segmentation) -> Iterator[Artifact]:
+def mask_files(segmentation: Segmentation) -> Iterator[Artifact]:
     """Yield a 1-bit PNG for each mask, white inside, numbered from 0 in the order of the records."""
     for number, mask in enumerate(segmentation.masks):
-        name = _numbered("masks/", number, segmentation, "png")
-        yield Artifact(name, "image/png", _png(Image.fromarray(decode_mask(mask))))
+        yield Artifact(_numbered("masks/", number, segmentation, "png"), "image/png", mask_png(mask))
+
+
+def mask_png(mask: Mask) -> bytes:
+    """Return a mask as a 1-bit PNG."""
+    bits = mask_bits(mask)
+    return write_png(mask.size_hw[::-1], BITS, [bits.rows], bits.top)
 
 
 def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
@@ -99,14 +107,28 @@ def label_map_png(segmentation: Segmentation) -> bytes:
     """Return a 16-bit PNG: 0 is background, other values are the ids of the masks' records.
 
     Where masks overlap the smaller one is on top, so that parts are not hidden by the objects they belong to.
-    Peak memory is the labels and one mask, three bytes a pixel, more than for any other output.
+    Peak memory is the labels, two bytes a pixel, and an eighth for the bits of one mask.
     """
     width, height = segmentation.size_wh
-    labels = np.zeros((height, width), dtype=np.uint16)
+    labels = np.zeros((height, width), np.uint16)
     numbered = sorted(enumerate(segmentation.masks, 1), key=lambda pair: -pair[1].area)
     for number, mask in numbered:
-        labels[decode_mask(mask)] = number
-    return _png(Image.fromarray(labels))
+        # A PNG's numbers are big-endian
+        paint_label(mask, int(np.array(number, ">u2").view(np.uint16)), labels)
+    return write_png((width, height), GREY_16, filtered_up(labels.view(np.uint8), 0, height))
+
+
+def overlay_file(picture: Image.Image) -> Artifact:
+    """Return a picture as a file."""
+    data = write_png(picture.size, RGB, filtered_paeth(np.asarray(picture)))
+    return Artifact("overlay.png", "image/png", data)
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache; the first time takes seconds."""
+    painting.warm_up()
+    png.warm_up()
+    scaling.warm_up()
 
 
 def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
@@ -141,9 +163,3 @@ def _name_of(image: ImageSource) -> str:
     source = image.s3_uri or (unquote(urlsplit(image.url).path) if image.url else image.upload_id) or ""
     name = source.rpartition("/")[2]
     return name if name not in ("", ".", "..") and name.isprintable() and "\\" not in name else "image"
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,14 @@ from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import EverythingJob
 from maskfleet.worker.image.decode import AnyPhoto
-from maskfleet.worker.masks.mask import Mask, decode_mask
+from maskfleet.worker.masks.mask import Mask
+from maskfleet.worker.output.painting import Blocks, blend, mask_coverage
+from maskfleet.worker.output.scaling import scaled_down
 
 #: Larger photos are drawn smaller: a screen shows no more, and the file stays small.
 _LONGEST_EDGE = 2048
 #: Half of it, since panels stand side by side.
 _LONGEST_PANEL_EDGE = 1024
-#: Rows that are scaled at once, and the reach of Pillow's widest filter, Lanczos.
-_STRIP_ROWS = 64
-_FILTER_REACH = 3
 #: How opaque a mask's colour is; a mask of most of the photo is fainter.
 _FILL = 0.45
 #: Green and red: the colours of points on an object and off it.
@@ -41,7 +41,7 @@ def draw_overlay(photo: AnyPhoto, spec: Spec, masks: Sequence[Mask]) -> Image.Im
         if len(spec.prompts) == 1:
             return _panels(photo, spec.prompts, masks)
         masks = _best_of_each(masks)
-    return _scene(photo, spec.prompts, masks, _LONGEST_EDGE)
+    return _scene(_ground(photo, _LONGEST_EDGE), spec.prompts, masks)
 
 
 def colour_of(index: int) -> Colour:
@@ -73,72 +73,71 @@ def _from_oklab(lightness: float, a: float, b: float) -> list[float]:
     return [12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055 for v in linear]
 
 
-def _scene(
-    photo: AnyPhoto, prompts: Sequence[Prompt], masks: Sequence[Mask], longest_edge: int, first_colour: int = 0
-) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """A photo at a picture's size, to be drawn on.
+
+    canvas: (h, w, 3), 0 to 255.  scale: the picture's size by the photo's.  columns, rows: the photo's that each pixel
+    of the picture stands for.
+    """
+
+    canvas: npt.NDArray[np.float32]
+    scale: float
+    columns: Blocks
+    rows: Blocks
+
+    @property
+    def line(self) -> float:
+        """The width of a fine line."""
+        return float(max(1.0, max(self.canvas.shape[:2]) / 420))
+
+
+def _ground(photo: AnyPhoto, longest_edge: int) -> _Ground:
     scale = min(1.0, longest_edge / max(photo.size_wh))
     width, height = (max(1, round(side * scale)) for side in photo.size_wh)
-    line = max(1.0, max(width, height) / 420)
-    canvas = _resized(photo.pixels, (width, height), Image.Resampling.LANCZOS).astype(np.float32)
+    columns, rows = Blocks.split(photo.size_wh[0], width), Blocks.split(photo.size_wh[1], height)
+    return _Ground(scaled_down(photo.pixels, (width, height)), scale, columns, rows)
+
+
+def _scene(ground: _Ground, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
+    """Draw on the ground's canvas."""
     for index, mask in sorted(enumerate(masks), key=lambda pair: -pair[1].area):
-        colour = colour_of(first_colour + (index if mask.prompt is None else mask.prompt))
-        _paint(canvas, mask, colour, line)
-    picture = Image.fromarray(np.rint(canvas).astype(np.uint8))
+        _paint(ground, mask, colour_of(index if mask.prompt is None else mask.prompt))
+    picture = Image.fromarray(np.rint(ground.canvas, out=ground.canvas).astype(np.uint8))
     for number, prompt in enumerate(prompts):
-        _draw_prompt(picture, prompt, colour_of(first_colour + number), scale, line)
+        _draw_prompt(picture, prompt, colour_of(number), ground.scale, ground.line)
     return picture
 
 
-def _paint(canvas: npt.NDArray[np.float32], mask: Mask, colour: Colour, line: float) -> None:
+def _paint(ground: _Ground, mask: Mask, colour: Colour) -> None:
     """Lay a mask on the canvas: a translucent fill, a dark seam for contrast, a bright contour."""
-    height, width = canvas.shape[:2]
-    scale_y, scale_x = height / mask.size_hw[0], width / mask.size_hw[1]
-    margin = math.ceil(4 * line)
-    x, y, box_width, box_height = mask.bbox_xywh
-    left, top = max(0, int(x * scale_x) - margin), max(0, int(y * scale_y) - margin)
-    right = min(width, math.ceil((x + box_width) * scale_x) + margin)
-    bottom = min(height, math.ceil((y + box_height) * scale_y) + margin)
-    if not mask.area:
+    coverage = mask_coverage(mask, ground.columns, ground.rows, margin=math.ceil(4 * ground.line))
+    if coverage is None:
         return
-    part = _soft(mask, (width, height), (left, top, right, bottom), line)
-    soft = np.asarray(part).astype(np.float32)[..., None] / 255
-    # The blurred mask falls from 1 to 0 across the edge: |value - 0.5| measures the distance from it.
-    off_edge = np.abs(soft - 0.5)
-    region = canvas[top:bottom, left:right]
-    tint = np.array(colour, dtype=np.float32)
+    # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
+    blur = ImageFilter.GaussianBlur(max(0.8, ground.line * 0.8))
+    soft = np.asarray(Image.fromarray(coverage.shares).filter(blur))
     # A mask that covers most of the photo would hide it: the larger, the fainter.
     fill = _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
-    _blend(region, tint, fill * np.clip((soft - 0.3) / 0.4, 0, 1))
-    _blend(region, tint * 0.25, 0.55 * np.clip((0.47 - off_edge) / 0.12, 0, 1))
-    _blend(region, tint + (255 - tint) * 0.25, np.clip((0.36 - off_edge) / 0.14, 0, 1))
+    blend(ground.canvas, soft, coverage.left, coverage.top, *_layers(np.array(colour, np.float64), fill))
 
 
-def _soft(mask: Mask, size_wh: tuple[int, int], bounds: tuple[int, int, int, int], line: float) -> Image.Image:
-    """Return the part of a mask inside bounds, on a picture of size_wh, with a soft edge."""
-    pixels = Image.fromarray(_resized(decode_mask(mask), size_wh, Image.Resampling.BOX))
-    # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
-    return pixels.crop(bounds).filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
+def _layers(tint: npt.NDArray[np.float64], fill: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return what stays of the canvas, (256,), and what is added to it, (256, 3), for each value of the soft mask.
 
-
-def _resized(
-    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.bool_], size_wh: tuple[int, int], resampling: Image.Resampling
-) -> npt.NDArray[np.uint8]:
-    """Scale a photo, or a mask as 0 and 255, in strips: Pillow's own copy of 100 megapixels is 400 MB."""
-    (height, width), step = pixels.shape[:2], pixels.shape[0] / size_wh[1]
-    out = np.empty((size_wh[1], size_wh[0], *pixels.shape[2:]), dtype=np.uint8)
-    for first in range(0, size_wh[1], _STRIP_ROWS):
-        last = min(first + _STRIP_ROWS, size_wh[1])
-        # With the rows around the strip that the filter reaches, only rounding differs from scaling the whole.
-        reach = math.ceil(_FILTER_REACH * max(1.0, step)) + 1
-        top, bottom = max(0, int(first * step) - reach), min(height, math.ceil(last * step) + reach)
-        strip = pixels[top:bottom].view(np.uint8) * np.uint8(255 if pixels.dtype == np.bool_ else 1)
-        box = (0, first * step - top, width, last * step - top)
-        out[first:last] = Image.fromarray(strip).resize((size_wh[0], last - first), resampling, box=box)
-    return out
-
-
-def _blend(region: npt.NDArray[np.float32], colour: npt.NDArray[np.float32], alpha: npt.NDArray[np.floating]) -> None:
-    region += (colour - region) * alpha
+    The blurred mask falls from 1 to 0 across the edge: |value - 0.5| measures the distance from it.
+    """
+    value = np.arange(256) / 255
+    off_edge = np.abs(value - 0.5)
+    keep, add = np.ones(256), np.zeros((256, 3))
+    for colour, alpha in (
+        (tint, fill * np.clip((value - 0.3) / 0.4, 0, 1)),
+        (tint * 0.25, 0.55 * np.clip((0.47 - off_edge) / 0.12, 0, 1)),
+        (tint + (255 - tint) * 0.25, np.clip((0.36 - off_edge) / 0.14, 0, 1)),
+    ):
+        keep = keep * (1 - alpha)
+        add = add * (1 - alpha[:, None]) + colour * alpha[:, None]
+    return keep.astype(np.float32), add.astype(np.float32)
 
 
 def _draw_prompt(picture: Image.Image, prompt: Prompt, colour: Colour, scale: float, line: float) -> None:
@@ -179,7 +178,8 @@ def _draw_point(picture: Image.Image, x: float, y: float, label: int, radius: fl
 
 def _panels(photo: AnyPhoto, prompts: Sequence[Prompt], masks: Sequence[Mask]) -> Image.Image:
     """Draw one panel for each candidate of an object, with its score below."""
-    scenes = [_scene(photo, prompts, [mask], _LONGEST_PANEL_EDGE) for mask in masks]
+    ground = _ground(photo, _LONGEST_PANEL_EDGE)
+    scenes = [_scene(replace(ground, canvas=ground.canvas.copy()), prompts, [mask]) for mask in masks]
     width, height = scenes[0].size
     gap = max(6, round(max(width, height) / 48))
     letters = max(11, round(width / 26))

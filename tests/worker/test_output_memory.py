@@ -1,0 +1,27 @@
+"""The memory that each output takes while it is made, measured in a separate process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+#: Bytes per pixel of the image: a label map's 16-bit labels, and an eighth for the bits of one mask.
+LABELS, BITS = 2, 1 / 8
+#: The overlay's canvas, at float32, and its masks' blur are of a screen's size; so is what is compressed at once.
+PICTURE_BYTES, STRIPS_BYTES = 100 * 2**20, 8 * 2**20
+
+
+@pytest.mark.parametrize("size_wh", [(5184, 3456), (12247, 8165)])
+def test_outputs_take_no_byte_for_each_pixel_of_a_mask(size_wh: tuple[int, int]) -> None:
+    pixels = size_wh[0] * size_wh[1]
+    command = [sys.executable, "-m", "tests.worker.output_memory", *map(str, size_wh)]
+
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+
+    peaks = {name: peak * pixels for name, peak in json.loads(ran.stdout).items()}
+    assert peaks["png"] < 2 * BITS * pixels + STRIPS_BYTES
+    assert peaks["label_map"] < (LABELS + 2 * BITS) * pixels + STRIPS_BYTES
+    assert peaks["overlay"] < PICTURE_BYTES
