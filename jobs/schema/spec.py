@@ -42,6 +42,7 @@ class Output(StrEnum):
 
     COCO = "coco"
     PNG = "png"
+    MASKS_ZIP = "masks_zip"
     LABEL_MAP = "label_map"
     OVERLAY = "overlay"
     LOGITS = "logits"
@@ -52,6 +53,14 @@ class Inline(StrEnum):
 
     RLE = "rle"
     POLYGONS = "polygons"
+
+
+class OverlayFormat(StrEnum):
+    """A format that the overlay is written in."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
 
 
 class Priority(StrEnum):
@@ -208,6 +217,12 @@ Metadata = Annotated[
 class JobOptions(Request):
     """The fields of a job of any mode besides its image."""
 
+
+
+    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
+    overlay_format: OverlayFormat = Field(
+        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and a tenth as large."
+    )
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
     start_deadline_s: int = Field(

@@ -17,12 +17,20 @@ from pydantic.fields import FieldInfo
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
+<<<<<<< HEAD
     BoxJob,
     EverythingJob,
     EverythingParams,
     ImageSource,
     Output,
     PointJob,
+=======
+    EverythingParams,
+    ImageSource,
+    JobSpec,
+    Output,
+    OverlayFormat,
+>>>>>>> 58808b9 (Write all mask images as one archive, and overlays as WebP or JPEG)
     PromptParams,
     invalid_request,
 )
@@ -37,8 +45,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes 
 def spec_options(command: _Function) -> _Function:
     """Add the options of a job: mode, prompts, outputs and one per field of the modes' params.
 
-    The command gets ``mode``, ``point``, ``label``, ``box``, ``outputs`` and the params' names; pass all of
-    them to ``build_spec`` unchanged.
+    The command gets ``mode``, ``point``, ``label``, ``box``, ``outputs``, ``overlay_format`` and the params' names;
+    pass all of them to ``build_spec`` unchanged.
     """
     options = [
         click.option(
@@ -63,6 +71,11 @@ def spec_options(command: _Function) -> _Function:
         ),
         click.option(
             "--outputs", metavar="NAME,…", help=f"What to write: any of {', '.join(Output)}.  [default: {Output.COCO}]"
+        ),
+        click.option(
+            "--overlay-format",
+            type=click.Choice(tuple(OverlayFormat)),
+            help=f"What to write the overlay as.  [default: {OverlayFormat.PNG}]",
         ),
         *(_param_option(name, field) for name, field in _PARAMS.items()),
     ]

@@ -73,7 +73,7 @@ def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(
 
     sent = client.submit(
         photo=coins,
-        outputs=["coco", "png", "label_map", "overlay"],
+        outputs=["coco", "png", "masks_zip", "label_map", "overlay"],
         webhook={"url": receiver.url},
         metadata={"order": "42"},
         **BOXES,

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.core_side import resident_gb
-from maskfleet.jobs.schema.record import EmbeddingOrigin
-from maskfleet.jobs.schema.spec import EverythingJob, ImageSource
+from maskfleet.jobs.schema.spec import EverythingJob, ImageSource, Output
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.memory import give_back
 from maskfleet.worker.masks.rle import encode_rle
 from maskfleet.worker.output import formats
-from maskfleet.worker.output.formats import label_map_png, mask_png
+from maskfleet.worker.output.formats import label_map_png, mask_files, mask_png
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.segment import Segmentation
 from maskfleet.worker.steps import SegmentMetrics
@@ -48,9 +47,7 @@ def main() -> None:
     middles = random.uniform(0.1, 0.9, (20, 2)) * [width, height]
     masks = [disc((height, width), (x, y), random.uniform(0.02, 0.3) * height) for x, y in middles]
     masks.append(disc((height, width), (width / 2, height / 2), 2 * width))  # all of the image
-    found = Segmentation(
-        (width, height), tuple(masks), SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False, EmbeddingOrigin.COMPUTED)
-    )
+    found = Segmentation((width, height), tuple(masks), SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False))
     photo = Photo(np.full((height, width, 3), 90, np.uint8), (width, height), "JPEG")
     spec = EverythingJob(mode="everything", image=ImageSource(s3_uri="s3://photos/any.jpg"))
     formats.warm_up()
@@ -61,6 +58,7 @@ def main() -> None:
 
     work: dict[str, Callable[[], object]] = {
         "png": pngs,
+        "masks_zip": lambda: list(mask_files(found, {Output.MASKS_ZIP})),
         "label_map": lambda: label_map_png(found),
         "overlay": lambda: draw_overlay(photo, spec, masks),
     }

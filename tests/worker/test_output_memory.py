@@ -23,5 +23,6 @@ def test_outputs_take_no_byte_for_each_pixel_of_a_mask(size_wh: tuple[int, int])
 
     peaks = {name: peak * pixels for name, peak in json.loads(ran.stdout).items()}
     assert peaks["png"] < 2 * BITS * pixels + STRIPS_BYTES
+    assert peaks["masks_zip"] < 2 * BITS * pixels + STRIPS_BYTES
     assert peaks["label_map"] < (LABELS + 2 * BITS) * pixels + STRIPS_BYTES
     assert peaks["overlay"] < PICTURE_BYTES

@@ -23,13 +23,16 @@ def test_boxes_on_the_coins_give_every_file_that_was_asked_for(repository: Path,
         repository,
         "examples/coins.png",
         *("--mode", "box", "--box", "90,30,142,76", "--box", "20,30,70,78", "--point", "", "--point", "45,50;75,75"),
-        *("--label", "", "--label", "1,0", "--out", tmp_path, "--outputs", "png,label_map,overlay"),
+        *("--label", "", "--label", "1,0", "--out", tmp_path, "--outputs", "png,label_map,overlay,masks_zip"),
+        *("--overlay-format", "jpeg"),
     )
 
     assert ran.returncode == 0, ran.stderr
     assert "2 masks on 384×303 pixels" in ran.stdout
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"coco.json", "masks/0000.png", "masks/0001.png", "label_map.png", "overlay.png"}
+    assert files == {
+        *("coco.json", "masks/0000.png", "masks/0001.png", "masks.zip", "label_map.png", "overlay.jpg"),
+    }
     document = json.loads((tmp_path / "coco.json").read_text())
     assert document["images"] == [{"id": 1, "file_name": "coins.png", "width": 384, "height": 303}]
     assert [record["prompt"] for record in document["annotations"]] == [0, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from urllib.parse import unquote, urlsplit
 
@@ -14,10 +14,11 @@ from PIL import Image
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import ImageSource, Output
+from maskfleet.jobs.schema.spec import ImageSource, Output, OverlayFormat
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.output import painting, png, scaling
+from maskfleet.worker.output.archive import Archive
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.output.painting import mask_bits, paint_label
@@ -29,6 +30,11 @@ from maskfleet.worker.segment import Segmentation
 MAX_LABELS = 65_535
 #: The ids of the one image and the one category of a COCO dataset.  Not 0, which pycocotools takes for "none".
 IMAGE_ID = CATEGORY_ID = 1
+#: The outputs that are made of masks' PNGs.
+_MASK_FILES = frozenset({Output.PNG, Output.MASKS_ZIP})
+#: Of overlays as JPEG and WebP: no difference is seen at this quality.
+_QUALITY = 90
+_WEBP_METHOD = 2
 
 
 def make_artifacts(
@@ -37,7 +43,7 @@ def make_artifacts(
     """Yield the outputs that the spec names, one file at a time.
 
     file_name: the image's, for the COCO dataset; without one, it is made from the spec's source.
-    Raises InvalidRequest (``too_many_masks``) if a label map has too few ids.
+    Raises InvalidRequest (``too_many_masks``) if a label map has too few ids, and ``archive_too_large``.
     """
     if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
         raise InvalidRequest(
@@ -45,17 +51,21 @@ def make_artifacts(
             f"There are {len(segmentation.masks):,} masks, but a label map holds at most {MAX_LABELS:,}. "
             "Use coco or png instead, or raise the thresholds.",
         )
+    written: frozenset[Output] = frozenset()
     for output in dict.fromkeys(spec.outputs):
         if output is Output.COCO:
             yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name or _name_of(spec.image)))
-        elif output is Output.PNG:
-            yield from mask_files(segmentation)
+        elif output in _MASK_FILES:
+            # Both from one pass: it takes the place of whichever is named first.
+            if wanted := _MASK_FILES.intersection(spec.outputs) - written:
+                yield from mask_files(segmentation, wanted)
+                written |= wanted
         elif output is Output.LOGITS:
             yield from mask_logits(segmentation)
         elif output is Output.LABEL_MAP:
             yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
         else:
-            yield overlay_file(draw_overlay(photo, spec, segmentation.masks))
+            yield overlay_file(draw_overlay(photo, spec, segmentation.masks), spec.overlay_format)
 
 
 def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
@@ -76,10 +86,20 @@ def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
     ).encode()
 
 
-def mask_files(segmentation: Segmentation) -> Iterator[Artifact]:
-    """Yield a 1-bit PNG for each mask, white inside, numbered from 0 in the order of the records."""
+def mask_files(segmentation: Segmentation, wanted: Collection[Output]) -> Iterator[Artifact]:
+    """Yield a 1-bit PNG for each mask, white inside, numbered from 0 in the order of the records.
+
+    wanted: the files themselves (``png``), one archive of them (``masks_zip``), or both.
+    """
+    archive = Archive("masks.zip") if Output.MASKS_ZIP in wanted else None
     for number, mask in enumerate(segmentation.masks):
-        yield Artifact(_numbered("masks/", number, segmentation, "png"), "image/png", mask_png(mask))
+        file = Artifact(_numbered("masks/", number, segmentation, "png"), "image/png", mask_png(mask))
+        if archive:
+            archive.add(file)
+        if Output.PNG in wanted:
+            yield file
+    if archive:
+        yield archive.finish()
 
 
 def mask_png(mask: Mask) -> bytes:
@@ -118,10 +138,18 @@ def label_map_png(segmentation: Segmentation) -> bytes:
     return write_png((width, height), GREY_16, filtered_up(labels.view(np.uint8), 0, height))
 
 
-def overlay_file(picture: Image.Image) -> Artifact:
-    """Return a picture as a file."""
-    data = write_png(picture.size, RGB, filtered_paeth(np.asarray(picture)))
-    return Artifact("overlay.png", "image/png", data)
+def overlay_file(picture: Image.Image, overlay_format: OverlayFormat) -> Artifact:
+    """Return a picture as a file in the format that the spec names."""
+    if overlay_format is OverlayFormat.PNG:
+        data = write_png(picture.size, RGB, filtered_paeth(np.asarray(picture)))
+        return Artifact("overlay.png", "image/png", data)
+    buffer = io.BytesIO()
+    if overlay_format is OverlayFormat.WEBP:
+        picture.save(buffer, "WEBP", quality=_QUALITY, method=_WEBP_METHOD)
+        return Artifact("overlay.webp", "image/webp", buffer.getvalue())
+    # Colours at full resolution: contours are a few pixels wide.
+    picture.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return Artifact("overlay.jpg", "image/jpeg", buffer.getvalue())
 
 
 def warm_up() -> None:
