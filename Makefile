@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device
+.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device bench-job
 
 setup: .venv/.installed
 
@@ -81,6 +81,10 @@ bench-gpu: setup
 # Clicks through the service, beside a loop over transformers' SamModel; takes some minutes.
 bench-clicks: setup
 	$(BIN)/python -m benchmarks.clicks
+
+# Time a whole job by stage, and the library's way beside it; takes half an hour.
+bench-job: setup
+	$(BIN)/python -m benchmarks.job
 
 bench: setup
 	$(BIN)/python -m benchmarks.submit

@@ -217,12 +217,6 @@ Metadata = Annotated[
 class JobOptions(Request):
     """The fields of a job of any mode besides its image."""
 
-
-
-    outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
-    overlay_format: OverlayFormat = Field(
-        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and a tenth as large."
-    )
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
     start_deadline_s: int = Field(
@@ -239,6 +233,9 @@ class MaskOptions(JobOptions):
     """The fields of a job that makes masks, besides its image and mode; the same for all jobs of a batch."""
 
     outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
+    overlay_format: OverlayFormat = Field(
+        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and a tenth as large."
+    )
 
 
 class Everything(Request):
