@@ -17,6 +17,7 @@ from maskfleet.api.routes import (
     deliveries,
     docs,
     events,
+    fleet,
     images,
     jobs,
     models,
@@ -61,6 +62,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    for part in (jobs, images, batches, events, retry_delete, results, deliveries, webhooks, uploads, models):
+    parts = (jobs, images, batches, events, retry_delete, results, deliveries, webhooks, uploads, models, fleet)
+    for part in parts:
         v1.register_blueprint(part.blueprint)
     return v1

@@ -61,5 +61,6 @@ def _check(services: Services) -> None:
 )
 def metrics() -> Response:
     services = current_services()
-    found = services.exposition.get(partial(services.metrics.exposition, services.settings.model_names))
+    settings = services.settings
+    found = services.exposition.get(partial(services.metrics.exposition, settings.model_names, settings.fleet_rules))
     return Response(found, content_type=CONTENT_TYPE_LATEST)

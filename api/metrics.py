@@ -14,14 +14,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from maskfleet.jobs.errors import QueueUnavailable
+from maskfleet.jobs.fleet import FleetRules, ModelLoad
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.epoch import Epoch
+from maskfleet.jobs.ledger.fleet import Fleet
 from maskfleet.jobs.ledger.reconciler import MENDABLE
-from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.queue import model_queues
+from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.delivery import DeliveryState
+from maskfleet.jobs.schema.fleet import ModelFleet
 from maskfleet.jobs.status import ENDED
 
 #: prometheus_client's own variable; api/server.py sets it.
@@ -39,7 +41,7 @@ class JobFigures:
 
     job_counts: JobCounts
     deliveries: Deliveries
-    worker_registry: WorkerRegistry
+    fleet: Fleet
     epoch: Epoch
 
 
@@ -83,10 +85,10 @@ class RequestMetrics:
         with contextlib.suppress(OSError, ValueError):  # see ``count``
             self._held.inc(change)
 
-    def exposition(self, models: tuple[str, ...]) -> bytes:
+    def exposition(self, models: tuple[str, ...], rules: FleetRules) -> bytes:
         """Return all metrics in Prometheus' text format."""
         jobs = CollectorRegistry()
-        jobs.register(_JobCollector(self._jobs, models))
+        jobs.register(_JobCollector(self._jobs, models, rules))
         return self._counted() + bytes(generate_latest(jobs))
 
     def _counted(self) -> bytes:
@@ -114,9 +116,10 @@ def restore_folder() -> None:
 
 
 class _JobCollector(Collector):
-    def __init__(self, jobs: JobFigures, models: tuple[str, ...]) -> None:
+    def __init__(self, jobs: JobFigures, models: tuple[str, ...], rules: FleetRules) -> None:
         self._jobs = jobs
         self._models = models
+        self._rules = rules
 
     def describe(self) -> list[Metric]:
         return []  # otherwise registering would already query the ledger
@@ -166,29 +169,9 @@ class _JobCollector(Collector):
             if state is not DeliveryState.WAITING:
                 webhooks.add_metric((state,), totals.get(f"webhooks_{state}", 0))
         yield webhooks
-        queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that are waiting.", labels=("queue",))
-        queues = tuple(queue for model in self._models for queue in model_queues(model))
-        for queue, count in self._jobs.job_counts.queued(queues).items():
-            queued.add_metric((queue,), count)
-        yield queued
-        oldest = GaugeMetricFamily(
-            "maskfleet_oldest_queued_seconds", "The age of the oldest waiting job; 0 for none.", labels=("queue",)
-        )
-        for queue, age_s in self._jobs.job_counts.oldest_queued_s(queues).items():
-            oldest.add_metric((queue,), age_s)
-        yield oldest
-        workers = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=("model",))
-        withdrawn = GaugeMetricFamily(
-            "maskfleet_workers_withdrawn",
-            "Workers that take no jobs until their self-test passes.",
-            labels=("model",),
-        )
-        registry = self._jobs.worker_registry
-        for family, counts in ((workers, registry.counts()), (withdrawn, registry.withdrawn())):
-            for model, count in (dict.fromkeys(self._models, 0) | counts).items():
-                family.add_metric((model,), count)
-        yield workers
-        yield withdrawn
+        loads = self._jobs.fleet.loads(self._models).models
+        yield from _class_figures(loads)
+        yield from _model_figures(loads, self._rules)
         for name, text, value in (
             (
                 "ledger_lost_timestamp_seconds",
@@ -199,3 +182,47 @@ class _JobCollector(Collector):
             ("deliveries_waiting", "Webhooks still to be sent.", self._jobs.deliveries.waiting()),
         ):
             yield GaugeMetricFamily(f"maskfleet_{name}", text, value)
+
+
+def _class_figures(loads: tuple[ModelLoad, ...]) -> Iterator[Metric]:
+    """Yield what is known of each queue."""
+    labels = ("queue", "model", "priority")
+    queued = GaugeMetricFamily("maskfleet_jobs_queued", "Jobs that are waiting.", labels=labels)
+    running = GaugeMetricFamily("maskfleet_jobs_running", "Jobs that are running, by queue.", labels=labels)
+    oldest = GaugeMetricFamily(
+        "maskfleet_oldest_queued_seconds", "The age of the oldest waiting job; 0 for none.", labels=labels
+    )
+    pace = GaugeMetricFamily(
+        "maskfleet_job_seconds", "How long a job takes, as measured lately; 0 before one has succeeded.", labels=labels
+    )
+    for load in loads:
+        for one in load.classes:
+            values = (queue_name(load.model, one.priority), load.model, str(one.priority))
+            queued.add_metric(values, one.queued)
+            running.add_metric(values, one.running)
+            oldest.add_metric(values, one.oldest_s)
+            pace.add_metric(values, one.job_s or 0.0)
+    yield from (queued, running, oldest, pace)
+
+
+def _model_figures(loads: tuple[ModelLoad, ...], rules: FleetRules) -> Iterator[Metric]:
+    """Yield what is known of each model's workers."""
+    labels = ("model",)
+    desired = GaugeMetricFamily("maskfleet_desired_workers", "How many workers there should be.", labels=labels)
+    backlog = GaugeMetricFamily(
+        "maskfleet_backlog_seconds", "How long one worker would take for all queued and running jobs.", labels=labels
+    )
+    ready = GaugeMetricFamily("maskfleet_workers_ready", "Workers with their model loaded.", labels=labels)
+    withdrawn = GaugeMetricFamily(
+        "maskfleet_workers_withdrawn", "Workers that take no jobs until their self-test passes.", labels=labels
+    )
+    states = GaugeMetricFamily("maskfleet_workers", "Workers, by what they are doing.", labels=("model", "state"))
+    for load in loads:
+        view = ModelFleet.of(load, rules)
+        desired.add_metric((load.model,), view.desired_workers)
+        backlog.add_metric((load.model,), view.backlog_s)
+        ready.add_metric((load.model,), load.workers.ready)
+        withdrawn.add_metric((load.model,), load.workers.withdrawn)
+        for state, count in view.workers.counts().items():
+            states.add_metric((load.model, state), count)
+    yield from (desired, backlog, ready, withdrawn, states)

@@ -22,6 +22,7 @@ from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.durability import Durability
 from maskfleet.jobs.ledger.ends import Ends
 from maskfleet.jobs.ledger.epoch import Epoch
+from maskfleet.jobs.ledger.fleet import Fleet, Loads
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
@@ -53,6 +54,7 @@ class Services:
     deliveries: Deliveries
     webhook_secrets: WebhookSecrets
     worker_registry: WorkerRegistry
+    fleet: Fleet
     store: Store
     bells: Bells
     waits: Waits
@@ -62,6 +64,8 @@ class Services:
     #: What ``/ready`` and ``/metrics`` found last.
     readiness: Remembered[None]
     exposition: Remembered[bytes]
+    #: What the workers have to do, as it was found last.
+    loads: Remembered[Loads]
 
 
 def make_services(settings: ApiSettings) -> Services:
@@ -69,9 +73,10 @@ def make_services(settings: ApiSettings) -> Services:
     durability = Durability(settings.redis_wait_replicas, settings.redis_wait_aof, settings.redis_wait_s)
     ledger = Ledger(client, settings.retention_s, settings.tenant_weights, durability)
     worker_registry = WorkerRegistry(client)
+    fleet = Fleet(client, worker_registry)
     epoch = Epoch(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
-    metrics = RequestMetrics(JobFigures(JobCounts(client), deliveries, worker_registry, epoch))
+    metrics = RequestMetrics(JobFigures(JobCounts(client), deliveries, fleet, epoch))
     return Services(
         settings=settings,
         redis=client,
@@ -83,6 +88,7 @@ def make_services(settings: ApiSettings) -> Services:
         deliveries=deliveries,
         webhook_secrets=WebhookSecrets(client, settings.masters),
         worker_registry=worker_registry,
+        fleet=fleet,
         store=Store(settings),
         bells=Bells(client, Publisher(settings)),
         waits=Waits(
@@ -99,6 +105,7 @@ def make_services(settings: ApiSettings) -> Services:
         metrics=metrics,
         readiness=Remembered(settings.health_cache_s),
         exposition=Remembered(settings.health_cache_s),
+        loads=Remembered(settings.health_cache_s),
     )
 
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.growth_ledger
 
+With ``--running 5000`` it only measures a look at the fleet while so many jobs run, and keeps nothing.
+
 A real Redis holds 1,000, 100,000 and 1,000,000 records of one tenant: at most 50,000 queued, the others ended, every
 tenth of those failed; 5,000 workers are announced.  The ended ones are copies of two jobs which went through
 the ledger, as all others do.  Each operation is timed, and its commands are counted, those inside scripts too.
@@ -24,10 +26,12 @@ import redis
 
 from benchmarks.machine import ROOT, keep
 from maskfleet.api.metrics import JobFigures, RequestMetrics
+from maskfleet.jobs.fleet import FleetRules
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries, Shares
 from maskfleet.jobs.ledger.epoch import Epoch
+from maskfleet.jobs.ledger.fleet import Fleet
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.reconciler import Reconciler
@@ -87,10 +91,12 @@ class GrowingLedger:
         self.registry = WorkerRegistry(client)
         self.deliveries = Deliveries(client)
         self.reconciler = Reconciler(client, 7 * DAY_S)
-        self.metrics = RequestMetrics(JobFigures(JobCounts(client), self.deliveries, self.registry, Epoch(client)))
+        self.fleet = Fleet(client, self.registry)
+        self.metrics = RequestMetrics(JobFigures(JobCounts(client), self.deliveries, self.fleet, Epoch(client)))
         self.copied = self.queued = self.workers = 0
         self.bytes: dict[str, float] = {}
         self.templates = [self._ended(fails=False), self._ended(fails=True)]
+        self.running = self.claim()
 
     def create(self, jobs: int = 1) -> tuple[str, ...]:
         new = NewJobs(TENANT, QUEUE, (SPEC,) * jobs, DAY_S)
@@ -145,7 +151,7 @@ class GrowingLedger:
 
     def operations(self) -> dict[str, Callable[[], object]]:
         """Return what is measured, by name."""
-        ledger, running = self.ledger, self.claim()
+        ledger, running = self.ledger, self.running
         places = self._places()
         shares = Shares(8, 24, {})
         progress = (ProgressView(stage=Stage.DECODING, done=done, total=10**9) for done in range(10**9))
@@ -168,7 +174,7 @@ class GrowingLedger:
             "list, 20 failed": lambda: ledger.page_of(TENANT, limit=20, status=Status.FAILED),
             "list, deep page": lambda: ledger.page_of(TENANT, after=next(places), limit=20),
             "count workers": lambda: self.registry.serving(MODEL),
-            "/metrics": lambda: self.metrics.exposition((MODEL,)),
+            "/metrics": lambda: self.metrics.exposition((MODEL,), FleetRules()),
             "sweep, 200 jobs": lambda: ledger.ends([f"job_{number:032x}" for number in range(JOBS_AT_ONCE)]),
             "courier tick": courier_tick,
         }
@@ -203,6 +209,20 @@ class GrowingLedger:
             medians[name] = round(statistics.median(times) * 1000, 3)
         return medians
 
+    def look_at_fleet_ms(self, running: int) -> float:
+        """Return how long a look at the fleet takes while so many jobs run, as a median."""
+        self.create(running)
+        for number in range(running - 1):
+            node = f"sam-gpu0@host-{number}"
+            assert self.ledger.claim_next((QUEUE,), node, lease_s=DAY_S, max_attempts=3).record is not None
+        times = []
+        for _ in range(RUNS):
+            started = time.perf_counter()
+            [load] = self.fleet.loads((MODEL,)).models
+            times.append(time.perf_counter() - started)
+        assert load.running == running
+        return statistics.median(times) * 1000
+
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
     import matplotlib as mpl
@@ -227,12 +247,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=int, nargs="+", default=SIZES)
     parser.add_argument("--workers", type=int, default=WORKERS)
+    parser.add_argument("--running", type=int, help="only measure a look at the fleet, while so many jobs run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         server = start_redis(Path(name) / "redis", log=Path(name) / "redis.log")
         with connect(SharedSettings(redis_url=server.url)) as client:
             client.config_set("appendonly", "no")  # its rewrites would be measured, too
             growing, rows = GrowingLedger(client), []
+            if options.running:
+                print(f"a look at the fleet: {growing.look_at_fleet_ms(options.running):.2f} ms")
+                options.records = ()
             for records in options.records:
                 queued = min(records // 10, MOST_QUEUED)
                 growing.grow(Sizes(records - queued, queued, options.workers))
@@ -247,6 +271,8 @@ def main() -> None:
                 }
                 rows.append(row)
         server.stop()
+    if not rows:
+        return
     if tuple(options.records) == SIZES:
         draw(rows, ROOT / "docs" / "pictures" / "growth_ledger.png")
         keep("growth_ledger", "python -m benchmarks.growth_ledger", rows)

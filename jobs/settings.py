@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, Endpoint, address_rules, check_url
 from maskfleet.jobs.buckets import AllowedBucket
-from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Webhook
+from maskfleet.jobs.fleet import DEFAULT_MAX_WORKERS, FleetRules
+from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Priority, Webhook
 from maskfleet.jobs.schema.wire import HttpUrl
 from maskfleet.jobs.webhook_secrets import master_bytes
 
@@ -220,6 +221,17 @@ class ApiSettings(SigningSettings):
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
     #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
     max_backlog_s: float = Field(0, ge=0)
+    #: Within how many seconds jobs should start, by class, as in ``interactive:5,bulk:3600``; for the desired number of
+    #: workers.
+    target_wait_s: Annotated[dict[Priority, Annotated[float, Field(ge=0)]], NoDecode] = Field(default_factory=dict)
+    #: How long a job takes, as long as none of its model was measured.
+    expected_job_s: float = Field(5.0, gt=0)
+    #: The fewest and the most workers that are desired for a model.
+    min_workers: int = Field(0, ge=0)
+    max_workers: int = Field(DEFAULT_MAX_WORKERS, ge=0)
+    #: The same for individual models, as in ``facebook/sam-vit-huge:8,sam-demo:2``.
+    model_min_workers: Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode] = Field(default_factory=dict)
+    model_max_workers: Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode] = Field(default_factory=dict)
     #: The rate limit per key, as in ``600/minute``; empty for none.
     rate_limit: RateLimit = "6000/minute"
     #: The rate limit per client address, for requests without a known key.
@@ -278,7 +290,13 @@ class ApiSettings(SigningSettings):
 
     _split_names = field_validator("api_keys", "models", "cors_origins", "trusted_hosts", mode="before")(_split)
     _split_pairs = field_validator(
-        "tenant_jobs_in_flight", "tenant_record_bytes", "tenant_upload_bytes", mode="before"
+        "tenant_jobs_in_flight",
+        "tenant_record_bytes",
+        "tenant_upload_bytes",
+        "target_wait_s",
+        "model_min_workers",
+        "model_max_workers",
+        mode="before",
     )(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 
@@ -324,6 +342,18 @@ class ApiSettings(SigningSettings):
     def upload_bytes(self, tenant: str) -> int:
         """Return how many bytes of images a tenant may have stored."""
         return self.tenant_upload_bytes.get(tenant, self.max_upload_bytes)
+
+    @property
+    def fleet_rules(self) -> FleetRules:
+        """What decides how many workers a model should have, besides its jobs."""
+        return FleetRules(
+            target_wait_s=self.target_wait_s,
+            expected_job_s=self.expected_job_s,
+            min_workers=self.min_workers,
+            max_workers=self.max_workers,
+            model_min_workers=self.model_min_workers,
+            model_max_workers=self.model_max_workers,
+        )
 
     @property
     def model_names(self) -> tuple[str, ...]:

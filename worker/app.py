@@ -27,6 +27,7 @@ from maskfleet.jobs.queue import canary_queue, model_queues
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.model_process import WorkerChild
 from maskfleet.worker.node.health import serve_health
+from maskfleet.worker.node.loading import announced_as_loading
 
 if TYPE_CHECKING:
     from maskfleet.jobs.storage import Store
@@ -62,8 +63,9 @@ def load(**_: object) -> None:
     global _child
     settings = WorkerSettings()
     try:
-        bench = current_app.conf.make_workbench(settings)
         client = connect(settings)
+        with announced_as_loading(WorkerRegistry(client), settings):
+            bench = current_app.conf.make_workbench(settings)
         _child = WorkerChild(bench, WorkerRegistry(client), Publisher(settings), Epoch(client))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))

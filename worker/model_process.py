@@ -17,6 +17,7 @@ from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import CANARY, Publisher
 from maskfleet.jobs.queue import canary_queue
 from maskfleet.worker.node.fitness import Fitness
+from maskfleet.worker.node.loading import program_version
 
 if TYPE_CHECKING:
     from maskfleet.worker.attempt import Workbench
@@ -121,6 +122,7 @@ class WorkerChild:
                 self._jobs,
                 idle_s,
                 fault=self._fitness.fault,
+                version=program_version(),
             )
         )
         if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:

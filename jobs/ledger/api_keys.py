@@ -39,6 +39,7 @@ class Scope(StrEnum):
     """What a key allows.  ``admin`` is for operators: it allows everything, including what only operators may do.
 
     ``jobs:interactive``, with ``jobs:write``, allows jobs of priority ``interactive``, which go before all others.
+    ``fleet`` is for autoscalers: it shows how many jobs and workers a model has, of all tenants, and nothing else.
     """
 
     READ = "jobs:read"
@@ -46,6 +47,7 @@ class Scope(StrEnum):
     #: To see and rotate the secret that signs the tenant's webhooks: whoever knows it can forge them.
     WEBHOOK_SECRET = "webhooks:secret"  # noqa: S105 - a scope's name
     INTERACTIVE = "jobs:interactive"
+    FLEET = "fleet"
     ADMIN = "admin"
 
 

@@ -62,6 +62,8 @@ fields):
     host:{host}           zset    the same, of one machine; expires unless renewed
     serving:{model}       zset    the same, of those that have a model loaded; expires unless renewed
     withdrawn:{model}     zset    the same, of those that take no jobs; expires unless renewed
+    starting:{model}      zset    the same, of those that load it; expires unless renewed
+    draining_nodes:{model}  zset  the same, of those that shut down; expires unless renewed
     models                zset    model → a worker with it last seen, in seconds; expires unless renewed
     reconciled            string  exists while nothing need be compared; expires after ``reconcile_s``  (reconciler.py)
     swept                 string  exists while no sweep is due; expires after ``sweep_s``     (sweeps.py)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import redis
@@ -14,6 +14,8 @@ from maskfleet.jobs.ledger.connection import load_script, redis_errors
 WORKER_TTL_S = 30
 #: Faults of a node longer ago than this say nothing of it today.
 FAULTS_TTL_S = 3600
+#: The sets that a model's workers are counted in, each in one of them.
+_COUNTED = ("starting", "serving", "draining_nodes", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,11 @@ class WorkerSeen:
 
     pid: of the process that holds the model.  jobs: how many it has done.  consumed_s_ago: seconds since it last
     took a message or renewed a lease, by Redis' clock; 0 when it announces itself.  fault: why it has withdrawn and
-    takes no jobs; empty while it does.
+    takes no jobs; empty while it does.  loads: whether it still loads its model.  version: of its program; empty for
+    one from before versions were announced.
+
+    What the registry adds: its state (``starting``, ``ready``, ``draining``, ``withdrawn``), since when it is in it,
+    and how long ago it was seen.
     """
 
     node: str
@@ -32,6 +38,11 @@ class WorkerSeen:
     jobs: int
     consumed_s_ago: int = 0
     fault: str = ""
+    loads: bool = False
+    version: str = ""
+    state: str = field(default="", compare=False)
+    since_ms: int | None = field(default=None, compare=False)
+    seen_s_ago: int | None = field(default=None, compare=False)
 
 
 class WorkerRegistry:
@@ -43,7 +54,7 @@ class WorkerRegistry:
         self._serving = load_script(client, "serving")
 
     def announce(self, worker: WorkerSeen) -> None:
-        """Announce a worker that is ready; repeat well within WORKER_TTL_S."""
+        """Announce a worker that is ready, or loads its model; repeat well within WORKER_TTL_S."""
         with redis_errors():
             self._announce(
                 args=[
@@ -56,6 +67,8 @@ class WorkerRegistry:
                     worker.pid,
                     worker.jobs,
                     worker.fault,
+                    int(worker.loads),
+                    worker.version,
                 ]
             )
 
@@ -65,22 +78,26 @@ class WorkerRegistry:
             model = cast("str | None", self._redis.hget(f"mf:worker:{node}", "model"))
             pipeline = self._redis.pipeline()
             if model is not None:
-                pipeline.zrem(f"mf:serving:{model}", node)
-                pipeline.zrem(f"mf:withdrawn:{model}", node)
+                for state in _COUNTED:
+                    pipeline.zrem(f"mf:{state}:{model}", node)
             pipeline.zrem(f"mf:host:{_host(node)}", node)
             pipeline.delete(f"mf:worker:{node}")
             pipeline.execute()
 
-    def workers(self, host: str = "") -> list[WorkerSeen]:
-        """Return the workers of a host, or of all, which costs a read for each; sorted by name."""
+    def workers(self, host: str = "", *, loading: bool = False) -> list[WorkerSeen]:
+        """Return the workers of a host, or of all, which costs a read for each; sorted by name.
+
+        loading: whether to return those that still load their model, too.
+        """
         with redis_errors():
             key = f"mf:host:{host}" if host else "mf:workers"
-            return self._read(sorted(cast("list[str]", self._redis.zrange(key, 0, -1))))
+            seen = self._read(sorted(cast("list[str]", self._redis.zrange(key, 0, -1))))
+        return [worker for worker in seen if loading or not worker.loads]
 
     def find(self, node: str) -> WorkerSeen | None:
-        """Return one worker, or None if it has not announced itself recently."""
+        """Return one worker, or None if it has not announced itself recently, or still loads its model."""
         with redis_errors():
-            return next(iter(self._read([node])), None)
+            return next((worker for worker in self._read([node]) if not worker.loads), None)
 
     def faults(self, node: str) -> int:
         """Return how many faults of its own a node met in a row; restarts of its processes do not reset it."""
@@ -101,6 +118,12 @@ class WorkerRegistry:
         """Count the workers that have a model loaded."""
         return self.counts((model,))[model]
 
+    def loaded(self) -> list[str]:
+        """Return the models that a worker has loaded, or loads."""
+        with redis_errors():
+            since_s = self._redis.time()[0] - WORKER_TTL_S
+            return cast("list[str]", self._redis.zrange("mf:models", since_s, "+inf", byscore=True))
+
     def counts(self, models: tuple[str, ...] = ()) -> dict[str, int]:
         """Count the workers that have each model loaded and take jobs; without ``models``, each that a worker has."""
         with redis_errors():
@@ -118,19 +141,28 @@ class WorkerRegistry:
         pipeline = self._redis.pipeline(transaction=False)
         for node in nodes:
             pipeline.hgetall(f"mf:worker:{node}")
-        return [
-            WorkerSeen(
-                node=node,
-                model=fields["model"],
-                device=fields["device"],
-                pid=int(fields["pid"]),
-                jobs=int(fields["jobs"]),
-                consumed_s_ago=max(0, seconds - int(fields["consumed"])),
-                fault=fields.get("fault", ""),
-            )
-            for node, fields in zip(nodes, pipeline.execute(), strict=True)
-            if fields
-        ]
+        found = zip(nodes, pipeline.execute(), strict=True)
+        return [_seen(node, fields, seconds) for node, fields in found if fields]
+
+
+def _seen(node: str, fields: dict[str, str], now_s: int) -> WorkerSeen:
+    seen_s_ago = max(0, now_s - int(fields["seen"])) if "seen" in fields else None
+    # A program of an earlier version renews the record without these fields; then they are another program's.
+    is_own = seen_s_ago is not None and seen_s_ago <= WORKER_TTL_S
+    return WorkerSeen(
+        node=node,
+        model=fields["model"],
+        device=fields["device"],
+        pid=int(fields["pid"]),
+        jobs=int(fields["jobs"]),
+        consumed_s_ago=max(0, now_s - int(fields["consumed"])),
+        fault=fields.get("fault", ""),
+        loads=is_own and fields["state"] == "starting",
+        version=fields["version"] if is_own else "",
+        state=fields["state"] if is_own else "withdrawn" if fields.get("fault") else "ready",
+        since_ms=int(fields["since_ms"]) if is_own else None,
+        seen_s_ago=seen_s_ago if is_own else None,
+    )
 
 
 def _host(node: str) -> str:

@@ -107,20 +107,21 @@ def test_the_figures_show_requests_and_jobs(
     figures = apiary.get("/metrics").text
 
     for line in (
-        'maskfleet_jobs_queued{queue="sam.sam-demo.bulk"} 1.0',
-        'maskfleet_jobs_queued{queue="sam.sam-demo.normal"} 0.0',
+        'maskfleet_jobs_queued{model="sam-demo",priority="bulk",queue="sam.sam-demo.bulk"} 1.0',
+        'maskfleet_jobs_queued{model="sam-demo",priority="normal",queue="sam.sam-demo.normal"} 0.0',
         'maskfleet_jobs_total{status="canceled"} 1.0',
         "maskfleet_jobs_created_total 3.0",
         "maskfleet_jobs_processing 1.0",
         "maskfleet_deliveries_waiting 0.0",
         'maskfleet_deliveries_total{state="given_up"} 0.0',
         "maskfleet_bells_rung_total 0.0",
-        'maskfleet_oldest_queued_seconds{queue="sam.sam-demo.normal"} 0.0',
+        'maskfleet_oldest_queued_seconds{model="sam-demo",priority="normal",queue="sam.sam-demo.normal"} 0.0',
         'maskfleet_workers_ready{model="sam-demo"} 1.0',
         "maskfleet_ledger_up 1.0",
     ):
         assert line in figures.splitlines()
-    [age] = re.findall(r'^maskfleet_oldest_queued_seconds\{queue="sam.sam-demo.bulk"\} (.+)$', figures, re.MULTILINE)
+    bulk = 'maskfleet_oldest_queued_seconds{model="sam-demo",priority="bulk",queue="sam.sam-demo.bulk"}'
+    [age] = re.findall(rf"^{re.escape(bulk)} (.+)$", figures, re.MULTILINE)
     assert 0 <= float(age) < 60
     assert 'maskfleet_http_requests_total{method="POST",route="/v1/jobs",status="202"}' in figures
     assert 'maskfleet_http_request_seconds_count{method="POST",route="/v1/jobs"}' in figures

@@ -261,12 +261,17 @@ def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open
 
 
 def test_reading_needs_the_scope_to_read_and_all_else_that_to_write(app: Flask) -> None:
+    own = {
+        "/v1/webhooks/secret": Scope.WEBHOOK_SECRET,
+        "/v1/webhooks/secret/rotate": Scope.WEBHOOK_SECRET,
+        "/v1/fleet": Scope.ADMIN,
+        "/v1/fleet/model": Scope.FLEET,
+    }
     for method, rule in _routes(app):
         if (scope := _scope(app, rule)) is not None:
             usual = Scope.READ if method == "GET" else Scope.WRITE
-            of_operators = Scope.WEBHOOK_SECRET if "/secret" in rule.rule else Scope.ADMIN
-            is_usual = rule.rule.startswith("/v1/") and "/secret" not in rule.rule
-            assert scope is (usual if is_usual else of_operators), rule.rule
+            is_usual = rule.rule.startswith("/v1/") and rule.rule not in own
+            assert scope is (usual if is_usual else own.get(rule.rule, Scope.ADMIN)), rule.rule
 
 
 def test_every_route_refuses_no_key_an_unknown_key_and_a_key_without_its_scope(app: Flask, key_store: KeyStore) -> None:

@@ -59,7 +59,7 @@ class FullLedger:
         self._ledger.release(released, delay_s=0, charged=True, outcome="store_unavailable", avoid_s=30)
         self._send_webhooks()
         KeyStore(self._client).create(TENANT, [Scope.READ], lifetime_s=90 * DAY_S)
-        WorkerRegistry(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
+        WorkerRegistry(self._client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3, version="0.1.0"))
 
     def _jobs(self) -> None:
         ledger = self._ledger

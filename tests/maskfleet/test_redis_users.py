@@ -186,7 +186,7 @@ def test_each_program_does_its_work_as_its_own_user(
         return answer.stdout.strip()
 
     # The operator creates a key, with which a caller does everything callers do.
-    scopes = ("--scope", "jobs:read", "--scope", "jobs:write", "--scope", "webhooks:secret")
+    scopes = ("--scope", "jobs:read", "--scope", "jobs:write", "--scope", "webhooks:secret", "--scope", "fleet")
     key = operate("keys", "create", "--tenant", "apiary", *scopes)
 
     def ask(method: str, path: str, expected: int, wait_s: int = 0, **options: object) -> requests.Response:
@@ -232,6 +232,9 @@ def test_each_program_does_its_work_as_its_own_user(
         ask("POST", f"/v1/jobs/{slow}/cancel", 202)
         wait_until(lambda: status(slow) == "canceled", 60)
         ask("GET", f"/v1/jobs/{good}/result", 200)
+        ask("GET", "/v1/fleet/model", 200)
+        fleet = requests.get(f"{url}/v1/fleet", headers={"Authorization": f"Bearer {KEY}"}, timeout=5).json()
+        assert [(worker["node"], worker["model"]) for worker in fleet["workers"]] == [("node-1", "sam-demo")]
         ask("GET", "/v1/jobs", 200)
         deliveries = ask("GET", f"/v1/jobs/{good}/deliveries", 200).json()
         assert deliveries

@@ -73,6 +73,8 @@ local WORKERS, MODELS = 'mf:workers', 'mf:models'
 local function worker_key(node) return 'mf:worker:' .. node end
 local function serving_key(model) return 'mf:serving:' .. model end
 local function withdrawn_key(model) return 'mf:withdrawn:' .. model end
+local function starting_key(model) return 'mf:starting:' .. model end
+local function draining_nodes_key(model) return 'mf:draining_nodes:' .. model end
 local function host_key(host) return 'mf:host:' .. host end
 
 -- Webhooks.  subject: the job or the batch that a webhook is about.
