@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from maskfleet.jobs.schema.batch import BatchView as BatchView
     from maskfleet.jobs.schema.delivery import DeliveryView as DeliveryView
     from maskfleet.jobs.schema.events import UnknownEvent as UnknownEvent
+    from maskfleet.jobs.schema.fleet import ModelFleet as ModelFleet
     from maskfleet.jobs.schema.image import ImageView as ImageView
     from maskfleet.jobs.schema.inline import InlineMasks as InlineMasks
     from maskfleet.jobs.schema.manifest import Manifest as Manifest
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "BatchView": "maskfleet.jobs.schema.batch",
     "DeliveryView": "maskfleet.jobs.schema.delivery",
     "UnknownEvent": "maskfleet.jobs.schema.events",
+    "ModelFleet": "maskfleet.jobs.schema.fleet",
     "ImageView": "maskfleet.jobs.schema.image",
     "InlineMasks": "maskfleet.jobs.schema.inline",
     "Manifest": "maskfleet.jobs.schema.manifest",

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deliveries": ("maskfleet.cli.deliveries:deliveries_command", "Show a job's webhooks and every delivery attempt."),
     "redeliver": ("maskfleet.cli.deliveries:redeliver_command", "Send webhooks again."),
     "webhook": ("maskfleet.cli.webhooks:webhook_command", "Receive webhooks here, send a test one, show the secret."),
+    "plan": ("maskfleet.cli.plan:plan_command", "Say how many workers it takes until all jobs are done."),
     "ledger": ("maskfleet.cli.ledger:ledger_command", "Upgrade the data in Redis to this version."),
     "keys": ("maskfleet.cli.keys:keys_command", "Create, list and revoke API keys."),
     "api": ("maskfleet.cli.programs:api_command", "Run the API."),

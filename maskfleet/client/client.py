@@ -48,6 +48,7 @@ from maskfleet.jobs.schema.api import (
 )
 from maskfleet.jobs.schema.batch import BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.schema.fleet import ModelFleet
 from maskfleet.jobs.schema.image import ImageView
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import AnySpec, JobView
@@ -402,6 +403,14 @@ class Client:
         """Return the models that a job may name, the default first."""
         response = self._transport.call("GET", "/v1/models")
         return tuple(model.name for model in ModelList.model_validate_json(response.content).models)
+
+    def fleet(self, model: str | None = None) -> ModelFleet:
+        """Return a model's jobs and workers, and how many workers it should have; by default of the default model.
+
+        The key needs the scope ``fleet``.
+        """
+        response = self._transport.call("GET", "/v1/fleet/model", params={"name": model} if model else None)
+        return ModelFleet.model_validate_json(response.content)
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -42,6 +42,7 @@ ARGUMENTS = {
     "submit": ["photo.png"],
     "embed": ["photo.png"],
     "webhook": ["ping"],
+    "plan": ["--deadline", "10m"],
 }
 
 USE = """
