@@ -21,13 +21,12 @@ from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.fleet import Fleet
 from maskfleet.jobs.ledger.reconciler import MENDABLE
 from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.metrics_folder import MULTIPROCESS_DIR
 from maskfleet.jobs.queue import queue_name
 from maskfleet.jobs.schema.delivery import DeliveryState
 from maskfleet.jobs.schema.fleet import ModelFleet
 from maskfleet.jobs.status import ENDED
 
-#: prometheus_client's own variable; api/server.py sets it.
-MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 #: From one read of the ledger to the upload of an image of tens of megabytes.
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")

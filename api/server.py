@@ -14,8 +14,8 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from maskfleet.api.metrics_folder import MetricsFolder
 from maskfleet.jobs.logs import configure_logs, get_logger
+from maskfleet.jobs.metrics_folder import MetricsFolder
 from maskfleet.jobs.settings import ApiSettings
 
 #: Where prometheus_client keeps the metrics of several processes.
@@ -69,7 +69,7 @@ def on_starting(server: Any) -> None:  # Any: gunicorn ships no types
             "setting_not_used", setting="threads", instead="max_held, max_held_per_tenant and max_connections"
         )
     if _FIGURES not in os.environ:
-        server.figures = MetricsFolder(_settings.metrics_dir)
+        server.figures = MetricsFolder("api", _settings.metrics_dir)
         os.environ[_FIGURES] = str(server.figures.path)
 
 

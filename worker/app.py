@@ -26,6 +26,7 @@ from maskfleet.jobs.messages import TASK_NAME, Bells, Publisher, celery_app, is_
 from maskfleet.jobs.queue import canary_queue, model_queues
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.model_process import WorkerChild
+from maskfleet.worker.node.figures import StartStage, figures, shown_figures
 from maskfleet.worker.node.health import serve_health
 from maskfleet.worker.node.loading import announced_as_loading
 
@@ -66,6 +67,7 @@ def load(**_: object) -> None:
         client = connect(settings)
         with announced_as_loading(WorkerRegistry(client), settings):
             bench = current_app.conf.make_workbench(settings)
+            figures().reached(StartStage.COMPILE)
         _child = WorkerChild(bench, WorkerRegistry(client), Publisher(settings), Epoch(client))
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
@@ -108,6 +110,8 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     from maskfleet.worker.sam.model import load_model
     from maskfleet.worker.segment_step import segment_and_format
 
+    figures().reached(StartStage.IMPORT)
+
     started = time.monotonic()
     sandbox = Sandbox()  # it starts while the model is loaded
     if settings.torch_threads:
@@ -116,6 +120,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     if settings.device == "cuda" and settings.slots_per_device > 1:
         # One worker's large batch must not take the memory of another's; one that meets the limit is halved.
         torch.cuda.set_per_process_memory_fraction(1 / settings.slots_per_device)
+    figures().reached(StartStage.LOAD)
     mask.warm_up()
     formats.warm_up()
     store, embeddings = Store(settings), None
@@ -178,7 +183,7 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
     except QueueUnavailable as error:
         logger.warning("queue_unavailable", doing="start", **error.log_fields)  # Celery waits for Redis
     if settings.health_port:
-        serve_health(settings)
+        serve_health(settings, shown_figures(settings))
     app = celery_app(settings)
     app.conf.update(
         include=["maskfleet.worker.app"],

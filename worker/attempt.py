@@ -40,6 +40,7 @@ from maskfleet.worker.embeddings.later import LaterWrites
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.lease import Canceled, Drained, Fenced, Lease, LeaseRanOut, kill_this_process
 from maskfleet.worker.node.device import is_lost_device, is_out_of_memory
+from maskfleet.worker.node.figures import figures
 from maskfleet.worker.node.names import device_of, host_of
 from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
@@ -106,6 +107,7 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
             if done.keep is not None:
                 bench.later.do(done.keep)
             note(None)
+            figures().segmented(record.spec, result.metrics)
         except Canceled:
             _end(partial(ledger.finish_canceled, record), "job_canceled")
         except Drained:
@@ -241,6 +243,7 @@ def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
                 logger.error("end_not_recorded", event_lost=event)
                 return
             time.sleep(0.5)
+    figures().ended(event, reply)
     if reply is Reply.OK:
         logger.info(event, **fields)
     elif reply is Reply.CANCELED:  # it was to be handed back

@@ -16,6 +16,7 @@ from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry, WorkerSe
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import CANARY, Publisher
 from maskfleet.jobs.queue import canary_queue
+from maskfleet.worker.node.figures import StartStage, figures
 from maskfleet.worker.node.fitness import Fitness
 from maskfleet.worker.node.loading import program_version
 
@@ -64,6 +65,7 @@ class WorkerChild:
         """Run the next job at a bell, or note a canary."""
         self._consumed_at = time.monotonic()
         self._unheard_since = None
+        figures().reached(StartStage.CANARY)
         if argument == CANARY:
             return
         from maskfleet.worker.attempt import attempt_next

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+import requests
 
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
@@ -22,6 +24,7 @@ from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store
+from maskfleet.stack.servers import free_port
 from maskfleet.worker.node.health import why_not_ready
 from tests.waiting import wait_until
 
@@ -30,8 +33,13 @@ SLOW_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_p
 
 
 @pytest.fixture
+def health_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
 def node(
-    redis_client: redis.Redis, shared_fields: dict[str, str], demo_model: str, tmp_path: Path
+    redis_client: redis.Redis, shared_fields: dict[str, str], demo_model: str, tmp_path: Path, health_port: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A node with the bundled model, on an empty queue."""
     settings = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
@@ -42,6 +50,7 @@ def node(
         "MASKFLEET_BEAT_S": "0.2",
         "MASKFLEET_CANARY_S": "0.5",
         "MASKFLEET_DRAIN_GRACE_S": "0.5",
+        "MASKFLEET_HEALTH_PORT": str(health_port),
     }
     with (tmp_path / "node.log").open("wb") as log:
         process = subprocess.Popen(
@@ -83,7 +92,12 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     redis_url: str,
     repository: Path,
     worker_registry: WorkerRegistry,
+    health_port: int,
 ) -> None:
+    def figures() -> dict[str, float]:
+        shown = requests.get(f"http://127.0.0.1:{health_port}/metrics", timeout=5).text
+        return {name: float(value) for name, value in re.findall(r"^(maskfleet_\S+) (\S+)$", shown, re.MULTILINE)}
+
     photo = (repository / "examples" / "coins.png").read_bytes()
     first_child = the_worker(worker_registry)
 
@@ -91,11 +105,16 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     job_id = publish(ledger, store, redis_url, photo)
     wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 30)
     assert first_child.model == "sam-demo"
+    wait_until(lambda: figures().get('maskfleet_worker_jobs_total{outcome="succeeded"}') == 1, 30)
+    for stage in ("import", "load", "compile", "canary"):
+        assert 0 < figures()[f'maskfleet_worker_start_seconds{{stage="{stage}"}}'] < 120
+    assert figures()['maskfleet_worker_stage_seconds_total{stage="embed"}'] > 0
 
     # Its child is killed mid-job: another one takes over, and the reaper hands the job back.
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     os.kill(first_child.pid, signal.SIGKILL)
+    wait_until(lambda: [one.state for one in worker_registry.workers(loading=True)] == ["starting"], 60)
     wait_until(lambda: [worker for worker in worker_registry.workers() if worker.pid != first_child.pid], 60)
     wait_until(lambda: ledger.reap(max_attempts=3).requeued == 1, 30)
     Publisher(SharedSettings(redis_url=redis_url)).publish(BELL, queue_name("sam-demo", Priority.NORMAL))
@@ -103,6 +122,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     record = ledger.read(job_id)
     assert record is not None
     assert record.attempt == 2
+    wait_until(lambda: figures()['maskfleet_worker_jobs_total{outcome="succeeded"}'] == 2, 30)
 
     # It starves while its parent does not consume, which is detected; then it takes the most urgent job first.
     os.kill(node.pid, signal.SIGSTOP)

@@ -1,4 +1,5 @@
 """A program's health for an orchestrator: over HTTP, or, a worker's, with ``python -m maskfleet.worker.node.health``.
+A worker's metrics are beside it.
 
 Being alive is not enough.  A worker is ready if its model is loaded and a message has reached it recently, be it a
 job or the canary that it sends itself.
@@ -18,6 +19,9 @@ from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.settings import WorkerSettings
 
+#: Prometheus, "Exposition formats".
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
 
 def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -> str | None:
     """Return why a node is not ready, or None if it is.
@@ -35,8 +39,8 @@ def why_not_ready(workers: list[WorkerSeen], node: str, ready_within_s: float) -
     return None
 
 
-def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
-    """Serve a worker's ``/live`` and ``/ready`` on ``health_port`` from a thread."""
+def serve_health(settings: WorkerSettings, metrics: Callable[[], bytes] | None = None) -> ThreadingHTTPServer:
+    """Serve a worker's ``/live``, ``/ready`` and, with ``metrics``, ``/metrics`` on ``health_port`` from a thread."""
     client = connect(settings)
     worker_registry, epoch = WorkerRegistry(client), Epoch(client)
 
@@ -45,14 +49,18 @@ def serve_health(settings: WorkerSettings) -> ThreadingHTTPServer:
         own = worker_registry.find(settings.node)
         return why_not_ready([own] if own else [], settings.node, settings.ready_within_s)
 
-    return serve(settings.health_host, settings.health_port, reason)
+    return serve(settings.health_host, settings.health_port, reason, metrics)
 
 
-def serve(host: str, port: int, reason: Callable[[], str | None]) -> ThreadingHTTPServer:
-    """Serve ``/live`` and ``/ready`` from a thread.
+def serve(
+    host: str, port: int, reason: Callable[[], str | None], metrics: Callable[[], bytes] | None = None
+) -> ThreadingHTTPServer:
+    """Serve ``/live``, ``/ready`` and, with ``metrics``, ``/metrics`` from a thread.
 
     reason: returns why the program is not ready, or None if it is; QueueUnavailable says it as well.
+    metrics: returns them in Prometheus' text format.
     """
+    paths = "/live and /ready" if metrics is None else "/live, /ready and /metrics"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -61,13 +69,17 @@ def serve(host: str, port: int, reason: Callable[[], str | None]) -> ThreadingHT
             elif self.path == "/ready":
                 found = _reason_or_error(reason)
                 self._respond(503 if found else 200, found or "ready")
+            elif self.path == "/metrics" and metrics is not None:
+                self._send(200, metrics(), PROMETHEUS_TEXT)
             else:
-                self._respond(404, "There is only /live and /ready.")
+                self._respond(404, f"There is only {paths}.")
 
         def _respond(self, status: int, text: str) -> None:
-            body = f"{text}\n".encode()
+            self._send(status, f"{text}\n".encode(), "text/plain; charset=utf-8")
+
+        def _send(self, status: int, body: bytes, content_type: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -1,4 +1,4 @@
-"""The folder in which the API's processes keep their request metrics, for as long as the API runs.
+"""The folder in which a program's processes keep their metrics, for as long as the program runs.
 
 Imported by gunicorn's master, so it imports none of the app's libraries.
 """
@@ -11,28 +11,29 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "maskfleet-api-"
+#: prometheus_client's own variable: where a process keeps its metrics for others to show.
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 _LOCK = "lock"
 
 
 class MetricsFolder:
-    """A new folder, held by a lock that all processes of this API share, and that ends with the last of them."""
+    """A new folder, held by a lock that all processes of this program share, and that ends with the last of them."""
 
-    def __init__(self, parent: str) -> None:
-        """Make it in ``parent``, and remove those of APIs that were killed.
+    def __init__(self, program: str, parent: str = "") -> None:
+        """Make it in ``parent``, and remove those of the same program that was killed.
 
         parent: empty for memory, which nobody tidies up, unlike the system's temporary folder; that is used where
         there is no such memory.
         """
         memory = Path("/dev/shm")  # noqa: S108 — a name of our own in it
         found = Path(parent) if parent else memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-        for left in found.glob(f"{_PREFIX}*"):
+        for left in found.glob(f"maskfleet-{program}-*"):
             _remove_if_left(left)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=found))
+        self.path = Path(tempfile.mkdtemp(prefix=f"maskfleet-{program}-", dir=found))
         unnamed = self.path / f"{_LOCK}-unnamed"
         self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unnamed.rename(self.path / _LOCK)  # only now: another API takes an unlocked one for left behind
+        unnamed.rename(self.path / _LOCK)  # only now: another program takes an unlocked one for left behind
 
     def forget(self, pid: int) -> None:
         """Remove what an ended process has said of its present: its gauges.  What it counted stays."""
@@ -45,7 +46,7 @@ class MetricsFolder:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove another API's folder, unless that API is alive, which its lock shows across containers, too."""
+    """Remove another program's folder, unless it is alive, which its lock shows across containers, too."""
     try:
         if folder.stat().st_uid != os.getuid():
             return

@@ -1,0 +1,204 @@
+"""What a worker counts about itself, for Prometheus: how it started, its jobs, where their time went, its GPU.
+
+The child process counts, in files in a folder that the node's parent made; the parent shows them.  So what was counted
+outlives the child, and the parent answers while the child is busy.  Without a health port nobody asks, and the child
+counts in its own memory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import pynvml
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from maskfleet.jobs.ledger.outcomes import Reply
+from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.metrics_folder import MULTIPROCESS_DIR, MetricsFolder
+from maskfleet.jobs.schema.record import Metrics
+from maskfleet.jobs.settings import WorkerSettings
+
+logger = get_logger()
+
+#: The events at the end of an attempt, in worker/attempt.py, and what they are called here.
+_OUTCOMES = {
+    "job_succeeded": "succeeded",
+    "job_failed": "failed",
+    "job_canceled": "canceled",
+    "job_released": "released",
+    "job_drained": "drained",
+    "job_fenced": "fenced",
+}
+
+
+class StartStage(StrEnum):
+    """The stages of a start, in their order: Python and packages, the model, compiled kernels, the first message."""
+
+    IMPORT = "import"
+    LOAD = "load"
+    COMPILE = "compile"
+    CANARY = "canary"
+
+
+class WorkerFigures:
+    """Counts of this process."""
+
+    def __init__(self) -> None:
+        if MULTIPROCESS_DIR in os.environ:
+            # One child follows another; each goes on counting where the last one ended.
+            values.ValueClass = values.MultiProcessValue(lambda: "child")  # type: ignore[no-untyped-call]  # the library's
+        registry = CollectorRegistry()
+        self._start = Gauge(
+            "maskfleet_worker_start_seconds",
+            "How long each stage of the worker's last start took; their sum is from the process's start to ready.",
+            ("stage",),
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._jobs = Counter(
+            "maskfleet_worker_jobs", "Attempts that ended, by outcome.", ("outcome",), registry=registry
+        )
+        self._seconds = Counter(
+            "maskfleet_worker_stage_seconds",
+            "Where the time of jobs that succeeded went.",
+            ("stage",),
+            registry=registry,
+        )
+        self._points = Counter("maskfleet_worker_points", "Prompts that were decoded.", registry=registry)
+        self._smaller = Counter(
+            "maskfleet_worker_smaller_batches",
+            "Jobs that decoded fewer points at once than they asked for, because memory ran short.",
+            registry=registry,
+        )
+        self._embeddings = Counter(
+            "maskfleet_worker_embeddings",
+            "Embeddings that jobs used, by where they are from.",
+            ("origin",),
+            registry=registry,
+        )
+        self._reached_at = time.monotonic() - process_age_s()
+        self._reached: set[StartStage] = set()
+
+    def reached(self, stage: StartStage) -> None:
+        """Note the end of a stage of the start; only its first end counts."""
+        if stage in self._reached:
+            return
+        self._reached.add(stage)
+        now = time.monotonic()
+        with _uncounted():
+            self._start.labels(str(stage)).set(now - self._reached_at)
+        self._reached_at = now
+
+    def ended(self, event: str, reply: Reply) -> None:
+        """Count the end of an attempt.  event: as it is logged.  reply: of the ledger."""
+        outcome = _OUTCOMES.get(event, "other")
+        if reply is Reply.CANCELED:
+            outcome = "canceled"
+        elif reply is not Reply.OK:
+            outcome = "fenced"
+        with _uncounted():
+            self._jobs.labels(outcome).inc()
+
+    def segmented(self, spec: object, metrics: Metrics) -> None:
+        """Count what a job that succeeded took."""
+        with _uncounted():
+            for name in Metrics.model_fields:
+                if name.endswith("_s"):
+                    self._seconds.labels(name.removesuffix("_s")).inc(max(0.0, getattr(metrics, name)))
+            self._points.inc(metrics.points)
+            asked = getattr(getattr(spec, "params", None), "points_per_batch", 0)  # not every mode decodes points
+            if 0 < metrics.points_per_batch < asked:
+                self._smaller.inc()
+            if origin := getattr(metrics, "embedding", None):  # of a few that the model names
+                self._embeddings.labels(str(origin)).inc()
+
+
+@cache
+def figures() -> WorkerFigures:
+    """Return the counts of this process."""
+    return WorkerFigures()
+
+
+def _uncounted() -> suppress:
+    """Suppress what a folder that is gone or full raises: that a job is not counted changes nothing for it."""
+    return suppress(OSError, ValueError)
+
+
+def shown_figures(settings: WorkerSettings) -> Callable[[], bytes]:
+    """Have this process's children count in a folder; return the function that shows what they counted.
+
+    To be called before any child is started.
+    """
+    folder = MetricsFolder("worker")
+    atexit.register(folder.remove)
+    os.environ[MULTIPROCESS_DIR] = str(folder.path)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder.path))  # type: ignore[no-untyped-call]  # the library leaves its arguments untyped
+    if settings.device == "cuda":
+        registry.register(_GpuCollector(os.environ.get("CUDA_VISIBLE_DEVICES", "0")))
+
+    def show() -> bytes:
+        try:
+            return bytes(generate_latest(registry))
+        except (OSError, ValueError) as error:
+            logger.warning("figures_not_shown", reason=str(error))
+            return b""
+
+    return show
+
+
+def process_age_s() -> float:
+    """Return how long ago this process was started; 0 where the system does not say."""
+    try:
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started_s = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), since the system's boot
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+    except (OSError, AttributeError, IndexError, ValueError):
+        return 0.0
+
+
+class _GpuCollector(Collector):
+    """A GPU's memory and use, as its driver says; nothing where it says nothing."""
+
+    def __init__(self, visible: str) -> None:
+        """visible: the one entry of CUDA_VISIBLE_DEVICES."""
+        self._visible = visible
+
+    def describe(self) -> list[Metric]:
+        return []  # otherwise registering would already ask the driver
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return
+        try:
+            yield from list(self._figures())
+        except pynvml.NVMLError as error:
+            logger.warning("gpu_not_shown", reason=str(error))
+        finally:
+            pynvml.nvmlShutdown()
+
+    def _figures(self) -> Iterator[Metric]:
+        entry = self._visible.strip()
+        by_index = entry.isdigit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(entry)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(entry)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        for name, text, value in (
+            ("memory_used_bytes", "Memory in use, by all processes.", memory.used),
+            ("memory_total_bytes", "All memory.", memory.total),
+        ):
+            yield GaugeMetricFamily(f"maskfleet_worker_gpu_{name}", text, float(value))
+        with suppress(pynvml.NVMLError):  # a MIG slice does not say
+            used = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            yield GaugeMetricFamily("maskfleet_worker_gpu_use_ratio", "How much of the time it computed, lately.", used)
