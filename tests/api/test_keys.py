@@ -97,6 +97,19 @@ def test_what_goes_before_all_else_needs_a_scope_of_its_own(app: Flask, key_stor
     assert Caller(app, KEYS["apiary"]).send(job(priority="interactive")).status_code == 202
 
 
+def test_a_scope_of_a_newer_version_opens_nothing_and_takes_nothing_away(
+    app: Flask, key_store: KeyStore, redis_client: redis.Redis
+) -> None:
+    key, text = key_store.create("apiary", [Scope.READ])
+    redis_client.hset(f"mf:key:{key.id}", "scopes", "jobs:read of:tomorrow")
+
+    caller = Caller(app, text.get_secret_value())
+
+    assert caller.get("/v1/jobs").status_code == 200
+    check_problem(caller.send(job()), 403, "missing_scope")
+    assert [listed.scopes for listed in key_store.listed()] == [{Scope.READ}]
+
+
 def test_a_revoked_key_opens_nothing_within_seconds(app: Flask, command: Callable[..., Result]) -> None:
     text = command("create", "--tenant", "apiary", "--scope", "admin").stdout.strip()
     caller = Caller(app, text)
