@@ -84,6 +84,7 @@ def admit_job(
         idempotency_key=idempotency_key,
         body_digest=_digest(as_sent) if idempotency_key else "",
         bucket=services.store.bucket,
+        images=(source.name,),
     )
     reservation = None
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
@@ -126,6 +127,7 @@ def admit_batch(
         body_digest=_digest("batch", webhook_json, *as_sent) if idempotency_key else "",
         batch=NewBatch(completed_url, spec.metadata),
         bucket=services.store.bucket,
+        images=tuple(image.source.name for image in images),
     )
     reservation = None
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
@@ -394,6 +396,7 @@ def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:
             "created_ms": str(int(time.time() * 1000)),
             "attempt": "0",
             "fence": "0",
+            "image": next(iter(jobs.images), ""),
         }
     )
 

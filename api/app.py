@@ -23,6 +23,7 @@ from maskfleet.api.routes import (
     models,
     results,
     retry_delete,
+    tokens,
     uploads,
     webhooks,
 )
@@ -62,7 +63,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    parts = (jobs, images, batches, events, retry_delete, results, deliveries, webhooks, uploads, models, fleet)
+    parts = (jobs, images, batches, events, retry_delete, results, deliveries, webhooks, uploads, models, tokens, fleet)
     for part in parts:
         v1.register_blueprint(part.blueprint)
     return v1

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from flask import Flask
 from pydantic import BaseModel, TypeAdapter
 
-from maskfleet.api.operation import Operation, operation_of
+from maskfleet.api.operation import Operation, TakenTokens, operation_of
 from maskfleet.api.problems import PROBLEM_TYPE
+from maskfleet.api.tokens import IN_URL
 from maskfleet.jobs.errors import UNREADABLE
 from maskfleet.jobs.schema.api import Problem
 from maskfleet.jobs.schema.batch_spec import BatchSpec
@@ -24,8 +25,9 @@ Json = dict[str, Any]  # Any: a part of the document, whose shape the OpenAPI sp
 
 _REF = "#/components/schemas/"
 _KEY_PROBLEMS = {
-    401: ("no_api_key", "unknown_api_key"),
-    403: ("missing_scope",),
+    400: ("token_in_url",),
+    401: ("no_api_key", "unknown_api_key", "invalid_token", "token_expired"),
+    403: ("missing_scope", "token_not_allowed"),
     429: ("rate_limited",),
     503: ("queue_unavailable",),
 }
@@ -105,7 +107,19 @@ def document(app: Flask, public_url: str = "") -> Json:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "Your API key. Each operation names the scope it needs.",
-                }
+                },
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token for a web page, made with `POST /v1/tokens`.",
+                },
+                "token_in_url": {
+                    "type": "apiKey",
+                    "in": "query",
+                    "name": IN_URL,
+                    "description": "The same in the URL of an event stream, since an EventSource sends no headers. "
+                    "Proxies log URLs: keep such tokens short-lived.",
+                },
             },
         },
     }
@@ -139,7 +153,7 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         "summary": described.summary,
         **({"description": described.description} if described.description else {}),
         "tags": [path.split("/")[2] if path.startswith("/v1/") else "service"],
-        "security": [{"key": [described.scope]}] if described.scope is not None else [],
+        "security": _security(described),
         "responses": {
             **{str(status): _response(status, body, limited) for status, body in described.responses.items()},
             **{str(status): _problem(status, names) for status, names in sorted(codes.items())},
@@ -158,6 +172,18 @@ def _operation(path: str, name: str, described: Operation) -> Json:
     elif described.body is not None:
         piece["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(described.body)}}}
     return piece
+
+
+def _security(described: Operation) -> list[Json]:
+    """Return what a caller may identify itself with: one of several."""
+    if described.scope is None:
+        return []
+    taken = {
+        "key": True,
+        "token": described.tokens is not TakenTokens.NONE,
+        "token_in_url": described.token_in_url,
+    }
+    return [{name: [described.scope]} for name, is_taken in taken.items() if is_taken]
 
 
 def _parameters(path: str, described: Operation) -> list[Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
 from pydantic import BaseModel
@@ -58,6 +59,16 @@ class Header:
     pattern: str = ""
 
 
+class TakenTokens(StrEnum):
+    """Which tokens a route takes in the place of an API key."""
+
+    NONE = "none"
+    #: Those for all of a tenant's jobs.
+    OF_TENANT = "of_tenant"
+    #: Those for one image as well; the route itself keeps to that image (one_image.py).
+    OF_IMAGE = "of_image"
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One route.
@@ -68,6 +79,7 @@ class Operation:
     body: the model of a JSON body; ``takes_job``, ``takes_image`` and ``takes_batch`` are for the routes whose body is
     one of those.
     any_host: whether it is answered whatever the Host header says.
+    tokens: which tokens it takes.  token_in_url: whether it also takes one in the query parameter ``access_token``.
     """
 
     summary: str
@@ -82,6 +94,8 @@ class Operation:
     headers: tuple[Header, ...] = ()
     description: str = ""
     any_host: bool = False
+    tokens: TakenTokens = TakenTokens.OF_TENANT
+    token_in_url: bool = False
 
 
 def submission_problems(own: Mapping[int, tuple[str, ...]]) -> Mapping[int, tuple[str, ...]]:

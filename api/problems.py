@@ -45,7 +45,9 @@ def error_response(error: JobError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet"'
-    if error.code == "missing_scope":
+    if error.code in ("invalid_token", "token_expired"):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="invalid_token"'
+    if error.code in ("missing_scope", "token_not_allowed", "image_not_allowed"):
         response.headers["WWW-Authenticate"] = 'Bearer realm="maskfleet", error="insufficient_scope"'
     if isinstance(error, UnsupportedCoding):
         response.headers["Accept-Encoding"] = "identity"  # RFC 9110, section 12.5.3

@@ -7,6 +7,7 @@ whose modules its workers inherit: it imports nothing that opens connections.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from maskfleet.jobs.logs import configure_logs, get_logger
+from maskfleet.jobs.logs import configure_logs, get_logger, without_tokens
 from maskfleet.jobs.metrics_folder import MetricsFolder
 from maskfleet.jobs.settings import ApiSettings
 
@@ -27,6 +28,14 @@ _COMPUTING_AT_ONCE = 2
 _settings = ApiSettings()
 
 
+class _WithoutTokens(logging.Filter):
+    """Takes tokens out of gunicorn's lines, which show the URLs of requests that broke or made no sense."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_tokens(record.getMessage()), ()
+        return True
+
+
 class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
     """Sends gunicorn's own log lines to the same handler as all others."""
 
@@ -35,6 +44,7 @@ class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
         configure_logs(_settings.log_level, program="api")
         self.error_log.handlers.clear()
         self.error_log.propagate = True
+        self.error_log.addFilter(_WithoutTokens())
 
 
 bind = [address for address in (_settings.bind, _settings.metrics_bind) if address]

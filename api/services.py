@@ -14,6 +14,7 @@ from maskfleet.api.cpu import Cpu
 from maskfleet.api.long_poll import Hold, Waits
 from maskfleet.api.metrics import JobFigures, RequestMetrics
 from maskfleet.api.remembered import Remembered
+from maskfleet.api.tokens import Tokens
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
@@ -80,7 +81,7 @@ def make_services(settings: ApiSettings) -> Services:
     return Services(
         settings=settings,
         redis=client,
-        keys=ApiKeys(settings.api_keys, KeyStore(client)),
+        keys=ApiKeys(settings.api_keys, KeyStore(client), Tokens(settings.masters)),
         ledger=ledger,
         epoch=epoch,
         batches=Batches(client),
@@ -113,20 +114,25 @@ def current_services() -> Services:
     return cast(Services, current_app.extensions[EXTENSION])
 
 
+def current_caller() -> Caller:
+    """Return who sent the request, on a route that needs a key."""
+    return cast(Caller, g.caller)
+
+
 def tenant() -> str:
     """Return the caller's tenant, on a route that needs a key."""
-    return cast(Caller, g.caller).tenant
+    return current_caller().tenant
 
 
 def check_priority(priority: str) -> None:
     """Raise Forbidden (``missing_scope``) if the caller's key does not allow jobs of this priority."""
     if priority == Priority.INTERACTIVE:
-        cast(Caller, g.caller).require(Scope.INTERACTIVE)
+        current_caller().require(Scope.INTERACTIVE)
 
 
 def hold_response() -> Hold:
     """Hold this request's response, which must be released.  Raises HoldQuota, TooManyHeld."""
-    services, authorization = current_services(), request.headers.get("Authorization")
+    services, authorization = current_services(), cast("str | None", g.authorization)
     return services.waits.hold(
         tenant(), lambda: services.keys.caller_of(authorization), request.environ.get("gunicorn.socket")
     )

@@ -49,7 +49,7 @@ def job_events(
         # The status is already sent, so no problem document can follow.  The client reconnects and gets the error then.
         logger.warning("events_broke_off", job_id=record.id)
     except Unauthorized:
-        logger.info("events_ended", job_id=record.id, reason="the key is no longer valid")
+        logger.info("events_ended", job_id=record.id, reason="the key or the token is no longer valid")
 
 
 def _changes(

@@ -4,8 +4,8 @@
     ├── CallerError              the request must change; never retried
     │   ├── InvalidRequest       malformed_json, invalid_spec, body_too_large, too_many_images,
     │   │                        image_not_known, …
-    │   ├── Unauthorized         no_api_key, unknown_api_key
-    │   ├── Forbidden            missing_scope
+    │   ├── Unauthorized         no_api_key, unknown_api_key, invalid_token, token_expired
+    │   ├── Forbidden            missing_scope, token_not_allowed, image_not_allowed
     │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
     │   ├── Conflict             job_not_ended, job_already_ended
     │   ├── InvalidHost          invalid_host, host_not_allowed

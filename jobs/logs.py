@@ -7,12 +7,15 @@ Filtering by ``job_id`` shows everything about a job.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import structlog
 
 #: Libraries that log signed URLs and what they sign at level DEBUG.
 _TELL_SECRETS = ("urllib3", "botocore", "boto3", "s3transfer")
+#: Tokens of web pages, and whatever a URL has in the place of one (api/tokens.py).
+_TOKENS = re.compile(r"mft_[A-Za-z0-9_.%-]+|(?<=access_token=)[^&\s'\"]+")
 
 
 def configure_logs(level: str, *, program: str, **ids: str) -> None:
@@ -59,3 +62,8 @@ def configure_logs(level: str, *, program: str, **ids: str) -> None:
 def get_logger() -> structlog.stdlib.BoundLogger:
     logger: structlog.stdlib.BoundLogger = structlog.get_logger()
     return logger
+
+
+def without_tokens(text: str) -> str:
+    """Return a line of a library that shows URLs without the tokens in them."""
+    return _TOKENS.sub("…", text)

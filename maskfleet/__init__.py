@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from maskfleet.jobs.schema.api import (
         PingView as PingView,
         Redeliveries as Redeliveries,
+        TokenView as TokenView,
         WebhookSecretView as WebhookSecretView,
     )
     from maskfleet.jobs.schema.batch import BatchView as BatchView
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "verify_webhook": "maskfleet.client.webhooks",
     "PingView": "maskfleet.jobs.schema.api",
     "Redeliveries": "maskfleet.jobs.schema.api",
+    "TokenView": "maskfleet.jobs.schema.api",
     "WebhookSecretView": "maskfleet.jobs.schema.api",
     "BatchView": "maskfleet.jobs.schema.batch",
     "DeliveryView": "maskfleet.jobs.schema.delivery",

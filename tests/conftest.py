@@ -37,7 +37,8 @@ WEBHOOK_SECRET = tenant_secret(WEBHOOK_MASTER, TENANT)
 
 #: Patterns of secrets: webhook secrets, created keys, signed links, and the keys that tests use.
 SECRET = re.compile(
-    rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
+    rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|mft_[\w-]+\.[\w-]+\.[\w-]{20,}"
+    rb"|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
 )
 
 

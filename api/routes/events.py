@@ -7,7 +7,7 @@ import re
 from flask import Blueprint, Response, request
 
 from maskfleet.api.long_poll import preferred_wait_s
-from maskfleet.api.operation import Header, Operation, operation
+from maskfleet.api.operation import Header, Operation, TakenTokens, operation
 from maskfleet.api.routes.jobs import find_job
 from maskfleet.api.services import base_url, current_services, hold_response
 from maskfleet.api.streaming import job_events
@@ -26,8 +26,9 @@ blueprint = Blueprint("events", __name__)
             "Server-Sent Events of type `job`: `data` is the job as `GET /v1/jobs/{id}` returns it, `id` a version "
             "that grows with each change. While a job waits, its position in the queue is checked every few seconds, "
             "less often while thousands follow. Comments are sent as heartbeats while nothing happens. The stream ends "
-            "after the job's end, when its key is revoked, or after a time limit; reconnect with `Last-Event-ID`, and "
-            "nothing that you have seen is sent twice. 204: the job has ended and you have seen its last event."
+            "after the job's end, when its key is revoked or its token expires, or after a time limit; reconnect with "
+            "`Last-Event-ID`, and nothing that you have seen is sent twice. 204: the job has ended and "
+            "you have seen its last event."
         ),
         responses={200: "text/event-stream", 204: None},
         problems={404: ("job_not_found",), 429: ("too_many_held",), 503: ("too_many_streams",)},
@@ -35,6 +36,8 @@ blueprint = Blueprint("events", __name__)
             Header("Last-Event-ID", "The last `id` that you have received.", "7"),
             Header("Prefer", "`wait=N` ends the stream after at most N seconds.", "wait=60"),
         ),
+        tokens=TakenTokens.OF_IMAGE,
+        token_in_url=True,
     )
 )
 def follow_job(job_id: str) -> Response:

@@ -15,7 +15,15 @@ from flask import Blueprint, Response, request
 from maskfleet.api.admission import admit_job
 from maskfleet.api.inline import view_with_inline
 from maskfleet.api.long_poll import Hold, preferred_wait_s
-from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
+from maskfleet.api.one_image import check_submission, limit_body, may_see, own_idempotency_key
+from maskfleet.api.operation import (
+    Header,
+    Operation,
+    TakenTokens,
+    idempotency_key_header,
+    operation,
+    submission_problems,
+)
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
 from maskfleet.api.request_context import note_wait
 from maskfleet.api.responses import json_response
@@ -54,6 +62,7 @@ logger = get_logger()
         responses={200: JobView, 202: JobView},
         problems=submission_problems(
             {
+                403: ("image_not_allowed",),
                 404: ("job_not_found",),
                 413: ("malformed_multipart",),
                 422: ("malformed_multipart",),
@@ -70,12 +79,15 @@ logger = get_logger()
                 "wait=30",
             ),
         ),
+        tokens=TakenTokens.OF_IMAGE,
     )
 )
 def send_job() -> Response:
     services = current_services()
-    key = read_idempotency_key()
+    key = own_idempotency_key(read_idempotency_key())
+    limit_body()
     submission = read_submission(services)
+    check_submission(submission)
     check_priority(submission.spec.priority)
     wait_s = granted_wait_s()
     # First the place, then the job: one that is refused has recorded nothing.
@@ -110,6 +122,7 @@ def send_job() -> Response:
         headers=(
             Header("Prefer", "`wait=N` holds the response until the job ends, for at most N seconds.", "wait=30"),
         ),
+        tokens=TakenTokens.OF_IMAGE,
     )
 )
 def show_job(job_id: str) -> Response:
@@ -156,6 +169,7 @@ def list_jobs() -> Response:
         scope=Scope.WRITE,
         responses={200: JobView, 202: JobView},
         problems={404: ("job_not_found",), 409: ("job_already_ended",)},
+        tokens=TakenTokens.OF_IMAGE,
     )
 )
 def cancel_job(job_id: str) -> Response:
@@ -172,9 +186,12 @@ def cancel_job(job_id: str) -> Response:
 
 
 def find_job(job_id: str) -> JobRecord:
-    """Return the tenant's job.  Another tenant's job looks exactly like one that does not exist."""
+    """Return the tenant's job.  Another tenant's job looks exactly like one that does not exist.
+
+    To a token for one image, so does another image's job.
+    """
     record = current_services().ledger.read(job_id) if re.fullmatch(JOB_ID, job_id) else None
-    if record is None or record.tenant != tenant():
+    if record is None or record.tenant != tenant() or not may_see(record):
         raise job_not_found()
     return record
 

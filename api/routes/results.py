@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from pydantic import ValidationError
 
-from maskfleet.api.operation import Operation, operation
+from maskfleet.api.operation import Operation, TakenTokens, operation
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.jobs import find_job
 from maskfleet.api.services import current_services
@@ -29,6 +29,7 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
         scope=Scope.READ,
         responses={200: Manifest},
         problems={**_NO_RESULT, 503: ("store_unavailable", "store_misconfigured")},
+        tokens=TakenTokens.OF_IMAGE,
     )
 )
 def show_result(job_id: str) -> Response:
@@ -49,6 +50,7 @@ def show_result(job_id: str) -> Response:
             404: ("job_not_found", "result_not_found", "file_not_found"),
             503: ("store_unavailable", "store_misconfigured"),
         },
+        tokens=TakenTokens.OF_IMAGE,
     )
 )
 def fetch_file(job_id: str, name: str) -> Response:

@@ -19,7 +19,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Self, cast
@@ -53,13 +53,14 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The record of a key, without the key itself."""
+    """The record of a key, without the key itself.  sha256: of its text."""
 
     id: str
     tenant: str
     scopes: frozenset[Scope]
     created_at: datetime
     expires_at: datetime | None
+    sha256: bytes = field(repr=False)
 
     @classmethod
     def from_fields(cls, key_id: str, fields: Mapping[str, str]) -> Self:
@@ -71,6 +72,7 @@ class Key:
             scopes=frozenset(scope for scope in Scope if scope in fields["scopes"].split()),
             created_at=utc_time(int(fields["created_ms"])),
             expires_at=utc_time(int(fields["expires_ms"])) if "expires_ms" in fields else None,
+            sha256=bytes.fromhex(fields["sha256"]),
         )
 
 
@@ -113,14 +115,15 @@ class KeyStore:
     def find(self, text: str) -> Key | None:
         """Return the record of a key, or None if it is unknown, expired or revoked."""
         key_id = _id_of(text)
-        if not key_id:
-            return None
+        key = self.read(key_id) if key_id else None
+        given = hashlib.sha256(text.encode()).digest()
+        return key if key is not None and hmac.compare_digest(key.sha256, given) else None
+
+    def read(self, key_id: str) -> Key | None:
+        """Return the record of the key with an id, or None if it is unknown, expired or revoked."""
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(_record(key_id)))
-        given = hashlib.sha256(text.encode()).hexdigest()
-        if not hmac.compare_digest(fields.get("sha256", ""), given):
-            return None
-        return Key.from_fields(key_id, fields)
+        return Key.from_fields(key_id, fields) if fields else None
 
     def listed(self) -> list[Key]:
         """Return all keys, oldest first."""

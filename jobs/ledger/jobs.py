@@ -270,6 +270,7 @@ class Ledger:
             "idempotency_key": jobs.idempotency_key,
             "body_digest": jobs.body_digest,
             "bucket": jobs.bucket,
+            "images": jobs.images,
             "summary": _summary(jobs),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,

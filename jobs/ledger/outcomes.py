@@ -82,7 +82,8 @@ class NewJobs:
     """Jobs to be recorded in one step: one, or those of a batch.
 
     specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
-    the header.  bucket: the service's own, as the program that records them has it; empty if it has none.
+    the header.  bucket: the service's own, as the program that records them has it; empty if it has none.  images: the
+    name of each one's image (``ImageSource.name``), empty for none; or nothing, if no image has one.
     """
 
     tenant: str
@@ -94,6 +95,7 @@ class NewJobs:
     body_digest: str = ""
     batch: NewBatch | None = None
     bucket: str = ""
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

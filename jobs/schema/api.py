@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from maskfleet.jobs.errors import FieldFault
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.record import JobView
-from maskfleet.jobs.schema.wire import HttpUrl, Request, Wire
+from maskfleet.jobs.schema.wire import HttpUrl, Request, UploadId, Wire
 from maskfleet.jobs.status import Status
 
 
@@ -71,6 +71,33 @@ class UploadView(Wire):
     method: Literal["PUT"] = "PUT"
     headers: dict[str, str]
     expires_at: datetime = Field(description="The link works until this time.")
+
+
+class TokenRequest(Request):
+    """What a token is to allow, and for how long."""
+
+    ttl_s: int = Field(600, ge=1, le=3600, description="Seconds until it expires.")
+    upload_id: UploadId | None = Field(
+        None, description="The only image that it is for; it need not be there yet. Default: all of your jobs."
+    )
+    scopes: tuple[Literal["jobs:read", "jobs:write", "jobs:interactive"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Some of your key's own. Default: `jobs:read` and `jobs:write`, as far as your key has them.",
+    )
+
+    @property
+    def image(self) -> str:
+        """The id of the only image that it is for; empty for no such limit."""
+        return self.upload_id or ""
+
+
+class TokenView(Wire):
+    """A token. It cannot be shown again, nor revoked by itself: it ends with its time, or with the key that made it."""
+
+    token: str = Field(repr=False)
+    expires_at: datetime
+    scopes: tuple[str, ...]
 
 
 class DeliveryList(Wire):

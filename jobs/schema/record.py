@@ -285,11 +285,13 @@ class JobRecord:
     batch_id: str | None
     #: The service's own bucket, as the API has it; empty where only what is shown was read, and in older records.
     bucket: str
+    #: The name of its image (``ImageSource.name``); empty in older records.
+    image: str
 
     #: The fields that everything but ``spec`` is made from.
     SHOWN: ClassVar[tuple[str, ...]] = (
-        *("id", "tenant", "queue", "status", "version", "summary", "batch", "attempt", "fence", "token", "worker"),
-        *("cancel", "created_ms", "started_ms", "claimed_ms", "ended_ms", "stage", "done", "total", "masks"),
+        *("id", "tenant", "queue", "status", "version", "summary", "batch", "image", "attempt", "fence", "token"),
+        *("worker", "cancel", "created_ms", "started_ms", "claimed_ms", "ended_ms", "stage", "done", "total", "masks"),
         *("error_code", "error_detail", "result"),
     )
 
@@ -332,6 +334,7 @@ class JobRecord:
             version=int(fields.get("version", 1)),
             batch_id=fields.get("batch"),
             bucket=fields.get("bucket", ""),
+            image=fields.get("image", ""),
         )
 
     @cached_property

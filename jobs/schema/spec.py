@@ -6,6 +6,7 @@ The same models generate the OpenAPI document.  Prompts are in ``prompts``.
 from __future__ import annotations
 
 import binascii
+import hashlib
 import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -150,6 +151,12 @@ class ImageSource(Request):
                 "image_source", "Give exactly one of s3_uri, url, upload_id, base64 and image_id."
             )
         return self
+
+    @property
+    def name(self) -> str:
+        """The same for all jobs that name the same upload or address; empty for an image in the request itself."""
+        address = self.s3_uri or self.url
+        return self.upload_id or (f"src_{hashlib.sha256(address.encode()).hexdigest()[:32]}" if address else "")
 
 
 class EverythingParams(Request):

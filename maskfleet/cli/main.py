@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("maskfleet.cli.plan:plan_command", "Say how many workers it takes until all jobs are done."),
     "ledger": ("maskfleet.cli.ledger:ledger_command", "Upgrade the data in Redis to this version."),
     "keys": ("maskfleet.cli.keys:keys_command", "Create, list and revoke API keys."),
+    "token": ("maskfleet.cli.tokens:token_command", "Make a short-lived token for a web page."),
     "api": ("maskfleet.cli.programs:api_command", "Run the API."),
     "worker": ("maskfleet.cli.programs:worker_command", "Run a worker on each of this machine's devices."),
     "sweep": ("maskfleet.cli.programs:sweep_command", "Remove results that no longer belong to a job."),

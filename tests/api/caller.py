@@ -7,9 +7,11 @@ import functools
 import io
 import re
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask
+from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from maskfleet.api.app import create_app
@@ -27,7 +29,7 @@ class Caller:
     """A tenant's client of the app."""
 
     def __init__(self, app: Flask, key: str) -> None:
-        self.app = app
+        self.app, self.key = app, key
         self._client = app.test_client()
         self._headers = {"Authorization": f"Bearer {key}"}
 
@@ -68,6 +70,32 @@ class Caller:
         response = self.send(job(**fields))
         assert response.status_code == 202, response.text
         return str(response.json["id"])
+
+
+#: A value for each variable part of a path, where it does not matter.
+UNKNOWN = {
+    "job_id": "job_" + "0" * 32,
+    "image_id": f"img_{'0' * 32}",
+    "batch_id": f"batch_{'0' * 32}",
+    "delivery_id": f"msg_job_{'0' * 32}_1_failed",
+    "name": "coco.json",
+}
+
+
+def routes(app: Flask) -> Iterator[tuple[str, Rule]]:
+    """Yield every route with its method, taken from the app, so that a new one cannot be forgotten."""
+    for rule in app.url_map.iter_rules():
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            yield method, rule
+
+
+def open_route(
+    app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, str], query: str = ""
+) -> TestResponse:
+    """Send a request to a route.  ids: for the variable parts of its path.  query: with its question mark."""
+    path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: ids[found[1]], rule.rule)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return app.test_client().open(path + query, method=method, json={}, headers=headers)
 
 
 def job(**fields: Any) -> dict[str, Any]:  # Any: JSON

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,18 @@ from maskfleet.jobs.ledger.api_keys import KeyStore, Scope, new_key
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.schema.spec import job_id_of
 from maskfleet.jobs.storage import Store
-from tests.api.caller import Caller, a_closed_port, check_problem, job, run_to_success
+from tests.api.caller import (
+    UNKNOWN,
+    Caller,
+    a_closed_port,
+    check_problem,
+    job,
+    open_route,
+    routes,
+    run_to_success,
+)
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.waiting import wait_until
-
-UNKNOWN_JOB = "job_" + "0" * 32
 
 
 @pytest.fixture
@@ -238,37 +245,15 @@ def test_a_route_for_operators_needs_the_scope_admin(make_settings: SettingsMake
     assert app.test_client().get("/operators").status_code == 401
 
 
-# Every route, taken from the app, so that a new one cannot be forgotten.
-
-
-def _routes(app: Flask) -> Iterator[tuple[str, Rule]]:
-    for rule in app.url_map.iter_rules():
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            yield method, rule
+# Every route.
 
 
 def _scope(app: Flask, rule: Rule) -> Scope | None:
     return operation_of(app.view_functions[rule.endpoint]).scope
 
 
-def _open(app: Flask, method: str, rule: Rule, key: str | None, ids: dict[str, str]) -> TestResponse:
-    path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: ids[found[1]], rule.rule)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return app.test_client().open(path, method=method, json={}, headers=headers)
-
-
-#: A value for each variable part of a path, where it does not matter.
-UNKNOWN = {
-    "job_id": UNKNOWN_JOB,
-    "image_id": f"img_{'0' * 32}",
-    "batch_id": f"batch_{'0' * 32}",
-    "delivery_id": f"msg_{UNKNOWN_JOB}_1_failed",
-    "name": "coco.json",
-}
-
-
 def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open(app: Flask) -> None:
-    open_routes = {rule.rule for _, rule in _routes(app) if _scope(app, rule) is None}
+    open_routes = {rule.rule for _, rule in routes(app) if _scope(app, rule) is None}
 
     assert open_routes == {"/live", "/ready", "/openapi.json", "/docs", "/docs/<path:name>"}
 
@@ -280,9 +265,10 @@ def test_reading_needs_the_scope_to_read_and_all_else_that_to_write(app: Flask) 
         "/v1/fleet": Scope.ADMIN,
         "/v1/fleet/model": Scope.FLEET,
     }
-    for method, rule in _routes(app):
+    for method, rule in routes(app):
         if (scope := _scope(app, rule)) is not None:
-            usual = Scope.READ if method == "GET" else Scope.WRITE
+            # A token may be for reading alone, and is never for more than its key.
+            usual = Scope.READ if method == "GET" or rule.rule == "/v1/tokens" else Scope.WRITE
             is_usual = rule.rule.startswith("/v1/") and rule.rule not in own
             assert scope is (usual if is_usual else own.get(rule.rule, Scope.ADMIN)), rule.rule
 
@@ -291,14 +277,14 @@ def test_every_route_refuses_no_key_an_unknown_key_and_a_key_without_its_scope(a
     _, reading = key_store.create("apiary", [Scope.READ])
     _, writing = key_store.create("apiary", [Scope.WRITE])
     seen = 0
-    for method, rule in _routes(app):
+    for method, rule in routes(app):
         if (scope := _scope(app, rule)) is None:
             continue
         wrong = (writing if scope is Scope.READ else reading).get_secret_value()
 
-        check_problem(_open(app, method, rule, None, UNKNOWN), 401, "no_api_key")
-        check_problem(_open(app, method, rule, new_key(), UNKNOWN), 401, "unknown_api_key")
-        check_problem(_open(app, method, rule, wrong, UNKNOWN), 403, "missing_scope")
+        check_problem(open_route(app, method, rule, None, UNKNOWN), 401, "no_api_key")
+        check_problem(open_route(app, method, rule, new_key(), UNKNOWN), 401, "unknown_api_key")
+        check_problem(open_route(app, method, rule, wrong, UNKNOWN), 403, "missing_scope")
         seen += 1
 
     assert seen >= 10
@@ -317,13 +303,13 @@ def test_no_route_shows_another_tenants_things_nor_that_they_are_there(
     delivery = f"msg_{ended}_1_succeeded"
     assert apiary.get(f"/v1/deliveries/{delivery}").status_code == 200
     walked = 0
-    for method, rule in _routes(app):
+    for method, rule in routes(app):
         if _scope(app, rule) is None or not rule.arguments:
             continue
         for job_id in (running, ended):
             ids = {**UNKNOWN, "job_id": job_id, "image_id": image_id, "batch_id": batch["id"], "delivery_id": delivery}
-            foreign = _open(app, method, rule, KEYS["bakery"], ids)
-            unknown = _open(app, method, rule, KEYS["bakery"], UNKNOWN)
+            foreign = open_route(app, method, rule, KEYS["bakery"], ids)
+            unknown = open_route(app, method, rule, KEYS["bakery"], UNKNOWN)
 
             assert foreign.status_code == 404, (method, rule.rule)
             assert foreign.json["code"] == unknown.json["code"]

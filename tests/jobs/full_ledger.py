@@ -33,6 +33,7 @@ from tests import taking
 from tests.taking import take_due
 
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
+IMAGE = "upl_00000000000000000000000000000000"
 SPEC = (
     '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"},'
     '"model":"m","metadata":{"name":"%s"}}'
@@ -125,7 +126,15 @@ class FullLedger:
     def _create(self, name: str, *, host: str = "", key: str = "", start_deadline_s: int = DAY_S) -> str:
         webhook = Webhook(url=f"https://{host}.example.com/hook", events=tuple(EventName)) if host else None
         job = NewJobs(
-            TENANT, QUEUE, (SPEC % name,), start_deadline_s, webhook, key, "digest" if key else "", bucket="b"
+            TENANT,
+            QUEUE,
+            (SPEC % name,),
+            start_deadline_s,
+            webhook,
+            key,
+            "digest" if key else "",
+            bucket="b",
+            images=(IMAGE,),
         )
         return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 

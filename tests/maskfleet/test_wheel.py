@@ -43,6 +43,7 @@ ARGUMENTS = {
     "embed": ["photo.png"],
     "webhook": ["ping"],
     "plan": ["--deadline", "10m"],
+    "token": [],
 }
 
 USE = """

@@ -3,7 +3,8 @@
 -- ARGV: JSON, job id, spec, job id, spec, …
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
---   bucket (the service's; '' for unknown), idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
+--   bucket (the service's; '' for unknown), images (the name of each job's image, '' for none; or empty),
+--   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
 --   queues that are drained before this one), weights (tenant → its share),
@@ -117,9 +118,14 @@ end
 
 -- Record a job in state queued.  place: its number among those of this call.
 local function record_job(job, spec, place)
+  local own, image = {unpack(shared)}, new.images[place + 1] or ''
+  if image ~= '' then
+    table.insert(own, 'image')
+    table.insert(own, image)
+  end
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
     'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live',
-    'spec_bytes', #spec, 'start_by_ms', now + new.start_deadline_ms, unpack(shared))
+    'spec_bytes', #spec, 'start_by_ms', now + new.start_deadline_ms, unpack(own))
   if batch then redis.call('RPUSH', batch_jobs_key(id), job) end
   redis.call('SADD', inflight_key(tenant), job)
   redis.call('ZADD', jobs_key(tenant), now, job)
