@@ -30,7 +30,16 @@ from maskfleet.jobs.errors import (
     QueueUnavailable,
     RecordsFull,
 )
-from maskfleet.jobs.ledger.outcomes import BacklogLimit, Created, Creation, NewBatch, NewImages, NewJobs, Reservation
+from maskfleet.jobs.ledger.outcomes import (
+    BacklogLimit,
+    Created,
+    Creation,
+    NewBatch,
+    NewImages,
+    NewJobs,
+    NodeCall,
+    Reservation,
+)
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.queue import more_urgent_queues, queue_name
 from maskfleet.jobs.schema.base64_text import decode_base64
@@ -90,7 +99,7 @@ def admit_job(
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
         with _giving_back(reservation, services):
             store_image(image, tenant, services)
-    creation = _record(jobs, str(spec.model), services, reservation)
+    creation = _record(jobs, str(spec.model), services, reservation, call=_node_call(spec, services))
     return _shown(
         creation,
         lambda: _job_view(creation.id, services, address),
@@ -284,7 +293,15 @@ def _new_images(tenant: str, size: int, services: Services) -> NewImages:
     return NewImages(size, services.settings.upload_bytes(tenant), services.settings.upload_window_s)
 
 
-def _record(jobs: NewJobs, model: str, services: Services, reservation: Reservation | None) -> Creation:
+def _node_call(spec: AnySpec, services: Services) -> NodeCall | None:
+    """Return the question for the node that has the image in memory; None where that would save nothing."""
+    wait_ms = services.node_calls.wait_ms
+    return None if spec.mode == "everything" or not wait_ms else NodeCall(str(spec.model), wait_ms)
+
+
+def _record(
+    jobs: NewJobs, model: str, services: Services, reservation: Reservation | None, *, call: NodeCall | None = None
+) -> Creation:
     creation = services.ledger.create(
         jobs,
         max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
@@ -292,6 +309,7 @@ def _record(jobs: NewJobs, model: str, services: Services, reservation: Reservat
         backlog=_backlog_limit(model, jobs.queue, services),
         max_bytes=services.settings.record_bytes(jobs.tenant),
         reservation=reservation,
+        call=call,
     )
     match creation.outcome:
         case Created.KNOWN:
@@ -302,8 +320,18 @@ def _record(jobs: NewJobs, model: str, services: Services, reservation: Reservat
             logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
         case refused:
             _refuse(refused, creation.wait_s, jobs.tenant, services)
-    ring(jobs.queue, services, len(creation.job_ids))
+    if not creation.node or not _called(creation, jobs, services):
+        ring(jobs.queue, services, len(creation.job_ids))
     return creation
+
+
+def _called(creation: Creation, jobs: NewJobs, services: Services) -> bool:
+    """Call the node that has the job's image; return whether it could be called."""
+    try:
+        services.node_calls.call(creation.node, creation.id, jobs.queue, tenant=jobs.tenant, image=jobs.images[0])
+    except QueueUnavailable:
+        return False
+    return True
 
 
 def _backlog_limit(model: str, queue: str, services: Services) -> BacklogLimit | None:

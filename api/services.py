@@ -13,6 +13,7 @@ from maskfleet.api.bytes_under_way import BytesUnderWay
 from maskfleet.api.cpu import Cpu
 from maskfleet.api.long_poll import Hold, Waits
 from maskfleet.api.metrics import JobFigures, RequestMetrics
+from maskfleet.api.node_calls import NodeCalls
 from maskfleet.api.remembered import Remembered
 from maskfleet.api.tokens import Tokens
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
@@ -58,6 +59,7 @@ class Services:
     fleet: Fleet
     store: Store
     bells: Bells
+    node_calls: NodeCalls
     waits: Waits
     bytes_under_way: BytesUnderWay
     cpu: Cpu
@@ -78,6 +80,7 @@ def make_services(settings: ApiSettings) -> Services:
     epoch = Epoch(client)
     deliveries = Deliveries(client, retention_s=settings.retention_s)
     metrics = RequestMetrics(JobFigures(JobCounts(client), deliveries, fleet, epoch))
+    bells = Bells(client, Publisher(settings))
     return Services(
         settings=settings,
         redis=client,
@@ -91,7 +94,8 @@ def make_services(settings: ApiSettings) -> Services:
         worker_registry=worker_registry,
         fleet=fleet,
         store=Store(settings),
-        bells=Bells(client, Publisher(settings)),
+        bells=bells,
+        node_calls=NodeCalls(ledger, bells, settings.image_node_wait_ms),
         waits=Waits(
             ledger,
             metrics.count_held,

@@ -2,7 +2,8 @@
 
 A bell says that jobs may wait in a queue.  It names none: a node that hears it claims the next job from the ledger, and
 drops a bell that finds nothing.  So a bell that is lost, late or doubled costs at most a moment: whoever claims a job
-rings again while more wait, and the courier rings at each tick where jobs wait and no bell lies.
+rings again while more wait, and the courier rings at each tick where jobs wait and no bell lies.  One in a node's own
+queue calls that node: it has the image of a job that was just created.
 
 Anyone who may write to the lists in Redis can put anything there.  kombu and Celery parse messages in the node's own
 event loop, and the first one that they cannot parse ends it, and the node with it.  So messages are validated here
@@ -42,7 +43,7 @@ from maskfleet.jobs.ledger.connection import (
 )
 from maskfleet.jobs.ledger.outages import REASONS, as_unavailable
 from maskfleet.jobs.logs import get_logger
-from maskfleet.jobs.queue import UrgencyCycle
+from maskfleet.jobs.queue import UrgencyCycle, canary_queue
 from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.settings import SharedSettings
 
@@ -137,6 +138,10 @@ class Bells:
             lying = self._redis.llen(queue)
         for _ in range(min(jobs, MOST_BELLS) - lying):
             self._publisher.publish(BELL, queue)
+
+    def call(self, node: str) -> None:
+        """Wake one node, by a bell in its own queue.  Raises QueueUnavailable."""
+        self._publisher.publish(BELL, canary_queue(node))
 
 
 def is_ours(argument: object) -> bool:

@@ -219,6 +219,8 @@ class ApiSettings(SigningSettings):
     upload_window_s: int = Field(9 * 24 * 3600, ge=3600)
     #: The most images in one batch.
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
+    #: A job on an image that a node has in memory is first offered to that node alone, for this time; 0 for never.
+    image_node_wait_ms: int = Field(40, ge=0, le=1000)
     #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
     max_backlog_s: float = Field(0, ge=0)
     #: Within how many seconds jobs should start, by class, as in ``interactive:5,bulk:3600``; for the desired number of

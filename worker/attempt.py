@@ -56,6 +56,8 @@ _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.
 FINISH_PATIENCE_S = 900.0
 #: For so long a job that this node handed back for its own fault is left to the other nodes, once it is due again.
 AVOID_S = 30.0
+#: For so long after a job it is called to others of the same image, which it keeps in memory as far as there is room.
+IMAGE_HELD_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,9 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
                 done = _do(record, bench, lease)
             result = done.result
             origin = result.metrics.embedding
-            _end(partial(ledger.succeed, record, result), "job_succeeded", masks=result.masks, embedding=origin)
+            held_s = 0.0 if record.spec.mode == "everything" else IMAGE_HELD_S
+            succeed = partial(ledger.succeed, record, result, image_held_s=held_s)
+            _end(succeed, "job_succeeded", masks=result.masks, embedding=origin)
             if done.keep is not None:
                 bench.later.do(done.keep)
             note(None)

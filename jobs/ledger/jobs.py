@@ -30,6 +30,10 @@ fields):
                                   when its turn comes                                         (lua/turns.lua)
     returned:{queue}      zset    job id → when it is due; jobs that were handed back, claimed before all others
     claimed:{token}       string  the job that a claim was given, for a repeated call; expires after a minute
+    image_node:{tenant}:{image}  string  the node that last did a job of this image, and so has it in memory; expires
+                                  ten minutes after that job
+    latest:{node}         string  the job that a node claimed last; expires after two hours
+    called:{node}         string  the job that a node was called to; expires within a second
     leases                zset    job id → when the lease runs out; the running jobs
     deadlines             zset    job id → when it must have started
     batch:{id}            hash    a batch: tenant, times, how many of its jobs are in each state; expires
@@ -107,6 +111,7 @@ from maskfleet.jobs.ledger.outcomes import (
     JobsPage,
     NewImages,
     NewJobs,
+    NodeCall,
     Place,
     Reaped,
     Reply,
@@ -114,6 +119,7 @@ from maskfleet.jobs.ledger.outcomes import (
     Retried,
 )
 from maskfleet.jobs.ledger.version import SCHEMA, Schema
+from maskfleet.jobs.ledger.workers import WORKER_TTL_S
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.record import AttemptView, JobRecord, ProgressView, ResultSummary, SpecSummary
 from maskfleet.jobs.settings import DEFAULT_MAX_RECORD_BYTES
@@ -203,7 +209,7 @@ class Ledger:
             "window_h": -(-images.window_s // 3600),
             "reserve_ms": RESERVED_MS,
         }
-        outcome, found, _ = self._run_create(
+        outcome, found, *_ = self._run_create(
             jobs, max_in_flight, backlog, max_bytes, {"reservation": token, "ask": ask}
         )
         if outcome is Created.RESERVED:
@@ -227,27 +233,31 @@ class Ledger:
         backlog: BacklogLimit | None = None,
         max_bytes: int = DEFAULT_MAX_RECORD_BYTES,
         reservation: Reservation | None = None,
+        call: NodeCall | None = None,
     ) -> Creation:
         """Record jobs in state ``queued``, and their batch if they have one; all or none.
 
-        max_bytes: of all the tenant's records.  reservation: of these jobs; it ends.
+        max_bytes: of all the tenant's records.  reservation: of these jobs; it ends.  call: to learn which node to call
+        to the one job, see ``NodeCall``.
 
         Raises QueueUnavailable when Redis does not respond or is full; then nothing was recorded, or a request with
         the same idempotency key finds what was.  Raises NotConfirmed when it was recorded, and may yet be lost.
         """
-        more = {
+        more: dict[str, object] = {
             "reservation": reservation.token if reservation else "",
             "idempotency_ttl_ms": idempotency_ttl_s * 1000,
         }
+        if call is not None:
+            more["call"] = {"model": call.model, "wait_ms": call.wait_ms, "seen_within_s": WORKER_TTL_S}
         return self._confirmed(*self._run_create(jobs, max_in_flight, backlog, max_bytes, more))
 
-    def _confirmed(self, outcome: Created, found: str, job_ids: tuple[str, ...] = ()) -> Creation:
+    def _confirmed(self, outcome: Created, found: str, job_ids: tuple[str, ...] = (), node: str = "") -> Creation:
         """Wait until what was recorded is confirmed, if that is asked for.  Raises NotConfirmed."""
         if outcome in (Created.CREATED, Created.KNOWN):
             # Also what was recorded before: its caller may be back because it was not confirmed then.
             key = f"mf:batch:{found}" if found.startswith("batch_") else f"mf:job:{found}"
             self._durability.confirm(self._redis, key, "tenant")
-        return _creation(outcome, found, job_ids)
+        return _creation(outcome, found, job_ids, node)
 
     def _run_create(
         self,
@@ -256,8 +266,8 @@ class Ledger:
         backlog: BacklogLimit | None,
         max_bytes: int,
         more: Mapping[str, object],
-    ) -> tuple[Created, str, tuple[str, ...]]:
-        """Run CREATE; return its outcome, what it found, and the ids of the jobs."""
+    ) -> tuple[Created, str, tuple[str, ...], str]:
+        """Run CREATE; return its outcome, what it found, the ids of the jobs, and the node to call."""
         self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
         new: dict[str, object] = {
@@ -288,8 +298,8 @@ class Ledger:
             }
         specs = (part for pair in zip(job_ids, jobs.specs_json, strict=True) for part in pair)
         with redis_errors():
-            outcome, found = self._create(args=[json.dumps(new), *specs])
-        return Created(outcome), found, job_ids
+            outcome, found, *node = self._create(args=[json.dumps(new), *specs])
+        return Created(outcome), found, job_ids, node[0] if node else ""
 
     def read(self, job_id: str) -> JobRecord | None:
         """Return the record without its spec, or None if there is none, or it has expired."""
@@ -404,6 +414,11 @@ class Ledger:
         with redis_errors():
             return Deleted(self._delete(args=[job_id, tenant, "end"]))
 
+    def forget_image_node(self, tenant: str, image: str) -> None:
+        """Call no node to jobs of this image any more, until one has done another job of it."""
+        with redis_errors():
+            self._redis.delete(f"mf:image_node:{tenant}:{image}")
+
     # The worker's side.
 
     def claim_next(self, queues: Sequence[str], worker: str, *, lease_s: float, max_attempts: int) -> Claim:
@@ -442,9 +457,12 @@ class Ledger:
                 )
             )
 
-    def succeed(self, record: JobRecord, result: ResultSummary) -> Reply:
-        """End a job as succeeded; return FENCED when this worker no longer holds it."""
-        return self._end(record, Status.SUCCEEDED, result=result.model_dump_json())
+    def succeed(self, record: JobRecord, result: ResultSummary, *, image_held_s: float = 0) -> Reply:
+        """End a job as succeeded; return FENCED when this worker no longer holds it.
+
+        image_held_s: for how long this worker is then called to jobs of the same image, which it has in memory.
+        """
+        return self._end(record, Status.SUCCEEDED, result=result.model_dump_json(), image_held_s=image_held_s)
 
     def fail(self, record: JobRecord, code: str, detail: str) -> Reply:
         """End a job as failed."""
@@ -454,10 +472,20 @@ class Ledger:
         """End a running job that its caller canceled."""
         return self._end(record, Status.CANCELED)
 
-    def _end(self, record: JobRecord, status: Status, *, code: str = "", detail: str = "", result: str = "") -> Reply:
+    def _end(
+        self,
+        record: JobRecord,
+        status: Status,
+        *,
+        code: str = "",
+        detail: str = "",
+        result: str = "",
+        image_held_s: float = 0,
+    ) -> Reply:
         with redis_errors():
             claim = (record.id, record.fence, record.token)
-            return Reply(self._finish(args=[*claim, status, code, detail, result, self._retention_ms]))
+            held_ms = int(image_held_s * 1000)
+            return Reply(self._finish(args=[*claim, status, code, detail, result, self._retention_ms, held_ms]))
 
     def note_fenced(self) -> Reply:
         """Count an attempt that noticed by itself that it no longer holds its job."""
@@ -516,7 +544,7 @@ class Ledger:
             self._redis.ping()
 
 
-def _creation(outcome: Created, found: str, job_ids: tuple[str, ...] = ()) -> Creation:
+def _creation(outcome: Created, found: str, job_ids: tuple[str, ...], node: str) -> Creation:
     """Return what came of CREATE.  found: what it gave besides; job_ids: of the jobs, if they were recorded."""
     match outcome:
         case Created.OVER_QUOTA | Created.OVER_STORAGE:
@@ -524,6 +552,6 @@ def _creation(outcome: Created, found: str, job_ids: tuple[str, ...] = ()) -> Cr
         case Created.OVER_BYTES | Created.BACKLOG_FULL:
             return Creation(outcome, wait_s=int(found or 0) / 1000)
         case Created.CREATED:
-            return Creation(outcome, found, job_ids)
+            return Creation(outcome, found, job_ids, node=node)
         case known:
             return Creation(known, found)

@@ -99,6 +99,17 @@ class NewJobs:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeCall:
+    """Asks CREATE for the node that has the job's image in memory, if it has nothing else to do.
+
+    model: that it must serve.  wait_ms: for how long no other node is called; meanwhile it is named for no other job.
+    """
+
+    model: str
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewImages:
     """Images that are to be stored for a tenant.  size: of all of them, in bytes.
 
@@ -117,12 +128,14 @@ class Creation:
     id: of the batch or the one job that was recorded, now or before under the idempotency key; otherwise empty.
     job_ids: of the jobs recorded now.  wait_s: for BACKLOG_FULL, how long the last job would wait; for OVER_BYTES, how
     long until the next records expire, 0 for not before one of the tenant's jobs ends.
+    node: the one to call to the job recorded now; empty for any node.
     """
 
     outcome: Created
     id: str = ""
     job_ids: tuple[str, ...] = ()
     wait_s: float = 0.0
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

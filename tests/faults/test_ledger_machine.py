@@ -23,13 +23,15 @@ from hypothesis.stateful import (
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.outcomes import Cancel, Created, Deleted, NewJobs, NodeCall, Reply, Retried
+from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
 from maskfleet.jobs.schema.spec import Webhook
 from maskfleet.jobs.status import Stage
 from tests.taking import take_due
 
 TENANT, OTHER, QUEUE = "ant", "bee", "sam.m.normal"
+NODE, IMAGE = "node", "upl_00000000000000000000000000000000"
 SPEC = '{"mode":"everything","image":{"upload_id":"upl_00000000000000000000000000000000"}}'
 ENDED = {"succeeded", "failed", "canceled", "expired"}
 MAX_ATTEMPTS, MAX_IN_FLIGHT = 2, 3
@@ -81,6 +83,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.gone: list[str] = []
         self.fenced = 0
         self.delivered: dict[str, list[str]] = {}
+        #: Tenants whose image the node has, the job that it claimed last, and whether it was called a moment ago.
+        self.held: set[str] = set()
+        self.latest = ""
+        self.called = False
 
     # Callers.
 
@@ -94,9 +100,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def create(self, key: str, body: str, hooked: bool, other: bool) -> None:
         webhook = Webhook(url="https://example.com/hook") if hooked else None
         tenant = OTHER if other and not key else TENANT
-        job = NewJobs(tenant, QUEUE, (SPEC,), 600, webhook, key, body if key else "")
+        job = NewJobs(tenant, QUEUE, (SPEC,), 600, webhook, key, body if key else "", images=(IMAGE,))
+        WorkerRegistry(self.client).announce(WorkerSeen(NODE, "m", "cpu", 12, 3))
+        call = NodeCall("m", int(LONG_S * 1000))
+        idle = self.latest not in self.jobs or self.jobs[self.latest].status != "processing"
+        expected = NODE if tenant in self.held and idle and not self.called else ""
 
-        creation = self.ledger.create(job, max_in_flight=MAX_IN_FLIGHT, idempotency_ttl_s=3600)
+        creation = self.ledger.create(job, max_in_flight=MAX_IN_FLIGHT, idempotency_ttl_s=3600, call=call)
 
         if key in self.keys:
             known, its_body = self.keys[key]
@@ -107,11 +117,18 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             assert creation.outcome is Created.CREATED
             assert creation.id not in self.jobs
+            assert creation.node == expected
+            self.called = self.called or bool(creation.node)
             record = self.ledger.read(creation.id)
             assert record is not None
             self.jobs[creation.id] = Modelled(hooked, key, tenant, record.created_ms)
             if key:
                 self.keys[key] = (creation.id, body)
+
+    @rule()
+    def a_moment_passes_after_a_call(self) -> None:
+        self.client.delete(f"mf:called:{NODE}")
+        self.called = False
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -210,7 +227,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def claim_next(self) -> JobRecord | None:
         """Claim the next job, and check that it is one that may be next."""
-        claim = self.ledger.claim_next((QUEUE,), "node", lease_s=LONG_S, max_attempts=MAX_ATTEMPTS)
+        claim = self.ledger.claim_next((QUEUE,), NODE, lease_s=LONG_S, max_attempts=MAX_ATTEMPTS)
 
         record = claim.record
         while candidates := self.may_be_next():
@@ -227,6 +244,7 @@ class LedgerMachine(RuleBasedStateMachine):
         known = self.jobs[record.id]
         assert known.status == "queued"
         known.status, known.returned, known.token = "processing", False, record.token
+        self.latest = record.id
         known.attempt += 1
         known.fence += 1
         assert (record.attempt, record.fence) == (known.attempt, known.fence)
@@ -253,7 +271,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
 
         if status == "succeeded":
-            reply = self.ledger.succeed(claim.record, RESULT)
+            reply = self.ledger.succeed(claim.record, RESULT, image_held_s=LONG_S)
         elif status == "failed":
             reply = self.ledger.fail(claim.record, "internal_error", "It broke.")
         else:
@@ -264,6 +282,8 @@ class LedgerMachine(RuleBasedStateMachine):
         elif self.holds(claim):
             assert reply is Reply.OK
             self.end(claim.job, status)
+            if status == "succeeded":
+                self.held.add(self.jobs[claim.job].tenant)
         else:
             self.assert_fenced(reply)
 

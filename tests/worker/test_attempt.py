@@ -24,7 +24,7 @@ from maskfleet.jobs.errors import JobError
 from maskfleet.jobs.ledger.outcomes import Cancel, NewJobs, Reply
 from maskfleet.jobs.ledger.workers import WorkerSeen
 from maskfleet.jobs.schema.manifest import Manifest
-from maskfleet.jobs.schema.record import ImageValues, JobRecord, ProgressView, ResultSummary
+from maskfleet.jobs.schema.record import ImageValues, JobRecord, ProgressView
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage, Status
 from maskfleet.jobs.storage import Store
@@ -584,7 +584,7 @@ class ForgetfulLedger:
     def __getattr__(self, name: str) -> object:
         return getattr(self._ledger, name)
 
-    def succeed(self, record: JobRecord, _: ResultSummary) -> Reply:
+    def succeed(self, record: JobRecord, *_: object, **__: object) -> Reply:
         return self._ledger.beat(record, ProgressView(stage=Stage.WRITING), lease_s=30)
 
 

@@ -13,6 +13,8 @@ local earlier, draining, now = kept[1], kept[2], now_by(kept[3])
 local MOST_ENDED = 50
 -- A repeated call comes within seconds.
 local REPEATED_WITHIN_MS = 60000
+-- Longer than any job runs: its time limit is an hour at most.
+local LATEST_MS = 7200000
 
 -- none_returned: of which queues it is known that nothing that was handed back waits in them.
 local function claimed(record, none_returned)
@@ -102,6 +104,7 @@ local function claim(id, queue, of)
   redis.call('HSET', job_key(id), unpack(fields))
   redis.call('ZADD', LEASES, now + ARGV[2], id)
   redis.call('SET', claimed_key(token), id, 'PX', REPEATED_WITHIN_MS)
+  redis.call('SET', latest_key(worker), id, 'PX', LATEST_MS)
   charge_turn(queue, tenant, weights)
 
   if job.batch then move_in_batch(job.batch, 'queued', 'processing', now) end

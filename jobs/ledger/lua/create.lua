@@ -10,8 +10,9 @@
 --   queues that are drained before this one), weights (tenant → its share),
 --   reservation (its token; '' for none),
 --   for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)},
+--   to learn which node has the one job's image: call = {model, seen_within_s, wait_ms}, see node_to_call,
 --   and to ask: ask = {bytes (of images to be stored), max_bytes, window_h (for how long they count), reserve_ms}
--- Returns {'created', id} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
+-- Returns {'created', id, node to call ('' for none)} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'over_bytes', in how many ms the next records expire ('' for not before a job ends)}
 --         | {'backlog_full', how long the last job would wait, in ms}
 --         | {'over_storage', bytes of images stored} | {'reserved', hour in which the bytes count};
@@ -135,8 +136,25 @@ local function record_job(job, spec, place)
   if redis.call('HINCRBY', TOTALS, 'created', 1) == 1 then redis.call('SET', SCHEMA, new.schema) end
 end
 
+-- The node that has the one job's image in memory, if it takes jobs and has none now; '' for no such node.
+-- It is named once in wait_ms: what it was called to just before is what it will have.
+local function node_to_call()
+  local call, image = new.call, new.images[1] or ''
+  local node = call and image ~= '' and redis.call('GET', image_node_key(tenant, image))
+  if not node then return '' end
+  local seen_s = redis.call('ZSCORE', serving_key(call.model), node)
+  if not seen_s or tonumber(seen_s) < math.floor(now / 1000) - call.seen_within_s then return '' end
+  local latest, draining = unpack(redis.call('MGET', latest_key(node), draining_key(node)))
+  if draining then return '' end
+  if latest then
+    local job = redis.call('HMGET', job_key(latest), 'status', 'worker')
+    if job[1] == 'processing' and job[2] == node then return '' end
+  end
+  return redis.call('SET', called_key(node), id, 'NX', 'PX', call.wait_ms) and node or ''
+end
+
 -- A repeated call: the response to the first was lost.
-if not ask and redis.call('EXISTS', record_key(id)) == 1 then return {'created', id} end
+if not ask and redis.call('EXISTS', record_key(id)) == 1 then return {'created', id, ''} end
 
 local bytes = new_bytes()
 local decided = known() or refusal(bytes) or ask and storage_refusal()
@@ -165,4 +183,4 @@ if new.idempotency_key ~= '' then
   redis.call('PEXPIRE', key, new.idempotency_ttl_ms)
 end
 give_back()
-return {'created', id}
+return {'created', id, node_to_call()}

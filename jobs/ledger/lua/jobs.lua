@@ -10,7 +10,7 @@ local function changed(id) redis.call('HINCRBY', job_key(id), 'version', 1) end
 
 -- What transitions need of a job's record.
 local JOB_FIELDS = {'tenant', 'queue', 'status', 'fence', 'token', 'webhook_url', 'webhook_events', 'ends', 'created_ms',
-  'claimed_ms', 'attempt', 'attempts', 'worker', 'stage', 'batch', 'bytes', 'held', 'spec_bytes', 'version', 'cancel'}
+  'claimed_ms', 'attempt', 'attempts', 'worker', 'stage', 'batch', 'bytes', 'held', 'spec_bytes', 'version', 'cancel', 'image'}
 
 -- Read fields of a job's record, by name; all that transitions need, if none are named.
 local function read_job(id, names)

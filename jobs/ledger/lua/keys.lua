@@ -55,6 +55,11 @@ local function claimed_key(token) return 'mf:claimed:' .. token end
 local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
 local function draining_key(node) return 'mf:draining:' .. node end
 
+-- Which node has a tenant's image in memory; the job that a node claimed last; the job that it was called to.
+local function image_node_key(tenant, image) return 'mf:image_node:' .. tenant .. ':' .. image end
+local function latest_key(node) return 'mf:latest:' .. node end
+local function called_key(node) return 'mf:called:' .. node end
+
 -- Queues.
 local QUEUES = 'mf:queues'
 local function pace_field(queue) return 'pace:' .. queue end  -- of TOTALS
