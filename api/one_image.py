@@ -1,17 +1,20 @@
 """What a token for one image may do where a route takes one: send jobs of that image, and see the jobs of that image.
 
-They are all of the tenant's jobs that name the same upload, whoever sent them.  A page that holds such a
-token learns nothing of other images, not even which ids there are: their jobs are as if they did not exist.
+They are all of the tenant's jobs of the same upload or address, by whichever name, whoever sent them.  A page that
+holds such a token learns nothing of other images, not even which ids there are: their jobs are as if they did not
+exist.
 """
 
 from __future__ import annotations
 
 from flask import request
 
+from maskfleet.api.known_images import find_named
 from maskfleet.api.request_body import MAX_SPEC_BYTES, Submission
 from maskfleet.api.services import current_caller, current_services
-from maskfleet.jobs.errors import Forbidden, InvalidPrompt
-from maskfleet.jobs.schema.record import JobRecord, Spec
+from maskfleet.jobs.errors import Forbidden, InvalidPrompt, InvalidRequest
+from maskfleet.jobs.schema.record import AnySpec, JobRecord
+from maskfleet.jobs.schema.spec import ImageSource
 
 #: Those that an image and its clicks need; ``everything`` takes a worker for minutes.
 MODES = frozenset({"point", "box", "embed"})
@@ -28,7 +31,7 @@ def check_submission(submission: Submission) -> None:
     image, spec = current_caller().image, submission.spec
     if not image:
         return
-    if submission.image is not None or spec.image.name != image:
+    if submission.image is not None or _name_of(spec.image) != image:
         raise Forbidden(
             "image_not_allowed", f"This token is for jobs of the image {image} only; name it in the job's image."
         )
@@ -51,7 +54,15 @@ def own_idempotency_key(key: str) -> str:
     return f"{image}:{key}" if image and key else key
 
 
-def _check_mask_inputs(spec: Spec) -> None:
+def _name_of(source: ImageSource) -> str:
+    """Return the name under which the job would be recorded; empty for an image that is not known."""
+    try:
+        return find_named(source, current_caller().tenant, current_services()).source.name
+    except InvalidRequest:
+        return ""  # as for an image that the token is not for: a page does not learn which ids there are
+
+
+def _check_mask_inputs(spec: AnySpec) -> None:
     """Raise unless each earlier mask is of a job of the same image."""
     named = (prompt.mask_input for prompt in spec.prompts if prompt.mask_input is not None)
     for job_id in dict.fromkeys(source.job_id for source in named):  # many prompts may name one job

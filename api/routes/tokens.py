@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from maskfleet.api.known_images import find_named
 from maskfleet.api.operation import Operation, TakenTokens, operation
 from maskfleet.api.request_body import read_json
 from maskfleet.api.responses import json_response
-from maskfleet.api.services import current_caller, current_services
+from maskfleet.api.services import current_caller, current_services, tenant
 from maskfleet.api.tokens import GRANTABLE
+from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.api import TokenRequest, TokenView
+from maskfleet.jobs.schema.spec import ImageSource
 
 #: Without a wish: what a page needs, without the right to go before other jobs.
 _USUAL = (Scope.READ, Scope.WRITE)
@@ -39,7 +42,7 @@ logger = get_logger()
             404: ("tokens_not_available",),
             413: ("body_too_large",),
             415: ("unsupported_media_type", "content_encoding_not_supported"),
-            422: ("invalid_token_request",),
+            422: ("invalid_token_request", "image_not_known"),
         },
         tokens=TakenTokens.NONE,
     )
@@ -52,7 +55,16 @@ def make_token() -> Response:
         scopes = [scope for scope in GRANTABLE if scope in wanted.scopes]
         for scope in scopes:
             caller.require(scope)
-    text, token = current_services().keys.make_token(caller, scopes, wanted.ttl_s, wanted.image)
+    image = _name_of(wanted.image) if wanted.image else ""
+    text, token = current_services().keys.make_token(caller, scopes, wanted.ttl_s, image)
     logger.info("token_made", token_id=token.id, image=token.image, ttl_s=wanted.ttl_s, scopes=sorted(token.scopes))
     view = TokenView(token=text, expires_at=token.expires_at, scopes=tuple(sorted(token.scopes)))
     return json_response(view, status=201)
+
+
+def _name_of(image: ImageSource) -> str:
+    """Return the name under which jobs record the image.  Raises InvalidRequest (``image_not_known``)."""
+    try:
+        return find_named(image, tenant(), current_services()).source.name
+    except InvalidRequest as error:
+        raise error.locate("/image_id") from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.errors import FieldFault
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.record import JobView
-from maskfleet.jobs.schema.wire import HttpUrl, Request, UploadId, Wire
+from maskfleet.jobs.schema.spec import ImageSource
+from maskfleet.jobs.schema.wire import HttpUrl, ImageId, Request, UploadId, Wire
 from maskfleet.jobs.status import Status
 
 
@@ -77,8 +78,11 @@ class TokenRequest(Request):
     """What a token is to allow, and for how long."""
 
     ttl_s: int = Field(600, ge=1, le=3600, description="Seconds until it expires.")
+    image_id: ImageId | None = Field(
+        None, description="The only image that it is for, made known with `POST /v1/images`. Default: all of your jobs."
+    )
     upload_id: UploadId | None = Field(
-        None, description="The only image that it is for; it need not be there yet. Default: all of your jobs."
+        None, description="The same for an upload; the image need not be there yet. At most one of the two."
     )
     scopes: tuple[Literal["jobs:read", "jobs:write", "jobs:interactive"], ...] | None = Field(
         None,
@@ -86,10 +90,18 @@ class TokenRequest(Request):
         description="Some of your key's own. Default: `jobs:read` and `jobs:write`, as far as your key has them.",
     )
 
+    @model_validator(mode="after")
+    def _is_for_one_image(self) -> Self:
+        if self.image_id is not None and self.upload_id is not None:
+            raise PydanticCustomError("token_image", "Give image_id or upload_id, not both.")
+        return self
+
     @property
-    def image(self) -> str:
-        """The id of the only image that it is for; empty for no such limit."""
-        return self.upload_id or ""
+    def image(self) -> ImageSource | None:
+        """The only image that it is for; None for no such limit."""
+        if self.image_id is None and self.upload_id is None:
+            return None
+        return ImageSource(image_id=self.image_id, upload_id=self.upload_id)
 
 
 class TokenView(Wire):

@@ -9,7 +9,8 @@ from maskfleet.cli.terminal import reporting_errors
 
 
 @click.command("token")
-@click.option("--upload-id", metavar="ID", help="The only image that it is for.  [default: all of your jobs]")
+@click.option("--image-id", metavar="ID", help="The only image that it is for.  [default: all of your jobs]")
+@click.option("--upload-id", metavar="ID", help="The same, for an upload.")
 @click.option(
     "--scope",
     "scopes",
@@ -21,6 +22,7 @@ from maskfleet.cli.terminal import reporting_errors
 @click.option("--json", "as_json", is_flag=True, help="Print it as one line of JSON, with its expiry.")
 @server_options
 def token_command(
+    image_id: str | None,
     upload_id: str | None,
     scopes: tuple[str, ...],
     ttl_s: int,
@@ -30,6 +32,6 @@ def token_command(
 ) -> None:
     """Make a short-lived token for a web page and print it.  It ends by itself, or with the key that made it."""
     with reporting_errors(), connect(api_url, api_key) as client:
-        made = client.create_token(ttl_s=ttl_s, upload_id=upload_id, scopes=scopes or None)
+        made = client.create_token(ttl_s=ttl_s, image_id=image_id, upload_id=upload_id, scopes=scopes or None)
     click.echo(made.model_dump_json() if as_json else made.token)
     click.echo(f"It allows {', '.join(made.scopes)} until {made.expires_at:%Y-%m-%d %H:%M:%S} UTC.", err=True)

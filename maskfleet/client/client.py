@@ -401,15 +401,20 @@ class Client:
         return WebhookSecretView.model_validate_json(response.content)
 
     def create_token(
-        self, *, ttl_s: int = 600, upload_id: str | None = None, scopes: Sequence[str] | None = None
+        self,
+        *,
+        ttl_s: int = 600,
+        image_id: str | None = None,
+        upload_id: str | None = None,
+        scopes: Sequence[str] | None = None,
     ) -> TokenView:
         """Return a token for a web page, which must not hold the API key; it ends after ``ttl_s``, an hour at most.
 
-        upload_id: the only image that it is for; by default it is for all of your jobs.  scopes: some of the key's own;
-        by default ``jobs:read`` and ``jobs:write``.  Raises Refused (``missing_scope``, ``token_not_allowed``),
-        NotFound (``tokens_not_available``).
+        image_id, upload_id: the only image that it is for; by default it is for all of your jobs.  scopes: some of the
+        key's own; by default ``jobs:read`` and ``jobs:write``.  Raises Refused (``missing_scope``,
+        ``token_not_allowed``), NotFound (``tokens_not_available``).
         """
-        wanted = {"ttl_s": ttl_s, "upload_id": upload_id, "scopes": scopes and list(scopes)}
+        wanted = {"ttl_s": ttl_s, "image_id": image_id, "upload_id": upload_id, "scopes": scopes and list(scopes)}
         body = {name: value for name, value in wanted.items() if value is not None}
         return TokenView.model_validate_json(self._transport.call("POST", "/v1/tokens", json=body).content)
 

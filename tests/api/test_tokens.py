@@ -26,6 +26,7 @@ from maskfleet.api.tokens import Tokens
 from maskfleet.jobs.errors import Unauthorized
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.schema.spec import job_id_of
 from maskfleet.jobs.storage import Store, upload_id_of
 from maskfleet.jobs.webhook_secrets import new_master
 from tests.api.caller import (
@@ -567,3 +568,47 @@ def test_without_redis_a_token_is_not_called_invalid(
     token = make_token(Caller(apiary.app, made.get_secret_value()))
 
     check_problem(Caller(without_redis.app, token).get("/v1/jobs"), 503, "queue_unavailable")
+
+
+def test_a_token_for_a_known_image_is_for_it_by_each_of_its_names(apiary: Caller, images: None) -> None:
+    bee = apiary.post("/v1/images", {"image": {"upload_id": BEE_ID}}).json["image_id"]
+    wasp = apiary.post("/v1/images", {"image": {"upload_id": WASP_ID}}).json["image_id"]
+    page = Caller(apiary.app, make_token(apiary, image_id=bee))
+
+    for name, image_id in (("image_id", bee), ("upload_id", BEE_ID)):
+        sent = page.send({**CLICK, "image": {name: image_id}})
+        assert sent.status_code == 202, sent.text
+        assert page.get(f"/v1/jobs/{sent.json['id']}").status_code == 200
+    assert page.get(f"/v1/jobs/{job_id_of(bee)}").json["mode"] == "embed"
+    for image_id in (wasp, f"img_{'0' * 32}"):
+        check_problem(page.send({**CLICK, "image": {"image_id": image_id}}), 403, "image_not_allowed")
+    assert page.get(f"/v1/jobs/{job_id_of(wasp)}").status_code == 404
+
+
+def test_a_token_for_an_image_that_is_not_known_or_for_two_is_not_made(apiary: Caller, bakery: Caller) -> None:
+    theirs = bakery.post("/v1/images", {"image": {"url": "https://example.com/bee.jpg"}}).json["image_id"]
+
+    for image_id in (theirs, f"img_{'0' * 32}"):
+        refused = check_problem(apiary.post("/v1/tokens", {"image_id": image_id}), 422, "image_not_known")
+        assert [fault.pointer for fault in refused.errors or ()] == ["/image_id"]
+    both = {"image_id": theirs, "upload_id": BEE_ID}
+    check_problem(apiary.post("/v1/tokens", both), 422, "invalid_token_request")
+
+
+def test_a_refinement_that_leaves_its_image_out_is_of_the_tokens_image(
+    page: Caller, apiary: Caller, ledger: Ledger, store: Store
+) -> None:
+    mine = apiary.a_job(image={"upload_id": BEE_ID}, outputs=["logits"])
+    other = apiary.a_job(image={"upload_id": WASP_ID}, outputs=["logits"])
+    for job_id in (mine, other):
+        run_to_success(job_id, ledger, store)
+
+    def refine(job_id: str) -> TestResponse:
+        return page.send(
+            {"mode": "point", "prompts": [{"points": [[9, 9]], "mask_input": {"job_id": job_id, "mask": 0}}]}
+        )
+
+    sent = refine(mine)
+    assert sent.status_code == 202, sent.text
+    assert page.get(f"/v1/jobs/{sent.json['id']}").status_code == 200
+    check_problem(refine(other), 403, "image_not_allowed")
