@@ -241,7 +241,7 @@ class MaskOptions(JobOptions):
 
     outputs: tuple[Output, ...] = Field((Output.COCO,), min_length=1, description="The formats to write the result in.")
     overlay_format: OverlayFormat = Field(
-        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and a tenth as large."
+        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and much smaller."
     )
 
 

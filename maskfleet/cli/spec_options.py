@@ -17,20 +17,13 @@ from pydantic.fields import FieldInfo
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
-<<<<<<< HEAD
     BoxJob,
     EverythingJob,
     EverythingParams,
     ImageSource,
     Output,
-    PointJob,
-=======
-    EverythingParams,
-    ImageSource,
-    JobSpec,
-    Output,
     OverlayFormat,
->>>>>>> 58808b9 (Write all mask images as one archive, and overlays as WebP or JPEG)
+    PointJob,
     PromptParams,
     invalid_request,
 )

@@ -33,15 +33,6 @@ _BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
 class JobOptionFields(TypedDict, total=False):
     """The fields of a job of any mode besides its image, as keywords; see ``maskfleet.jobs.schema.spec``."""
 
-<<<<<<< HEAD
-=======
-    mode: Literal["everything", "point", "box"]
-    image: ImageSource | Mapping[str, str]
-    prompts: Sequence[Prompt | Mapping[str, Any]]  # Any: numbers, nested as JSON has them
-    params: EverythingParams | PromptParams | Mapping[str, float | bool]
-    outputs: Sequence[str]
-    overlay_format: Literal["png", "webp", "jpeg"]
->>>>>>> 58808b9 (Write all mask images as one archive, and overlays as WebP or JPEG)
     model: str
     priority: Literal["interactive", "normal", "bulk"]
     start_deadline_s: int
@@ -59,6 +50,7 @@ class JobFields(JobOptionFields, total=False):
     params: EverythingParams | PromptParams | Mapping[str, float | bool]
     inline: Literal["rle", "polygons"]
     outputs: Sequence[str]
+    overlay_format: Literal["png", "webp", "jpeg"]
 
 
 def image_type(data: bytes) -> str:
