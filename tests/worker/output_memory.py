@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.core_side import resident_gb
+from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.schema.spec import EverythingJob, ImageSource, Output
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import Mask
@@ -23,6 +24,8 @@ from maskfleet.worker.output.formats import label_map_png, mask_files, mask_png
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.segment import Segmentation
 from maskfleet.worker.steps import SegmentMetrics
+
+NO_METRICS = SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False, EmbeddingOrigin.COMPUTED)
 
 
 def disc(size_hw: tuple[int, int], middle_xy: tuple[float, float], radius: float) -> Mask:
@@ -47,7 +50,7 @@ def main() -> None:
     middles = random.uniform(0.1, 0.9, (20, 2)) * [width, height]
     masks = [disc((height, width), (x, y), random.uniform(0.02, 0.3) * height) for x, y in middles]
     masks.append(disc((height, width), (width / 2, height / 2), 2 * width))  # all of the image
-    found = Segmentation((width, height), tuple(masks), SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False))
+    found = Segmentation((width, height), tuple(masks), NO_METRICS)
     photo = Photo(np.full((height, width, 3), 90, np.uint8), (width, height), "JPEG")
     spec = EverythingJob(mode="everything", image=ImageSource(s3_uri="s3://photos/any.jpg"))
     formats.warm_up()

@@ -369,7 +369,7 @@ def test_no_job_waits_for_the_compiler(repository: Path) -> None:
         " if isinstance(one, Dispatcher)}\n"
         "compiled = {one: len(one.signatures) for one in kernels}\n"
         "masks = [disc((400, 2100), (900, 200), 150), disc((400, 2100), (9, 7), 20)]\n"
-        "found = Segmentation((2100, 400), tuple(masks), SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False))\n"
+        "found = Segmentation((2100, 400), tuple(masks), NO_METRICS)\n"
         "photo = Photo(np.full((400, 2100, 3), 90, np.uint8), (2100, 400), 'JPEG')\n"
         "image = ImageSource(s3_uri='s3://photos/any.jpg')\n"
         "spec = EverythingJob(mode='everything', image=image, outputs=tuple(Output))\n"
