@@ -105,3 +105,9 @@ def random_embeddings(network: Any, *, seed: int = 1) -> Any:
     _, channels, height, width = embedding.shape
     finer = [torch.randn(1, channels // (8 // k), 4 * height // k, 4 * width // k) * 0.5 for k in (1, 2)]
     return [*finer, embedding]
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """Return the tensors of an ``Embedding``'s values, whatever its family packs them in."""
+    values = getattr(values, "embeddings", values)
+    return [one for value in values for one in tensors(value)] if isinstance(values, list | tuple) else [values]

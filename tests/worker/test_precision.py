@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,7 +25,9 @@ from maskfleet.worker.sam.fast.sam import FastSam
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.segment import segment
+from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import boxes
+from tests.worker.networks import tensors
 from tests.worker.truth import coins
 
 #: In logits: about the distance to a neighbouring pixel.
@@ -138,3 +142,19 @@ def test_the_last_task_that_fails_is_heard_of_too() -> None:
 
     with pytest.raises(ValueError, match="the last"), MeasuringThread(wanted=True) as measuring:
         measuring.run(task)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["sam", "sam_hq", "sam2", "edgetam"])
+def test_every_familys_encoder_computes_in_half_precision(kind: str, precision: str, tmp_path: Path) -> None:
+    folder = save_tiny(kind, tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+
+    whole, half = (
+        tensors(load_model(folder, "cpu", wanted).family.embed(pixels).values) for wanted in ("float32", precision)
+    )
+
+    for exact, rounded in zip(whole, half, strict=True):
+        assert rounded.dtype == torch.float32
+        off = float((rounded - exact).norm() / exact.norm())
+        assert 1e-5 < off < 0.3  # the random weights of EdgeTAM's many convolutions add up to 0.13

@@ -7,6 +7,7 @@ and keeps the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar  # Any: the library's models ship no types
 
 import numpy as np
@@ -78,6 +79,11 @@ class Family:
         return self.embeddings_per_point * embedding
 
     @property
+    def encoder_is_the_librarys(self) -> bool:
+        """Whether embeddings have the library's digits: not in half precision."""
+        return self.encoder_dtype is torch.float32
+
+    @property
     def rounds_otherwise(self) -> bool:
         """Whether the results of ``decode`` differ from the library's by rounding."""
         return False
@@ -94,16 +100,20 @@ class Family:
         """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
         height, width = pixels.shape[:2]
         frame = frame_of((height, width), self.preprocessing)
-        values = pixel_values(pixels, frame, self.preprocessing).to(self.network.device)
+        values = pixel_values(pixels, frame, self.preprocessing)
+        values = values.to(self.network.device, non_blocking=True)
         with torch.inference_mode():
             return Embedding(self.prepared(self.encode(values)), frame)
 
     def encode(self, values: Tensor) -> Any:
         """Run the encoder.  values: (1, 3, h, w)."""
-        half = self.encoder_dtype is not torch.float32
-        with torch.autocast(values.device.type, self.encoder_dtype, enabled=half):
-            embeddings = self.network.get_image_embeddings(values)
-        return in_float32(embeddings) if half else embeddings
+        with self._autocast():
+            embeddings = self.run_encoder(values)
+        return embeddings if self.encoder_dtype is torch.float32 else in_float32(embeddings)
+
+    def run_encoder(self, values: Tensor) -> Any:
+        """Run the library's encoder, in the precision that is set around it."""
+        return self.network.get_image_embeddings(values)
 
     def decode(self, embedding: Embedding, batch: PromptBatch, *, multimask: bool = True) -> Candidates:
         """Return the candidates for each prompt of a batch: three, or without multimask one if the network chooses."""
@@ -159,6 +169,11 @@ class Family:
     def _noise(self, generator: torch.Generator, channels: int, scale: int) -> Tensor:
         side = scale * self._positions_per_side
         return torch.randn(1, channels, side, side, generator=generator).to(self.network.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.encoder_dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.network.device.type, self.encoder_dtype)
 
     @property
     def _positions_per_side(self) -> int:

@@ -23,8 +23,8 @@ class SamHq(LibrarySam):
     #: From the peak of transformers' decoder with 24 points: 16.9 embeddings each; sharpening works at full width.
     embeddings_per_point: ClassVar[int] = 17
 
-    def encode(self, values: Tensor) -> Any:
-        image, layers = self.network.get_image_embeddings(values)
+    def run_encoder(self, values: Tensor) -> Any:
+        image, layers = super().run_encoder(values)
         return image, layers[:1]  # the decoder reads no others
 
     def named(self, embedding: Embedding) -> dict[str, Tensor]:
