@@ -146,7 +146,7 @@ class Steps:
         """Decode the batches one after another."""
 
         def decode(part: PromptBatch) -> Candidates:
-            return self.model.family.decode(embedding, part, multimask=multimask)
+            return self.model.family.decode(embedding, part, multimask=multimask).scores_on_host()
 
         self._watch.stage(Stage.DECODING)
         self._watch.batch(self._done, self._batches, len(self.pending))

@@ -26,7 +26,7 @@ def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, vi
     if not len(chosen.rows):
         return
     left, top, right, bottom = view.crop.box_xyxy
-    cut = view.cut
+    cut, predicted_iou = view.cut, candidates.scores_on_host().predicted_iou
     for rows, columns in zip(
         *(torch.split(table, _MASKS_AT_ONCE) for table in (chosen.rows, chosen.columns)), strict=True
     ):
@@ -35,7 +35,7 @@ def measure_masks(candidates: Candidates, chosen: Chosen, batch: PromptBatch, vi
         logits = bilinear_map.prepare(low)
         measures = measure(logits, bilinear_map, cut.threshold, cut.stability_offset, torch.get_num_threads())
         scores = stability(measures)
-        predicted = candidates.predicted_iou[rows, columns].tolist()
+        predicted = predicted_iou[rows, columns].tolist()
         for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
             # float32 against float32, as torch compares; 0 takes masks of no stability too
             if cut.stability_thresh > 0 and not scores[index] > np.float32(cut.stability_thresh):

@@ -67,7 +67,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Candidates that become masks.  rows: the prompts in their batch; columns: the candidates; both (K,)."""
+    """Candidates that become masks.  rows: the prompts in their batch; columns: the candidates; both (K,).
+
+    Always in the host's memory, wherever the candidates are: a GPU's answer is waited for once, to choose.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -75,22 +78,21 @@ class Chosen:
 
 def choose_promising(candidates: Candidates, pred_iou_thresh: float) -> Chosen:
     """Keep candidates with a predicted IoU above the threshold; 0 keeps all, as in transformers."""
-    promising = (
-        candidates.predicted_iou > pred_iou_thresh if pred_iou_thresh > 0 else candidates.predicted_iou.isfinite()
-    )
+    predicted_iou = candidates.scores_on_host().predicted_iou
+    promising = predicted_iou > pred_iou_thresh if pred_iou_thresh > 0 else predicted_iou.isfinite()
     rows, columns = promising.nonzero(as_tuple=True)
     return Chosen(rows, columns)
 
 
 def choose_best(candidates: Candidates) -> Chosen:
     """Keep each prompt's candidate with the highest predicted IoU."""
-    columns = candidates.predicted_iou.argmax(dim=1)
-    return Chosen(torch.arange(len(columns), device=columns.device), columns)
+    columns = candidates.scores_on_host().predicted_iou.argmax(dim=1)
+    return Chosen(torch.arange(len(columns)), columns)
 
 
 def choose_all(candidates: Candidates) -> Chosen:
     """Keep all candidates in the model's order."""
-    rows, columns = torch.ones_like(candidates.predicted_iou).nonzero(as_tuple=True)
+    rows, columns = torch.ones(candidates.predicted_iou.shape).nonzero(as_tuple=True)
     return Chosen(rows, columns)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ class Candidates:
 
     predicted_iou: (N, C), the model's own estimate of how good each is; not bounded to [0, 1].
     logits(rows, columns): the low-resolution masks (K, h, w) of K candidates, computed on demand, since most
-    are never used; rows, columns: (K,), the prompts in their batch and the candidates.  A mask is where its logits
-    are above the threshold.
+    are never used; rows, columns: (K,), the prompts in their batch and the candidates, best in the host's memory.  A
+    mask is where its logits are above the threshold.
     object_score: (N,), above 0 where the model sees an object at all; None for families without it.
     """
 
@@ -33,15 +33,19 @@ class Candidates:
             self.predicted_iou[:, first:], lambda rows, columns: self.logits(rows, columns + first), self.object_score
         )
 
+    def scores_on_host(self) -> Candidates:
+        """Return the same candidates with their scores in the host's memory, to choose by."""
+        return replace(self, predicted_iou=self.predicted_iou.cpu())
+
     def on_host(self, rows: Tensor, columns: Tensor) -> Candidates:
         """Compute the masks of the chosen candidates, and only those, and copy them to the host's memory.
 
-        The result no longer uses the device, so another thread may measure it.
+        rows, columns: in the host's memory.  The result no longer uses the device, so another thread may measure it.
         """
         made = self.logits(rows, columns).to("cpu")
         places = torch.full(self.predicted_iou.shape, -1)
-        places[rows.cpu(), columns.cpu()] = torch.arange(len(made))
-        return Candidates(self.predicted_iou.cpu(), lambda some, of: made[places[some.cpu(), of.cpu()]])
+        places[rows, columns] = torch.arange(len(made))
+        return Candidates(self.predicted_iou.cpu(), lambda some, of: made[places[some, of]])
 
 
 def at_hand(logits: Tensor, predicted_iou: Tensor, object_score: Tensor | None = None) -> Candidates:
@@ -56,7 +60,7 @@ def decode_with_library(network: Any, batch: PromptBatch, *, multimask: bool, **
     """
     device = network.device
     points, labels, boxes = (
-        None if values is None else values[None].to(device)
+        None if values is None else values[None].to(device, non_blocking=True)
         for values in (batch.points_xy, batch.labels, batch.boxes_xyxy)
     )
     masks = None

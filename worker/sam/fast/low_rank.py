@@ -36,14 +36,19 @@ class LowRankImage:
 
     def take(self, prompts: Sequence[int]) -> LowRankImage:
         """Return those of some prompts, ascending: views if they are consecutive, else copies."""
-        some = run_or_indices(prompts)
+        some = run_or_indices(prompts, self.scale.device)
         return LowRankImage(self.scale[some], self.rows[some], self.basis[some])
 
 
-def run_or_indices(ascending: Sequence[int]) -> slice | list[int]:
-    """Return indices as a slice if they are consecutive, so that a tensor is viewed and not copied."""
+def run_or_indices(ascending: Sequence[int], device: torch.device) -> slice | Tensor:
+    """Return indices into a device's tensor as a slice if they are consecutive, so that it is viewed and not copied."""
     first, last = ascending[0], ascending[-1]
-    return slice(first, last + 1) if last - first + 1 == len(ascending) else list(ascending)
+    return slice(first, last + 1) if last - first + 1 == len(ascending) else indices(ascending, device)
+
+
+def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Return indices into a device's tensor.  Given as a list, they would make the host wait for the device."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 class Scratch:

@@ -21,7 +21,7 @@ from maskfleet.worker.sam.candidates import Candidates, at_hand
 from maskfleet.worker.sam.fast.core_pool import CorePool, in_parts
 from maskfleet.worker.sam.fast.folding import fold
 from maskfleet.worker.sam.fast.image_state import ImageState, UpscaleBias, biases_alone, image_state
-from maskfleet.worker.sam.fast.low_rank import Scratch, run_or_indices
+from maskfleet.worker.sam.fast.low_rank import Scratch, indices, run_or_indices
 from maskfleet.worker.sam.fast.tokens import PromptTokens, Tokens
 from maskfleet.worker.sam.fast.two_way import LayerOutput, TwoWay
 from maskfleet.worker.sam.fast.upscaling import Upscaling
@@ -146,7 +146,7 @@ class FastSam:
             own = self._state_of(state.embedding, state.upscale_bias, dense)
             layer_output = self._two_way.run_layers(own, tokens.take([prompt]))
             judged.append(self._judged(own, layer_output))
-            columns = torch.arange(judged[0][0].shape[1], device=mask_input.device)
+            columns = torch.arange(judged[0][0].shape[1])
             made.append(self._logits(own, layer_output, torch.zeros_like(columns), columns))
         predicted_iou, object_score = _joined(judged)
         return at_hand(torch.stack(made), predicted_iou, object_score)
@@ -162,7 +162,10 @@ class FastSam:
         return predicted_iou, self._decoder.pred_obj_score_head(attended[:, 0])[:, 0]
 
     def _logits(self, state: ImageState, layer_output: LayerOutput, rows: Tensor, columns: Tensor) -> Tensor:
-        """Compute masks of chosen candidates.  rows, columns: (K,), columns of mask tokens.  Returns (K, 4h, 4w)."""
+        """Compute masks of chosen candidates.
+
+        rows, columns: (K,), columns of mask tokens, best in the host's memory.  Returns (K, 4h, 4w).
+        """
         made = _empty_masks(len(rows), state)
         order, masks_of = _by_prompt(rows.tolist(), columns.tolist())
         if not order:
@@ -172,8 +175,8 @@ class FastSam:
         filled = [[*masks, *masks[:1] * (most - len(masks))] for masks in masks_of.values()]
         places = [0, *accumulate(map(len, masks_of.values()))]
         with torch.inference_mode():
-            masks = torch.tensor(filled, device=made.device)
-            tokens = self._iou_place + 1 + masks
+            masks = torch.tensor(filled)
+            tokens = (self._iou_place + 1 + masks).to(made.device, non_blocking=True)
             attended = self._two_way.final_attention(state, layer_output, prompts, tokens, exactly=True)
             vectors = self._upscaling.vectors(attended, masks)
 
@@ -183,10 +186,12 @@ class FastSam:
                 own = vectors[part[0] : part[-1] + 1, : max(counts)]
                 upscaled = self._upscaling.logits(state, image, own, scratch).flatten(0, 1)
                 wanted = [place * max(counts) + mask for place, count in enumerate(counts) for mask in range(count)]
-                made[places[part[0]] : places[part[-1] + 1]] = upscaled[run_or_indices(wanted)]
+                made[places[part[0]] : places[part[-1] + 1]] = upscaled[run_or_indices(wanted, made.device)]
 
             self._core_pool.each(work, in_parts(range(len(prompts)), self._together))
-            return made if order == sorted(order) else made[torch.tensor(order, device=made.device).argsort()]
+            return (
+                made if order == sorted(order) else made[indices(torch.tensor(order).argsort().tolist(), made.device)]
+            )
 
     def _logits_again(self, state: ImageState, tokens: Tokens, at_once: int, rows: Tensor, columns: Tensor) -> Tensor:
         """Compute masks of prompts whose images were not kept."""

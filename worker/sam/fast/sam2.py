@@ -41,14 +41,16 @@ class FastSam2(FastSam):
 
     def _single(self, candidates: Candidates) -> Candidates:
         """Return the network's own choice: the single mask if that is stable, else the best of the three."""
-        every = torch.arange(len(candidates.predicted_iou), device=candidates.predicted_iou.device)
+        predicted_iou = candidates.predicted_iou.cpu()
+        every = torch.arange(len(predicted_iou))
         chosen = torch.zeros_like(every)
         masks = candidates.logits(every, chosen)
         if self._decoder.dynamic_multimask_via_stability:
-            unstable = self._stability(masks) < self._decoder.dynamic_multimask_stability_thresh
-            chosen[unstable] = 1 + candidates.predicted_iou[unstable, 1:].argmax(1)
-            masks[unstable] = candidates.logits(every[unstable], chosen[unstable])
-        return at_hand(masks[:, None], candidates.predicted_iou[every, chosen, None], candidates.object_score)
+            stability = self._stability(masks).cpu()
+            unstable = (stability < self._decoder.dynamic_multimask_stability_thresh).nonzero()[:, 0]
+            chosen[unstable] = 1 + predicted_iou[unstable, 1:].argmax(1)
+            masks[unstable.to(masks.device, non_blocking=True)] = candidates.logits(unstable, chosen[unstable])
+        return at_hand(masks[:, None], predicted_iou[every, chosen, None].to(masks.device), candidates.object_score)
 
     def _stability(self, masks: Tensor) -> Tensor:
         """Score as the network does, on low-resolution logits; an empty mask is stable.  masks: (N, h, w)."""

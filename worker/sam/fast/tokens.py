@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskfleet.worker.sam.fast.low_rank import run_or_indices
 from maskfleet.worker.sam.prompts import PADDING, PromptBatch
 
 #: The library's label of the token in place of a missing box.
@@ -34,7 +35,7 @@ class Tokens:
 
     def take(self, prompts: Sequence[int]) -> Tokens:
         """Return the tokens of some prompts."""
-        some = list(prompts)
+        some = run_or_indices(prompts, self.values.device)
         return Tokens(self.values[some], None if self.padded is None else self.padded[some])
 
 
@@ -56,18 +57,18 @@ class PromptTokens:
         self._ends_boxes = ends_boxes
 
     def of(self, batch: PromptBatch) -> Tokens:
-        """Embed a batch of N prompts."""
-        device = self._output.device
-        points_xy, labels, boxes_xyxy = (
-            None if given is None else given.to(device) for given in (batch.points_xy, batch.labels, batch.boxes_xyxy)
-        )
+        """Embed a batch of N prompts.
+
+        What is padding is found out where the batch is, in the host's memory: a GPU need not be waited for.
+        """
+        points_xy, labels, boxes_xyxy = batch.points_xy, batch.labels, batch.boxes_xyxy
         parts, padded = [], []
         if points_xy is not None and labels is not None:
-            parts.append(self._points(points_xy, labels))
+            parts.append(self._points(self._there(points_xy), self._there(labels)))
             padded.append(labels == PADDING)
         if boxes_xyxy is not None:
             missing = boxes_xyxy.isnan().any(1)
-            parts.append(self._boxes(boxes_xyxy, missing))
+            parts.append(self._boxes(self._there(boxes_xyxy), self._there(missing)))
             # "Not a point", unless it follows anyway, takes the first corner's place; the second stays empty.
             padded.append(torch.stack([missing & self._ends_boxes, missing], dim=1))
         if boxes_xyxy is None or self._ends_boxes:
@@ -75,7 +76,10 @@ class PromptTokens:
             padded.append(padded[0].new_zeros(len(parts[0]), 1))
         output = self._output.expand(len(parts[0]), -1, -1)
         padding = torch.cat([padded[0].new_zeros(output.shape[:2]), *padded], dim=1)
-        return Tokens(torch.cat([output, *parts], dim=1), padding if bool(padding.any()) else None)
+        return Tokens(torch.cat([output, *parts], dim=1), self._there(padding) if bool(padding.any()) else None)
+
+    def _there(self, values: Tensor) -> Tensor:
+        return values.to(self._output.device, non_blocking=True)
 
     def _points(self, points_xy: Tensor, labels: Tensor) -> Tensor:
         encoded = self._encoded(points_xy) + self._of_label[labels.clamp(0, 1)]

@@ -132,7 +132,7 @@ class TwoWay:
         """
         last = self._last_exactly if exactly else self._last
         places = chosen[:, :, None].expand(-1, -1, layer_output.tokens.shape[2])
-        some = run_or_indices(prompts)
+        some = run_or_indices(prompts, chosen.device)
         asking, tokens = (
             given[some].gather(1, places).to(last.dtype) for given in (layer_output.queries, layer_output.tokens)
         )
@@ -179,7 +179,7 @@ class TwoWay:
         query = self._heads(linear(asking, attention.q_proj.weight, attention.q_proj.bias))
         query = query * query.shape[-1] ** -0.5
         dtype = asking.dtype
-        basis = image.basis[run_or_indices(whose)].to(dtype)
+        basis = image.basis[run_or_indices(whose, asking.device)].to(dtype)
         on_basis = torch.einsum("bmhd,hdc->bmhc", query, folded.key).flatten(1, 2) @ basis.transpose(1, 2)
         from_rows = torch.empty_like(on_basis)
         read = torch.empty_like(query)
@@ -187,7 +187,7 @@ class TwoWay:
         positions = image.rows.shape[2]
 
         def work(part: slice, scratch: Scratch) -> None:
-            owners = run_or_indices(whose[part])
+            owners = run_or_indices(whose[part], asking.device)
             rows, scale = image.rows[owners].to(dtype), image.scale[owners].unsqueeze(1).to(dtype)
             scores = scratch.take("scores", len(rows), asked, heads, positions, dtype=dtype)
             flat = scores.view(len(rows), asked * heads, positions)

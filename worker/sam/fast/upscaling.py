@@ -34,15 +34,16 @@ class Upscaling:
         self._towers = decoder.output_hypernetworks_mlps
 
     def vectors(self, tokens: Tensor, masks: Tensor) -> Tensor:
-        """Return the vectors that produce masks.  tokens: (U, k, C); masks: (U, k), which of the mask tokens they are.
+        """Return the vectors that produce masks.
 
-        Returns (U, k, c8).
+        tokens: (U, k, C); masks: (U, k), which of the mask tokens they are, in the host's memory.  Returns (U, k, c8).
         """
-        vectors = tokens.new_empty(*masks.shape, self._folded.upscale2.shape[2] // 2)
+        flat = tokens.flatten(0, 1)
+        vectors = flat.new_empty(len(flat), self._folded.upscale2.shape[2] // 2)
         for number, tower in enumerate(self._towers):
-            here = masks == number
-            vectors[here] = tower(tokens[here])
-        return vectors
+            here = (masks.flatten() == number).nonzero()[:, 0].to(tokens.device, non_blocking=True)
+            vectors[here] = tower(flat[here])
+        return vectors.view(*masks.shape, -1)
 
     def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor, scratch: Scratch) -> Tensor:
         """Upscale B prompts' images and multiply each by its k vectors.
