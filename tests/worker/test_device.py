@@ -16,7 +16,7 @@ from maskfleet.worker.sam.families import Family
 from maskfleet.worker.sam.families.sam import Sam
 from maskfleet.worker.sam.families.sam2 import Sam2
 from maskfleet.worker.sam.families.sam_hq import SamHq
-from maskfleet.worker.sam.model import SegmentationModel, load_model
+from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits, load_model
 from maskfleet.worker.segment import segment
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import boxes, everything, points
@@ -92,3 +92,29 @@ def test_a_batch_of_a_grid_waits_for_the_device_twice(
         assert found.masks
 
     assert waits[1] - waits[0] == 3 * 2, waits
+
+
+def test_what_torch_keeps_for_reuse_counts_as_free(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a job the driver's own count is lower: torch keeps its memory.  Batches would shrink from job to job."""
+    point = model.family.point_bytes
+    driver, reserved, allocated = 40 * point, 0, 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (driver, 80 * point))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)
+    there = SegmentationModel(model.name, model.family, torch.device("cuda"))
+
+    first = batch_that_fits(there, 64)
+    driver, reserved, allocated = 10 * point, 32 * point, 2 * point
+    after_a_job = batch_that_fits(there, 64)
+
+    assert first == after_a_job == 20
+
+
+def test_float32_is_float32_on_a_device_with_tensor_cores(demo_model: str) -> None:
+    """Torch itself lets convolutions round their factors to 10 bits there."""
+    torch.backends.cudnn.allow_tf32 = True
+
+    load_model(demo_model, "cpu")
+
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -25,7 +25,13 @@ class SegmentationModel:
     device: torch.device
 
 
-def load_model(ref: str, device: str, precision: str = "float32", *, revision: str | None = None) -> SegmentationModel:
+def load_model(
+    ref: str,
+    device: str,
+    precision: str = "float32",
+    *,
+    revision: str | None = None,
+) -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.  Pickled weights are not loaded.
 
     precision: of the encoder: float32, bfloat16 or float16.  revision: of a hub id; by default its latest.
@@ -51,6 +57,7 @@ def load_model(ref: str, device: str, precision: str = "float32", *, revision: s
             "has no safetensors. Use a hub id such as facebook/sam-vit-base, or a folder with config.json, "
             "preprocessor_config.json and model.safetensors.",
         ) from error
+    _compute_in_float32()
     try:
         place = torch.device(device)
         network = network.to(place)
@@ -68,8 +75,20 @@ def batch_that_fits(model: SegmentationModel, points_per_batch: int) -> int:
     The masks depend on it only by rounding.
     """
     on_gpu = model.device.type == "cuda"
-    budget = torch.cuda.mem_get_info(model.device)[0] // 2 if on_gpu else model.family.cpu_batch_bytes
+    budget = _free_bytes(model.device) // 2 if on_gpu else model.family.cpu_batch_bytes
     return max(1, min(points_per_batch, int(budget // model.family.point_bytes)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return what this process can take of a GPU's memory: what nobody has, and what torch keeps from earlier jobs."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)
+
+
+def _compute_in_float32() -> None:
+    """Turn off TensorFloat-32, which keeps 10 bits of each factor: for convolutions torch turns it on by itself."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _family_of(source: str, revision: str | None) -> type[Family]:
