@@ -407,6 +407,8 @@ class WorkerSettings(_HealthSettings):
     uploads_at_once: int = Field(16, ge=1, le=32)
     #: The encoder's precision.  Half precision is faster on a GPU, and its masks differ slightly.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    #: Whether the encoder is compiled when the model is loaded; ``encoder_graphs`` also records it as CUDA graphs.
+    compile: Literal["off", "encoder", "encoder_graphs"] = "off"
     torch_threads: int = Field(0, ge=0, description="0: let torch choose.")
     #: Main memory for the embeddings of images that jobs may name again; 0 for none.
     embedding_cache_bytes: int = Field(512 * 2**20, ge=0)

@@ -116,7 +116,13 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     sandbox = Sandbox()  # it starts while the model is loaded
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    model = load_model(settings.model, settings.device, settings.precision, revision=settings.model_revision or None)
+    model = load_model(
+        settings.model,
+        settings.device,
+        settings.precision,
+        revision=settings.model_revision or None,
+        compile_as=settings.compile,
+    )
     if settings.device == "cuda" and settings.slots_per_device > 1:
         # One worker's large batch must not take the memory of another's; one that meets the limit is halved.
         torch.cuda.set_per_process_memory_fraction(1 / settings.slots_per_device)

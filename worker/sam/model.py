@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from maskfleet.jobs.errors import AttemptFailed
 from maskfleet.jobs.settings import model_name
+from maskfleet.worker.sam.compiled import Compile
 from maskfleet.worker.sam.families import FAMILIES, Family
 
 
@@ -31,10 +32,12 @@ def load_model(
     precision: str = "float32",
     *,
     revision: str | None = None,
+    compile_as: Compile = "off",
 ) -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.  Pickled weights are not loaded.
 
     precision: of the encoder: float32, bfloat16 or float16.  revision: of a hub id; by default its latest.
+    compile_as: whether the encoder is compiled, and how; takes up to minutes, and is left undone where it fails.
 
     Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (unknown family, or a package is missing),
     ``model_unreadable``, ``device_unavailable``.
@@ -65,6 +68,7 @@ def load_model(
         raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
     loaded = family(network, preprocessing)
     loaded.encoder_dtype = getattr(torch, precision)
+    loaded.compile_as = compile_as
     loaded.prepare()
     return SegmentationModel(model_name(ref), loaded, place)
 

@@ -54,7 +54,7 @@ class Fast(Family):
 
     @property
     def rounds_otherwise(self) -> bool:
-        """Also False with an encoder in half precision: then no decoder gives the library's digits."""
+        """Also False with an encoder in half precision or compiled: then no decoder gives the library's digits."""
         return self._fast is not None and self.encoder_is_the_librarys
 
     def prepared(self, embeddings: Any) -> Any:
@@ -70,7 +70,8 @@ class Fast(Family):
         return self._copies is not None
 
     def prepare(self) -> None:
-        """Find the fewest copies of a prompt that the library's decoder rounds like a batch; log if none do."""
+        """Find, too, the fewest copies of a prompt that the library's decoder rounds like a batch; log if none do."""
+        super().prepare()
         if not self.rounds_otherwise:
             return
         size = max(2, min(_PROBED_PROMPTS, _PROBE_BYTES // super().point_bytes))

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from maskfleet.worker.sam.candidates import Candidates, decode_with_library
+from maskfleet.worker.sam.compiled import Compile, Encoder, compile_encoder
 from maskfleet.worker.sam.embedding import Embedding, Preprocessing, frame_of, pixel_values
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
@@ -42,6 +43,9 @@ class Family:
         self.preprocessing = preprocessing
         #: The encoder's precision.  Half precision is faster and changes the masks slightly.  The decoder's is float32.
         self.encoder_dtype = torch.float32
+        #: Whether ``prepare`` compiles the encoder, and how.
+        self.compile_as: Compile = "off"
+        self._compiled: Encoder | None = None
 
     @classmethod
     def read(cls, source: str, revision: str | None = None) -> tuple[Any, Preprocessing]:
@@ -80,8 +84,8 @@ class Family:
 
     @property
     def encoder_is_the_librarys(self) -> bool:
-        """Whether embeddings have the library's digits: not in half precision."""
-        return self.encoder_dtype is torch.float32
+        """Whether embeddings have the library's digits: neither in half precision nor from a compiled encoder."""
+        return self.encoder_dtype is torch.float32 and self._compiled is None
 
     @property
     def rounds_otherwise(self) -> bool:
@@ -94,13 +98,23 @@ class Family:
         return True
 
     def prepare(self) -> None:
-        """Find out what depends on this machine, once, after the settings are final and before the first image."""
+        """Do what depends on this machine, once, after the settings are final and before the first image."""
+        if self.compile_as == "off":
+            return
+        noise = torch.randn(1, 3, *self.preprocessing.input_hw, generator=torch.Generator().manual_seed(0))
+        values = noise.to(
+            self.network.device
+        )  # outside inference mode, as the pixels of images: torch compiles for that
+        with torch.inference_mode(), self._autocast():
+            self._compiled = compile_encoder(self.run_encoder, values, self.compile_as)
 
     def embed(self, pixels: npt.NDArray[np.uint8]) -> Embedding:
         """Encode an image or a crop of one.  pixels: (H, W, 3) RGB."""
         height, width = pixels.shape[:2]
         frame = frame_of((height, width), self.preprocessing)
         values = pixel_values(pixels, frame, self.preprocessing)
+        if self._compiled is not None:
+            values = values.contiguous()  # the layout it was compiled for; those of images differ
         values = values.to(self.network.device, non_blocking=True)
         with torch.inference_mode():
             return Embedding(self.prepared(self.encode(values)), frame)
@@ -108,7 +122,7 @@ class Family:
     def encode(self, values: Tensor) -> Any:
         """Run the encoder.  values: (1, 3, h, w)."""
         with self._autocast():
-            embeddings = self.run_encoder(values)
+            embeddings = (self._compiled or self.run_encoder)(values)
         return embeddings if self.encoder_dtype is torch.float32 else in_float32(embeddings)
 
     def run_encoder(self, values: Tensor) -> Any:
