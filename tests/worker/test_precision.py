@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from structlog.testing import capture_logs
 from transformers import SamModel, SamProcessor
 
 from maskfleet.worker.image.decode import Photo
@@ -94,6 +95,20 @@ def test_half_precision_finds_the_same_object_with_other_numbers(
     inside, other = decode_mask(whole), decode_mask(half)
     assert (inside & other).sum() / (inside | other).sum() > 0.9
     assert whole.predicted_iou != half.predicted_iou
+
+
+def test_what_float16_cannot_hold_is_computed_in_float32(tmp_path: Path) -> None:
+    folder = save_tiny("sam", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    whole, half = (load_model(folder, "cpu", precision) for precision in ("float32", "float16"))
+    for model in (whole, half):
+        model.family.network.vision_encoder.layers[0].mlp.lin2.weight *= 1e6
+
+    with capture_logs() as logs:
+        exact, found = (tensors(model.family.embed(pixels).values)[0] for model in (whole, half))
+
+    assert torch.equal(found, exact)
+    assert [log["event"] for log in logs] == ["encoder_overflowed"]
 
 
 def test_chosen_candidates_on_the_host_are_those_of_the_device() -> None:

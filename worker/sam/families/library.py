@@ -17,11 +17,14 @@ import transformers
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from maskfleet.jobs.logs import get_logger
 from maskfleet.worker.sam.candidates import Candidates, decode_with_library
 from maskfleet.worker.sam.compiled import Compile, Encoder, compile_encoder
 from maskfleet.worker.sam.embedding import Embedding, Preprocessing, frame_of, pixel_values
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
+
+logger = get_logger()
 
 
 class Family:
@@ -123,7 +126,12 @@ class Family:
         """Run the encoder.  values: (1, 3, h, w)."""
         with self._autocast():
             embeddings = (self._compiled or self.run_encoder)(values)
-        return embeddings if self.encoder_dtype is torch.float32 else in_float32(embeddings)
+        if self.encoder_dtype is torch.float32:
+            return embeddings
+        if self.encoder_dtype is torch.float16 and not is_finite(embeddings):
+            logger.warning("encoder_overflowed", precision="float16")  # numbers above 65504: all masks would be empty
+            return self.run_encoder(values)
+        return in_float32(embeddings)
 
     def run_encoder(self, values: Tensor) -> Any:
         """Run the library's encoder, in the precision that is set around it."""
@@ -193,6 +201,13 @@ class Family:
     def _positions_per_side(self) -> int:
         prompt_encoder = self.network.config.prompt_encoder_config
         return int(prompt_encoder.image_size) // int(prompt_encoder.patch_size)
+
+
+def is_finite(values: Any) -> bool:
+    """Return whether a tensor, or each of a list or tuple of tensors, holds finite numbers only."""
+    if isinstance(values, list | tuple):
+        return all(is_finite(value) for value in values)
+    return bool(values.isfinite().all())
 
 
 def in_float32(values: Any) -> Any:
