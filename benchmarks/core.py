@@ -140,6 +140,17 @@ def vit_b(folder: Path) -> Path:
     return _save_with_masks(folder, network, SamImageProcessor(), picture("coins", 1))
 
 
+def vit_h(folder: Path) -> Path:
+    """Save a checkpoint of ViT-H's shape with random weights that keeps masks; 2.6 GB."""
+    from tests.worker.networks import random_sam
+
+    network = random_sam(
+        256, 8, 64, hidden_size=1280, num_hidden_layers=32, num_attention_heads=16,
+        global_attn_indexes=[7, 15, 23, 31], window_size=14,
+    )  # fmt: skip
+    return _save_with_masks(folder, network, SamImageProcessor(), picture("coins", 1))
+
+
 def sam2(folder: Path, hiera: str = "tiny", **otherwise: Any) -> Path:
     """Save a checkpoint of SAM 2's shape with random weights that keeps masks.
 
