@@ -1,4 +1,4 @@
-"""Tiny checkpoints of each family with random weights, saved as the library saves them.
+"""Checkpoints of each family with random weights, tiny or of the published shape, saved as the library saves them.
 
 With the default configurations, random weights make no masks: the vision tower's ``initializer_range`` is 1e-10 and the
 scale of its positions is in the hundreds.  Here each layer preserves the variance of its input, and logits spread over
@@ -74,10 +74,34 @@ _REPVIT = {
     },
 }
 
+#: What of that is not the tiny one's own.
+_REPVIT_M1 = ("in_chans", "features_only", "out_indices")
+
 
 def save_tiny(kind: str, folder: Path, seed: int = 0) -> str:
     """Save a checkpoint of a family, by its ``model_type``, with its processor; return its folder."""
     network, processor = {"sam": _sam, "sam_hq": _sam_hq, "sam2": _sam2, "edgetam": _edgetam}[kind]()
+    return _save(network, processor, folder, seed)
+
+
+def save_published(kind: str, folder: Path, seed: int = 0) -> str:
+    """Save a checkpoint of the shape that the smallest published one of a family has; return its folder."""
+    backbone = {**_REPVIT, "model_args": {name: _REPVIT["model_args"][name] for name in _REPVIT_M1}}
+    network, processor = {
+        "sam": lambda: (SamModel(SamConfig()), SamProcessor(SamImageProcessor())),
+        "sam_hq": lambda: (SamHQModel(SamHQConfig()), SamHQProcessor(SamImageProcessor())),
+        "sam2": lambda: (Sam2Model(Sam2Config()), Sam2Processor(_sam2_images(1024))),
+        "edgetam": lambda: (
+            EdgeTamModel(
+                EdgeTamConfig(vision_config={"backbone_config": backbone, "model_type": "edgetam_vision_model"})
+            ),
+            Sam2Processor(_sam2_images(1024)),
+        ),
+    }[kind]()
+    return _save(network, processor, folder, seed)
+
+
+def _save(network: Any, processor: Any, folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     _initialise(network)
     network.save_pretrained(folder)
