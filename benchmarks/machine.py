@@ -7,12 +7,15 @@ import os
 import platform
 import statistics
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+#: Written by ``benchmarks.pack``: the commit of sources that are not in a repository.
+COMMIT = ROOT / "COMMIT"
 
 
 def describe() -> dict[str, object]:
@@ -25,18 +28,26 @@ def describe() -> dict[str, object]:
         ),
         platform.processor(),
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = COMMIT.read_text() if COMMIT.exists() else git.stdout
     return {
         "processor": model,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("celery", "redis", "flask", "gunicorn", "torch", "transformers", "numba")
-        },
-        "commit": commit.stdout.strip(),
+        "versions": _versions("celery", "redis", "flask", "gunicorn", "torch", "transformers", "numba"),
+        "commit": commit.strip(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def keep(name: str, command: str, figures: object) -> None:
