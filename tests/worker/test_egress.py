@@ -611,7 +611,7 @@ def test_a_header_without_end_is_refused() -> None:
 
 
 def fetch(url: str, session: requests.Session, store: Store, **fields: Any) -> bytes:
-    return fetch_image(ImageSource.model_construct(url=url), "ant", store, session, WorkerSettings(**fields))
+    return fetch_image(ImageSource.model_construct(url=url), "ant", store, session, WorkerSettings(**fields)).data
 
 
 def test_a_redirect_is_checked_at_each_hop(sentinel: Sentinel, store: Store) -> None:
