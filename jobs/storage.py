@@ -33,6 +33,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.handlers import add_expect_header
 from urllib3.exceptions import HTTPError
 
 from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreMisconfigured, StoreUnavailable
@@ -347,9 +348,12 @@ def _client(settings: SharedSettings, endpoint: str) -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3", endpoint_url=endpoint or None, region_name=settings.s3_region, config=config, **credentials
     )
+    # Each upload would wait for a "100 Continue", a second round trip, before it sends a body that is in memory anyway.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def _code(error: ClientError) -> str:

@@ -1,7 +1,12 @@
 """The store on a real S3."""
 
+import threading
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 import requests
+from pydantic import SecretStr
 
 from maskfleet.jobs.errors import NotFound, StoreUnavailable
 from maskfleet.jobs.settings import SharedSettings
@@ -87,3 +92,31 @@ def test_attempts_write_to_folders_of_their_own() -> None:
     folders = {attempt_prefix("t", "j", *claim) for claim in claims}
 
     assert len(folders) == 4
+
+
+def test_an_upload_takes_one_round_trip() -> None:
+    heads: list[Message] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            heads.append(self.headers)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        store = Store(
+            SharedSettings(
+                s3_endpoint=f"http://127.0.0.1:{server.server_port}",
+                s3_access_key=SecretStr("key"),
+                s3_secret_key=SecretStr("secret"),
+            )
+        )
+        store.put("uploads/one", b"photo", "image/png")
+
+    assert [head["Expect"] for head in heads] == [None]
