@@ -22,6 +22,7 @@ from tests.api.conftest import KEYS
 
 PARTS = {
     "<job_id>": "job_" + "0" * 32,
+    "<image_id>": "img_" + "0" * 32,
     "<batch_id>": "batch_" + "0" * 32,
     "<msg:delivery_id>": "msg_1",
     "<path:name>": "coco.json",

@@ -30,7 +30,7 @@ def test_a_list_shows_jobs_whose_fields_states_and_outputs_only_a_newer_version_
     assert shown == {newer: "paused", ours: "queued"}
     assert apiary.get(f"/v1/jobs/{newer}").json["priority"] == "overnight"
     with pytest.raises(RecordUnreadable, match="/outputs/0: "):
-        read_spec(text)
+        read_spec(json.dumps(spec | {"priority": "normal"}))
 
 
 @pytest.mark.parametrize("damage", [{"summary": "{"}, {"attempt": "many"}, {"result": "[]"}, {"created_ms": ""}])

@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "a manifest has other digests than its files",
-        "worker/results.py",
+        "worker/uploads.py",
         "hashlib.sha256(artifact.data)",
         "hashlib.sha256(artifact.data[1:])",
         "whose objects are not what it says",

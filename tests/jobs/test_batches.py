@@ -169,12 +169,12 @@ def test_the_same_call_twice_makes_one_batch(batches: Batches, redis_client: red
     numbers = dict.fromkeys(("start_deadline_ms", "idempotency_ttl_ms", "publish_grace_ms", "max_backlog_ms"), 0)
     limits = {"schema": 1, "max_in_flight": 2, "max_bytes": 10_000, "workers": 0, "more_urgent": [], "summary": "{}"}
     batch = {"id": "batch_1", "metadata": "{}", "completed_url": ""}
-    new = {"tenant": "ant", "queue": QUEUE, "batch": batch, **nothing, **numbers, **limits}
+    new = {"tenant": "ant", "queue": QUEUE, "batch": batch, "images": [], **nothing, **numbers, **limits}
     arguments = [json.dumps(new), "job_1", SPEC, "job_2", SPEC]
 
     first, again = script(args=arguments), script(args=arguments)
 
-    assert first == again == ["created", "batch_1"]
+    assert first == again == ["created", "batch_1", ""]
     assert redis_client.zcard(f"mf:queued:{QUEUE}") == 2
     assert batches.job_ids("batch_1") == ("job_1", "job_2")
 
@@ -491,7 +491,7 @@ def test_the_job_of_an_image_is_the_batch_with_that_image() -> None:
     job = job_of(batch, image)
 
     shared = batch.model_dump(exclude={"images", "webhook"})
-    assert job.model_dump(exclude={"image", "webhook"}) == shared
+    assert job.model_dump(exclude={"image", "inline", "webhook"}) == shared
     assert job.image == image
     assert job.webhook == Webhook(url="https://example.com/hook", events=(EventName.FAILED,))
     assert type(job).model_validate_json(job.model_dump_json(), strict=True) == job

@@ -28,9 +28,9 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store
 from tests.faults.laboratory import STAND_IN
 from tests.waiting import wait_until
-from tests.worker.test_worker_process import SPEC, node, publish, the_worker
+from tests.worker.test_worker_process import SPEC, health_port, node, publish, the_worker
 
-__all__ = ["node"]
+__all__ = ["health_port", "node"]
 
 QUEUE = queue_name("sam-demo", Priority.NORMAL)
 JOB_ID = f"job_{'1' * 32}"
