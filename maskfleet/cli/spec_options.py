@@ -67,7 +67,7 @@ def spec_options(command: _Function) -> _Function:
         ),
         click.option(
             "--overlay-format",
-            type=click.Choice(tuple(OverlayFormat)),
+            type=click.Choice([str(name) for name in OverlayFormat]),
             help=f"What to write the overlay as.  [default: {OverlayFormat.PNG}]",
         ),
         *(_param_option(name, field) for name, field in _PARAMS.items()),
