@@ -60,6 +60,8 @@ AFTERMATH_S = 5.0
 #: A lease that nobody renews any more runs out after LEASE_S (2 s here); the couriers look every 0.2 s.  Two processes
 #: on a busy machine may need the rest.
 PUT_BACK_S = 6.0
+#: So long after an outage, a courier may not have found Redis again: by then the next one may have begun.
+FOUND_AGAIN_S = 1.0
 #: Redis saves and replicates with some delay even when it is well.
 LOST_BEFORE_S = 1.0
 #: An accepted cancellation takes effect with the next beat (0.3 s here) and batch of points.
@@ -129,6 +131,7 @@ class _Trial:
         self.manifests: dict[str, set[str]] = defaultdict(set)
         self.references = {sight.kind: sight.masks for sight in history if isinstance(sight, Reference)}
         self.faults = [sight for sight in history if isinstance(sight, Broke) and sight.acted]
+        self.pauses = tuple(_pauses(self.faults))
         self.left = [sight for sight in history if isinstance(sight, LeftOver)]
         self.canceled = {sight.job: sight for sight in history if isinstance(sight, CancelAsked)}
         self.refused = [sight for sight in history if isinstance(sight, Refused)]
@@ -350,10 +353,19 @@ class _Trial:
             for attempt in self.attempts[job]:
                 if _code(attempt) != "lease_ran_out" or attempt.ended is None:
                     continue
-                renewed = max(map(_renewable_until, self._met(attempt)), default=attempt.started)
+                renewed = max(map(self._renewable_until, self._met(attempt)), default=attempt.started)
                 late = attempt.ended - max(renewed, attempt.started)
                 if late > PUT_BACK_S:
                     yield f"{job} was put back {late:.1f} s after its node was lost"
+
+    def _renewable_until(self, fault: Broke) -> float:
+        """Return until when a lease may be renewed after a fault.
+
+        After a pause of Redis the couriers give all leases a respite, for workers to renew them (decision 0040).
+        """
+        respite = STEP_MS / 1000 - FOUND_AGAIN_S
+        paused = any(began <= fault.at <= over and over - began > respite for began, over in self.pauses)
+        return fault.until + (RESPITE_MS / 1000 if paused and fault.harms == "redis" else 0.0)
 
     def forgotten_cancels(self) -> Iterator[str]:
         """Find a job that went on to another end although a request to cancel it had been accepted."""
@@ -418,13 +430,14 @@ def _is_of_one_attempt(stored: Stored) -> bool:
     )
 
 
-def _renewable_until(fault: Broke) -> float:
-    """Return until when a lease may be renewed after a fault.
-
-    After a pause of Redis the couriers give all leases a respite, in which their workers renew them (decision 0040).
-    """
-    paused = fault.harms == "redis" and fault.until - fault.at > STEP_MS / 1000
-    return fault.until + (RESPITE_MS / 1000 if paused else 0.0)
+def _pauses(faults: Sequence[Broke]) -> Iterator[tuple[float, float]]:
+    """Yield when Redis was away, from and until: outages between which no courier need have found it are one."""
+    outages = sorted((fault.at, fault.until) for fault in faults if fault.harms == "redis")
+    while outages:
+        began, over = outages.pop(0)
+        while outages and outages[0][0] - over <= FOUND_AGAIN_S:
+            over = max(over, outages.pop(0)[1])
+        yield began, over
 
 
 def _code(attempt: Attempted) -> str:

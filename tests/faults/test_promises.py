@@ -103,6 +103,12 @@ GOOD_BATCH = (BATCH, *OF_BATCH, COMPLETED, TOLD_BATCH)
         (*GOOD, replace(TOLD, answered=500), replace(TOLD, answered=0)),
         # Its node was lost while Redis was away for so long that all leases got a respite.
         (*without(FIRST, LOST_NODE), replace(FIRST, ended=27), replace(RESTARTED, at=0, until=7)),
+        # Or it was away twice, for shorter, with no time to find it in between.
+        (
+            *without(FIRST, LOST_NODE),
+            replace(FIRST, ended=25),
+            *(replace(RESTARTED, at=at, until=at + 2.4) for at in (0, 2.9)),
+        ),
         # It wants no more.
         (*without(TOLD), replace(TOLD, answered=410)),
         (*without(TOLD), replace(BEGUN, answered=410)),
@@ -195,6 +201,15 @@ def test_a_history_that_keeps_every_promise_passes(history: tuple[Sight, ...]) -
         (
             (*without(FIRST, LOST_NODE), replace(FIRST, ended=29), replace(RESTARTED, at=0, until=7)),
             "a was put back 7.0 s after its node was lost",
+        ),
+        # It had been away twice, for shorter, and was there long enough in between.
+        (
+            (
+                *without(FIRST, LOST_NODE),
+                replace(FIRST, ended=14),
+                *(replace(RESTARTED, at=at, until=at + 3) for at in (0, 4.5)),
+            ),
+            "a was put back 6.5 s after its node was lost",
         ),
         # Cancellations that were accepted and forgotten.
         ((*GOOD, CancelAsked(at=-1, job="a")), "a succeeded 5.0 s after its cancellation was accepted"),
