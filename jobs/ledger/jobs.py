@@ -13,13 +13,12 @@ fields):
     jobs:{tenant}         zset    job id → created; the tenant's list; expired records leave it as they are met, and the
                                   key expires after the last of them                        (reconciler.py)
     bytes:{tenant}        hash    what the tenant's records take: ``live``, and by the time when they will have expired;
-                                  expires as the list does                                  (lua/bytes.lua)
+                                  and the places of requests that are storing their images; expires as the list does
+                                                                                            (lua/bytes.lua)
     tenants               zset    tenant → when it last began with no job in flight; a courier drops those of whom
                                   nothing is left                                           (reconciler.py)
     batches               zset    batch id → created; the open batches
     inflight:{tenant}     set     ids of jobs that have not ended
-    reserved:{tenant}     zset    a request's token and number of jobs → until when they count; the requests that are
-                                  storing their images
     stored:{tenant}       zset    hour since the epoch → bytes of images that were stored in it; expires after
                                   ``upload_window_s``
     idempotency:{tenant}:{key}  hash    job (or batch), digest of the body; expires after ``idempotency_ttl_s``
@@ -29,10 +28,10 @@ fields):
     turns:{queue}         zset    tenant → its virtual time: the lowest is next; one without waiting jobs is removed
                                   when its turn comes                                         (lua/turns.lua)
     returned:{queue}      zset    job id → when it is due; jobs that were handed back, claimed before all others
-    claimed:{token}       string  the job that a claim was given, for a repeated call; expires after a minute
     image_node:{tenant}:{image}  string  the node that last did a job of this image, and so has it in memory; expires
                                   ten minutes after that job
-    latest:{node}         string  the job that a node claimed last; expires after two hours
+    latest:{node}         string  a node's last claim: process, number, token, job; a repeated call finds its own, and
+                                  one that comes late claims nothing; expires after two hours
     called:{node}         string  the job that a node was called to; expires within a second
     leases                zset    job id → when the lease runs out; the running jobs
     deadlines             zset    job id → when it must have started
@@ -88,6 +87,7 @@ And one channel, ``ended``: the id of each job, as it ends                      
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -163,6 +163,8 @@ class Ledger:
         self._durability = durability or Durability()
         self._weights = dict(tenant_weights)
         self._schema = Schema(client)
+        #: By which the ledger tells a claim that comes late from a new one.
+        self._process, self._claims = uuid.uuid4().hex, itertools.count(1)
         self._retention_ms = retention_s * 1000
         self._create = load_script(client, "create")
         self._claim = load_script(client, "claim")
@@ -202,25 +204,24 @@ class Ledger:
         Returns what ``create`` would say, or OVER_STORAGE, if nothing was reserved.  places: whether ``create`` is to
         find the places still free; otherwise bytes alone are reserved.  Raises what ``create`` does.
         """
-        token = uuid.uuid4().hex if places else ""
         ask = {
             "bytes": images.size,
             "max_bytes": images.max_size,
             "window_h": -(-images.window_s // 3600),
             "reserve_ms": RESERVED_MS,
+            "token": uuid.uuid4().hex if places else "",
         }
-        outcome, found, *_ = self._run_create(
-            jobs, max_in_flight, backlog, max_bytes, {"reservation": token, "ask": ask}
-        )
+        outcome, found, _, name = self._run_create(jobs, max_in_flight, backlog, max_bytes, {"ask": ask})
         if outcome is Created.RESERVED:
-            return Reservation(token, jobs.tenant, len(jobs.specs_json), images.size, found)
+            return Reservation(name, jobs.tenant, images.size, found)
         return self._confirmed(outcome, found)
 
     def give_back(self, given: Reservation) -> None:
         """Give back what was reserved.  Raises QueueUnavailable."""
         stored = f"mf:stored:{given.tenant}"
         with redis_errors():
-            self._redis.zrem(f"mf:reserved:{given.tenant}", f"{given.token}:{given.jobs}")
+            if given.name:
+                self._redis.hdel(f"mf:bytes:{given.tenant}", given.name)
             self._redis.zincrby(stored, -given.size, given.hour)
             self._redis.zremrangebyscore(stored, "-inf", 0)
 
@@ -244,7 +245,7 @@ class Ledger:
         the same idempotency key finds what was.  Raises NotConfirmed when it was recorded, and may yet be lost.
         """
         more: dict[str, object] = {
-            "reservation": reservation.token if reservation else "",
+            "reservation": reservation.name if reservation else "",
             "idempotency_ttl_ms": idempotency_ttl_s * 1000,
         }
         if call is not None:
@@ -267,7 +268,7 @@ class Ledger:
         max_bytes: int,
         more: Mapping[str, object],
     ) -> tuple[Created, str, tuple[str, ...], str]:
-        """Run CREATE; return its outcome, what it found, the ids of the jobs, and the node to call."""
+        """Run CREATE; return its outcome, what it found, the jobs' ids, and the node to call or the reservation."""
         self.check_version()
         job_ids = tuple(new_job_id() for _ in jobs.specs_json)
         new: dict[str, object] = {
@@ -298,8 +299,8 @@ class Ledger:
             }
         specs = (part for pair in zip(job_ids, jobs.specs_json, strict=True) for part in pair)
         with redis_errors():
-            outcome, found, *node = self._create(args=[json.dumps(new), *specs])
-        return Created(outcome), found, job_ids, node[0] if node else ""
+            outcome, found, *name = self._create(args=[json.dumps(new), *specs])
+        return Created(outcome), found, job_ids, name[0] if name else ""
 
     def read(self, job_id: str) -> JobRecord | None:
         """Return the record without its spec, or None if there is none, or it has expired."""
@@ -425,9 +426,11 @@ class Ledger:
         """Claim the job that is next, for as long as its lease is renewed.
 
         queues: the most urgent first; each is drained before the next.  A worker that is shutting down gets none.
+        A worker claims one job after another, never two at the same time.
         """
         self.check_version()
-        arguments: list[str | int] = [worker, int(lease_s * 1000), max_attempts, self._retention_ms, uuid.uuid4().hex]
+        limits = int(lease_s * 1000), max_attempts, self._retention_ms
+        arguments: list[str | int] = [worker, *limits, uuid.uuid4().hex, self._process, next(self._claims)]
         answer: list[str] = ["again"]
         with redis_errors():
             while answer[0] == "again":  # each call ends some jobs that can no longer be claimed

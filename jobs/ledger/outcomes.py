@@ -142,12 +142,11 @@ class Creation:
 class Reservation:
     """What is reserved for jobs while their images are stored.
 
-    token: for CREATE.  hour: in which the images' size counts, since the epoch.
+    name: for CREATE; empty if no places were reserved.  hour: in which the images' size counts, since the epoch.
     """
 
-    token: str
+    name: str
     tenant: str
-    jobs: int
     size: int
     hour: str
 

@@ -363,7 +363,7 @@ def test_of_jobs_sent_at_once_only_those_that_are_accepted_leave_an_image(
     assert statuses == [202] * accepted + [429] * (24 - accepted)
     assert 1 <= accepted <= 3
     assert len(_uploads_of(tenant, store)) == accepted
-    assert redis_client.exists(f"mf:reserved:{tenant}") == 0
+    assert [field for field in redis_client.hkeys(f"mf:bytes:{tenant}") if field.startswith("reserved:")] == []
 
 
 def test_a_full_backlog_leaves_no_image_behind(
@@ -450,7 +450,7 @@ def test_places_are_given_back_when_the_store_is_down(
 
     check_problem(caller.send(job()), 503, "store_unavailable")
 
-    assert redis_client.exists(f"mf:reserved:{tenant}", f"mf:stored:{tenant}") == 0
+    assert redis_client.exists(f"mf:bytes:{tenant}", f"mf:stored:{tenant}") == 0
     assert newcomer(max_jobs_in_flight=1).send(job()).status_code == 202
 
 

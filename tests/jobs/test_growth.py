@@ -118,10 +118,10 @@ BEATS = {f"beat {done}": 6 for done in range(3)}
 @pytest.mark.parametrize(
     ("webhook", "costs"),
     [
-        (None, {"create": 16, "claim": 15, **BEATS, "end": 13}),
+        (None, {"create": 15, "claim": 14, **BEATS, "end": 13}),
         (
             Webhook(url="https://example.com/hook", events=(EventName.SUCCEEDED,)),
-            {"create": 16, "claim": 15, **BEATS, "end": 23, "send": 52},
+            {"create": 15, "claim": 14, **BEATS, "end": 23, "send": 52},
         ),
     ],
     ids=["without a webhook", "with one"],

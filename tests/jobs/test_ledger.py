@@ -7,8 +7,19 @@ from maskfleet.jobs.errors import QueueUnavailable
 from maskfleet.jobs.ledger.connection import load_script
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
-from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outcomes import Cancel, Claim, Created, Deleted, NewJobs, Reply, Retried
+from maskfleet.jobs.ledger.jobs import RESERVED_MS, Ledger
+from maskfleet.jobs.ledger.outcomes import (
+    Cancel,
+    Claim,
+    Created,
+    Creation,
+    Deleted,
+    NewImages,
+    NewJobs,
+    Reply,
+    Reservation,
+    Retried,
+)
 from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, QueuePlace, ResultSummary
@@ -560,7 +571,7 @@ def test_a_claim_whose_answer_was_lost_is_found_again_by_the_same_call(
 ) -> None:
     job_id, other = create(ledger), create(ledger)
     script = load_script(redis_client, "claim")
-    arguments = ["node-1", 30_000, 3, 3_600_000, "one-call", "{}", QUEUE]
+    arguments = ["node-1", 30_000, 3, 3_600_000, "one-call", "a-process", 1, "{}", QUEUE]
 
     first, again = script(args=arguments), script(args=arguments)
 
@@ -568,3 +579,48 @@ def test_a_claim_whose_answer_was_lost_is_found_again_by_the_same_call(
     first_record, second_record = (dict(zip(answer[3::2], answer[4::2], strict=True)) for answer in (first, again))
     assert second_record == first_record
     assert (read(ledger, job_id).attempt, read(ledger, other).status) == (1, Status.QUEUED)
+
+
+def test_a_claim_that_arrives_after_a_later_one_of_its_process_claims_nothing(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    jobs = [create(ledger) for _ in range(4)]
+    script = load_script(redis_client, "claim")
+
+    def claim_by(process: str, number: int) -> str:
+        arguments = ["node-1", 30_000, 3, 3_600_000, f"call-{process}-{number}", process, number, "{}", QUEUE]
+        return str(script(args=arguments)[0])
+
+    # The process starts again: its successor counts anew.
+    assert [claim_by("one", 9), claim_by("one", 10), claim_by("one", 9), claim_by("two", 1)] == [
+        *("claimed", "claimed", "none", "claimed")
+    ]
+    assert [read(ledger, job).status for job in jobs] == [*([Status.PROCESSING] * 3), Status.QUEUED]
+
+
+def reserve(ledger: Ledger, max_in_flight: int) -> Reservation | Creation:
+    return ledger.reserve(new_job("newcomer"), NewImages(1, 1000, 3600), max_in_flight=max_in_flight)
+
+
+def test_a_reservation_is_used_once_or_given_back_and_leaves_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
+    used, unused, refused = (reserve(ledger, max_in_flight=2) for _ in range(3))
+    assert isinstance(used, Reservation)
+    assert isinstance(unused, Reservation)
+    created = ledger.create(new_job("newcomer"), max_in_flight=2, idempotency_ttl_s=60, reservation=used)
+    other = ledger.create(new_job("newcomer"), max_in_flight=2, idempotency_ttl_s=60)
+    ledger.give_back(unused)
+
+    assert not isinstance(refused, Reservation)
+    assert (refused.outcome, created.outcome, other.outcome) == (
+        *(Created.OVER_QUOTA, Created.CREATED, Created.OVER_QUOTA),
+    )
+    assert set(redis_client.hkeys("mf:bytes:newcomer")) == {"live", "kept"}
+    assert redis_client.ttl("mf:bytes:newcomer") == -1
+
+
+def test_a_reservation_that_is_not_used_expires(ledger: Ledger, redis_client: redis.Redis) -> None:
+    reserved = reserve(ledger, max_in_flight=1)
+
+    assert isinstance(reserved, Reservation)
+    assert redis_client.hkeys("mf:bytes:newcomer") == [reserved.name]
+    assert 0 < redis_client.pttl("mf:bytes:newcomer") <= RESERVED_MS

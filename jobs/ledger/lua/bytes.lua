@@ -4,12 +4,14 @@
 -- A tenant's hash holds 'live', for the records without an expiry, and for all others their bytes by the time at which
 -- they have expired.  So nothing has to notice that Redis let a record go: its time passes, and its bytes with it.  Each
 -- record says what it was counted as: bytes, and where (held).  'kept' is there while none of the tenant's keys expires.
+-- Beside them stand the places of requests that are storing their images: reserved:{until when}:{token} → jobs.
 
 -- What a job's or batch's record takes beside its texts, with its places in lists, its attempts and the idempotency key; and
 -- what the webhooks about it take.  Source: benchmarks/growth_ledger.py.
 local RECORD_BYTES, WEBHOOK_BYTES = 1536, 2560
 -- Bytes are counted until one of so many times in a record's life, rounded up.
 local EXPIRY_STEPS = 64
+local RESERVED = 'reserved:'
 
 -- The field for a record that expires at at_ms, after a life of life_ms.
 local function expired_by(at_ms, life_ms)
@@ -46,21 +48,26 @@ local function keep_tenant(tenant, now)
   redis.call('PERSIST', bytes_key(tenant))
 end
 
--- All bytes of a tenant, when the next ones expire ('' for not before something ends), and whether its keys are kept
--- already; what has expired is dropped.
-local function bytes_held(tenant, now)
-  local counted, sum, next_ms, past, kept = redis.call('HGETALL', bytes_key(tenant)), 0, nil, {}, false
+-- What is counted for a tenant:
+--   sum (of all bytes), next_ms (when the next ones expire; nil for not before something ends), kept (whether its keys are
+--   kept already), reserved (the places of its other requests),
+--   gone (fields to be dropped by the caller: what has expired, and its own reservation; token: of that, '' for none).
+local function bytes_held(tenant, now, token)
+  local counted = redis.call('HGETALL', bytes_key(tenant))
+  local held = {sum = 0, kept = false, reserved = 0, gone = {}}
   for i = 1, #counted, 2 do
-    local by_ms, bytes = tonumber(counted[i]), tonumber(counted[i + 1])
-    if counted[i] == 'kept' then
-      kept = true
-    elseif by_ms and (by_ms <= now or bytes <= 0) then
-      table.insert(past, counted[i])
+    local field, value = counted[i], tonumber(counted[i + 1])
+    local by_ms, until_ms, whose = tonumber(field), string.match(field, '^' .. RESERVED .. '(%d+):(.*)$')
+    if field == 'kept' then
+      held.kept = true
+    elseif until_ms and (whose == token or tonumber(until_ms) < now) or by_ms and (by_ms <= now or value <= 0) then
+      table.insert(held.gone, field)
+    elseif until_ms then
+      held.reserved = held.reserved + value
     else
-      sum = sum + bytes
-      if by_ms and (not next_ms or by_ms < next_ms) then next_ms = by_ms end
+      held.sum = held.sum + value
+      if by_ms then held.next_ms = math.min(held.next_ms or by_ms, by_ms) end
     end
   end
-  if #past > 0 then redis.call('HDEL', bytes_key(tenant), unpack(past)) end
-  return sum, next_ms or '', kept
+  return held
 end

@@ -1,25 +1,25 @@
 #!lua flags=allow-oom
 -- CLAIM: give the next waiting job to a worker, for as long as it renews the lease.
 -- ARGV: worker, lease_ms, max_attempts, retention_ms, token (of this call: a second run finds its own claim),
+--       process, number (this call is the process' number-th; it makes one after another),
 --       weights (JSON: tenant → its share), queue, … (the most urgent first)
 -- Returns {'claimed', a queue where more jobs can be claimed ('' for none), how many, the record's fields and values …}
---       | {'none'} (nothing to claim, or the worker is shutting down)
+--       | {'none'} (nothing to claim; the worker is shutting down; or the call came late, and nobody waits for its answer)
 --       | {'again'} (many that could not be claimed were ended; call again)
 -- requires: keys, webhooks, batches, turns, jobs
 local worker, max_attempts, retention_ms, token = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local kept = redis.call('MGET', claimed_key(token), draining_key(worker), CLOCK)
-local earlier, draining, now = kept[1], kept[2], now_by(kept[3])
+local process, number, FIRST_QUEUE = ARGV[6], tonumber(ARGV[7]), 9
+local kept = redis.call('MGET', latest_key(worker), draining_key(worker), CLOCK)
+local latest, draining, now = read_latest(kept[1]), kept[2], now_by(kept[3])
 -- The most jobs that one call ends because they can no longer be claimed.
 local MOST_ENDED = 50
--- A repeated call comes within seconds.
-local REPEATED_WITHIN_MS = 60000
 -- Longer than any job runs: its time limit is an hour at most.
 local LATEST_MS = 7200000
 
 -- none_returned: of which queues it is known that nothing that was handed back waits in them.
 local function claimed(record, none_returned)
   local more, waiting = '', 0
-  for i = 7, #ARGV do
+  for i = FIRST_QUEUE, #ARGV do
     waiting = claimable(ARGV[i], now, none_returned[ARGV[i]])
     if waiting > 0 then
       more = ARGV[i]
@@ -41,10 +41,10 @@ local function record_of(id)
   return record
 end
 
-if earlier then return claimed(record_of(earlier), {}) end
-if draining then return {'none'} end
+if latest.token == token then return claimed(record_of(latest.id), {}) end
+if draining or latest.process == process and tonumber(latest.number) > number then return {'none'} end
 
-local weights = cjson.decode(ARGV[6])
+local weights = cjson.decode(ARGV[8])
 
 -- A node without its slot, `sam-gpu0@host` for `sam-gpu0.1@host`: nodes that share a device share what is wrong with it.
 local function device_of(node)
@@ -103,8 +103,7 @@ local function claim(id, queue, of)
   end
   redis.call('HSET', job_key(id), unpack(fields))
   redis.call('ZADD', LEASES, now + ARGV[2], id)
-  redis.call('SET', claimed_key(token), id, 'PX', REPEATED_WITHIN_MS)
-  redis.call('SET', latest_key(worker), id, 'PX', LATEST_MS)
+  redis.call('SET', latest_key(worker), table.concat({process, ARGV[7], token, id}, ' '), 'PX', LATEST_MS)
   charge_turn(queue, tenant, weights)
 
   if job.batch then move_in_batch(job.batch, 'queued', 'processing', now) end
@@ -120,7 +119,7 @@ local function claim(id, queue, of)
 end
 
 local ended, none_returned = 0, {}
-for i = 7, #ARGV do
+for i = FIRST_QUEUE, #ARGV do
   local queue, passed = ARGV[i], 0
   repeat
     local id, tenant, none = take_next(queue, now, passed)

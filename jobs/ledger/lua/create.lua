@@ -8,14 +8,15 @@
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
 --   queues that are drained before this one), weights (tenant → its share),
---   reservation (its token; '' for none),
+--   reservation (of these jobs: what was returned; '' for none),
 --   for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)},
 --   to learn which node has the one job's image: call = {model, seen_within_s, wait_ms}, see node_to_call,
---   and to ask: ask = {bytes (of images to be stored), max_bytes, window_h (for how long they count), reserve_ms}
+--   and to ask: ask = {bytes (of images to be stored), max_bytes, window_h (for how long they count), reserve_ms,
+--     token ('' to reserve no places)}
 -- Returns {'created', id, node to call ('' for none)} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'over_bytes', in how many ms the next records expire ('' for not before a job ends)}
 --         | {'backlog_full', how long the last job would wait, in ms}
---         | {'over_storage', bytes of images stored} | {'reserved', hour in which the bytes count};
+--         | {'over_storage', bytes of images stored} | {'reserved', hour in which the bytes count, reservation};
 --         id: of the batch, otherwise of the one job
 -- It has no flag, so a full Redis rejects it: no new work is accepted then.  That holds as long as its first write is one
 -- that adds something; after one that removes, a full Redis lets the rest pass.
@@ -24,6 +25,7 @@ local new = cjson.decode(ARGV[1])
 local now, to_the_microsecond = exact_now_ms()
 local tenant, queue, batch, ask = new.tenant, new.queue, new.batch, new.ask
 local reservation = new.reservation or ''
+local token = ask and ask.token or string.match(reservation, ':([^:]*)$') or ''
 local jobs = (#ARGV - 1) / 2
 local id = batch and batch.id or ARGV[2]
 
@@ -40,16 +42,6 @@ local batch_bytes = batch and RECORD_BYTES + #batch.metadata + jobs * #ARGV[2] o
 local function new_bytes()
   local sum = batch_bytes
   for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i]) end
-  return sum
-end
-
--- The jobs of the tenant's other requests that are storing their images now.
-local function reserved_by_others()
-  local sum = 0
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', reserved_key(tenant), now, '+inf')) do
-    local token, count = string.match(member, '^(.*):(%d+)$')
-    if token ~= reservation then sum = sum + count end
-  end
   return sum
 end
 
@@ -70,21 +62,32 @@ local function storage_refusal()
   redis.call('PEXPIRE', key, ask.window_h * 3600000)
 end
 
--- Nothing is reserved any more for this request.
+local in_flight, held = redis.call('SCARD', inflight_key(tenant)), nil
+
+-- Drop what this request had reserved so far, and what has expired.
 local function give_back()
-  if not ask and reservation ~= '' then redis.call('ZREM', reserved_key(tenant), reservation .. ':' .. jobs) end
+  local gone = held and held.gone or {reservation ~= '' and reservation or nil}
+  if gone[1] then redis.call('HDEL', bytes_key(tenant), unpack(gone)) end
 end
 
-local in_flight, kept = redis.call('SCARD', inflight_key(tenant)), nil
+-- Reserve places for as long as images are stored, beside the bytes of the tenant's records (see bytes.lua).
+local function reserve()
+  if token == '' then return '' end
+  local name = RESERVED .. string.format('%.0f:', now + ask.reserve_ms) .. token
+  redis.call('HSET', bytes_key(tenant), name, jobs)
+  if not held.kept and redis.call('PTTL', bytes_key(tenant)) < ask.reserve_ms then  -- or it has none
+    redis.call('PEXPIRE', bytes_key(tenant), ask.reserve_ms)
+  end
+  return name
+end
 
 -- Why this many more jobs are rejected; nil when they are accepted.
 local function refusal(bytes)
-  local taken = in_flight + reserved_by_others()
+  held = bytes_held(tenant, now, token)
+  local taken = in_flight + held.reserved
   if taken + jobs > new.max_in_flight then return {'over_quota', tostring(taken)} end
-  local held, next_ms
-  held, next_ms, kept = bytes_held(tenant, now)
-  if held + bytes > new.max_bytes then
-    return {'over_bytes', next_ms ~= '' and string.format('%.0f', next_ms - now) or ''}
+  if held.sum + bytes > new.max_bytes then
+    return {'over_bytes', held.next_ms and string.format('%.0f', held.next_ms - now) or ''}
   end
 
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
@@ -147,7 +150,7 @@ local function node_to_call()
   local latest, draining = unpack(redis.call('MGET', latest_key(node), draining_key(node)))
   if draining then return '' end
   if latest then
-    local job = redis.call('HMGET', job_key(latest), 'status', 'worker')
+    local job = redis.call('HMGET', job_key(read_latest(latest).id), 'status', 'worker')
     if job[1] == 'processing' and job[2] == node then return '' end
   end
   return redis.call('SET', called_key(node), id, 'NX', 'PX', call.wait_ms) and node or ''
@@ -164,15 +167,12 @@ if decided then
 end
 
 if ask then
-  if reservation ~= '' then
-    redis.call('ZADD', reserved_key(tenant), now + ask.reserve_ms, reservation .. ':' .. jobs)
-    redis.call('ZREMRANGEBYSCORE', reserved_key(tenant), '-inf', '(' .. now)
-    redis.call('PEXPIRE', reserved_key(tenant), ask.reserve_ms)
-  end
-  return {'reserved', string.format('%.0f', math.floor(now / 3600000))}
+  local hour, name = string.format('%.0f', math.floor(now / 3600000)), reserve()
+  give_back()
+  return {'reserved', hour, name}
 end
 
-if not kept then keep_tenant(tenant, now) end
+if not held.kept then keep_tenant(tenant, now) end
 redis.call('HINCRBY', bytes_key(tenant), 'live', bytes)
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end

@@ -49,15 +49,18 @@ local function job_key(id) return 'mf:job:' .. id end
 local function attempts_key(id) return 'mf:attempts:' .. id end
 local function jobs_key(tenant) return 'mf:jobs:' .. tenant end
 local function inflight_key(tenant) return 'mf:inflight:' .. tenant end
-local function reserved_key(tenant) return 'mf:reserved:' .. tenant end
 local function stored_key(tenant) return 'mf:stored:' .. tenant end
-local function claimed_key(token) return 'mf:claimed:' .. token end
 local function idempotency_key(tenant, key) return 'mf:idempotency:' .. tenant .. ':' .. key end
 local function draining_key(node) return 'mf:draining:' .. node end
 
--- Which node has a tenant's image in memory; the job that a node claimed last; the job that it was called to.
+-- Which node has a tenant's image in memory; a node's last claim; the job that it was called to.
 local function image_node_key(tenant, image) return 'mf:image_node:' .. tenant .. ':' .. image end
 local function latest_key(node) return 'mf:latest:' .. node end
+-- A node's last claim by what its key holds.  An older program wrote nothing but the id.
+local function read_latest(text)
+  local process, number, token, id = string.match(text or '', '^(%S+) (%d+) (%S+) (%S+)$')
+  return {process = process, number = number, token = token, id = id or text}
+end
 local function called_key(node) return 'mf:called:' .. node end
 
 -- Queues.
