@@ -24,8 +24,9 @@ demo: setup
 # Three processes, each with its own servers, take one test file after another, in the order of pyproject.toml: two would
 # leave two cores idle for a third of the time, since many tests wait.
 # torch's threads must not spin while they wait for each other: they would keep the other process off its core.
+# Python keeps what it compiled, whatever the shell says: tests start hundreds of programs.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=40
+	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=40
 
 # On a machine with a CUDA device.
 test-gpu: setup

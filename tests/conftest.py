@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +41,20 @@ SECRET = re.compile(
     rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|mft_[\w-]+\.[\w-]+\.[\w-]{20,}"
     rb"|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
 )
+
+# Importing torch and the tests makes a million objects, all of which stay: the collector would walk over them again and
+# again, for a third of the time until the first test, and during the tests.
+gc.disable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect garbage from now on, but not among what imports and the collection of tests have made."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
