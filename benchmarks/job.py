@@ -2,6 +2,7 @@
 
     python -m benchmarks.job
     python -m benchmarks.job --megapixels 1 4 --runs 5 --library-batches 0
+    python -m benchmarks.job --megapixels --sides ours    # only how outputs grow with the number of masks
 
 Mode everything on the photograph of coins, enlarged, as a JPEG in a real S3 on this machine; outputs coco, png,
 label_map and overlay; one thread.  Ours are the steps of a worker's attempt.  The library's side is transformers'
@@ -162,7 +163,7 @@ def _rounded(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4, 12, 18])
+    parser.add_argument("--megapixels", type=float, nargs="*", default=[1, 4, 12, 18], help="none: growth alone")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--points", type=int, default=32, help="points along a side of the grid")
     parser.add_argument("--library-batches", type=int, default=4, help="of the library's that are decoded; 0: all")

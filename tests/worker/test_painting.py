@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 
 from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.masks.rle import column_spans
+from maskfleet.worker.output.blur import Box, blur
 from maskfleet.worker.output.formats import label_map_png, mask_png
 from maskfleet.worker.output.painting import Blocks, mask_coverage
 from maskfleet.worker.output.png import BITS, RGB, filtered_paeth, write_png
@@ -205,6 +206,34 @@ def test_masks_are_scaled_as_pillow_scales_them(size_wh: tuple[int, int]) -> Non
     assert coverage is not None
     pillow = Image.fromarray(pixels.view(np.uint8) * np.uint8(255)).resize(size_wh, Image.Resampling.BOX)
     assert np.abs(coverage.shares.astype(int) - np.asarray(pillow)).max() <= 1  # Pillow rounds twice
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pixels=bitmaps(),
+    grey=st.integers(0, 10**6),
+    times=st.sampled_from([1, 3, 7]),
+    sigma=st.floats(0.8, 8.0) | st.sampled_from([0.8, 1.0, 0.8 * 2048 / 420]),
+)
+def test_masks_are_blurred_as_pillow_blurs_them(pixels: Bools, grey: int, times: int, sigma: float) -> None:
+    shares = np.where(pixels, 255, 0).astype(np.uint8).repeat(times, 0).repeat(times, 1)
+    shares[:: 3 * times] = np.random.default_rng(grey).integers(0, 256, shares.shape[1])  # covered in part
+    pillow = np.asarray(Image.fromarray(shares).filter(ImageFilter.GaussianBlur(sigma)))
+
+    blur(shares, Box.of(sigma))
+
+    assert np.array_equal(shares, pillow)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.5, 0.8 * 2048 / 420])
+def test_a_blur_reaches_as_far_as_it_says(sigma: float) -> None:
+    shares, box = np.zeros((9, 99), np.uint8), Box.of(sigma)
+    shares[:, 50:] = 255
+
+    blur(shares, box)
+
+    assert not shares[:, : 50 - box.reach].any()
+    assert shares[:, 50 + box.reach :].all()
 
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (5, 300), (64, 48), (99, 70), (100, 71), (100, 300), (17, 16)])

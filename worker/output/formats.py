@@ -17,7 +17,7 @@ from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import ImageSource, Output, OverlayFormat
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask
-from maskfleet.worker.output import painting, png, scaling
+from maskfleet.worker.output import blur, painting, png, scaling
 from maskfleet.worker.output.archive import Archive
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.overlay import draw_overlay
@@ -105,7 +105,7 @@ def mask_files(segmentation: Segmentation, wanted: Collection[Output]) -> Iterat
 def mask_png(mask: Mask) -> bytes:
     """Return a mask as a 1-bit PNG."""
     bits = mask_bits(mask)
-    return write_png(mask.size_hw[::-1], BITS, [bits.rows], bits.top)
+    return write_png(mask.size_hw[::-1], BITS, filtered_up(bits.rows, 0, len(bits.rows)), bits.top)
 
 
 def mask_logits(segmentation: Segmentation) -> Iterator[Artifact]:
@@ -126,15 +126,15 @@ def write_logits(logits: npt.NDArray[np.float32]) -> bytes:
 def label_map_png(segmentation: Segmentation) -> bytes:
     """Return a 16-bit PNG: 0 is background, other values are the ids of the masks' records.
 
-    Where masks overlap the smaller one is on top, so that parts are not hidden by the objects they belong to.
-    Peak memory is the labels, two bytes a pixel, and an eighth for the bits of one mask.
+    Where masks overlap the smaller one is on top, so that parts are not hidden by the objects they belong to; it is
+    painted first, since to read which pixels are taken costs less than to write them again.
+    Peak memory is the labels, two bytes a pixel, an eighth for what is taken, and another for the bits of one mask.
     """
     width, height = segmentation.size_wh
-    labels = np.zeros((height, width), np.uint16)
-    numbered = sorted(enumerate(segmentation.masks, 1), key=lambda pair: -pair[1].area)
-    for number, mask in numbered:
+    labels, taken = np.zeros((height, width), np.uint16), np.zeros((height, (width + 7) // 8), np.uint8)
+    for number, mask in sorted(enumerate(segmentation.masks, 1), key=lambda pair: (pair[1].area, -pair[0])):
         # A PNG's numbers are big-endian
-        paint_label(mask, int(np.array(number, ">u2").view(np.uint16)), labels)
+        paint_label(mask, int(np.array(number, ">u2").view(np.uint16)), labels, taken)
     return write_png((width, height), GREY_16, filtered_up(labels.view(np.uint8), 0, height))
 
 
@@ -155,6 +155,7 @@ def overlay_file(picture: Image.Image, overlay_format: OverlayFormat) -> Artifac
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache; the first time takes seconds."""
     painting.warm_up()
+    blur.warm_up()
     png.warm_up()
     scaling.warm_up()
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import EverythingJob
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask
+from maskfleet.worker.output.blur import Box, blur
 from maskfleet.worker.output.painting import Blocks, blend, mask_coverage
 from maskfleet.worker.output.scaling import scaled_down
 
@@ -111,15 +112,16 @@ def _scene(ground: _Ground, prompts: Sequence[Prompt], masks: Sequence[Mask]) ->
 
 def _paint(ground: _Ground, mask: Mask, colour: Colour) -> None:
     """Lay a mask on the canvas: a translucent fill, a dark seam for contrast, a bright contour."""
-    coverage = mask_coverage(mask, ground.columns, ground.rows, margin=math.ceil(4 * ground.line))
+    box = Box.of(max(0.8, ground.line * 0.8))
+    coverage = mask_coverage(mask, ground.columns, ground.rows, margin=box.reach)
     if coverage is None:
         return
     # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
-    blur = ImageFilter.GaussianBlur(max(0.8, ground.line * 0.8))
-    soft = np.asarray(Image.fromarray(coverage.shares).filter(blur))
+    blur(coverage.shares, box)
     # A mask that covers most of the photo would hide it: the larger, the fainter.
     fill = _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
-    blend(ground.canvas, soft, coverage.left, coverage.top, *_layers(np.array(colour, np.float64), fill))
+    canvas = ground.canvas.reshape(len(ground.canvas), -1)
+    blend(canvas, coverage.shares, coverage.left, coverage.top, *_layers(np.array(colour, np.float64), fill))
 
 
 def _layers(tint: npt.NDArray[np.float64], fill: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

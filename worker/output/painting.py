@@ -21,13 +21,15 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint16]
 Indices = npt.NDArray[np.int64]
+#: Pixels of a row that are looked at at once: all outside a mask, all inside it, or some near its outline.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
     """The rows of an image that a mask is in, from row ``top`` on.
 
-    rows: (N, 1 + W / 8, rounded up): a zero byte, then a bit for each pixel, the leftmost the highest.
+    rows: (N, W / 8, rounded up), a bit for each pixel, the leftmost the highest.
     """
 
     top: int
@@ -38,22 +40,25 @@ def mask_bits(mask: Mask) -> Bits:
     """Return a mask as one bit per pixel."""
     spans = column_spans(mask.counts, mask.size_hw)
     top, bottom = _row_range(spans)
-    rows = np.zeros((bottom - top, 1 + (mask.size_hw[1] + 7) // 8), np.uint8)
+    rows = np.zeros((bottom - top, (mask.size_hw[1] + 7) // 8), np.uint8)
     _paint_bits(spans, top, rows)
     return Bits(top, rows)
 
 
-def paint_label(mask: Mask, label: int, labels: Labels) -> None:
-    """Write a label where the mask is."""
+def paint_label(mask: Mask, label: int, labels: Labels, taken: Bytes) -> None:
+    """Write a label where the mask is and no other was before it.
+
+    taken: (H, W / 8, rounded up), a bit for each pixel that has a label.
+    """
     spans = column_spans(mask.counts, mask.size_hw)
     if len(spans):
         top, bottom = _row_range(spans)
         # Only the bytes from its first column to its last
         left, right = int(spans[0, 0]) // 8, int(spans[-1, 0]) // 8 + 1
-        rows = np.zeros((bottom - top, 1 + right - left), np.uint8)
+        rows = np.zeros((bottom - top, right - left), np.uint8)
         spans[:, 0] -= 8 * left
         _paint_bits(spans, top, rows)
-        _label_bits(rows, labels, 8 * left, top, np.uint16(label))
+        _label_bits(rows, labels, taken, left, top, np.uint16(label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +106,39 @@ def mask_coverage(mask: Mask, columns: Blocks, rows: Blocks, margin: int) -> Cov
 
 @kernel
 def blend(canvas: Floats, soft: Bytes, left: int, top: int, keep: Floats, add: Floats) -> None:
-    """Blend colours into the canvas (H, W, 3), from (left, top) on.
+    """Blend colours into the canvas (H, 3 W), from (left, top) on.
 
     keep (256,), add (256, 3): for each value of soft, how much of the canvas stays, and what is added to it; 0 changes
     nothing.
     """
+    inside = np.empty(3 * _TOGETHER, np.float32)
+    for x in range(len(inside)):
+        inside[x] = add[255, x % 3]
     for y in range(len(soft)):
-        row, values = canvas[top + y], soft[y]
-        for x in range(len(values)):
-            value = values[x]
-            if value:
-                share = keep[value]
-                row[left + x, 0] = row[left + x, 0] * share + add[value, 0]
-                row[left + x, 1] = row[left + x, 1] * share + add[value, 1]
-                row[left + x, 2] = row[left + x, 2] * share + add[value, 2]
+        row = canvas[top + y, 3 * left :]
+        for start in range(0, soft.shape[1], _TOGETHER):
+            values, out = soft[y, start : start + _TOGETHER], row[3 * start : 3 * (start + _TOGETHER)]
+            every, some = np.uint8(255), np.uint8(0)
+            for x in range(len(values)):
+                every, some = every & values[x], some | values[x]
+            if every == 255 and len(values) == _TOGETHER:
+                for x in range(3 * _TOGETHER):
+                    out[x] = out[x] * keep[255] + inside[x]
+            elif some:
+                for x in range(len(values)):
+                    value = values[x]
+                    out[3 * x] = out[3 * x] * keep[value] + add[value, 0]
+                    out[3 * x + 1] = out[3 * x + 1] * keep[value] + add[value, 1]
+                    out[3 * x + 2] = out[3 * x + 2] * keep[value] + add[value, 2]
 
 
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache."""
     mask = Mask("112", (2, 2), 1, (0, 1, 1, 1), 1, 1, (), (0, 0, 2, 2), None, None)
     mask_bits(mask)
-    paint_label(mask, 1, np.zeros((2, 2), np.uint16))
+    paint_label(mask, 1, np.zeros((2, 2), np.uint16), np.zeros((2, 1), np.uint8))
     mask_coverage(mask, Blocks.split(2, 1), Blocks.split(2, 1), 0)
-    canvas, soft = np.zeros((1, 1, 3), np.float32), np.ones((1, 1), np.uint8)
-    soft.setflags(write=False)  # as Pillow's are
+    canvas, soft = np.zeros((1, 3), np.float32), np.ones((1, 1), np.uint8)
     blend(canvas, soft, 0, 0, np.zeros(256, np.float32), np.zeros((256, 3), np.float32))
 
 
@@ -139,9 +153,9 @@ def _paint_bits(spans: Spans, top: int, rows: Bytes) -> None:
     for span in range(len(spans)):
         column, start, stop = spans[span, 0], spans[span, 1] - top, spans[span, 2] - top
         bit = 0x80 >> (column & 7)
-        rows[start, 1 + (column >> 3)] ^= bit
+        rows[start, column >> 3] ^= bit
         if stop < len(rows):
-            rows[stop, 1 + (column >> 3)] ^= bit
+            rows[stop, column >> 3] ^= bit
     for y in range(1, len(rows)):
         row, above = rows[y], rows[y - 1]
         for x in range(len(row)):
@@ -149,17 +163,19 @@ def _paint_bits(spans: Spans, top: int, rows: Bytes) -> None:
 
 
 @kernel
-def _label_bits(rows: Bytes, labels: Labels, left: int, top: int, label: np.uint16) -> None:
+def _label_bits(rows: Bytes, labels: Labels, taken: Bytes, left: int, top: int, label: np.uint16) -> None:
     for y in range(len(rows)):
-        bits, row = rows[y], labels[top + y]
-        for byte in range(1, len(bits)):
-            first = left + 8 * (byte - 1)
-            if bits[byte] == 0xFF:
-                row[first : first + 8] = label
-            elif bits[byte]:
+        bits, occupied, row = rows[y], taken[top + y, left:], labels[top + y, 8 * left :]
+        for byte in range(len(bits)):
+            free = bits[byte] & ~occupied[byte]
+            occupied[byte] |= bits[byte]
+            if free == 0xFF:
                 for bit in range(8):
-                    if bits[byte] & (0x80 >> bit):
-                        row[first + bit] = label
+                    row[8 * byte + bit] = label
+            elif free:
+                for bit in range(8):
+                    if free & (0x80 >> bit):
+                        row[8 * byte + bit] = label
 
 
 @kernel
