@@ -20,6 +20,7 @@ from maskfleet.api.known_images import find_named
 from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
 from maskfleet.api.services import Services, whole_view
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
+from maskfleet.jobs import tracing
 from maskfleet.jobs.errors import (
     BacklogFull,
     InvalidRequest,
@@ -38,6 +39,7 @@ from maskfleet.jobs.ledger.outcomes import (
     NewImages,
     NewJobs,
     NodeCall,
+    Origin,
     Reservation,
 )
 from maskfleet.jobs.logs import get_logger
@@ -69,7 +71,7 @@ class Admitted(Generic[View]):
 
 
 def admit_job(
-    submission: Submission, tenant: str, idempotency_key: str, services: Services, address: str
+    submission: Submission, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
 ) -> Admitted[JobView]:
     """Check a job, store the image sent with it, record it and ring for a worker."""
     spec, image = _with_model(submission.spec, services), submission.image
@@ -94,6 +96,7 @@ def admit_job(
         body_digest=_digest(as_sent) if idempotency_key else "",
         bucket=services.store.bucket,
         images=(source.name,),
+        origin=origin,
     )
     reservation = None
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
@@ -109,7 +112,7 @@ def admit_job(
 
 
 def admit_batch(
-    spec: Batch, tenant: str, idempotency_key: str, services: Services, address: str
+    spec: Batch, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
 ) -> Admitted[BatchView]:
     """Check a batch, store the images sent with it, record it and ring for workers.
 
@@ -137,6 +140,7 @@ def admit_batch(
         batch=NewBatch(completed_url, spec.metadata),
         bucket=services.store.bucket,
         images=tuple(image.source.name for image in images),
+        origin=origin,
     )
     reservation = None
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
@@ -315,8 +319,10 @@ def _record(
         case Created.KNOWN:
             return creation
         case Created.CREATED if jobs.batch is None:
+            tracing.current().note({"maskfleet.job_id": creation.id, "maskfleet.tenant": jobs.tenant})
             logger.info("job_created", job_id=creation.id, queue=jobs.queue, tenant=jobs.tenant)
         case Created.CREATED:
+            tracing.current().note({"maskfleet.batch_id": creation.id, "maskfleet.tenant": jobs.tenant})
             logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
         case refused:
             _refuse(refused, creation.wait_s, jobs.tenant, services)
@@ -425,6 +431,7 @@ def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:
             "attempt": "0",
             "fence": "0",
             "image": next(iter(jobs.images), ""),
+            "request_id": jobs.origin.request_id,
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from maskfleet.api.image_header import read_header
@@ -47,10 +48,12 @@ def store_image(data: bytes | None, tenant: str, services: Services) -> None:
 def for_each(images: Iterable[ImageSource], do: Callable[[ImageSource], Made]) -> list[Made]:
     """Call ``do`` for each image of a batch, several at once; an error names its image, and ends the rest."""
 
+    context = copy_context()  # with the request's id, for the log, and its span
+
     def do_one(numbered: tuple[int, ImageSource]) -> Made:
         number, image = numbered
         try:
-            return do(image)
+            return context.copy().run(do, image)  # a context is for one thread at a time
         except CallerError as error:
             raise error.locate(f"/images/{number}") from error
 

@@ -10,6 +10,8 @@ import structlog
 from flask import Flask, Response, g, request
 
 from maskfleet.api.services import current_services
+from maskfleet.jobs import tracing
+from maskfleet.jobs.ledger.outcomes import Origin
 from maskfleet.jobs.logs import get_logger
 
 #: Responses are data: a browser that opens one runs and loads nothing.  /docs has its own, wider policy.
@@ -23,6 +25,15 @@ logger = get_logger()
 def register_request_context(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_end)
+    app.teardown_request(_end_span)
+
+
+def origin() -> Origin:
+    """Return what jobs that are created by this request record of it.
+
+    A caller's trace goes on where this service sends none of its own: its worker may, and the webhook's receiver.
+    """
+    return Origin(g.request_id, tracing.current().traceparent or _given_traceparent())
 
 
 def note_wait(seconds: float) -> None:
@@ -36,6 +47,18 @@ def _begin() -> None:
     g.began, g.waited_s = time.monotonic(), 0.0
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(program="api", request_id=g.request_id)
+    if request.url_rule is not None and request.url_rule.rule.startswith("/v1/") and request.method != "OPTIONS":
+        # The route, not the path, and no query: both may hold what is nobody else's business.
+        attributes = {"http.request.method": request.method, "http.route": request.url_rule.rule}
+        name = f"{request.method} {request.url_rule.rule}"
+        g.span = tracing.span(name, attributes, kind=tracing.Kind.SERVER, of=_given_traceparent()).__enter__()
+        g.span.note({"maskfleet.request_id": g.request_id})
+        if g.span.traceparent:
+            structlog.contextvars.bind_contextvars(trace_id=g.span.traceparent[3:35])
+
+
+def _given_traceparent() -> str:
+    return tracing.read_traceparent(request.headers.get("traceparent", ""))
 
 
 def _end(response: Response) -> Response:
@@ -49,6 +72,10 @@ def _end(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", DATA_POLICY)
     # Responses hold presigned links and states that change; no cache may keep them.
     response.headers.setdefault("Cache-Control", "no-store")
+    if "span" in g:
+        g.span.note({"http.response.status_code": response.status_code})
+        if response.status_code >= 500:
+            g.span.fail(str(response.status_code))
     seconds = time.monotonic() - g.began - g.waited_s
     route = request.url_rule.rule if request.url_rule is not None else "unmatched"
     current_services().metrics.count(request.method, route, response.status_code, seconds)
@@ -56,3 +83,8 @@ def _end(response: Response) -> Response:
         "request_served", method=request.method, route=route, status=response.status_code, ms=round(seconds * 1000, 1)
     )
     return response
+
+
+def _end_span(_error: BaseException | None = None) -> None:
+    if "span" in g:
+        g.pop("span").__exit__(None, None, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
     from gevent.threadpool import ThreadPool
 
     from maskfleet.api.services import EXTENSION, Services
+    from maskfleet.jobs.tracing import start_tracing
 
+    start_tracing("api", f"{socket.gethostname()}-{worker.pid}")
     services: Services = worker.wsgi.extensions[EXTENSION]
     services.waits.stop_when(lambda: not worker.alive)
     services.waits.poll_by(get_original("select", "poll"))
@@ -98,6 +101,13 @@ def post_worker_init(worker: Any) -> None:  # Any: gunicorn ships no types
     # What the app consists of stays: looking through it for garbage would stop the loop for a tenth of a second.
     gc.collect()
     gc.freeze()
+
+
+def worker_exit(_server: Any, _worker: Any) -> None:  # Any: gunicorn ships no types
+    """Send the spans that were not sent yet."""
+    from maskfleet.jobs.tracing import stop_tracing
+
+    stop_tracing()
 
 
 def child_exit(server: Any, worker: Any) -> None:  # Any: gunicorn ships no types

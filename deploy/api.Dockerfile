@@ -5,7 +5,7 @@ FROM python:3.12-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY . .
-RUN pip install -c constraints.txt ".[server]" && rm -rf /build/*
+RUN pip install -c constraints.txt ".[server,otel]" && rm -rf /build/*
 
 RUN useradd --system --uid 10001 --no-create-home maskfleet
 USER 10001

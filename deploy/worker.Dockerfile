@@ -12,7 +12,7 @@ COPY . .
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
         pip install --no-deps -c constraints.txt torch --index-url "$TORCH_INDEX_URL"; \
     fi \
-    && pip install -c constraints.txt ".[worker]" && rm -rf /build/*
+    && pip install -c constraints.txt ".[worker,otel]" && rm -rf /build/*
 
 # Models downloaded from the hub are cached here; mount a volume to keep them across restarts.
 ENV HF_HOME=/cache

@@ -36,6 +36,7 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 from urllib3.exceptions import HTTPError
 
+from maskfleet.jobs import tracing
 from maskfleet.jobs.errors import InvalidRequest, NotFound, StoreMisconfigured, StoreUnavailable
 from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.settings import SharedSettings
@@ -128,13 +129,13 @@ class Store:
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """Write an object, replacing any older one."""
-        with _s3_errors():
+        with self._request("PutObject", key):
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
 
     def put_once(self, key: str, data: bytes, content_type: str) -> bool:
         """Write an object unless it exists; return whether it was written."""
         try:
-            with _s3_errors():
+            with self._request("PutObject", key):
                 self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*")
         except ClientError as error:
             if _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
@@ -153,7 +154,7 @@ class Store:
         """Return an object's bytes as ``read`` does, with its tag."""
         extent = f"bytes=0-{max_bytes}" if max_bytes is not None else "bytes=0-"
         try:
-            with _s3_errors(own=bucket in ("", self.bucket)):
+            with self._request("GetObject", key, bucket):
                 response = self._s3.get_object(Bucket=bucket or self.bucket, Key=key, Range=extent)
                 # Not the body's own ``with``, which yields the bare connection, whose errors are urllib3's.
                 with closing(response["Body"]) as body:
@@ -166,11 +167,19 @@ class Store:
     def head(self, key: str, *, bucket: str = "") -> StoredObject | None:
         """Return an object's size and type, or None if it does not exist."""
         try:
-            with _s3_errors(own=bucket in ("", self.bucket)):
+            with self._request("HeadObject", key, bucket):
                 response = self._s3.head_object(Bucket=bucket or self.bucket, Key=key)
         except NotFound:
             return None
         return StoredObject(response["ContentLength"], response.get("ContentType", ""), response.get("ETag", ""))
+
+    @contextmanager
+    def _request(self, method: str, key: str = "", bucket: str = "") -> Iterator[None]:
+        """A request's span, and the translation of its errors.  Source: OpenTelemetry's conventions for S3."""
+        attributes = {"rpc.method": method, "aws.s3.bucket": bucket or self.bucket, "aws.s3.key": key}
+        request = tracing.span(f"S3 {method}", attributes, kind=tracing.Kind.CLIENT)
+        with request, _s3_errors(own=bucket in ("", self.bucket)):
+            yield
 
     def link(self, key: str) -> str:
         """Return a link with which anyone can read the object for a limited time."""
@@ -219,7 +228,7 @@ class Store:
         """Delete objects, whether or not they still exist; return how many keys were given."""
         count, left = 0, iter(keys)
         while batch := list(islice(left, DELETED_AT_ONCE)):
-            with _s3_errors():
+            with self._request("DeleteObjects"):
                 response = self._s3.delete_objects(
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                 )

@@ -26,6 +26,7 @@ from maskfleet.stack.folder import lock_file
 from maskfleet.stack.process import StackLine, StackProcess
 from maskfleet.stack.servers import start_redis, start_s3
 from maskfleet.stack.settings import TENANT
+from tests.collector import Collector
 
 BUCKET = "maskfleet"
 #: A second bucket, which jobs may name in an ``s3_uri``.
@@ -176,13 +177,25 @@ def demo_model(repository: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def running_stack(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Iterator[StackLine]:
+def collector() -> Iterator[Collector]:
+    """The collector of the running stack's spans; none may have a secret."""
+    collector = Collector()
+    with collector.running():
+        yield collector
+    assert [found[0] for body in collector.bodies if (found := SECRET.search(body))] == []
+
+
+@pytest.fixture(scope="session")
+def running_stack(
+    tmp_path_factory: pytest.TempPathFactory, demo_model: str, collector: Collector
+) -> Iterator[StackLine]:
     """A local stack shared by this test run; it may contain jobs of other tests."""
     pytest.importorskip("torch", reason="A local stack runs a worker.")
     settings = {
         "MASKFLEET_MODEL": demo_model,
         "MASKFLEET_EGRESS_ALLOW_PRIVATE": "1",
         "MASKFLEET_WEBHOOK_MASTER_SECRETS": WEBHOOK_MASTER,
+        **collector.environment,
     }
     with StackProcess(tmp_path_factory.mktemp("stack"), settings) as stack:
         yield stack.line

@@ -25,6 +25,7 @@ from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.messages import TASK_NAME, Bells, Publisher, celery_app, is_ours
 from maskfleet.jobs.queue import canary_queue, model_queues
 from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.jobs.tracing import start_tracing, stop_tracing
 from maskfleet.worker.model_process import WorkerChild
 from maskfleet.worker.node.figures import StartStage, figures, shown_figures
 from maskfleet.worker.node.health import serve_health
@@ -63,6 +64,7 @@ def load(**_: object) -> None:
     """Load the model in a newly started child process; exit the child if that fails."""
     global _child
     settings = WorkerSettings()
+    start_tracing("worker", settings.node)
     try:
         client = connect(settings)
         with announced_as_loading(WorkerRegistry(client), settings):
@@ -80,6 +82,7 @@ def load(**_: object) -> None:
 def leave(**_: object) -> None:
     if _child is not None:
         _child.leave()
+    stop_tracing()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types

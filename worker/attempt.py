@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,7 @@ from maskfleet.jobs.schema.wire import utc_time
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.jobs.storage import Store
+from maskfleet.jobs.tracing import Kind, current, span
 from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.embeddings.job_image import ImageReader, JobImage
 from maskfleet.worker.embeddings.known_images import KnownImages
@@ -98,7 +100,7 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
     if record is None:
         logger.info("bell_dropped")
         return False
-    with bound_contextvars(**record.log_ids):
+    with bound_contextvars(**record.log_ids), _observed(record, settings):
         try:
             logger.info("job_claimed", mode=record.spec.mode)
             with Lease(ledger, record, settings) as lease:
@@ -134,6 +136,26 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
                 logger.error("device_lost")
                 kill_this_process()  # every further call on the device would fail, too
     return True
+
+
+@contextmanager
+def _observed(record: JobRecord, settings: WorkerSettings) -> Iterator[None]:
+    """Make the attempt's span, and that of the wait before it."""
+    attributes: dict[str, str | int] = {
+        "maskfleet.job_id": record.id,
+        "maskfleet.attempt": record.attempt,
+        "maskfleet.mode": record.summary.mode,
+        "maskfleet.model": settings.model_name,
+        "maskfleet.node": settings.node,
+        "maskfleet.request_id": record.request_id,
+    }
+    wait_ms = max(0, (record.claimed_ms or 0) - record.waited_since_ms) if record.waited_since_ms else None
+    if record.traceparent and wait_ms is not None:
+        # As long as it was by Redis' clock, placed by this machine's.
+        began_ms = int(time.time() * 1000) - wait_ms
+        span("queue", {"maskfleet.queue": record.queue}, of=record.traceparent, began_ms=began_ms).end()
+    with span("attempt", attributes, kind=Kind.CONSUMER, of=record.traceparent):
+        yield
 
 
 def _ring(bench: Workbench, queue: str, jobs: int = 1) -> None:
@@ -248,6 +270,9 @@ def _end(transition: Callable[[], Reply], event: str, **fields: object) -> None:
                 return
             time.sleep(0.5)
     figures().ended(event, reply)
+    current().note({"maskfleet.outcome": event if reply is Reply.OK else f"{event}: {reply}"})
+    if reply is Reply.OK and "code" in fields:
+        current().fail(str(fields["code"]))
     if reply is Reply.OK:
         logger.info(event, **fields)
     elif reply is Reply.CANCELED:  # it was to be handed back

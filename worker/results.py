@@ -14,6 +14,7 @@ from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.lease import Lease
 from maskfleet.worker.output.artifacts import Segmented
+from maskfleet.worker.stages import StageName, stage, timed_outputs
 from maskfleet.worker.uploads import put_all
 
 
@@ -35,7 +36,7 @@ def write_result(
     """
     started = time.monotonic()
     prefix = attempt_prefix(record.tenant, record.id, record.attempt, record.fence, record.token)
-    files = put_all(segmented.artifacts, prefix, store, lease.check, at_once=uploads_at_once)
+    files = put_all(timed_outputs(segmented.artifacts), prefix, store, lease.check, at_once=uploads_at_once)
     lease.check()
     width, height = photo.size_wh
     manifest = Manifest(
@@ -58,6 +59,8 @@ def write_result(
     body = manifest.model_dump_json(indent=None if manifest.inline else 2, exclude_none=True).encode()
     key = manifest_key(record.tenant, record.id)
     summary = manifest.summary(result_prefix(record.tenant, record.id), key)
-    if not store.put_once(key, body, "application/json"):
+    with stage(StageName.UPLOAD):
+        written = store.put_once(key, body, "application/json")
+    if not written:
         return earlier_result(record, store) or summary
     return summary

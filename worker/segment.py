@@ -33,6 +33,7 @@ from maskfleet.worker.sam.prompts import (
     prompt_batches,
 )
 from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
+from maskfleet.worker.stages import StageName, Turns, turns
 from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, KnownEmbedding, SegmentMetrics, Steps, Watch
 
 
@@ -131,20 +132,22 @@ def _decode_grid(
 ) -> None:
     """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off."""
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
-    with MeasuringThread(wanted=steps.model.device.type != "cpu") as measuring:
+    wanted = steps.model.device.type != "cpu"
+    with turns(StageName.MEASURE) as measure, MeasuringThread(wanted=wanted) as measuring:
         for batch, candidates in steps.decode(embedding, batches):
             chosen = steps.count(choose_promising(candidates, pred_iou_thresh))
             if measuring.wanted:
                 candidates = candidates.on_host(chosen.rows, chosen.columns)
-            measuring.run(partial(_measure_whole, steps.pending, view, batch, candidates, chosen))
+            measuring.run(partial(_measure_whole, measure, steps.pending, view, batch, candidates, chosen))
 
 
 def _measure_whole(
-    pending: PendingMasks, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen
+    measure: Turns, pending: PendingMasks, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen
 ) -> None:
-    for mask in measure_masks(candidates, chosen, batch, view):
-        if not is_cut_off(mask.mask, view.size_wh):
-            pending.add(mask)
+    with measure.turn():
+        for mask in measure_masks(candidates, chosen, batch, view):
+            if not is_cut_off(mask.mask, view.size_wh):
+                pending.add(mask)
 
 
 def _segment_prompts(photo: AnyPhoto, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
@@ -179,9 +182,11 @@ def _decode_prompts(
 ) -> None:
     """Decode batches and add the masks of each prompt's best candidate, or of all three."""
     choose = choose_all if multimask else choose_best
-    for batch, candidates in steps.decode(embedding, batches, multimask=multimask):
-        for mask in measure_masks(candidates, steps.count(choose(candidates)), batch, view):
-            steps.pending.add(mask)
+    with turns(StageName.MEASURE) as measure:
+        for batch, candidates in steps.decode(embedding, batches, multimask=multimask):
+            with measure.turn():
+                for mask in measure_masks(candidates, steps.count(choose(candidates)), batch, view):
+                    steps.pending.add(mask)
 
 
 def _decode_borderline_again(
@@ -202,8 +207,11 @@ def _decode_borderline_again(
     if not places_of:
         return
     give_back()  # the library's decoder takes some 40 MB a prompt, in pieces that find no room among those freed before
-    for index, places in places_of.items():
-        prompt = steps.pending[places[0]].prompt_alone()
-        candidates = steps.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
-        measure_again(steps.pending, places, prompt, candidates)
+    with turns(StageName.DECODE_PROMPTS) as decode, turns(StageName.MEASURE) as measure:
+        for index, places in places_of.items():
+            prompt = steps.pending[places[0]].prompt_alone()
+            with decode.turn():
+                candidates = steps.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
+            with measure.turn():
+                measure_again(steps.pending, places, prompt, candidates)
     give_back()

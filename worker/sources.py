@@ -27,8 +27,10 @@ from maskfleet.jobs.storage import (
     result_prefix,
     upload_key,
 )
+from maskfleet.jobs.tracing import Kind, span
 from maskfleet.worker.egress import MAX_REDIRECTS
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER, MAX_FILE_BYTES, read_logits
+from maskfleet.worker.stages import StageName, stage
 
 if TYPE_CHECKING:
     from maskfleet.worker.sam.prompts import MaskInputs
@@ -78,9 +80,13 @@ def fetch_mask_inputs(prompts: Sequence[Prompt], tenant: str, store: Store, sett
     for a bucket that is not allowed, StoreUnavailable, NodeFault.
     """
     named = {index: prompt.mask_input for index, prompt in enumerate(prompts) if prompt.mask_input is not None}
-    return {
-        index: read_logits(_read_mask(source, index, tenant, store, settings), index) for index, source in named.items()
-    }
+    if not named:
+        return {}
+    with stage(StageName.FETCH):
+        return {
+            index: read_logits(_read_mask(source, index, tenant, store, settings), index)
+            for index, source in named.items()
+        }
 
 
 def _read_mask(source: MaskInput, prompt: int, tenant: str, store: Store, settings: WorkerSettings) -> bytes:
@@ -145,8 +151,11 @@ def _read_upload(store: Store, key: str, settings: WorkerSettings) -> FetchedObj
 def _fetch_url(url: str, egress: requests.Session, settings: WorkerSettings) -> bytes:
     deadline = time.monotonic() + settings.fetch_timeout_s
     data = bytearray()
+    # The host alone: the rest may be signed.
+    request = span("GET", {"server.address": urlsplit(url).hostname or ""}, kind=Kind.CLIENT)
     try:
-        with _follow(url, egress, deadline) as response:
+        with request, _follow(url, egress, deadline) as response:
+            request.note({"http.response.status_code": response.status_code})
             _check_status(response)
             for chunk in response.iter_content(_CHUNK):
                 data += chunk

@@ -20,6 +20,7 @@ from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
+from maskfleet.worker.stages import StageName, stage, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,8 @@ class Steps:
         left, top, right, bottom = crop.box_xyxy
         pixels = photo.pixels[top:bottom, left:right]  # perhaps fetched only now
         started = time.perf_counter()
-        embedding = self.model.family.embed(pixels)
+        with stage(StageName.EMBED):
+            embedding = self.model.family.embed(pixels)
         self._embed_s += time.perf_counter() - started
         if known is not None:
             known.keep(embedding)
@@ -146,17 +148,19 @@ class Steps:
         """Decode the batches one after another."""
 
         def decode(part: PromptBatch) -> Candidates:
-            return self.model.family.decode(embedding, part, multimask=multimask).scores_on_host()
+            with decoding.turn():
+                return self.model.family.decode(embedding, part, multimask=multimask).scores_on_host()
 
         self._watch.stage(Stage.DECODING)
         self._watch.batch(self._done, self._batches, len(self.pending))
-        for batch in batches:
-            started = time.perf_counter()
-            yield from self._halving.decode(decode, batch)
-            self._decode_s += time.perf_counter() - started
-            self._done += 1
-            self._points += len(batch.indices)
-            self._watch.batch(self._done, self._batches, len(self.pending))
+        with turns(StageName.DECODE_PROMPTS) as decoding:
+            for batch in batches:
+                started = time.perf_counter()
+                yield from self._halving.decode(decode, batch)
+                self._decode_s += time.perf_counter() - started
+                self._done += 1
+                self._points += len(batch.indices)
+                self._watch.batch(self._done, self._batches, len(self.pending))
 
     def decode_again(
         self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True

@@ -9,12 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from maskfleet.jobs.schema.manifest import ManifestFile
 from maskfleet.jobs.storage import Store
+from maskfleet.jobs.tracing import context_outside
 from maskfleet.worker.output.artifacts import Artifact
+from maskfleet.worker.stages import StageName, turns
 
 #: While the objects under way hold this many bytes, none is added, so that memory is bounded by this and one object.
 BYTES_UNDER_WAY = 64 * 2**20
 #: How often ``check`` is called while uploads are waited for.
 LOOK_S = 0.1
+#: The uploads of a job that have spans of their own: one with thousands of files would drown its trace.
+MOST_SPANS = 64
 
 
 def put_all(
@@ -34,18 +38,21 @@ def put_all(
     check: called before each artifact and while waiting; it may raise to stop.
     """
     uploads = _Uploads(prefix, store, check, at_once, bytes_under_way)
-    with ThreadPoolExecutor(at_once, thread_name_prefix="upload") as pool:
+    with turns(StageName.UPLOAD) as waiting, ThreadPoolExecutor(at_once, thread_name_prefix="upload") as pool:
         files: list[Future[ManifestFile]] = []
         making = iter(artifacts)
         while True:
-            uploads.await_room()
+            with waiting.turn():
+                uploads.await_room()
             artifact = next(making, None)
             if artifact is None:
                 break
             uploads.begin(artifact)
-            files.append(pool.submit(uploads.put, artifact))
+            context = waiting.context() if len(files) < MOST_SPANS else context_outside()
+            files.append(pool.submit(context.run, uploads.put, artifact))
             del artifact  # held by its upload alone
-        uploads.await_all()
+        with waiting.turn():
+            uploads.await_all()
         return tuple(file.result() for file in files)
 
 

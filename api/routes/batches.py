@@ -7,6 +7,7 @@ from flask import Blueprint, Response
 from maskfleet.api.admission import admit_batch, batch_view, find_batch
 from maskfleet.api.operation import Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_batch, read_idempotency_key
+from maskfleet.api.request_context import origin
 from maskfleet.api.responses import json_response
 from maskfleet.api.services import base_url, check_priority, current_services, tenant
 from maskfleet.jobs.ledger.api_keys import Scope
@@ -38,7 +39,7 @@ def send_batch() -> Response:
     key, services = read_idempotency_key(), current_services()
     batch = read_batch(services)
     check_priority(batch.priority)
-    admitted = admit_batch(batch, tenant(), key, services, base_url())
+    admitted = admit_batch(batch, tenant(), key, services, base_url(), origin())
     response = json_response(admitted.view, status=202)
     response.headers["Location"] = admitted.view.urls.self
     if admitted.known:

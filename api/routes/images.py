@@ -10,6 +10,7 @@ from flask import Blueprint, Response
 from maskfleet.api.admission import admit_job
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation, submission_problems
 from maskfleet.api.request_body import read_idempotency_key, read_image
+from maskfleet.api.request_context import origin
 from maskfleet.api.responses import json_response
 from maskfleet.api.routes.jobs import granted_wait_s, held, wait_for_end
 from maskfleet.api.services import (
@@ -63,7 +64,7 @@ def send_image() -> Response:
     wait_s = granted_wait_s()
     # First the place, then the job: one that is refused has recorded nothing.
     with held() if wait_s else nullcontext() as hold:
-        admitted = admit_job(submission, tenant(), key, services, base_url())
+        admitted = admit_job(submission, tenant(), key, services, base_url(), origin())
         image = _view(admitted.view)
         if hold is not None:
             del submission  # up to max_image_bytes

@@ -25,7 +25,7 @@ from maskfleet.api.operation import (
     submission_problems,
 )
 from maskfleet.api.request_body import read_idempotency_key, read_query, read_submission
-from maskfleet.api.request_context import note_wait
+from maskfleet.api.request_context import note_wait, origin
 from maskfleet.api.responses import json_response
 from maskfleet.api.services import (
     base_url,
@@ -92,7 +92,7 @@ def send_job() -> Response:
     wait_s = granted_wait_s()
     # First the place, then the job: one that is refused has recorded nothing.
     with held() if wait_s else nullcontext() as hold:
-        admitted = admit_job(submission, tenant(), key, services, base_url())
+        admitted = admit_job(submission, tenant(), key, services, base_url(), origin())
         view, ended = admitted.view, False
         if hold is not None:
             del submission  # up to max_image_bytes

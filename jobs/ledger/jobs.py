@@ -282,6 +282,8 @@ class Ledger:
             "body_digest": jobs.body_digest,
             "bucket": jobs.bucket,
             "images": jobs.images,
+            "request_id": jobs.origin.request_id,
+            "traceparent": jobs.origin.traceparent,
             "summary": _summary(jobs),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,

@@ -78,12 +78,23 @@ class NewBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The request that jobs came with: its ``X-Request-Id``, and its place in a trace as W3C's ``traceparent``.
+
+    Empty where unknown.
+    """
+
+    request_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NewJobs:
     """Jobs to be recorded in one step: one, or those of a batch.
 
     specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
     the header.  bucket: the service's own, as the program that records them has it; empty if it has none.  images: the
-    name of each one's image (``ImageSource.name``), empty for none; or nothing, if no image has one.
+    name of each one's image (``ImageSource.name``), empty for none; or nothing, if no image has one.  origin: of all.
     """
 
     tenant: str
@@ -96,6 +107,7 @@ class NewJobs:
     batch: NewBatch | None = None
     bucket: str = ""
     images: tuple[str, ...] = ()
+    origin: Origin = Origin()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,9 @@ class BatchRecord:
     ends: int
     counts: BatchCounts
     metadata: dict[str, str]
+    #: As in a job's record.
+    request_id: str = ""
+    traceparent: str = ""
 
     @classmethod
     def from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> Self:
@@ -96,6 +99,8 @@ class BatchRecord:
             ends=int(fields["ends"]),
             counts=BatchCounts(**{status: int(fields[status]) for status in Status}),
             metadata=json.loads(fields["metadata"]),
+            request_id=fields.get("request_id", ""),
+            traceparent=fields.get("traceparent", ""),
         )
 
     @property

@@ -36,6 +36,11 @@ class EventData(Wire):
     best_score: float | None
     metrics: Metrics | None
     error: Failure | None
+    request_id: str | None = Field(
+        None,
+        exclude_if=lambda request_id: request_id is None,
+        description="The `X-Request-Id` of the request that created the job.",
+    )
     metadata: dict[str, str] | None = Field(description="Null if it would make the body too long.")
     urls: JobUrls = Field(description="Where to get the rest; ``result`` returns the manifest.")
 
@@ -55,6 +60,11 @@ class BatchData(Wire):
     status: Literal[BatchStatus.COMPLETED] = BatchStatus.COMPLETED
     total: int
     counts: BatchEnds
+    request_id: str | None = Field(
+        None,
+        exclude_if=lambda request_id: request_id is None,
+        description="The `X-Request-Id` of the request that created the batch.",
+    )
     metadata: dict[str, str] | None = Field(description="Null if it would make the body too long.")
     urls: BatchUrls = Field(description="Where to get the rest; ``self`` lists the jobs.")
 
@@ -120,6 +130,7 @@ def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event
             best_score=view.result.best_score if view.result else None,
             metrics=view.result.metrics if view.result else None,
             error=_clipped(view.error),
+            request_id=view.request_id,
             metadata=view.metadata,
             urls=view.urls,
         ),
@@ -138,6 +149,7 @@ def batch_event(record: BatchRecord, base_url: str) -> BatchEvent:
             counts=BatchEnds(
                 succeeded=counts.succeeded, failed=counts.failed, canceled=counts.canceled, expired=counts.expired
             ),
+            request_id=record.request_id or None,
             metadata=record.metadata,
             urls=record.urls(base_url),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from maskfleet.jobs.errors import RecordUnreadable
 from maskfleet.jobs.open_enum import OpenEnum
+from maskfleet.jobs.schema.batch import BatchRecord
 from maskfleet.jobs.schema.inline import InlineMasks, InlineOmitted
 from maskfleet.jobs.schema.spec import (
     DEFAULT_START_DEADLINE_S,
@@ -247,6 +249,11 @@ class JobView(Wire):
     )
     metadata: dict[str, str] = Field(default_factory=dict)
     batch_id: str | None = Field(None, description="The batch that it belongs to.")
+    request_id: str | None = Field(
+        None,
+        exclude_if=lambda request_id: request_id is None,
+        description="The `X-Request-Id` of the request that created it; the logs' lines about the job have it, too.",
+    )
     urls: JobUrls
 
     @property
@@ -287,12 +294,17 @@ class JobRecord:
     bucket: str
     #: The name of its image (``ImageSource.name``); empty in older records.
     image: str
+    #: Of the request that created it: its id, and its place in a trace as W3C's ``traceparent``; empty if unknown.
+    request_id: str
+    traceparent: str
+    #: Since when it waited for the latest claim; only in a record that a claim returned, and 0 in older ones.
+    waited_since_ms: int
 
     #: The fields that everything but ``spec`` is made from.
     SHOWN: ClassVar[tuple[str, ...]] = (
         *("id", "tenant", "queue", "status", "version", "summary", "batch", "image", "attempt", "fence", "token"),
         *("worker", "cancel", "created_ms", "started_ms", "claimed_ms", "ended_ms", "stage", "done", "total", "masks"),
-        *("error_code", "error_detail", "result"),
+        *("error_code", "error_detail", "result", "request_id", "traceparent"),
     )
 
     @classmethod
@@ -305,13 +317,14 @@ class JobRecord:
 
     @classmethod
     def _from_fields(cls, fields: Mapping[str, str]) -> Self:
+        summary = SpecSummary.model_validate_json(fields.get("summary") or fields["spec"])
         return cls(
             id=fields["id"],
             tenant=fields["tenant"],
             queue=fields["queue"],
             status=Status(fields["status"]),
             spec_json=fields.get("spec", ""),
-            summary=SpecSummary.model_validate_json(fields.get("summary") or fields["spec"]),
+            summary=summary,
             created_ms=int(fields["created_ms"]),
             started_ms=_int_or_none(fields.get("started_ms")),
             claimed_ms=_int_or_none(fields.get("claimed_ms")),
@@ -335,6 +348,9 @@ class JobRecord:
             batch_id=fields.get("batch"),
             bucket=fields.get("bucket", ""),
             image=fields.get("image", ""),
+            request_id=fields.get("request_id", ""),
+            traceparent=fields.get("traceparent", ""),
+            waited_since_ms=_waited_since_ms(fields, summary),
         )
 
     @cached_property
@@ -354,7 +370,7 @@ class JobRecord:
     def log_ids(self) -> dict[str, str | int]:
         """The fields that every log line about this attempt carries."""
         batch = {"batch_id": self.batch_id} if self.batch_id else {}
-        return {"job_id": self.id, "attempt": self.attempt, **batch}
+        return {"job_id": self.id, "attempt": self.attempt, **batch, **origin_ids(self)}
 
     def view(
         self,
@@ -390,6 +406,7 @@ class JobRecord:
             result=self.result,
             metadata=self.summary.metadata,
             batch_id=self.batch_id,
+            request_id=self.request_id or None,
             urls=JobUrls(
                 self=url,
                 events=f"{url}/events",
@@ -398,6 +415,22 @@ class JobRecord:
                 retry=f"{url}/retry",
             ),
         )
+
+
+def _waited_since_ms(fields: Mapping[str, str], summary: SpecSummary) -> int:
+    """Return since when a claimed job had waited: its creation, its retry, or the end of the attempt before."""
+    if "claimed_ms" not in fields or "start_by_ms" not in fields:
+        return 0
+    if fields["started_ms"] != fields["claimed_ms"]:
+        earlier = json.loads(fields.get("attempts", "[]"))
+        return int(earlier[-1]["ended_ms"]) if earlier else 0
+    return int(fields["start_by_ms"]) - 1000 * summary.start_deadline_s
+
+
+def origin_ids(record: JobRecord | BatchRecord) -> dict[str, str]:
+    """Return the fields of log lines that name the request which created a job or a batch, and its trace."""
+    ids = {"request_id": record.request_id, "trace_id": record.traceparent[3:35]}
+    return {name: value for name, value in ids.items() if value}
 
 
 def _int_or_none(text: str | None) -> int | None:

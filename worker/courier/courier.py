@@ -6,12 +6,15 @@ CPU only.  Several may run: each claims its work through a ledger script, for a 
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
+from urllib.parse import urlsplit
 
 from structlog.contextvars import bound_contextvars
 
@@ -31,8 +34,9 @@ from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.batch import BatchRecord
 from maskfleet.jobs.schema.delivery import DeliveryAttemptOutcome, DeliveryState, subject_ids
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
-from maskfleet.jobs.schema.record import JobRecord
+from maskfleet.jobs.schema.record import JobRecord, origin_ids
 from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
+from maskfleet.jobs.tracing import Kind, Span, span, start_tracing, stop_tracing
 from maskfleet.worker.courier.send import Sent, send, unsent
 from maskfleet.worker.courier.sweep import Sweep
 from maskfleet.worker.egress import egress_session
@@ -59,6 +63,15 @@ RECONCILE_STEPS = 10
 LONGEST_UNASKED_S = 60.0
 #: A courier that has done nothing for this long is not ready.
 LONGEST_TICK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a webhook tells.  traceparent, log_ids: of the request that created what it is about; empty if unknown."""
+
+    body: str
+    traceparent: str = ""
+    log_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 class Courier:
@@ -211,14 +224,19 @@ class Courier:
         with bound_contextvars(delivery_id=delivery.id, **subject_ids(delivery.subject)):
             try:
                 try:
-                    body = self._body(delivery)
+                    told = self._told(delivery)
                 except RecordUnreadable as error:  # a courier of the version that wrote it may send it later
                     logger.error("record_unreadable", detail=error.detail)
                     self._note(delivery, unsent(delivery, error))
                     return
-                if body:
-                    secrets = (*(one.text for one in self._secrets.of(delivery.tenant)), *self._shared_secrets)
-                    self._note(delivery, send(delivery, body, secrets, self._session, self.time_limit_s(delivery)))
+                if told is not None:
+                    with bound_contextvars(**told.log_ids), self._span(delivery, told.traceparent) as made:
+                        secrets = (*(one.text for one in self._secrets.of(delivery.tenant)), *self._shared_secrets)
+                        limit_s = self.time_limit_s(delivery)
+                        traceparent = made.traceparent or told.traceparent
+                        sent = send(delivery, told.body, secrets, self._session, limit_s, traceparent)
+                        _note_sent(made, sent)
+                        self._note(delivery, sent)
             except QueueUnavailable:
                 logger.warning("delivery_not_noted")  # it is due again when its lease ends
             except Exception:  # nothing above this thread would catch it; the delivery is due again when its lease ends
@@ -229,14 +247,24 @@ class Courier:
         short = delivery.hung and not delivery.forced and delivery.attempts_since_queued <= SHORT_ATTEMPTS
         return self._quick_s if short else self._settings.webhook_timeout_s
 
-    def _body(self, delivery: Delivery) -> str:
-        """Return the body to send; if it would no longer be true, drop the webhook and return an empty string."""
+    def _span(self, delivery: Delivery, traceparent: str) -> Span:
+        attributes: dict[str, str | int] = {
+            "http.request.method": "POST",
+            "server.address": urlsplit(delivery.url).hostname or "",  # no path: it may be a secret
+            "maskfleet.delivery_id": delivery.id,
+            "maskfleet.try": delivery.attempts_total,
+            **{f"maskfleet.{name}": value for name, value in subject_ids(delivery.subject).items()},
+        }
+        return span(f"webhook {delivery.event}", attributes, kind=Kind.CLIENT, of=traceparent)
+
+    def _told(self, delivery: Delivery) -> _Told | None:
+        """Return what to send; if it would no longer be true, drop the webhook and return None."""
         if delivery.forced and delivery.body:
-            return delivery.body
+            return _Told(delivery.body)
         of_batch = delivery.subject.startswith("batch_")
         record = self._batches.read(delivery.subject) if of_batch else self._ledger.read(delivery.subject)
         if record is None and delivery.body:  # a short retention must not cut the schedule short
-            return delivery.body
+            return _Told(delivery.body)
         if record is None or not _is_true(delivery, record):
             detail = (
                 "Its record no longer exists."
@@ -245,8 +273,9 @@ class Courier:
             )
             self._deliveries.ended(delivery, DeliveryState.DROPPED, detail=detail)
             logger.info("webhook_dropped", detail=detail)
-            return ""
-        return delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
+            return None
+        body = delivery.body or self._deliveries.keep_body(delivery, self._event(delivery, record))
+        return _Told(body, record.traceparent, origin_ids(record))
 
     def _event(self, delivery: Delivery, record: JobRecord | BatchRecord) -> str:
         base_url = (self._settings.public_url or LOCAL_API_URL).rstrip("/")
@@ -280,6 +309,15 @@ def _is_true(delivery: Delivery, record: JobRecord | BatchRecord) -> bool:
     return is_true(delivery.event, record)
 
 
+def _note_sent(made: Span, sent: Sent) -> None:
+    attempt = sent.attempt
+    made.note({"maskfleet.outcome": str(attempt.outcome)})
+    if attempt.status is not None:
+        made.note({"http.response.status_code": attempt.status})
+    if attempt.outcome is not DeliveryAttemptOutcome.DELIVERED:
+        made.fail(attempt.error or str(attempt.status))
+
+
 def main() -> None:
     """Run a courier until it is told to stop."""
     settings = CourierSettings()
@@ -295,8 +333,12 @@ def main() -> None:
     courier = Courier(settings)
     if settings.health_port:
         serve(settings.health_host, settings.health_port, courier.why_not_ready)
+    start_tracing("courier", socket.gethostname())
     logger.info("courier_started")
-    courier.run(lambda: signals.count > 0)
+    try:
+        courier.run(lambda: signals.count > 0)
+    finally:
+        stop_tracing()
 
 
 if __name__ == "__main__":

@@ -44,11 +44,23 @@ def signed_headers(delivery_id: str, body: str, secrets: tuple[str, ...], now: d
     }
 
 
-def send(delivery: Delivery, body: str, secrets: tuple[str, ...], session: requests.Session, timeout_s: float) -> Sent:
-    """Post the body once.  Redirects are not followed: if a receiver moves, its owner must change the URL."""
+def send(
+    delivery: Delivery,
+    body: str,
+    secrets: tuple[str, ...],
+    session: requests.Session,
+    timeout_s: float,
+    traceparent: str = "",
+) -> Sent:
+    """Post the body once.  Redirects are not followed: if a receiver moves, its owner must change the URL.
+
+    traceparent: the header with which the receiver can go on with the trace; empty for none.
+    """
     # Redis' clock, not this machine's: receivers reject a timestamp that is too far from their own time.
     now = datetime.fromtimestamp(delivery.now_s, UTC)
     headers = signed_headers(delivery.id, body, secrets, now)
+    if traceparent:
+        headers["traceparent"] = traceparent
     began = time.monotonic()
 
     def attempt(outcome: DeliveryAttemptOutcome, detail: str | None = None, **fields: int | str) -> DeliveryAttempt:

@@ -21,6 +21,7 @@ from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.image.values import Pixels, ValueRange
 from maskfleet.worker.sources import fetch_image, image_etag
+from maskfleet.worker.stages import StageName, stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,12 @@ class ImageReader:
         return image_etag(self.source, self.tenant, self.store, self.settings)
 
     def fetch(self) -> FetchedObject:
-        return fetch_image(self.source, self.tenant, self.store, self.egress, self.settings)
+        with stage(StageName.FETCH):
+            return fetch_image(self.source, self.tenant, self.store, self.egress, self.settings)
 
     def decode(self, data: bytes) -> Photo:
-        return self.sandbox.decode(data, self.settings.max_image_pixels, self.check)
+        with stage(StageName.DECODE_IMAGE):
+            return self.sandbox.decode(data, self.settings.max_image_pixels, self.check)
 
 
 class JobImage:

@@ -4,6 +4,7 @@
 -- The JSON: schema (the version that this program writes),
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
 --   bucket (the service's; '' for unknown), images (the name of each job's image, '' for none; or empty),
+--   request_id, traceparent (of the request; '' for unknown),
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
@@ -36,9 +37,21 @@ local function known()
   return found[1] and {found[2] == new.body_digest and 'known' or 'key_reused', found[1]}
 end
 
+-- The fields that say which request it was.
+local origin = {}
+for _, name in ipairs({'request_id', 'traceparent'}) do
+  if (new[name] or '') ~= '' then
+    table.insert(origin, name)
+    table.insert(origin, new[name])
+  end
+end
+
 -- What each record takes.
-local function bytes_of(spec) return RECORD_BYTES + #spec + #new.summary + (new.webhook_url ~= '' and WEBHOOK_BYTES or 0) end
-local batch_bytes = batch and RECORD_BYTES + #batch.metadata + jobs * #ARGV[2] or 0
+local origin_bytes = #(new.request_id or '') + #(new.traceparent or '')
+local function bytes_of(spec)
+  return RECORD_BYTES + origin_bytes + #spec + #new.summary + (new.webhook_url ~= '' and WEBHOOK_BYTES or 0)
+end
+local batch_bytes = batch and RECORD_BYTES + origin_bytes + #batch.metadata + jobs * #ARGV[2] or 0
 local function new_bytes()
   local sum = batch_bytes
   for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i]) end
@@ -103,14 +116,17 @@ end
 
 local function record_batch()
   redis.call('HSET', batch_key(id), 'tenant', tenant, 'created_ms', now, 'metadata', batch.metadata, 'ends', 0,
-    'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0, 'bytes', batch_bytes, 'held', 'live')
+    'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0, 'bytes', batch_bytes, 'held', 'live',
+    unpack(origin))
   redis.call('ZADD', BATCHES, now, id)
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
 -- The fields that only some jobs have; of this call, all or none.
-local shared = {}
-if new.webhook_url ~= '' then shared = {'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events} end
+local shared = {unpack(origin)}
+if new.webhook_url ~= '' then
+  for _, part in ipairs({'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events}) do table.insert(shared, part) end
+end
 if batch then
   table.insert(shared, 'batch')
   table.insert(shared, id)
