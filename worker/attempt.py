@@ -48,6 +48,7 @@ from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
 from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
 from maskfleet.worker.sources import fetch_mask_inputs
+from maskfleet.worker.stages import timed
 
 logger = get_logger()
 
@@ -140,7 +141,7 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
 
 @contextmanager
 def _observed(record: JobRecord, settings: WorkerSettings) -> Iterator[None]:
-    """Make the attempt's span, and that of the wait before it."""
+    """Make the attempt's span, and that of the wait before it, and count how long its stages took."""
     attributes: dict[str, str | int] = {
         "maskfleet.job_id": record.id,
         "maskfleet.attempt": record.attempt,
@@ -154,8 +155,11 @@ def _observed(record: JobRecord, settings: WorkerSettings) -> Iterator[None]:
         # As long as it was by Redis' clock, placed by this machine's.
         began_ms = int(time.time() * 1000) - wait_ms
         span("queue", {"maskfleet.queue": record.queue}, of=record.traceparent, began_ms=began_ms).end()
-    with span("attempt", attributes, kind=Kind.CONSUMER, of=record.traceparent):
-        yield
+    with span("attempt", attributes, kind=Kind.CONSUMER, of=record.traceparent), timed() as timings:
+        try:
+            yield
+        finally:
+            figures().attempted(None if wait_ms is None else wait_ms / 1000, timings)
 
 
 def _ring(bench: Workbench, queue: str, jobs: int = 1) -> None:

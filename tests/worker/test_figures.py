@@ -23,10 +23,12 @@ from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.schema.record import Metrics
 from maskfleet.jobs.schema.spec import EverythingJob, ImageSource
 from maskfleet.worker.node.figures import StartStage, figures
+from maskfleet.worker.output.artifacts import Artifact
+from maskfleet.worker.stages import StageName, stage, timed, timed_outputs, turns
 
 of = figures()
-for stage in (StartStage.IMPORT, StartStage.LOAD, StartStage.COMPILE, StartStage.CANARY, StartStage.CANARY):
-    of.reached(stage)
+for of_start in (StartStage.IMPORT, StartStage.LOAD, StartStage.COMPILE, StartStage.CANARY, StartStage.CANARY):
+    of.reached(of_start)
 of.ended("job_succeeded", Reply.OK)
 of.ended("job_failed", Reply.OK)
 of.ended("job_released", Reply.CANCELED)
@@ -34,8 +36,19 @@ of.ended("job_succeeded", Reply.FENCED)
 of.ended("no_such_event", Reply.OK)
 spec = EverythingJob(mode="everything", image=ImageSource(url="https://example.com/bee.jpg"))
 asked = spec.params.points_per_batch
-of.segmented(spec, Metrics(fetch_s=0.5, embed_s=1, decode_s=2, write_s=0.25, points=1024, points_per_batch=asked))
-of.segmented(spec, Metrics(fetch_s=0.5, embed_s=1, decode_s=2, write_s=0.25, points=10, points_per_batch=asked // 2))
+of.segmented(spec, Metrics(points=1024, points_per_batch=asked))
+of.segmented(spec, Metrics(points=10, points_per_batch=asked // 2))
+with timed() as timings:
+    with stage(StageName.FETCH):
+        pass
+    with turns(StageName.DECODE_PROMPTS) as decode:
+        for _ in range(3):
+            with decode.turn():
+                pass
+    for file in timed_outputs(Artifact(name, "", b"") for name in ("coco.json", "masks/0000.png", "masks/0001.png")):
+        pass
+of.attempted(0.2, timings)
+of.attempted(None, timings)
 """
 
 
@@ -69,8 +82,12 @@ def test_the_parent_shows_what_one_child_after_the_other_counted(redis_url: str)
         'maskfleet_worker_jobs_total{outcome="canceled"} 2.0',
         'maskfleet_worker_jobs_total{outcome="fenced"} 2.0',
         'maskfleet_worker_jobs_total{outcome="other"} 2.0',
-        'maskfleet_worker_stage_seconds_total{stage="fetch"} 2.0',
-        'maskfleet_worker_stage_seconds_total{stage="decode"} 8.0',
+        'maskfleet_worker_wait_seconds_bucket{le="0.1"} 0.0',
+        'maskfleet_worker_wait_seconds_bucket{le="0.25"} 2.0',
+        'maskfleet_worker_stage_seconds_count{stage="fetch"} 4.0',
+        'maskfleet_worker_stage_seconds_count{stage="decode_prompts"} 4.0',
+        'maskfleet_worker_output_seconds_count{output="coco"} 4.0',
+        'maskfleet_worker_output_seconds_count{output="masks"} 4.0',
         "maskfleet_worker_points_total 2068.0",
         "maskfleet_worker_smaller_batches_total 2.0",
     ):
@@ -84,7 +101,11 @@ def test_the_parent_shows_what_one_child_after_the_other_counted(redis_url: str)
     }
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     # However many children there were, there are as many files.
-    assert {path.name for path in folder.glob("*.db")} == {"counter_child.db", "gauge_mostrecent_child.db"}
+    assert {path.name for path in folder.glob("*.db")} == {
+        "counter_child.db",
+        "gauge_mostrecent_child.db",
+        "histogram_child.db",
+    }
 
 
 @pytest.mark.usefixtures("own_environment")

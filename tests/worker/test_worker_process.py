@@ -108,7 +108,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     wait_until(lambda: figures().get('maskfleet_worker_jobs_total{outcome="succeeded"}') == 1, 30)
     for stage in ("import", "load", "compile", "canary"):
         assert 0 < figures()[f'maskfleet_worker_start_seconds{{stage="{stage}"}}'] < 120
-    assert figures()['maskfleet_worker_stage_seconds_total{stage="embed"}'] > 0
+    assert figures()['maskfleet_worker_stage_seconds_sum{stage="embed"}'] > 0
 
     # Its child is killed mid-job: another one takes over, and the reaper hands the job back.
     job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pynvml
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -27,6 +27,7 @@ from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.metrics_folder import MULTIPROCESS_DIR, MetricsFolder
 from maskfleet.jobs.schema.record import Metrics
 from maskfleet.jobs.settings import WorkerSettings
+from maskfleet.worker.stages import Timings
 
 logger = get_logger()
 
@@ -39,6 +40,11 @@ _OUTCOMES = {
     "job_drained": "drained",
     "job_fenced": "fenced",
 }
+
+
+#: Seconds, from a click on a known image to a large image with crops; and of waits, up to an hour.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
 class StartStage(StrEnum):
@@ -68,11 +74,25 @@ class WorkerFigures:
         self._jobs = Counter(
             "maskfleet_worker_jobs", "Attempts that ended, by outcome.", ("outcome",), registry=registry
         )
-        self._seconds = Counter(
+        self._wait = Histogram(
+            "maskfleet_worker_wait_seconds",
+            "How long attempts' jobs had waited: since they were created, or were handed back.",
+            registry=registry,
+            buckets=_WAIT_BUCKETS,
+        )
+        self._stages = Histogram(
             "maskfleet_worker_stage_seconds",
-            "Where the time of jobs that succeeded went.",
+            "How long each stage of an attempt took; upload: beyond the making of outputs.",
             ("stage",),
             registry=registry,
+            buckets=_BUCKETS,
+        )
+        self._outputs = Histogram(
+            "maskfleet_worker_output_seconds",
+            "How long the making of each output took.",
+            ("output",),
+            registry=registry,
+            buckets=_BUCKETS,
         )
         self._points = Counter("maskfleet_worker_points", "Prompts that were decoded.", registry=registry)
         self._smaller = Counter(
@@ -109,12 +129,19 @@ class WorkerFigures:
         with _uncounted():
             self._jobs.labels(outcome).inc()
 
-    def segmented(self, spec: object, metrics: Metrics) -> None:
-        """Count what a job that succeeded took."""
+    def attempted(self, wait_s: float | None, timings: Timings) -> None:
+        """Count how long an attempt took, whatever came of it.  wait_s: before it; None if unknown."""
         with _uncounted():
-            for name in Metrics.model_fields:
-                if name.endswith("_s"):
-                    self._seconds.labels(name.removesuffix("_s")).inc(max(0.0, getattr(metrics, name)))
+            if wait_s is not None:
+                self._wait.observe(wait_s)
+            for stage, seconds in timings.stages.items():
+                self._stages.labels(str(stage)).observe(seconds)
+            for output, seconds in timings.outputs.items():
+                self._outputs.labels(output).observe(seconds)
+
+    def segmented(self, spec: object, metrics: Metrics) -> None:
+        """Count what a job that succeeded did."""
+        with _uncounted():
             self._points.inc(metrics.points)
             asked = getattr(getattr(spec, "params", None), "points_per_batch", 0)  # not every mode decodes points
             if 0 < metrics.points_per_batch < asked:
