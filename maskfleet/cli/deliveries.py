@@ -6,7 +6,7 @@ from datetime import datetime
 
 import click
 
-from maskfleet.cli.jobs import connect, server_options
+from maskfleet.cli.server import connect, server_options
 from maskfleet.cli.terminal import delivery_summary, reporting_errors
 
 

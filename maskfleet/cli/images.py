@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from maskfleet.cli.jobs import connect, model_option, priority_option, server_options
+from maskfleet.cli.jobs import model_option, priority_option
+from maskfleet.cli.server import connect, server_options
 from maskfleet.cli.terminal import EXIT_SERVICE, reporting_errors
 from maskfleet.client.submission import JobOptionFields
 

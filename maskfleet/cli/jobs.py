@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from maskfleet import Client
+from maskfleet.cli.server import connect, server_options
 from maskfleet.cli.spec_options import build_spec, spec_options
 from maskfleet.cli.terminal import EXIT_SERVICE, progress_bars, reporting_errors, show_progress, summary
 from maskfleet.client.submission import known_image, source_of
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import JobView
 from maskfleet.jobs.schema.spec import EventName, Inline, Priority
-from maskfleet.stack.discovery import local_server
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
-
-
-def server_options(command: _Function) -> _Function:
-    """Add the options that choose the server; see ``connect``."""
-    url = click.option(
-        "--api-url",
-        envvar="MASKFLEET_API_URL",
-        help="The server's URL.  [default: MASKFLEET_API_URL, else the local stack's]",
-    )
-    key = click.option(
-        "--api-key",
-        envvar="MASKFLEET_API_KEY",
-        help="The API key.  [default: MASKFLEET_API_KEY, else the local stack's]",
-    )
-    return url(key(command))
-
 
 model_option = click.option("--model", help="One of the server's models.  [default: the first]")
 priority_option = click.option(
@@ -190,21 +171,6 @@ def fetch_command(job_id: str, out: Path | None, api_url: str | None, api_key: s
     for file in manifest.files:
         click.echo(folder / file.name)
     click.echo(folder / "manifest.json")
-
-
-def connect(api_url: str | None, api_key: str | None) -> Client:
-    """Return a client for the given server, or for the stack running from ./.maskfleet.
-
-    Raises InvalidRequest (``no_server``) if there is neither.
-    """
-    if api_url:
-        return Client(api_url, api_key or "")
-    local = local_server(Path(".maskfleet"))
-    if local is None:
-        raise InvalidRequest(
-            "no_server", "No server given. Set --api-url or MASKFLEET_API_URL, or start one here with `maskfleet up`."
-        )
-    return Client(local.api_url, api_key or local.api_key)
 
 
 def _wait(client: Client, job_id: str, timeout_s: float | None) -> JobView:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
+from maskfleet.cli.operators import naming_redis, with_local_stack
+from maskfleet.cli.server import data_option
 from maskfleet.cli.terminal import reporting_errors
-from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
+from maskfleet.jobs.ledger.api_keys import Key, KeyStore, Scope
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.version import Schema
 from maskfleet.jobs.settings import SharedSettings
-from maskfleet.stack.discovery import local_server
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 24 * 3600}
 
@@ -29,11 +32,14 @@ class Lifetime(click.ParamType[int]):
         return int(form[1]) * _UNITS_S[form[2]]
 
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
+
+
 @click.group("keys")
 def keys_command() -> None:
     """Create, list and revoke API keys.
 
-    Only their SHA-256 is stored, in the Redis of MASKFLEET_REDIS_URL, else of the stack running from ./.maskfleet.
+    Only their SHA-256 is stored, in the Redis of MASKFLEET_REDIS_URL, else of the local stack.
     The API accepts a new key at once and rejects a revoked one within five seconds.
     """
 
@@ -49,25 +55,36 @@ def keys_command() -> None:
     help="What the key allows; repeatable. admin allows everything.",
 )
 @click.option("--expires", "lifetime_s", type=Lifetime(), help="How long the key is valid.  [default: forever]")
-def create_command(tenant: str, scopes: tuple[str, ...], lifetime_s: int | None) -> None:
+@_json_option
+@data_option
+def create_command(tenant: str, scopes: tuple[str, ...], lifetime_s: int | None, as_json: bool) -> None:
     """Create a key and print it.  It cannot be shown again."""
-    with reporting_errors():
+    with _store() as store:
         try:
-            key, text = _store().create(tenant, [Scope(scope) for scope in scopes], lifetime_s=lifetime_s)
+            key, text = store.create(tenant, [Scope(scope) for scope in scopes], lifetime_s=lifetime_s)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--tenant") from error
+    if as_json:
+        click.echo(json.dumps({**_document(key), "key": text.get_secret_value()}))
+        return
     click.echo(f"Key {key.id} for {key.tenant}. Save it now; it will not be shown again:", err=True)
     click.echo(text.get_secret_value())
 
 
 @keys_command.command("list")
 @click.option("--tenant", help="Only this tenant's keys.")
-def list_command(tenant: str | None) -> None:
+@_json_option
+@data_option
+def list_command(tenant: str | None, as_json: bool) -> None:
     """List the keys created here: id, tenant, scopes, creation date and expiry."""
-    with reporting_errors():
-        keys = _store().listed()
+    with _store() as store:
+        keys = store.listed()
     for key in keys:
-        if tenant in (None, key.tenant):
+        if tenant not in (None, key.tenant):
+            continue
+        if as_json:
+            click.echo(json.dumps(_document(key)))
+        else:
             expires = f"{key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "never"
             scopes = ",".join(sorted(key.scopes))
             click.echo(f"{key.id}  {key.tenant}  {scopes}  created {key.created_at:%Y-%m-%d}  expires {expires}")
@@ -75,19 +92,31 @@ def list_command(tenant: str | None) -> None:
 
 @keys_command.command("revoke")
 @click.argument("key_id", metavar="ID")
+@data_option
 def revoke_command(key_id: str) -> None:
     """Revoke the key ID, as shown by `list` and found in the key after mf_."""
-    with reporting_errors():
-        revoked = _store().revoke(key_id)
+    with _store() as store:
+        revoked = store.revoke(key_id)
     if not revoked:
         raise click.ClickException(f"There is no key {key_id}; it may have expired, or be set in MASKFLEET_API_KEYS.")
     click.echo(f"Key {key_id} is revoked.")
 
 
-def _store() -> KeyStore:
-    settings = SharedSettings()
-    if "redis_url" not in settings.model_fields_set and (local := local_server(Path(".maskfleet"))) is not None:
-        settings = settings.model_copy(update={"redis_url": local.redis_url})
-    client = connect(settings)
-    Schema(client).check()
-    return KeyStore(client)
+def _document(key: Key) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        "created_at": key.created_at.isoformat(),
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+    }
+
+
+@contextmanager
+def _store() -> Iterator[KeyStore]:
+    with reporting_errors():
+        settings = with_local_stack(SharedSettings())
+        with naming_redis(settings):
+            client = connect(settings)
+            Schema(client).check()
+            yield KeyStore(client)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from maskfleet.cli.operators import naming_redis, with_local_stack
+from maskfleet.cli.server import data_option
 from maskfleet.cli.terminal import reporting_errors
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.version import SCHEMA, upgrade
@@ -13,11 +15,12 @@ from maskfleet.jobs.settings import SharedSettings
 
 @click.group("ledger")
 def ledger_command() -> None:
-    """Maintain the ledger: the jobs and webhooks in the Redis of MASKFLEET_REDIS_URL."""
+    """Maintain the ledger: the jobs and webhooks in the Redis of MASKFLEET_REDIS_URL, else of the local stack."""
 
 
 @ledger_command.command("upgrade")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+@data_option
 def upgrade_command(dry_run: bool) -> None:
     """Upgrade the ledger to the version that this program needs.
 
@@ -27,8 +30,10 @@ def upgrade_command(dry_run: bool) -> None:
     configure_logs("WARNING", program="ledger")
     steps = 0
     with reporting_errors():
-        for step in upgrade(connect(SharedSettings()), dry_run=dry_run):
-            click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
-            steps += 1
+        settings = with_local_stack(SharedSettings())
+        with naming_redis(settings):
+            for step in upgrade(connect(settings), dry_run=dry_run):
+                click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
+                steps += 1
     if not (dry_run and steps):
         click.echo(f"The ledger is at version {SCHEMA}.")

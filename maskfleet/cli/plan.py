@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from maskfleet.cli.jobs import connect, server_options
+from maskfleet.cli.server import connect, server_options
 from maskfleet.cli.terminal import EXIT_SERVICE, reporting_errors
 from maskfleet.jobs.plan import Jobs, Plan, plan
 from maskfleet.jobs.schema.fleet import ModelFleet

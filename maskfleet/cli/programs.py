@@ -8,6 +8,7 @@ import sys
 import click
 
 from maskfleet.cli.extras import require
+from maskfleet.cli.server import data_option
 
 
 @click.command("api", help="Run the API under gunicorn. It needs no torch: `pip install maskfleet[server]`.")
@@ -84,7 +85,9 @@ def courier_command() -> None:
     "sweep", help="Remove objects under results/ that no job's record refers to; the courier does this, too."
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@data_option
 def sweep_command(dry_run: bool) -> None:
+    from maskfleet.cli.operators import naming_redis, with_local_stack
     from maskfleet.cli.terminal import reporting_errors
     from maskfleet.jobs.ledger.connection import connect
     from maskfleet.jobs.ledger.version import Schema
@@ -92,10 +95,9 @@ def sweep_command(dry_run: bool) -> None:
     from maskfleet.jobs.settings import CourierSettings
     from maskfleet.worker.courier.sweep import Sweep
 
-    settings = CourierSettings()
     configure_logs("WARNING", program="sweep")
     objects = size = 0
-    with reporting_errors():
+    with reporting_errors(), naming_redis(settings := with_local_stack(CourierSettings())):
         Schema(connect(settings)).check()  # a sweep removes whatever has no record
         for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
             click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")

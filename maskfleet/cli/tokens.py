@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from maskfleet.cli.jobs import connect, server_options
+from maskfleet.cli.server import connect, server_options
 from maskfleet.cli.terminal import reporting_errors
 
 

@@ -7,16 +7,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
-from maskfleet.cli.jobs import connect, server_options
 from maskfleet.cli.listener import Listener
+from maskfleet.cli.server import connect, local_stack, server_options
 from maskfleet.cli.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
 from maskfleet.client.webhooks import check_secrets
 from maskfleet.jobs.schema.api import PingView
-from maskfleet.stack.discovery import local_server
 from maskfleet.stack.hook_server import HookServer
 
 
@@ -59,7 +57,7 @@ def listen_command(
 
     The service sends to this machine only with MASKFLEET_EGRESS_ALLOW_PRIVATE=1.
     """
-    if not secrets and (api_url or local_server(Path(".maskfleet"))):
+    if not secrets and (api_url or local_stack()):
         with reporting_errors(), connect(api_url, api_key) as client:
             secrets = client.webhook_secret().all
     try:

@@ -72,8 +72,19 @@ class Client:
     retried for about ten seconds; every call is safe to repeat.
     """
 
-    def __init__(self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES) -> None:
-        self._transport = Transport(api_url, api_key, max_tries=max_tries)
+    def __init__(
+        self,
+        api_url: str,
+        api_key: str,
+        *,
+        max_tries: int = MAX_TRIES,
+        on_retry: Callable[[str], object] | None = None,
+    ) -> None:
+        """on_retry: called with a sentence before each wait for another try.
+
+        Raises Refused (``invalid_api_url``, ``invalid_api_key``).
+        """
+        self._transport = Transport(api_url, api_key, max_tries=max_tries, on_retry=on_retry)
 
     def __enter__(self) -> Self:
         return self

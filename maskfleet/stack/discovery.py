@@ -20,14 +20,24 @@ class _Pids(BaseModel):
 
 
 class LocalServer(BaseModel):
-    """A running local stack's API and key, and its Redis."""
+    """A running local stack: its API and key, its Redis and its store."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     api_url: str
     api_key: str
     redis_url: SecretStr
+    s3_endpoint: str
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+    bucket: str
     pids: _Pids
+
+    @property
+    def servers(self) -> dict[str, str | SecretStr]:
+        """The settings by which a program uses this stack's servers."""
+        names = ("redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "bucket")
+        return {name: getattr(self, name) for name in names}
 
 
 def local_server(data: Path) -> LocalServer | None:
