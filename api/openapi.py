@@ -54,24 +54,39 @@ _IDS: dict[str, Json] = {
     "delivery_id": {"type": "string", "pattern": DELIVERY_ID},
 }
 
+#: A dark disc on white, 64×48: with it the examples work as they are, wherever they are tried out.
+_EXAMPLE_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAAAwAQAAAACJMEGyAAAAbUlEQVR42rXQMQ6CABSD4Y8XBjY5AjfRo3k0R4/BEYwTJoQ6gAMDk9rpT5rm"
+    "vbaJVeUP8Oo3uD83uAWShXNSLIwUM499fGKieDAfnBhZvvhwoA6snpaio9tbLf0nOCDJVZLCpVkLZjolaX497xvtECPOOZbLIAAAAABJRU5E"
+    "rkJggg=="
+)
+#: What "Try it out" on the page of the documentation begins with.  No webhook is sent to anybody else, and no
+#: Idempotency-Key is set: a second try with the same one would return the first job.
+_EXAMPLE_JOB_BESIDE_IMAGE: Json = {"mode": "everything", "outputs": ["coco", "overlay"], "metadata": {"order": "42"}}
 _EXAMPLE_JOB: Json = {
     "mode": "box",
-    "image": {"s3_uri": "s3://photos/bee.jpg"},
-    "prompts": [{"box": [2350, 1600, 2850, 2100]}, {"box": [10, 10, 90, 90], "points": [[40, 40]], "labels": [0]}],
-    "params": {"multimask": True},
-    "outputs": ["coco", "png", "label_map", "overlay"],
-    "webhook": {"url": "https://example.com/hook", "events": ["succeeded", "failed"]},
+    "image": {"base64": _EXAMPLE_PNG},
+    "prompts": [{"box": [18, 10, 47, 39]}],
+    "outputs": ["coco", "overlay"],
     "metadata": {"order": "42"},
 }
-_EXAMPLE_IMAGE: Json = {"image": {"s3_uri": "s3://photos/bee.jpg"}, "metadata": {"order": "42"}}
+_EXAMPLE_IMAGE_BESIDE_IMAGE: Json = {"metadata": {"order": "42"}}
+_EXAMPLE_IMAGE: Json = {"image": {"base64": _EXAMPLE_PNG}, **_EXAMPLE_IMAGE_BESIDE_IMAGE}
 _EXAMPLE_BATCH: Json = {
     "mode": "everything",
-    "images": [{"s3_uri": "s3://photos/bee.jpg"}, {"s3_uri": "s3://photos/wasp.jpg"}],
+    "images": [{"base64": _EXAMPLE_PNG}, {"base64": _EXAMPLE_PNG}],
     "params": {"points_per_crop": 16},
     "outputs": ["coco"],
     "priority": "bulk",
-    "webhook": {"url": "https://example.com/hook", "events": ["completed", "failed"]},
     "metadata": {"album": "7"},
+}
+#: Of the other bodies, by their model.
+_EXAMPLES: dict[str, Json] = {
+    "UploadRequest": {"content_type": "image/png", "size": 166},
+    "TokenRequest": {"ttl_s": 600},
+    "PingRequest": {},
+    "SecretRotation": {"overlap_s": 86400},
+    "RedeliveryRange": {"from": "2026-01-02T03:00:00Z", "only_failed": True},
 }
 
 
@@ -170,7 +185,10 @@ def _operation(path: str, name: str, described: Operation) -> Json:
         batch = {"schema": {"$ref": f"{_REF}BatchSpec"}, "example": _EXAMPLE_BATCH}
         piece["requestBody"] = {"required": True, "content": {"application/json": batch}}
     elif described.body is not None:
-        piece["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(described.body)}}}
+        content: Json = {"schema": _ref(described.body)}
+        if (example := _EXAMPLES.get(described.body.__name__)) is not None:
+            content["example"] = example
+        piece["requestBody"] = {"required": True, "content": {"application/json": content}}
     return piece
 
 
@@ -196,9 +214,9 @@ def _parameters(path: str, described: Operation) -> list[Json]:
         {
             "name": header.name,
             "in": "header",
-            "description": header.description,
+            # Not as its example, with which "Try it out" would send it.
+            "description": f"{header.description} For example `{header.example}`.",
             "schema": {**text, "pattern": header.pattern} if header.pattern else text,
-            "example": header.example,
         }
         for header in described.headers
     ]
@@ -298,6 +316,9 @@ def _schemas(described: list[Operation]) -> dict[str, Json]:
         "JobSpecBesideImage": _union("JobBesideImage", _JOB_MODES),
         "BatchSpec": _union("Batch", _MODES),
     }
+    # Without these, "Try it out" would fill in every field of the first mode.
+    variants["JobSpecBesideImage"]["example"] = _EXAMPLE_JOB_BESIDE_IMAGE
+    schemas["EmbedRequestBesideImage"]["example"] = _EXAMPLE_IMAGE_BESIDE_IMAGE
     return dict(sorted({**schemas, **variants}.items()))
 
 

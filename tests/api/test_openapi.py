@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.api.caller import Caller, job
+from tests.api.caller import Caller, check_problem, job
+from tests.api.pictures import a_picture
 
 Json = Any  # the document's own shape
 
@@ -104,6 +106,60 @@ def test_its_own_example_is_a_good_job(document: Json) -> None:
     content = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
 
     _validator(document, "JobSpec").validate(content["application/json"]["example"])
+
+
+def bodies(document: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the path, the media type and the description of each body; every one is a POST's."""
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                assert method == "post"
+                yield path, kind, content
+
+
+def test_every_body_that_can_be_tried_out_has_an_example_that_works(document: Json, apiary: Caller) -> None:
+    tried = {}
+    for path, kind, content in bodies(document):
+        if kind == "application/json":
+            assert content.get("example") is not None, path
+            tried[path] = apiary.post(path, content["example"])
+
+    no_endpoint = tried.pop("/v1/webhooks/ping")
+    assert {path: answer.text for path, answer in tried.items() if answer.status_code >= 300} == {}
+    assert {"/v1/jobs", "/v1/images", "/v1/batches", "/v1/uploads"} <= tried.keys()
+    check_problem(no_endpoint, 422, "invalid_ping")  # of a tenant without an endpoint
+
+
+def test_a_multipart_body_that_can_be_tried_out_works_with_any_image(document: Json, apiary: Caller) -> None:
+    tried = []
+    for path, kind, content in bodies(document):
+        if kind != "multipart/form-data":
+            continue
+        name = content["schema"]["properties"]["job"]["$ref"].rpartition("/")[2]
+        example = document["components"]["schemas"][name]["example"]
+        image = ("image", (a_picture(), "image.png", "image/png"))
+        sent = apiary.post_parts([image, ("job", (json.dumps(example).encode(), "job.json", "application/json"))], path)
+        assert sent.status_code == 202, sent.text
+        tried.append(path)
+
+    assert sorted(tried) == ["/v1/images", "/v1/jobs"]
+
+
+def test_nothing_that_is_tried_out_is_sent_to_anybody_else_or_only_once(document: Json) -> None:
+    for _, _, content in bodies(document):
+        assert "webhook" not in json.dumps(content.get("example"))
+        assert "example.com" not in json.dumps(content.get("example"))
+    headers = [
+        parameter
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "header"
+    ]
+    assert {"Idempotency-Key", "Prefer", "Last-Event-ID"} <= {header["name"] for header in headers}
+    for header in headers:
+        assert "example" not in header
+        assert "For example `" in header["description"]
 
 
 def test_a_batch_is_described_as_the_door_takes_it(document: Json, apiary: Caller) -> None:
