@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def up_command(data: Path, as_json: bool, model: str, port: int | None) -> None:
     configure_logs(SharedSettings().log_level, program="up")
     os.umask(0o077)  # what this and the programs that it starts write, images and results among it, is the user's alone
     try:
-        sys.exit(run_stack(StackOptions(data, as_json, model, port), click.echo))
+        sys.exit(run_stack(StackOptions(data, as_json, model, port, _invocation()), click.echo))
     except (ServerFailed, FolderInUse, StackFailed, NoModel) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _invocation() -> str:
+    """Return how the user called maskfleet, to be copied into another terminal in the same folder."""
+    called = sys.argv[0]
+    if Path(called).name != "maskfleet":
+        return f"{sys.executable} -m maskfleet"
+    found = shutil.which("maskfleet")
+    return "maskfleet" if found and Path(found).resolve() == Path(called).resolve() else called

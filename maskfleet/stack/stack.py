@@ -23,7 +23,8 @@ from maskfleet.jobs.settings import SharedSettings, WorkerSettings
 from maskfleet.stack.folder import StackFolder, lock_file
 from maskfleet.stack.readiness import LogSince, StackFailed, check_redis, check_store, responds, upgrade_ledger
 from maskfleet.stack.servers import LOOPBACK, free_port, last_lines, start_redis, start_s3
-from maskfleet.stack.settings import StackSettings
+from maskfleet.stack.settings import TENANT, StackSettings
+from maskfleet.stack.welcome import Welcome, part_is_up
 from maskfleet.worker.node.device import CPU
 from maskfleet.worker.node.names import node_names
 from maskfleet.worker.node.supervisor import KeptChild, StopSignals, kill_child, start_child
@@ -48,28 +49,31 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """The command line's options.  ``port`` is the API's."""
+    """The command line's options.  ``port`` is the API's; ``program``, how the user calls maskfleet."""
 
     data: Path
     as_json: bool = False
     model: str = ""
     port: int | None = None
+    program: str = "maskfleet"
 
 
 def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
     """Run the stack until SIGTERM or SIGINT; return the exit status.
 
-    say: called with one line once everything responds.
+    say: called with a line for each part as it comes up, and how to use the stack once everything responds; with
+    ``as_json`` with one line, at the end.
     Raises StackFailed, ServerFailed, NoModel, FolderInUse, after stopping everything that was started.
     """
     signals = StopSignals()
     folder = StackFolder(options.data)
     try:
-        stack = Stack(folder, StackSettings.read(folder.keys, options.model), signals)
+        settings = StackSettings.read(folder.keys, options.model)
+        stack = Stack(folder, settings, signals, _silent if options.as_json else say)
         try:
             stack.start(options.port)
             folder.write_state(stack.line())
-            say(stack.line() if options.as_json else stack.summary())
+            say(stack.line() if options.as_json else stack.welcome(options.program).text())
             stack.keep()
         except Stopped:
             logger.warning("stack_stopped_before_it_was_ready")
@@ -80,10 +84,21 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> int:
     return 0
 
 
-class Stack:
-    """The stack's child processes: starts them, keeps them running, stops them."""
+def _silent(_line: str) -> None:
+    pass
 
-    def __init__(self, folder: StackFolder, settings: StackSettings, signals: StopSignals) -> None:
+
+class Stack:
+    """The stack's child processes: starts them, keeps them running, stops them.
+
+    say: called with a line for each part as it comes up.
+    """
+
+    def __init__(
+        self, folder: StackFolder, settings: StackSettings, signals: StopSignals, say: Callable[[str], None] = _silent
+    ) -> None:
+        self._say = say
+        self._began = time.monotonic()
         self._folder = folder
         self._settings = settings
         self._signals = signals
@@ -94,10 +109,13 @@ class Stack:
 
     def start(self, port: int | None) -> None:
         """Start everything that the settings do not provide, and wait until a job could run."""
+        self._say(f"Starting maskfleet, with its data in {self._folder.path}")
         if self._settings.redis_url is not None:
             check_redis(self._shared())
+            self._is_up("Redis", "as set in MASKFLEET_REDIS_URL")
         if self._settings.s3_endpoint is not None:
             check_store(self._shared())
+            self._is_up("S3", self._s3_endpoint or "Amazon's")
         # One stack at a time chooses and takes its ports, so that no two choose the same.
         turn = lock_file(Path(tempfile.gettempdir()) / f"maskfleet-{os.getuid()}.lock", wait=True)
         try:
@@ -118,12 +136,17 @@ class Stack:
         public_url = self._settings.public_url or self._api_url
         self._run("courier", MASKFLEET_PUBLIC_URL=public_url, MASKFLEET_EGRESS_DENY=deny)
         self._await("api", lambda: responds(f"{self._api_url}/ready"))
+        self._is_up("API", self._api_url)
+        self._is_up("courier", "sends webhooks")
+        model = self._settings.environment["MASKFLEET_MODEL"]
+        self._say(f"  worker   loads {Path(model).name if Path(model).is_dir() else model} …")
 
         def worker_announced() -> bool:
             worker_log.raise_load_failure()
             return any(worker_registry.find(node) is not None for node in nodes)
 
         self._await("worker", worker_announced)
+        self._is_up("worker", "on the CPU")
 
     def keep(self) -> None:
         """Restart whatever dies, until a signal says to stop."""
@@ -171,13 +194,22 @@ class Stack:
         }
         return json.dumps(line)
 
-    def summary(self) -> str:
-        """Describe the stack in one line for people."""
-        return (
-            f"maskfleet is ready: {self._api_url} (docs at /docs)  key {self._settings.api_key}  "
-            f"Redis {self._redis_url}  S3 {self._s3_endpoint or 'Amazon'}  data {self._folder.path}  "
-            "webhook secret: `maskfleet webhook secret`  Ctrl-C stops it"
+    def welcome(self, program: str) -> Welcome:
+        """Return what to tell people.  program: how they call maskfleet."""
+        settings = self._settings
+        return Welcome(
+            api_url=self._api_url,
+            api_key=settings.api_key,
+            photo_uris=tuple(f"{bucket.uri}…" for bucket in settings.allowed_buckets if bucket.is_for(TENANT)),
+            s3_endpoint=self._s3_endpoint,
+            own_s3=settings.s3_endpoint is None,
+            data=self._folder.path,
+            model=settings.environment["MASKFLEET_MODEL"],
+            program=program,
         )
+
+    def _is_up(self, name: str, where: str) -> None:
+        self._say(part_is_up(name, where, time.monotonic() - self._began))
 
     def _start_servers(self) -> None:
         data, ports = self._folder.path, self._folder.ports
@@ -186,6 +218,7 @@ class Stack:
             redis = start_redis(data / "redis", log=self._folder.log("redis"), port=port)
             self._children["redis"] = KeptChild("redis", redis.start, redis.process)
             self._redis_url, ports = redis.url, ports.model_copy(update={"redis": port})
+            self._is_up("Redis", redis.url)
             # Nobody else uses this ledger, and nobody could have while its Redis was down.
             upgrade_ledger(self._shared())
         if self._settings.s3_endpoint is None:
@@ -200,6 +233,7 @@ class Stack:
             )
             self._children["s3"] = KeptChild("s3", s3.start, s3.process)
             self._s3_endpoint, ports = s3.url, ports.model_copy(update={"s3": port})
+            self._is_up("S3", s3.url)
         self._folder.remember_ports(ports)
 
     def _start_api(self, port: int) -> None:

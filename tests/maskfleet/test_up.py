@@ -29,6 +29,7 @@ import requests
 from PIL import Image
 
 from maskfleet import Client
+from maskfleet.data import DEMO_PHOTO
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.workers import WorkerRegistry
@@ -94,6 +95,17 @@ class Starter:
         line = process.stdout.readline()
         assert line, self._errors.read_text()
         return Up(process, self._errors, json.loads(line))
+
+    def told(self, data: Path) -> tuple[Up, str]:
+        """Start a stack that talks to people; return it and what it says until it is ready."""
+        process = self.run("--data", data)
+        assert process.stdout
+        said = ""
+        while not said.endswith("\nCtrl-C stops it.\n"):
+            line = process.stdout.readline()
+            assert line, self._errors.read_text()
+            said += line
+        return Up(process, self._errors, json.loads((data / "stack.json").read_text())), said
 
     def refused(self, *arguments: str | Path, **settings: str) -> str:
         """Return what it says when it fails to start."""
@@ -241,13 +253,28 @@ def test_sigterm_ends_all_within_15_s_and_the_next_up_finds_jobs_results_and_key
     assert time.monotonic() - begin < 15
     assert not [child for child in family if is_alive(child)]
     assert not (data / "stack.json").exists()
-    again = start.up(data)
+    again, said = start.told(data)
+    check_what_people_are_told(again, said)
     assert again.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"
     assert again.get(f"/v1/jobs/{job}/result").status_code == 200
     assert again.get(f"/v1/jobs/{busy}").json()["status"] in ("queued", "processing")
     kept = ("api_url", "api_key", "redis_url", "s3_endpoint", "s3_access_key", "s3_secret_key", "data")
     assert [again.line[name] for name in kept] == [stack.line[name] for name in kept]
     check_that_a_kill_leaves_no_orphans(again)
+
+
+def check_what_people_are_told(stack: Up, said: str) -> None:
+    """Part of the test above, to save starting one more stack: a line for each part as it comes up, and what to do."""
+    line = stack.line
+    began, *lines = said.splitlines()
+    assert began == f"Starting maskfleet, with its data in {line['data']}"
+    assert [text.split()[0] for text in lines[:6]] == ["Redis", "S3", "API", "courier", "worker", "worker"]
+    assert f"\n  {line['api_url']}/#key={line['api_key']}\n" in said
+    copied = lines.index(f"  export MASKFLEET_API_URL={line['api_url']}")
+    assert lines[copied + 1] == f"  export MASKFLEET_API_KEY={line['api_key']}"
+    assert lines[copied + 2] == f"  {sys.executable} -m maskfleet submit {DEMO_PHOTO} --out masks"
+    assert f"s3://photos/… in the S3 at {line['s3_endpoint']}, whose keys are in {line['data']}/keys.json" in said
+    assert "no good for photographs" in said
 
 
 def is_alive(process: psutil.Process) -> bool:
