@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from maskfleet.cli.server import connect, server_options
-from maskfleet.cli.terminal import delivery_summary, reporting_errors
+from maskfleet.cli.terminal import counted, delivery_summary, reporting_errors
 
 
 class Time(click.ParamType[datetime]):
@@ -64,6 +64,6 @@ def redeliver_command(
         several = client.redeliver_range(since, until, only_failed=not every)
     for line in [several.model_dump_json()] if as_json else several.queued:
         click.echo(line)
-    click.echo(f"{len(several.queued)} webhooks will be sent again.", err=True)
+    click.echo(f"{counted(len(several.queued), 'webhook')} will be sent again.", err=True)
     if several.more:
         click.echo("There may be more: repeat it in an hour.", err=True)

@@ -92,14 +92,15 @@ def list_command(tenant: str | None, as_json: bool) -> None:
 
 @keys_command.command("revoke")
 @click.argument("key_id", metavar="ID")
+@_json_option
 @data_option
-def revoke_command(key_id: str) -> None:
+def revoke_command(key_id: str, as_json: bool) -> None:
     """Revoke the key ID, as shown by `list` and found in the key after mf_."""
     with _store() as store:
         revoked = store.revoke(key_id)
     if not revoked:
         raise click.ClickException(f"There is no key {key_id}; it may have expired, or be set in MASKFLEET_API_KEYS.")
-    click.echo(f"Key {key_id} is revoked.")
+    click.echo(json.dumps({"id": key_id, "revoked": True}) if as_json else f"Key {key_id} is revoked.")
 
 
 def _document(key: Key) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from maskfleet.cli.operators import naming_redis, with_local_stack
@@ -20,8 +22,9 @@ def ledger_command() -> None:
 
 @ledger_command.command("upgrade")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per step.")
 @data_option
-def upgrade_command(dry_run: bool) -> None:
+def upgrade_command(dry_run: bool, as_json: bool) -> None:
     """Upgrade the ledger to the version that this program needs.
 
     Stop the API, the workers and the couriers first, and start those of this version afterwards; jobs wait meanwhile.
@@ -33,7 +36,11 @@ def upgrade_command(dry_run: bool) -> None:
         settings = with_local_stack(SharedSettings())
         with naming_redis(settings):
             for step in upgrade(connect(settings), dry_run=dry_run):
-                click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
+                if as_json:
+                    step_made = {"version": step.version, "summary": step.summary, "done": not dry_run}
+                    click.echo(json.dumps(step_made))
+                else:
+                    click.echo(f"{'to do' if dry_run else 'done'}: version {step.version}, {step.summary}")
                 steps += 1
     if not (dry_run and steps):
-        click.echo(f"The ledger is at version {SCHEMA}.")
+        click.echo(f"The ledger is at version {SCHEMA}.", err=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -85,10 +86,11 @@ def courier_command() -> None:
     "sweep", help="Remove objects under results/ that no job's record refers to; the courier does this, too."
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per folder.")
 @data_option
-def sweep_command(dry_run: bool) -> None:
+def sweep_command(dry_run: bool, as_json: bool) -> None:
     from maskfleet.cli.operators import naming_redis, with_local_stack
-    from maskfleet.cli.terminal import reporting_errors
+    from maskfleet.cli.terminal import counted, reporting_errors
     from maskfleet.jobs.ledger.connection import connect
     from maskfleet.jobs.ledger.version import Schema
     from maskfleet.jobs.logs import configure_logs
@@ -100,6 +102,15 @@ def sweep_command(dry_run: bool) -> None:
     with reporting_errors(), naming_redis(settings := with_local_stack(CourierSettings())):
         Schema(connect(settings)).check()  # a sweep removes whatever has no record
         for leftover in Sweep.from_settings(settings).run(dry_run=dry_run):
-            click.echo(f"{leftover.folder}  {len(leftover.objects)} objects, {leftover.size:,} bytes: {leftover.why}")
+            count = len(leftover.objects)
+            if as_json:
+                found = {"folder": leftover.folder, "objects": count, "bytes": leftover.size, "why": leftover.why}
+                click.echo(json.dumps({**found, "removed": not dry_run}))
+            else:
+                what = f"{counted(count, 'object')}, {counted(leftover.size, 'byte')}"
+                click.echo(f"{leftover.folder}  {what}: {leftover.why}")
             objects, size = objects + len(leftover.objects), size + leftover.size
-    click.echo(f"{objects} objects, {size:,} bytes {'would be' if dry_run else 'were'} removed.")
+    click.echo(
+        f"{counted(objects, 'object')}, {counted(size, 'byte')} {'would be' if dry_run else 'were'} removed.",
+        err=as_json,
+    )

@@ -6,6 +6,7 @@ the models' defaults apply.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any, TypeVar, get_args
@@ -14,6 +15,7 @@ import click
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from maskfleet.cli.terminal import Named, did_you_mean
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
@@ -29,6 +31,8 @@ from maskfleet.jobs.schema.spec import (
 )
 
 MODES = ("everything", "point", "box")
+#: Unless --outputs says otherwise: the masks for programs, and a picture for people.
+DEFAULT_OUTPUTS = (Output.COCO, Output.OVERLAY)
 
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")])
 _PARAMS: dict[str, FieldInfo] = {**PromptParams.model_fields, **EverythingParams.model_fields}
@@ -44,7 +48,7 @@ def spec_options(command: _Function) -> _Function:
     options = [
         click.option(
             "--mode",
-            type=click.Choice(MODES),
+            type=Named(MODES),
             help="What to segment.  [default: box with --box, point with --point, else everything]",
         ),
         click.option(
@@ -63,11 +67,13 @@ def spec_options(command: _Function) -> _Function:
             "--box", multiple=True, metavar="X0,Y0,X1,Y1", help="A box around one object, in pixels.  Repeat for more."
         ),
         click.option(
-            "--outputs", metavar="NAME,…", help=f"What to write: any of {', '.join(Output)}.  [default: {Output.COCO}]"
+            "--outputs",
+            metavar="NAME,…",
+            help=f"What to write: any of {', '.join(Output)}.  [default: {','.join(DEFAULT_OUTPUTS)}]",
         ),
         click.option(
             "--overlay-format",
-            type=click.Choice([str(name) for name in OverlayFormat]),
+            type=Named([str(name) for name in OverlayFormat]),
             help=f"What to write the overlay as.  [default: {OverlayFormat.PNG}]",
         ),
         *(_param_option(name, field) for name, field in _PARAMS.items()),
@@ -90,19 +96,20 @@ def build_spec(
     """Return the job that the options describe.
 
     options: fields of the mode's params, and of the job itself (``model``, ``webhook``, …); None means "not given".
-    Raises InvalidRequest (``invalid_spec``) with one fault per invalid option.
+    Raises InvalidRequest (``invalid_spec``) with one fault per invalid option; ``option_of`` names them.
     """
-    document: dict[str, object] = {
-        "mode": mode or ("box" if box else "point" if point else "everything"),
-        "image": image,
-    }
+    mode = mode or ("box" if box else "point" if point else "everything")
+    document: dict[str, object] = {"mode": mode, "image": image}
+    _check_prompts(mode, point, label, box)
     if point or label or box:
         document["prompts"] = _prompts(point, label, box)
-    if outputs is not None:
-        document["outputs"] = [name.strip() for name in outputs.split(",") if name.strip()]
+    document["outputs"] = DEFAULT_OUTPUTS if outputs is None else _outputs(outputs)
     given = {name: value for name, value in options.items() if value is not None}
     # A flag that is off counts as not given: the mode may not have it.
     params = {name: value for name, value in given.items() if name in _PARAMS and value is not False}
+    for name in params:
+        if name not in (EverythingParams if mode == "everything" else PromptParams).model_fields:
+            raise _wrong(f"/params/{name}", f"It is for {_modes_of(name)}; the mode of this job is {mode}.")
     if params:
         document["params"] = params
     document |= {name: value for name, value in given.items() if name not in _PARAMS}
@@ -110,6 +117,69 @@ def build_spec(
         return _SPEC.validate_python(document)
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def digest_of(spec: Spec, model: str = "") -> str:
+    """Return a word that is the same for jobs that differ in their image alone.  model: if the spec does not say it."""
+    text = f"{model}\n{spec.model_dump_json(exclude={'image'})}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def option_of(pointer: str) -> str:
+    """Return the option that a field of the spec is given with, by the field's JSON pointer."""
+    parts = pointer.strip("/").split("/")
+    match parts:
+        case ["prompts", number, ("points" | "labels" | "box") as field, *_]:
+            option = {"points": "--point", "labels": "--label", "box": "--box"}[field]
+            return option if number == "0" else f"{option} of object {int(number) + 1}"
+        case ["prompts", number]:
+            return f"object {int(number) + 1}"
+        case ["prompts", *_]:
+            return "--point, --box"
+        case ["image", *_]:
+            return "PHOTO"
+        case ["webhook", "events", *_]:
+            return "--webhook-event"
+        case ["webhook" | "outputs" | "metadata" as field, *_]:
+            return f"--{field}"
+        case ["params", field, *_]:
+            return f"--{field.replace('_', '-')}"
+        case [field] if field:
+            return f"--{field.replace('_', '-')}"
+    return "--mode" if not parts[0] else pointer
+
+
+def _check_prompts(mode: str, point: Sequence[str], label: Sequence[str], box: Sequence[str]) -> None:
+    """Raise InvalidRequest if the mode does not go with the prompts that are there, or that are missing."""
+    if mode == "point" and not point:
+        raise _wrong("/mode", "Mode point needs a point on the object: --point X,Y, in pixels.")
+    if mode == "box" and not box:
+        raise _wrong("/mode", "Mode box needs a box around the object: --box X0,Y0,X1,Y1, in pixels.")
+    if mode == "point" and box:
+        raise _wrong("/mode", "Mode point takes no --box. Leave --mode out: each --point joins the --box at its place.")
+    if mode == "everything" and (point or label or box):
+        given = " and ".join(name for name, some in (("--point", point), ("--label", label), ("--box", box)) if some)
+        raise _wrong(
+            "/prompts/0/labels" if not (point or box) else "/mode",
+            f"Mode everything takes no {given}." + ("" if point or box else " Add --point X,Y."),
+        )
+
+
+def _outputs(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for number, name in enumerate(names):
+        if name not in list(Output):
+            close = did_you_mean(name, Output) or f"There are {', '.join(Output)}."
+            raise _wrong(f"/outputs/{number}", f"There is no output {name!r}. {close}")
+    return names
+
+
+def _modes_of(name: str) -> str:
+    return "mode everything" if name in EverythingParams.model_fields else "modes point and box"
+
+
+def _wrong(pointer: str, detail: str) -> InvalidRequest:
+    return InvalidRequest.at(pointer, "invalid_spec", detail, fault="invalid_option")
 
 
 def _param_option(name: str, field: FieldInfo) -> Callable[[_Function], _Function]:
@@ -122,7 +192,7 @@ def _param_option(name: str, field: FieldInfo) -> Callable[[_Function], _Functio
     if field.annotation is bool:
         return click.option(option, is_flag=True, help=f"{field.description}  [{', '.join(modes)}]")
     choices = get_args(field.annotation)
-    kind = click.Choice(choices) if choices else int if field.annotation is int else float
+    kind = Named(choices) if choices else int if field.annotation is int else float
     default = field.default if choices else f"{field.default:g}"
     return click.option(option, type=kind, help=f"{field.description}  [{', '.join(modes)}; default: {default}]")
 
@@ -150,7 +220,5 @@ def _numbers(text: str, count: int | None, pointer: str, form: str) -> list[floa
     except ValueError:
         numbers = []
     if not numbers or count not in (None, len(numbers)):
-        raise InvalidRequest.at(
-            pointer, "invalid_spec", f"{text!r} does not have the form {form}.", fault="invalid_option"
-        )
+        raise _wrong(pointer, f"{text!r} does not have the form {form}.")
     return numbers

@@ -12,7 +12,7 @@ import click
 
 from maskfleet.cli.listener import Listener
 from maskfleet.cli.server import connect, local_stack, server_options
-from maskfleet.cli.terminal import EXIT_SERVICE, delivery_summary, printable, reporting_errors
+from maskfleet.cli.terminal import EXIT_SERVICE, counted, delivery_summary, printable, reporting_errors
 from maskfleet.client.webhooks import check_secrets
 from maskfleet.jobs.schema.api import PingView
 from maskfleet.stack.hook_server import HookServer
@@ -74,7 +74,7 @@ def listen_command(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits SIGINT as ignored
     with suppress(KeyboardInterrupt), server:
         verified = (
-            f"verified with {len(secrets)} secret(s)"
+            f"verified with {counted(len(secrets), 'secret')}"
             if secrets
             else "not verified: no --secret given, and no server to ask for it"
         )

@@ -82,7 +82,8 @@ def problem_of(response: requests.Response) -> ApiError:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
         # An error page of the store or of a proxy.
-        detail = f"The server responded {response.status_code} {response.reason}."
+        address = (response.url or "").partition("?")[0]  # what follows is a signature, if it is a link to the store
+        detail = f"{address} responded {response.status_code} {response.reason}, and did not say why."
         return kind(f"http_{response.status_code}", detail, status=response.status_code)
     return kind(problem.code, problem.detail, status=response.status_code, errors=problem.errors or ())
 

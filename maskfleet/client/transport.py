@@ -69,7 +69,8 @@ class Transport:
     ) -> requests.Response:
         """Send a request to the API and return its response.  held_s: how long the server may hold it.
 
-        Raises ApiError's subclasses: Refused for 4xx, Unavailable for 5xx or no response.
+        Raises ApiError's subclasses: Refused for 4xx and for what is no maskfleet server, Unavailable for 5xx or no
+        response.
         """
         request = requests.Request(
             method,
@@ -81,7 +82,16 @@ class Transport:
             headers={"Accept": "application/json", **(headers or {})},
             auth=self._with_key,
         )
-        return self.send(request, held_s=held_s)
+        response = self.send(request, held_s=held_s)
+        kind = response.headers.get("Content-Type", "application/json")
+        if response.content and "json" not in kind:
+            raise Refused(
+                "not_maskfleet",
+                f"{request.url} responded with {kind.partition(';')[0]} instead of JSON. Is this the address of a "
+                "maskfleet server?",
+                status=response.status_code,
+            )
+        return response
 
     def stream(self, path: str, headers: Mapping[str, str]) -> requests.Response:
         """Send a request once and return its response, to be read as it arrives and then closed."""

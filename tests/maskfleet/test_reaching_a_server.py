@@ -112,6 +112,36 @@ def test_a_command_says_on_stderr_that_it_tries_again() -> None:
     assert second.startswith("The server responded 503 Service Unavailable. Trying again")
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (Answer(404, b"<html>", {"Content-Type": "text/html"}), 2, "http_404: {url} responded 404 Not Found, and did"),
+        (
+            Answer(200, b"<html>", {"Content-Type": "text/html; charset=utf-8"}),
+            2,
+            "not_maskfleet: {url} responded with text/html instead of JSON.",
+        ),
+        (Answer(200, b"[]", {"Content-Type": "application/json"}), 2, "unreadable_answer: The server's JobView cannot"),
+    ],
+    ids=["no page", "a page", "other JSON"],
+)
+def test_a_server_that_is_no_maskfleet_is_named(sent: Answer, status: int, said: str) -> None:
+    with ScriptedServer(sent) as server:
+        answer = run("status", JOB.id, "--api-url", server.url)
+
+    assert answer.exit_code == status
+    assert answer.stderr.startswith(said.format(url=f"{server.url}/v1/jobs/{JOB.id}"))
+
+
+def test_settings_that_cannot_be_used_are_named_without_their_values() -> None:
+    answer = run("keys", "list", MASKFLEET_REDIS_URL="redis://a", MASKFLEET_MAX_IMAGE_PIXELS="a-secret")
+
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("invalid_settings: The environment has settings that cannot be used.\n")
+    assert "\n  MASKFLEET_MAX_IMAGE_PIXELS: Input should be a valid integer" in answer.stderr
+    assert "a-secret" not in answer.stderr
+
+
 def test_a_stack_elsewhere_is_named_by_its_data_folder_and_comes_before_the_environment(tmp_path: Path) -> None:
     with ScriptedServer(FOUND) as server:
         data = stack_in(tmp_path / "elsewhere", api_url=server.url)

@@ -9,11 +9,20 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from maskfleet.cli.spec_options import build_spec, spec_options
+from maskfleet.cli.main import main
+from maskfleet.cli.spec_options import build_spec, option_of, spec_options
 from maskfleet.cli.terminal import reporting_errors
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import EverythingParams, ImageSource, PromptParams, parse_spec
+from maskfleet.jobs.schema.spec import (
+    BoxJob,
+    EverythingJob,
+    EverythingParams,
+    ImageSource,
+    PointJob,
+    PromptParams,
+    parse_spec,
+)
 
 IMAGE = ImageSource(url="https://example.com/bee.jpg")
 
@@ -25,17 +34,18 @@ def run() -> Run:
     @click.command()
     @spec_options
     def command(**options: object) -> None:
-        with reporting_errors():
+        with reporting_errors(option_of):
             click.echo(build_spec(image=IMAGE, **options).model_dump_json())  # type: ignore[arg-type]  # click's, by name
 
     return lambda *arguments: CliRunner().invoke(command, arguments)
 
 
 def as_json(**fields: object) -> Spec:
-    return parse_spec(json.dumps({"image": {"url": "https://example.com/bee.jpg"}, **fields}))
+    usual = {"image": {"url": "https://example.com/bee.jpg"}, "outputs": ["coco", "overlay"]}
+    return parse_spec(json.dumps({**usual, **fields}))
 
 
-def test_no_option_at_all_segments_everything_with_the_defaults(run: Run) -> None:
+def test_no_option_at_all_segments_everything_with_the_defaults_and_a_picture(run: Run) -> None:
     answer = run()
 
     assert parse_spec(answer.stdout) == as_json(mode="everything")
@@ -98,30 +108,78 @@ def test_every_param_given_reaches_the_spec(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "pointer"),
+    ("arguments", "said"),
     [
-        (("--point", "10"), "/prompts/0/points"),
-        (("--point", "10,20", "--label", "1,x"), "/prompts/0/labels"),
-        (("--point", "10,20", "--label", "0.5"), "/prompts/0/labels/0"),
-        (("--point", "10,20", "--label", "1,0"), "/prompts/0"),
-        (("--point", "nan,20"), "/prompts/0/points/0/0"),
-        (("--box", "1,2,3,4", "--box", "1,2,3"), "/prompts/1/box"),
-        (("--box", "9,2,3,4"), "/prompts/0"),
-        (("--mode", "point", "--box", "1,2,3,4"), ""),
-        (("--mode", "everything", "--point", "1,2"), "/prompts"),
-        (("--outputs", "coco,svg"), "/outputs/1"),
-        (("--outputs", ","), "/outputs"),
-        (("--multimask",), "/params/multimask"),
-        (("--pred-iou-thresh", "1.5"), "/params/pred_iou_thresh"),
+        (("--point", "10"), "--point: '10' does not have the form x,y."),
+        (("--point", "10,20", "--label", "1,x"), "--label: '1,x' does not have the form 1,0,…."),
+        (("--point", "10,20", "--label", "0.5"), "--label: "),
+        (("--point", "10,20", "--label", "1,0"), "object 1: "),
+        (("--point", "nan,20"), "--point: "),
+        (("--box", "1,2,3,4", "--box", "1,2,3"), "--box of object 2: "),
+        (("--box", "9,2,3,4"), "object 1: "),
+        (("--mode", "point"), "--mode: Mode point needs a point on the object: --point X,Y, in pixels.\n"),
+        (("--mode", "box"), "--mode: Mode box needs a box around the object: --box X0,Y0,X1,Y1, in pixels.\n"),
+        (("--mode", "point", "--box", "1,2,3,4"), "--mode: Mode point needs a point"),
+        (("--mode", "point", "--point", "2,3", "--box", "1,2,3,4"), "--mode: Mode point takes no --box. Leave --mode"),
+        (("--mode", "everything", "--point", "1,2"), "--mode: Mode everything takes no --point."),
+        (("--label", "1"), "--label: Mode everything takes no --label. Add --point X,Y."),
+        (("--outputs", "coco,ovrelay"), "--outputs: There is no output 'ovrelay'. Did you mean 'overlay'?"),
+        (("--outputs", "coco,svg"), "--outputs: There is no output 'svg'. There are coco, "),
+        (("--outputs", ","), "--outputs: "),
+        (("--multimask",), "--multimask: It is for modes point and box; the mode of this job is everything."),
+        (("--box", "1,2,3,4", "--points-per-crop", "8"), "--points-per-crop: It is for mode everything;"),
+        (("--pred-iou-thresh", "1.5"), "--pred-iou-thresh: "),
     ],
 )
-def test_an_option_that_is_wrong_is_named_and_ends_with_status_2(
-    run: Run, arguments: tuple[str, ...], pointer: str
+def test_an_option_that_is_wrong_is_named_as_it_is_written_and_ends_with_status_2(
+    run: Run, arguments: tuple[str, ...], said: str
 ) -> None:
     answer = run(*arguments)
 
     assert answer.exit_code == 2
-    assert answer.stderr.startswith(f"invalid_spec: {pointer or '/'}: ")
+    assert answer.stderr.startswith(f"invalid_spec: {said}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("--mode", "evrything"), "Did you mean 'everything'?"),
+        (("--overlay-format", "jpg"), "Did you mean 'jpeg'"),
+        (("--pont", "1,2"), "Did you mean '--point'?"),
+    ],
+)
+def test_a_mistyped_option_or_value_is_answered_with_the_one_that_is_meant(
+    run: Run, arguments: tuple[str, ...], meant: str
+) -> None:
+    answer = run(*arguments)
+
+    assert answer.exit_code == 2
+    assert meant in answer.stderr
+
+
+@pytest.mark.parametrize("typed", ["sumbit", "segmnt", "statsu"])
+def test_a_mistyped_command_is_answered_with_the_one_that_is_meant(typed: str) -> None:
+    answer = CliRunner().invoke(main, [typed, "photo.jpg"])
+
+    assert answer.exit_code == 2
+    meant = {"sumbit": "submit", "segmnt": "segment", "statsu": "status"}[typed]
+    assert f"No such command '{typed}'. Did you mean '{meant}'?" in answer.stderr
+
+
+def test_a_command_like_none_is_only_refused() -> None:
+    answer = CliRunner().invoke(main, ["xyzzy"])
+
+    assert "Error: No such command 'xyzzy'.\n" in answer.stderr
+
+
+def test_every_field_of_a_job_has_a_name_on_the_command_line() -> None:
+    fields = {name for job in (EverythingJob, PointJob, BoxJob) for name in job.model_fields} - {"mode", "image"}
+
+    assert {option_of(f"/{name}") for name in fields} >= {"--outputs", "--webhook", "--model", "--point, --box"}
+    assert option_of("/image/url") == "PHOTO"
+    assert option_of("/prompts/2/box") == "--box of object 3"
+    assert option_of("/webhook/url") == "--webhook"
+    assert option_of("") == "--mode"
 
 
 def test_a_misspelt_field_is_refused_and_not_dropped() -> None:

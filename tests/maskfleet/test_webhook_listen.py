@@ -118,7 +118,7 @@ def test_secrets_come_from_the_environment(listen: Listen) -> None:
     listening = listen(MASKFLEET_LISTEN_SECRETS=f"{OTHER_SECRET},{WEBHOOK_SECRET}")
 
     assert listening.post(BODY, signed()) == 204
-    assert "verified with 2 secret(s)" in listening.text
+    assert "verified with 2 secrets" in listening.text
     assert WEBHOOK_SECRET not in listening.text
 
 
@@ -132,7 +132,7 @@ def test_a_local_stack_is_asked_for_its_tenants_secret(
 
     assert listening.post(BODY, signed()) == 204
     assert listening.post(BODY, signed(secret=OTHER_SECRET)) == 400
-    assert "verified with 1 secret(s)" in listening.text
+    assert "verified with 1 secret." in listening.text
     assert WEBHOOK_SECRET not in listening.text
 
 

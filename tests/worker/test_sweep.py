@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -397,6 +398,7 @@ def test_the_command_tells_what_it_would_remove_and_then_does(
     write_attempt(empty_store, record)
     ledger.fail(record, "x", "y")
 
+    as_json = json.loads(command("--dry-run", "--json"))
     told = command("--dry-run")
     before = results(empty_store)
     done = command()
@@ -404,6 +406,7 @@ def test_the_command_tells_what_it_would_remove_and_then_does(
     line = f"results/ant/{record.id}/  3 objects, 15 bytes: not part of the job's result\n"
     assert told == f"{line}3 objects, 15 bytes would be removed.\n"
     assert done == f"{line}3 objects, 15 bytes were removed.\n"
+    assert (as_json["objects"], as_json["bytes"], as_json["removed"]) == (3, 15, False)
     assert (len(before), results(empty_store)) == (3, [])
 
 
