@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,33 +63,57 @@ def local_stack() -> LocalServer | None:
     return local_server(data_folder()[0])
 
 
-def connect(api_url: str | None, api_key: str | None) -> Client:
-    """Return a client for the given server, or for the local stack, that says on stderr when it has to try again.
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server and the key for it."""
 
-    A stack named with --data comes before the environment's server.
-    Raises InvalidRequest (``no_server``) if there is neither, Refused (``invalid_api_url``).
+    api_url: str
+    api_key: str = field(repr=False)
+
+    def client(self, say: Callable[[str], object]) -> Client:
+        """Return a client.  say: called with a sentence when it has to try again.  Raises Refused."""
+        from maskfleet import Client  # imported late: the service's own programs need no HTTP client
+
+        return Client(self.api_url, self.api_key, on_retry=say)
+
+
+def server_of(api_url: str | None, api_key: str | None) -> Server:
+    """Return the given server, or the local stack's; one named with --data comes before the environment's server.
+
+    Raises InvalidRequest (``no_server``) if there is neither.
     """
-    from maskfleet import Client  # imported late: the service's own programs need no HTTP client
-
     folder, is_named = data_folder()
     if is_named and _is_from_environment("api_url"):
         api_url = None
     if is_named and _is_from_environment("api_key"):
         api_key = None
     if api_url:
-        return Client(api_url, api_key or "", on_retry=_say)
+        return Server(api_url, api_key or "")
     local = local_stack()
     if local is None:
         if is_named:
-            raise InvalidRequest(
-                "no_server", f"No stack is running from {folder}. Start it: maskfleet up --data {folder}"
-            )
+            raise no_stack(folder)
         raise InvalidRequest(
             "no_server",
             f"No server given, and no stack is running from {folder.resolve()}. Set --api-url or MASKFLEET_API_URL, "
             "name a stack's folder with --data, or start one here with `maskfleet up`.",
         )
-    return Client(local.api_url, api_key or local.api_key, on_retry=_say)
+    return Server(local.api_url, api_key or local.api_key)
+
+
+def connect(api_url: str | None, api_key: str | None) -> Client:
+    """Return a client for the server, which says on stderr when it has to try again.
+
+    Raises InvalidRequest (``no_server``), Refused (``invalid_api_url``, ``invalid_api_key``).
+    """
+    return server_of(api_url, api_key).client(say)
+
+
+def say(message: str) -> None:
+    """Print a sentence to stderr."""
+    from maskfleet.cli.terminal import tell  # imported late, like the client
+
+    tell(message, err=True)
 
 
 def no_stack(folder: Path) -> InvalidRequest:
@@ -99,7 +124,3 @@ def no_stack(folder: Path) -> InvalidRequest:
 def _is_from_environment(name: str) -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and context.get_parameter_source(name) is ParameterSource.ENVIRONMENT
-
-
-def _say(message: str) -> None:
-    click.echo(message, err=True)

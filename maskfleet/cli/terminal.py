@@ -102,8 +102,16 @@ def progress_bars() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        redirect_stdout=sys.stdout.isatty(),
         disable=not console.is_terminal,
     )
+
+
+def tell(line: str, *, err: bool = False) -> None:
+    """Print a line above the bars, if any are shown; click.echo would write into them."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 def show_progress(bars: Progress, task: TaskID, job: JobView, label: str = "") -> None:

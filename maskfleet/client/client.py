@@ -20,8 +20,8 @@ from typing import Self, Unpack
 
 import requests
 
-from maskfleet.client.download import download
-from maskfleet.client.errors import ApiError, Conflict, Refused, WaitTimeout, refused_here
+from maskfleet.client.download import download, read_file
+from maskfleet.client.errors import ApiError, Conflict, NotFound, Refused, WaitTimeout, refused_here
 from maskfleet.client.events import follow
 from maskfleet.client.submission import (
     JobFields,
@@ -41,6 +41,7 @@ from maskfleet.jobs.schema.api import (
     DeliveryList,
     JobPage,
     ModelList,
+    ModelView,
     PingView,
     Redeliveries,
     TokenView,
@@ -85,6 +86,11 @@ class Client:
         Raises Refused (``invalid_api_url``, ``invalid_api_key``).
         """
         self._transport = Transport(api_url, api_key, max_tries=max_tries, on_retry=on_retry)
+
+    @property
+    def api_url(self) -> str:
+        """The server's URL."""
+        return self._transport.api_url
 
     def __enter__(self) -> Self:
         return self
@@ -340,6 +346,18 @@ class Client:
         download(self._transport, manifest, Path(folder), on_file=on_file)
         return manifest
 
+    def file(self, job_id: str, name: str) -> bytes:
+        """Return one file of a result, such as ``overlay.png``, checked against the manifest.
+
+        Raises Conflict (no result yet), NotFound (``file_not_found``), DamagedFile.
+        """
+        files = {file.name: file for file in self.result(job_id).files}
+        if name not in files:
+            raise NotFound(
+                "file_not_found", f"{job_id} wrote no {name}, but {', '.join(files) or 'no file'}.", status=404
+            )
+        return read_file(self._transport, files[name])
+
     def upload(self, photo: Path | str | bytes) -> str:
         """Upload an image to the store; return the upload id for a job to name."""
         data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
@@ -431,8 +449,12 @@ class Client:
 
     def models(self) -> tuple[str, ...]:
         """Return the models that a job may name, the default first."""
+        return tuple(model.name for model in self.model_views())
+
+    def model_views(self) -> tuple[ModelView, ...]:
+        """Return the models that a job may name, the default first, each with the number of its ready workers."""
         response = self._transport.call("GET", "/v1/models")
-        return tuple(model.name for model in ModelList.model_validate_json(response.content).models)
+        return ModelList.model_validate_json(response.content).models
 
     def fleet(self, model: str | None = None) -> ModelFleet:
         """Return a model's jobs and workers, and how many workers it should have; by default of the default model.

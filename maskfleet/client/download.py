@@ -39,9 +39,27 @@ def download(
     (folder / "manifest.json").write_text(text + "\n")
 
 
+def read_file(transport: Transport, file: ManifestFile) -> bytes:
+    """Return a file's bytes.  Raises DamagedFile if its size or sha256 differs."""
+    if file.url is None:
+        raise _no_link(file)
+    data = transport.send(requests.Request("GET", file.url)).content
+    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _damaged(file)
+    return data
+
+
+def _no_link(file: ManifestFile) -> Refused:
+    return Refused("no_link", f"The manifest has no link for {file.name}; request it from the API again.")
+
+
+def _damaged(file: ManifestFile) -> DamagedFile:
+    return DamagedFile("damaged_file", f"{file.name} does not match the manifest. Fetch it again.")
+
+
 def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
     if file.url is None:
-        raise Refused("no_link", f"The manifest has no link for {file.name}; request it from the API again.")
+        raise _no_link(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     part = path.with_name(f"{path.name}.part")
@@ -55,7 +73,7 @@ def _download_one(transport: Transport, file: ManifestFile, path: Path) -> None:
                 size += len(chunk)
                 written.write(chunk)
         if size != file.size or digest.hexdigest() != file.sha256:
-            raise DamagedFile("damaged_file", f"{file.name} does not match the manifest. Fetch it again.")
+            raise _damaged(file)
         part.replace(path)
     except requests.RequestException as error:
         raise Unavailable(

@@ -82,6 +82,14 @@ def known_image(image_id: str) -> ImageSource:
         raise invalid_request(error) from error
 
 
+def uploaded_image(upload_id: str) -> ImageSource:
+    """Return the source that names an upload.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        return ImageSource(upload_id=upload_id)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
 def embed_request(source: ImageSource, fields: JobOptionFields) -> EmbedRequest:
     """Return an image to make known.  Raises InvalidRequest (``invalid_spec``)."""
     try:

@@ -67,6 +67,10 @@ class ScriptedServer:
         self._server.server_close()
         self._thread.join()
 
+    def then(self, *answers: Answer) -> None:
+        """Add responses, which may name the server's own address."""
+        self._answers += answers
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -94,6 +94,8 @@ def test_every_command_works_in_its_order(
     assert answer.returncode == 0, answer.stderr
     assert '"status":"succeeded"' in answer.stdout
     assert '"name":"overlay.png"' in answer.stdout
+    assert (workplace / "masks-box" / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((workplace / "masks-batch" / "coco.json").read_text())["images"]) == 3
     assert (workplace / "overlay.png").read_bytes().startswith(b"\x89PNG")
     assert len(json.loads((workplace / "masks" / "coco.json").read_text())["annotations"]) == 1
 
@@ -114,6 +116,7 @@ def test_the_python_snippet_works(readme: str, running_stack: StackLine, workpla
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("1 mask, predicted IoU 0.9")
     assert (workplace / "masks" / "coco.json").is_file()
+    assert (workplace / "masks" / "overlay.png").is_file()
 
 
 def test_the_receivers_snippet_takes_what_is_signed_and_nothing_else(

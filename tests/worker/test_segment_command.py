@@ -9,8 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from maskfleet.cli.main import main
+from maskfleet.jobs.settings import SharedSettings
+from maskfleet.jobs.storage import Store
+from tests.conftest import PHOTOS_BUCKET
+from tests.maskfleet.scripted_server import Answer, ScriptedServer
 
 
 def run(repository: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -87,3 +95,79 @@ def test_a_model_that_is_not_there_is_a_failure_of_service(repository: Path, tmp
 
     assert ran.returncode == 1
     assert ran.stderr.startswith("model_not_found: ")
+
+
+COIN = ("--box", "304,14,366,73")
+
+
+def test_the_first_call_gives_a_picture_and_says_what_the_demo_model_is_good_for(
+    repository: Path, tmp_path: Path
+) -> None:
+    ran = CliRunner().invoke(
+        main, ["segment", str(repository / "examples" / "coins.png"), *COIN, "--out", str(tmp_path)]
+    )
+
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.startswith("1 mask on 384×303 pixels, predicted IoU up to ")
+    assert ran.stdout.endswith(f"; see {tmp_path}/overlay.png\n")
+    assert "2 files in " in ran.stdout
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        assert overlay.size == (384, 303)
+    assert "bundled demo model" in ran.stderr
+    assert "no good for photographs" in ran.stderr
+    assert "--model facebook/sam-vit-base" in ran.stderr
+
+
+def test_a_folder_is_segmented_with_its_failures_listed_and_gone_on_with(repository: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    coins = (repository / "examples" / "coins.png").read_bytes()
+    (photos / "coins.png").write_bytes(coins)
+    (photos / "deep" / "page.jpg").write_text("<!DOCTYPE html>")
+    command = ("segment", str(photos), *COIN, "--out", str(tmp_path / "masks"), "--json")
+
+    first = CliRunner().invoke(main, command)
+    (photos / "deep" / "page.jpg").write_bytes(coins)
+    second = CliRunner().invoke(main, command)
+
+    assert (first.exit_code, second.exit_code) == (1, 0), first.output + second.output
+    done, failed = (json.loads(line) for line in first.stdout.splitlines())
+    assert (done["photo"], done["status"], done["masks"]) == (str(photos / "coins.png"), "succeeded", 1)
+    assert (failed["status"], failed["code"]) == ("failed", "not_an_image")
+    assert [json.loads(line)["done_before"] for line in second.stdout.splitlines()] == [True, False]
+    assert (tmp_path / "masks" / "deep" / "page.jpg" / "overlay.png").is_file()
+    together = COCO(tmp_path / "masks" / "coco.json")
+    assert [image["file_name"] for image in together.imgs.values()] == ["coins.png", "deep/page.jpg"]
+    assert together.getAnnIds(imgIds=[2]) == [2]
+    assert together.annToMask(together.anns[2]).sum() == together.anns[2]["area"]
+
+
+def test_a_photo_comes_from_standard_input_an_address_or_a_bucket(
+    repository: Path, tmp_path: Path, store_fields: dict[str, str]
+) -> None:
+    coins = (repository / "examples" / "coins.png").read_bytes()
+    photos = Store(SharedSettings(**{**store_fields, "bucket": PHOTOS_BUCKET}))
+    photos.put("2026/coins.png", coins, "image/png")
+    settings = {f"MASKFLEET_{name.upper()}": value for name, value in store_fields.items()}
+    command = ("segment", *COIN, "--json", "--out")
+
+    with ScriptedServer(Answer(200, coins)) as server:
+        answers = [
+            CliRunner().invoke(main, [*command, str(tmp_path / "1"), "-"], input=coins),
+            CliRunner().invoke(main, [*command, str(tmp_path / "2"), f"{server.url}/coins.png"]),
+            CliRunner().invoke(main, [*command, str(tmp_path / "3"), "s3://photos/2026/coins.png"], env=settings),
+        ]
+
+    assert [answer.exit_code for answer in answers] == [0, 0, 0], [answer.output for answer in answers]
+    assert [json.loads(answer.stdout)["masks"] for answer in answers] == [1, 1, 1]
+    names = [json.loads((tmp_path / out / "coco.json").read_text())["images"][0]["file_name"] for out in "123"]
+    assert names == ["image", "coins.png", "coins.png"]
+
+
+def test_a_model_that_cannot_be_loaded_ends_a_run_at_once(repository: Path, tmp_path: Path) -> None:
+    examples = (str(repository / "examples" / "coins.png"), str(repository / "examples" / "coffee.jpg"))
+
+    answer = CliRunner().invoke(main, ["segment", *examples, "--model", "./nothing-here", "--out", str(tmp_path)])
+
+    assert answer.exit_code == 1
+    assert answer.stderr.count("model_not_found") == 1
