@@ -6,6 +6,7 @@ import importlib
 from typing import cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from maskfleet.cli.extras import naming_extras
 
@@ -25,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("maskfleet.cli.jobs:retry_command", "Queue a failed job again."),
     "delete": ("maskfleet.cli.jobs:delete_command", "Delete an ended job and its results."),
     "fetch": ("maskfleet.cli.jobs:fetch_command", "Download a job's result."),
+    "overlay": ("maskfleet.cli.pictures:overlay_command", "Show a job's picture in the terminal."),
+    "open": ("maskfleet.cli.pictures:open_command", "Open the server's page, or a job on it."),
     "models": ("maskfleet.cli.listing:models_command", "List the server's models."),
     "deliveries": ("maskfleet.cli.deliveries:deliveries_command", "Show a job's webhooks and every delivery attempt."),
     "redeliver": ("maskfleet.cli.deliveries:redeliver_command", "Send webhooks again."),
@@ -33,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ledger": ("maskfleet.cli.ledger:ledger_command", "Upgrade the data in Redis to this version."),
     "keys": ("maskfleet.cli.keys:keys_command", "Create, list and revoke API keys."),
     "token": ("maskfleet.cli.tokens:token_command", "Make a short-lived token for a web page."),
+    "completion": ("maskfleet.cli.completion:completion_command", "Have your shell complete commands and files."),
     "api": ("maskfleet.cli.programs:api_command", "Run the API."),
     "worker": ("maskfleet.cli.programs:worker_command", "Run a worker on each of this machine's devices."),
     "sweep": ("maskfleet.cli.programs:sweep_command", "Remove results that no longer belong to a job."),
@@ -62,6 +66,11 @@ class LazyGroup(click.Group):
         from maskfleet.cli.terminal import did_you_mean
 
         raise click.UsageError(f"No such command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}".rstrip(), ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import every command for its line of help.
+        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return found if found or not incomplete.startswith("-") else super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> object:
         with naming_extras(ctx):
