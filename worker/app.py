@@ -29,6 +29,7 @@ from maskfleet.jobs.tracing import start_tracing, stop_tracing
 from maskfleet.worker.model_process import WorkerChild
 from maskfleet.worker.node.figures import StartStage, figures, shown_figures
 from maskfleet.worker.node.health import serve_health
+from maskfleet.worker.node.importing import uncollected
 from maskfleet.worker.node.loading import announced_as_loading
 
 if TYPE_CHECKING:
@@ -103,15 +104,16 @@ def set_up_logs(**_: object) -> None:
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile the mask kernels."""
-    import torch
+    with uncollected():
+        import torch
 
-    from maskfleet.jobs.storage import Store
-    from maskfleet.worker.embeddings.cache import EmbeddingCache
-    from maskfleet.worker.image.sandbox import Sandbox
-    from maskfleet.worker.masks import mask
-    from maskfleet.worker.output import formats
-    from maskfleet.worker.sam.model import load_model
-    from maskfleet.worker.segment_step import segment_and_format
+        from maskfleet.jobs.storage import Store
+        from maskfleet.worker.embeddings.cache import EmbeddingCache
+        from maskfleet.worker.image.sandbox import Sandbox
+        from maskfleet.worker.masks import mask
+        from maskfleet.worker.output import formats
+        from maskfleet.worker.sam.model import load_model
+        from maskfleet.worker.segment_step import segment_and_format
 
     figures().reached(StartStage.IMPORT)
 

@@ -170,10 +170,12 @@ class _Segmenter:
             if self._is_demo:
                 tell(demo_note("--model facebook/sam-vit-base, a hub id or a folder"), err=True)
             from maskfleet.worker.node.device import OPENMP_PASSIVE_WAIT
+            from maskfleet.worker.node.importing import uncollected
 
             for name, value in OPENMP_PASSIVE_WAIT.items():
                 os.environ.setdefault(name, value)
-            from maskfleet.worker.sam.model import load_model
+            with uncollected():
+                from maskfleet.worker.sam.model import load_model
 
             try:
                 self._network = load_model(self.model_name, self._device)
