@@ -102,9 +102,13 @@ class Side:
         )
         assert self._read() == "ready"
 
-    def run(self, points: int) -> dict[str, float]:
+    def run(self, points: int, *otherwise: object) -> dict[str, float]:
+        """Segment the image once.
+
+        otherwise: another size of batch and another image, from now on; their names contain no space.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{points}\n")
+        print(points, *otherwise, file=self._process.stdin)
         self._process.stdin.flush()
         answer: dict[str, float] = json.loads(self._read())
         return answer
@@ -129,14 +133,18 @@ def picture(name: str, megapixels: float, *, square: bool = False) -> np.ndarray
     return np.asarray(small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC))
 
 
-def vit_b(folder: Path) -> Path:
-    """Save a checkpoint of ViT-B's shape with random weights that keeps masks."""
+def vit_b(folder: Path, **otherwise: Any) -> Path:
+    """Save a checkpoint of ViT-B's shape with random weights that keeps masks.
+
+    otherwise: what differs from its encoder's configuration.
+    """
     from tests.worker.networks import random_sam
 
-    network = random_sam(
-        256, 8, 64, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-        global_attn_indexes=[2, 5, 8, 11], window_size=14,
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "global_attn_indexes": [2, 5, 8, 11], "window_size": 14,
+    }  # fmt: skip
+    network = random_sam(256, 8, 64, **{**shape, **otherwise})
     return _save_with_masks(folder, network, SamImageProcessor(), picture("coins", 1))
 
 

@@ -1,9 +1,9 @@
 """One side of `benchmarks.core`, in its own process: ours, or the library's.
 
 It loads a checkpoint, segments a small blank image as a warm-up, loads the image and, for each number of points
-per side read from standard input, writes a line of JSON: seconds of wall clock and of CPU, the peak of resident memory
-above what the process held with the model and the image loaded, and that of the whole process since its start, with all
-that Python and torch need.
+per side read from standard input (perhaps with another size of batch and another image), writes a line of JSON:
+seconds of wall clock and of CPU, the peak of resident memory above what the process held with the model and the image
+loaded, and that of the whole process since its start, with all that Python and torch need.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Ours:
         from maskfleet.worker.sam.model import load_model
 
         self._model = load_model(checkpoint, device)
-        self._points_per_batch = points_per_batch
+        self.points_per_batch = points_per_batch
 
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
         from maskfleet.worker.segment import segment
@@ -53,7 +53,7 @@ class Ours:
         photo = Photo(pixels, (pixels.shape[1], pixels.shape[0]), "PNG")
         params = {
             "points_per_crop": side,
-            "points_per_batch": self._points_per_batch,
+            "points_per_batch": self.points_per_batch,
             "stability_score_thresh": STABILITY,
         }
         spec = EverythingJob(mode="everything", image=SOMEWHERE, params=params)
@@ -74,7 +74,7 @@ class Library:
         network, processor = (SamModel, SamImageProcessor) if is_sam else (Sam2Model, Sam2ImageProcessor)
         self._network: Any = network.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
         self._processor: Any = processor.from_pretrained(checkpoint)
-        self._points_per_batch = points_per_batch
+        self.points_per_batch = points_per_batch
 
     @torch.inference_mode()
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
@@ -92,8 +92,8 @@ class Library:
         sizes = [size, inputs["reshaped_input_sizes"].tolist()] if "reshaped_input_sizes" in inputs else [size]
         masks, scores, found_boxes = [], [], []
         started = time.perf_counter()
-        for start in range(0, points.shape[1], self._points_per_batch):
-            batch = slice(start, start + self._points_per_batch)
+        for start in range(0, points.shape[1], self.points_per_batch):
+            batch = slice(start, start + self.points_per_batch)
             output = self._network(
                 input_points=points[:, batch, 0:1], input_labels=labels[:, batch, 0:1], image_embeddings=embeddings
             )
@@ -124,7 +124,7 @@ class Decoder:
         if not ours:
             through_library = LibrarySam if isinstance(model.family, Sam) else LibrarySam2
             self._family = through_library(model.family.network, model.family.preprocessing)
-        self._points_per_batch = batch_that_fits(model, points_per_batch) if ours else points_per_batch
+        self.points_per_batch = batch_that_fits(model, points_per_batch) if ours else points_per_batch
         self._embedded: tuple[Pixels, Any] | None = None
 
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
@@ -138,7 +138,7 @@ class Decoder:
             self._embedded = (pixels, self._family.embed(pixels))
         embedding, promising = self._embedded[1], 0
         started, started_cpu = time.perf_counter(), time.process_time()
-        for batch in grid_batches(crop, embedding.frame, self._points_per_batch):
+        for batch in grid_batches(crop, embedding.frame, self.points_per_batch):
             candidates = self._family.decode(embedding, batch)
             chosen = choose_promising(candidates, spec.params.pred_iou_thresh)
             promising += len(candidates.logits(chosen.rows, chosen.columns))
@@ -163,10 +163,13 @@ def main() -> None:
     loaded_gb = resident_gb("VmHWM")
     print("ready", flush=True)
     for line in sys.stdin:
+        points, *otherwise = line.split()
+        if otherwise:
+            side.points_per_batch, pixels = int(otherwise[0]), np.load(otherwise[1])
         give_back()  # or the run would refill it unnoticed
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before_gb, cpu_s = resident_gb("VmRSS"), time.process_time()
-        answer = side.run(pixels, int(line))
+        answer = side.run(pixels, int(points))
         peak_gb = resident_gb("VmHWM")
         answer |= {"cpu_s": time.process_time() - cpu_s, "peak_gb": peak_gb - before_gb}
         answer |= {"process_gb": max(loaded_gb, peak_gb)}
