@@ -1,4 +1,4 @@
-"""Make each output of an image's masks and print the peak of memory that it took, in bytes per pixel of the image.
+"""Make each output of images' masks and print the peaks of memory that took, in bytes, a line of JSON for each image.
 
 A process of its own, since a peak is that of a process.  Beyond what it held with the photo and the masks.
 """
@@ -45,7 +45,13 @@ def disc(size_hw: tuple[int, int], middle_xy: tuple[float, float], radius: float
 
 
 def main() -> None:
-    width, height = map(int, sys.argv[1:])
+    formats.warm_up()
+    for size in sys.argv[1:]:
+        width, height = map(int, size.split("x"))
+        print(json.dumps(peaks_of(width, height)))  # noqa: T201
+
+
+def peaks_of(width: int, height: int) -> dict[str, float]:
     random = np.random.default_rng(0)
     middles = random.uniform(0.1, 0.9, (20, 2)) * [width, height]
     masks = [disc((height, width), (x, y), random.uniform(0.02, 0.3) * height) for x, y in middles]
@@ -53,7 +59,6 @@ def main() -> None:
     found = Segmentation((width, height), tuple(masks), NO_METRICS)
     photo = Photo(np.full((height, width, 3), 90, np.uint8), (width, height), "JPEG")
     spec = EverythingJob(mode="everything", image=ImageSource(s3_uri="s3://photos/any.jpg"))
-    formats.warm_up()
 
     def pngs() -> None:
         for mask in masks:
@@ -71,8 +76,8 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before_gb = resident_gb("VmRSS")
         make()
-        peaks[name] = (resident_gb("VmHWM") - before_gb) * 2**30 / (width * height)
-    sys.stdout.write(json.dumps(peaks))
+        peaks[name] = (resident_gb("VmHWM") - before_gb) * 2**30
+    return peaks
 
 
 if __name__ == "__main__":

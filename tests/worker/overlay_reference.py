@@ -22,15 +22,15 @@ def overlay(pixels: npt.NDArray[np.uint8], masks: Sequence[Bools]) -> npt.NDArra
     height, width = pixels.shape[:2]
     scale = min(1.0, LONGEST_EDGE / max(width, height))
     size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = np.asarray(Image.fromarray(pixels).resize(size_wh, Image.Resampling.LANCZOS)).astype(np.float64)
+    canvas = np.asarray(Image.fromarray(pixels).resize(size_wh, Image.Resampling.LANCZOS)).astype(np.float32)
     line = max(1.0, max(size_wh) / 420)
     for index, mask in sorted(enumerate(masks), key=lambda pair: -np.count_nonzero(pair[1])):
         if mask.any():
-            _draw(canvas, mask, np.array(colour_of(index), np.float64), line)
+            _draw(canvas, mask, np.array(colour_of(index), np.float32), line)
     return np.rint(canvas).astype(np.uint8)
 
 
-def _draw(canvas: npt.NDArray[np.float64], mask: Bools, tint: npt.NDArray[np.float64], line: float) -> None:
+def _draw(canvas: npt.NDArray[np.float32], mask: Bools, tint: npt.NDArray[np.float32], line: float) -> None:
     size_wh = canvas.shape[1::-1]
     small = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size_wh, Image.Resampling.BOX)
     blurred = small.filter(ImageFilter.GaussianBlur(max(0.8, line * 0.8)))
@@ -38,9 +38,9 @@ def _draw(canvas: npt.NDArray[np.float64], mask: Bools, tint: npt.NDArray[np.flo
     assert box is not None
     left, top, right, bottom = box
     region = canvas[top:bottom, left:right]
-    soft = np.asarray(blurred.crop(box)).astype(np.float64)[..., None] / 255
+    soft = np.asarray(blurred.crop(box)).astype(np.float32)[..., None] / 255
     off_edge = np.abs(soft - 0.5)
-    fill = 0.45 * (1 - 0.6 * np.count_nonzero(mask) / mask.size)
+    fill = np.float32(0.45 * (1 - 0.6 * np.count_nonzero(mask) / mask.size))
     for colour, alpha in (
         (tint, fill * np.clip((soft - 0.3) / 0.4, 0, 1)),
         (tint * 0.25, 0.55 * np.clip((0.47 - off_edge) / 0.12, 0, 1)),

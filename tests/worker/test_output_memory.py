@@ -14,14 +14,23 @@ LABELS, BITS = 2, 1 / 8
 PICTURE_BYTES, STRIPS_BYTES = 100 * 2**20, 8 * 2**20
 
 
-@pytest.mark.parametrize("size_wh", [(5184, 3456), (12247, 8165)])
-def test_outputs_take_no_byte_for_each_pixel_of_a_mask(size_wh: tuple[int, int]) -> None:
-    pixels = size_wh[0] * size_wh[1]
-    command = [sys.executable, "-m", "tests.worker.output_memory", *map(str, size_wh)]
+SIZES_WH = ((5184, 3456), (12247, 8165))
 
+
+@pytest.fixture(scope="module")
+def measured() -> dict[tuple[int, int], dict[str, float]]:
+    """The peak of each output's memory in bytes, by the image's size."""
+    command = [sys.executable, "-m", "tests.worker.output_memory", *(f"{width}x{height}" for width, height in SIZES_WH)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    return dict(zip(SIZES_WH, map(json.loads, ran.stdout.splitlines()), strict=True))
 
-    peaks = {name: peak * pixels for name, peak in json.loads(ran.stdout).items()}
+
+@pytest.mark.parametrize("size_wh", SIZES_WH)
+def test_outputs_take_no_byte_for_each_pixel_of_a_mask(
+    measured: dict[tuple[int, int], dict[str, float]], size_wh: tuple[int, int]
+) -> None:
+    pixels, peaks = size_wh[0] * size_wh[1], measured[size_wh]
+
     assert peaks["png"] < 2 * BITS * pixels + STRIPS_BYTES
     assert peaks["masks_zip"] < 2 * BITS * pixels + STRIPS_BYTES
     assert peaks["label_map"] < (LABELS + 2 * BITS) * pixels + STRIPS_BYTES
