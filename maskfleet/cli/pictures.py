@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -24,8 +25,9 @@ _OVERLAYS = ("overlay.png", "overlay.webp", "overlay.jpg")
 @click.command("open")
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--print", "only_print", is_flag=True, help="Print the address, and open nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The same, as one line of JSON.")
 @server_options
-def open_command(job_id: str | None, only_print: bool, api_url: str | None, api_key: str | None) -> None:
+def open_command(job_id: str | None, only_print: bool, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Open the server's page, with the job JOB if it is given, in a browser.  Prints the address.
 
     The page asks for the API key, which is not put on the browser's command line, for other users could read it there.
@@ -34,8 +36,8 @@ def open_command(job_id: str | None, only_print: bool, api_url: str | None, api_
         if job_id is not None:
             job_id = client.get(job_id).id
         address = f"{client.api_url}/{f'#job={job_id}' if job_id else ''}"
-    click.echo(address)
-    if not only_print and not webbrowser.open(address):
+    click.echo(json.dumps({"address": address}) if as_json else address)
+    if not (only_print or as_json) and not webbrowser.open(address):
         click.echo("No browser was found here. Open the address in one.", err=True)
 
 

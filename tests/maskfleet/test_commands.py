@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -217,6 +218,24 @@ def test_every_command_tells_its_options() -> None:
         assert name in listed
         assert summary in listed
         assert told(name, "--help").startswith(f"Usage: maskfleet {name} ")
+
+
+#: Commands whose output is no data: programs of the service, and what is made to be looked at.
+FOR_PEOPLE = {"api", "worker", "courier", "demo", "overlay", "completion", "webhook listen"}
+
+
+def test_every_command_but_those_for_people_alone_can_print_json() -> None:
+    context = click.Context(main)
+    without = set()
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        several = command.commands if isinstance(command, click.Group) else {"": command}
+        for part, one in several.items():
+            if "--json" not in {option for parameter in one.params for option in parameter.opts}:
+                without.add(f"{name} {part}".strip())
+
+    assert without == FOR_PEOPLE
 
 
 @pytest.mark.parametrize(
