@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from maskfleet.jobs.schema.record import Failure, JobView, Metrics, ResultSummar
 from maskfleet.jobs.status import Status
 from tests.maskfleet.scripted_server import Answer, ScriptedServer
 from tests.maskfleet.test_transport import JOB, manifest_of, problem
+from tests.waiting import wait_until
 
 REAL = JOB.model_copy(update={"model": "sam-vit-base"})
 SUCCEEDED = REAL.model_copy(
@@ -208,6 +213,26 @@ def test_a_batch_that_was_stopped_goes_on_with_the_job_that_it_had_sent() -> Non
         "GET /v1/jobs/ID/result",
         "GET /bucket/coco.json",
     ]
+
+
+def test_ctrl_c_ends_a_batch_at_once_and_keeps_the_job_that_it_had_sent() -> None:
+    with ScriptedServer(as_answer(MODELS), as_answer(REAL, 202), as_answer(REAL)) as server:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+        # A shell's background job, as the suite may be, inherits SIGINT as ignored.
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from maskfleet.cli.main import main; main()"
+        )
+        command = [sys.executable, "-c", code, "batch", "a.png", "--api-url", server.url, "--api-key", "mf_1"]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as batch:
+            wait_until(lambda: len(server.asked) > 2, 60)  # it waits for its job
+            batch.send_signal(signal.SIGINT)
+            _, said = batch.communicate(timeout=60)
+
+    assert batch.returncode == 130
+    assert said.endswith("Interrupted.\nThe same command goes on from here.\n")
+    *_, last = Path("masks-out/progress.jsonl").read_text().splitlines()
+    assert (json.loads(last)["status"], json.loads(last)["job_id"]) == ("sent", JOB.id)
 
 
 def test_a_batch_repeats_a_call_whose_answer_was_lost_under_the_same_key() -> None:
