@@ -445,4 +445,5 @@ def _batch_as_created(creation: Creation, jobs: NewJobs, metadata: dict[str, str
         ends=0,
         counts=BatchCounts(queued=len(creation.job_ids), processing=0, succeeded=0, failed=0, canceled=0, expired=0),
         metadata=metadata,
+        request_id=jobs.origin.request_id,
     )

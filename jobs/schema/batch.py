@@ -60,6 +60,11 @@ class BatchView(Wire):
     counts: BatchCounts
     metadata: dict[str, str] = Field(default_factory=dict)
     job_ids: tuple[str, ...] = Field(description="In the order of the images. Each is a job like any other.")
+    request_id: str | None = Field(
+        None,
+        exclude_if=lambda request_id: request_id is None,
+        description="The `X-Request-Id` of the request that created it, and all of its jobs.",
+    )
     urls: BatchUrls
 
 
@@ -133,5 +138,6 @@ class BatchRecord:
             counts=self.counts,
             metadata=self.metadata,
             job_ids=job_ids,
+            request_id=self.request_id or None,
             urls=self.urls(base_url),
         )

@@ -92,6 +92,21 @@ def test_each_image_of_a_batch_becomes_a_job_like_any_other(
     assert all('"png"' in str(spec) and "base64" not in str(spec) for spec in specs)
 
 
+def test_a_batch_and_its_jobs_know_which_request_created_them(apiary: Caller, ledger: Ledger) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    response = apiary.post("/v1/batches", batch(), X_Request_Id="album-7", Traceparent=traceparent)
+
+    sent = BatchView.model_validate_json(response.data)
+    assert sent.request_id == look(apiary, sent).request_id == response.headers["X-Request-Id"] == "album-7"
+    for job_id in sent.job_ids:
+        record = ledger.read(job_id)
+        assert record is not None
+        # Passed on, though this API sends no traces of its own.
+        assert (record.request_id, record.traceparent) == ("album-7", traceparent)
+        assert apiary.get(f"/v1/jobs/{job_id}").json["request_id"] == "album-7"
+
+
 def test_a_batch_counts_its_jobs_until_the_last_has_ended(apiary: Caller, ledger: Ledger, store: Store) -> None:
     sent = send(apiary, BEE, WASP, BEE)
 
@@ -362,6 +377,7 @@ def test_the_end_of_a_batch_is_signed_sent_and_sent_again(
     assert (event.data.total, event.data.counts.failed, event.data.counts.canceled) == (2, 1, 1)
     assert (event.data.counts.succeeded, event.data.counts.expired, event.data.metadata) == (0, 0, {"album": "7"})
     assert event.timestamp == look(caller, sent).ended_at
+    assert event.data.request_id == sent.request_id
     assert event.data.urls.self == f"https://masks.example.com/v1/batches/{sent.id}"
     assert (shown.id, shown.type, shown.batch_id) == (f"msg_{sent.id}_1_completed", "batch.completed", sent.id)
     assert [made.status for made in shown.tries] == [204, 204, 204]

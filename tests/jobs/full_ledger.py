@@ -21,7 +21,7 @@ from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs
+from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs, Origin
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
@@ -32,6 +32,7 @@ from maskfleet.stack.servers import start_redis
 from tests import taking
 from tests.taking import take_due
 
+ORIGIN = Origin("order-7", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 TENANT, NODE, QUEUE = "ant", "node-1", "sam.m.normal"
 IMAGE = "upl_00000000000000000000000000000000"
 SPEC = (
@@ -82,7 +83,7 @@ class FullLedger:
     def _batch(self, name: str, jobs: int) -> None:
         specs = tuple(SPEC % f"{name}, {number}" for number in range(jobs))
         batch = NewBatch("https://batch.example.com/hook", {"name": name})
-        new = NewJobs(TENANT, QUEUE, specs, DAY_S, None, f"album {name}", "digest", batch)
+        new = NewJobs(TENANT, QUEUE, specs, DAY_S, None, f"album {name}", "digest", batch, origin=ORIGIN)
         first, *others = self._ledger.create(new, max_in_flight=MANY, idempotency_ttl_s=DAY_S).job_ids
         self._ledger.succeed(self._claim(first), RESULT)
         if others:
@@ -134,6 +135,7 @@ class FullLedger:
             key,
             "digest" if key else "",
             bucket="b",
+            origin=ORIGIN,
             images=(IMAGE,),
         )
         return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id

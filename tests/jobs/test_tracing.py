@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
+import redis
 
+from maskfleet.jobs.ledger.jobs import Ledger
+from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.tracing import read_traceparent
+from tests import taking
+from tests.jobs.full_ledger import QUEUE, SPEC, TENANT
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -92,3 +98,27 @@ def test_a_callers_traceparent_is_read(header: str) -> None:
 )
 def test_what_is_no_traceparent_is_ignored(header: str) -> None:
     assert read_traceparent(header) == ""
+
+
+def test_a_claim_says_since_when_the_job_waited(ledger: Ledger, redis_client: redis.Redis) -> None:
+    new = NewJobs(tenant=TENANT, queue=QUEUE, specs_json=(SPEC % "a",), start_deadline_s=86_400)
+    job = ledger.create(new, max_in_flight=9, idempotency_ttl_s=60).id
+    first = taking.claim(ledger, job)
+    assert first is not None
+    ledger.release(first, delay_s=0, charged=True, outcome="store_unavailable")
+    second = taking.claim(ledger, job)
+    assert second is not None
+    ledger.fail(second, "internal_error", "It failed.")
+    redis_client.hset(f"mf:job:{job}", "created_ms", 1)  # long ago
+    ledger.retry(job, TENANT, start_deadline_s=86_400, max_in_flight=9)
+    third = taking.claim(ledger, job)
+
+    assert third is not None
+    assert first.waited_since_ms == first.created_ms
+    assert second.waited_since_ms == _ms(ledger.attempts(job)[0].ended_at)
+    assert _ms(ledger.attempts(job)[1].ended_at) <= third.waited_since_ms <= (third.claimed_ms or 0)
+
+
+def _ms(time: datetime | None) -> int:
+    assert time is not None
+    return round(time.timestamp() * 1000)
