@@ -24,7 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from maskfleet.jobs.errors import JobError
+from maskfleet.jobs.errors import JobError, NotFound
 from maskfleet.jobs.tracing import Attributes, Kind, Span
 
 #: How long the end of a program waits for a collector; a worker's grace is for its job.
@@ -92,7 +92,9 @@ class _SentSpan(Span):
     ) -> None:
         if self._token is not None:
             otel_context.detach(self._token)
-        if isinstance(error, Exception):
+        if isinstance(error, NotFound):  # mostly an answer: nothing is kept of an image yet
+            self.note({"error.type": error.code})
+        elif isinstance(error, Exception):
             # Not its message, and no stack: they may hold a signed URL.
             self.fail(error.code if isinstance(error, JobError) else type(error).__name__)
         self._span.end()

@@ -126,6 +126,7 @@ def test_an_attempts_stages_are_spans_with_the_requests_that_they_made(run: Run)
     assert [run.under(upload) for upload in uploads] == [["S3 PutObject"] * 3, ["S3 PutObject"]]
     manifest = next(span for span in run.spans if span.parent_id == uploads[1].span_id)
     assert manifest.attributes["aws.s3.key"] == run.view["result"]["manifest_key"]
+    assert [span.name for span in run.spans if span.failed] == ["webhook succeeded"]  # not what was looked for in vain
     assert all(attempt.began_ns <= span.began_ns for span in run.spans if span.parent_id == attempt.span_id)
 
 
