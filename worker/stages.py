@@ -25,11 +25,12 @@ class StageName(StrEnum):
 
 
 class Timings:
-    """The seconds that one attempt spent in each stage, and on each output."""
+    """The seconds that one attempt spent in each stage, and on each output; and how often it halved a batch."""
 
     def __init__(self) -> None:
         self.stages: dict[StageName, float] = {}
         self.outputs: dict[str, float] = {}
+        self.halvings = 0
 
 
 _timings: ContextVar[Timings | None] = ContextVar("timings", default=None)
@@ -97,6 +98,12 @@ def turns(name: StageName) -> Iterator[Turns]:
         yield made
     finally:
         made.end()
+
+
+def note_halvings(count: int) -> None:
+    """Count batches that did not fit in memory and were halved."""
+    if (timings := _timings.get()) is not None:
+        timings.halvings += count
 
 
 def timed_outputs(artifacts: Iterable[Artifact]) -> Iterator[Artifact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
-from maskfleet.worker.stages import StageName, stage, turns
+from maskfleet.worker.stages import StageName, note_halvings, stage, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Steps:
 
         self._watch.stage(Stage.DECODING)
         self._watch.batch(self._done, self._batches, len(self.pending))
-        with turns(StageName.DECODE_PROMPTS) as decoding:
+        with turns(StageName.DECODE_PROMPTS) as decoding, self._counted_halvings():
             for batch in batches:
                 started = time.perf_counter()
                 yield from self._halving.decode(decode, batch)
@@ -161,6 +162,14 @@ class Steps:
                 self._done += 1
                 self._points += len(batch.indices)
                 self._watch.batch(self._done, self._batches, len(self.pending))
+
+    @contextmanager
+    def _counted_halvings(self) -> Iterator[None]:
+        before = self._halving.halvings
+        try:
+            yield
+        finally:
+            note_halvings(self._halving.halvings - before)
 
     def decode_again(
         self, embedding: Embedding, prompt: PromptBatch, slot: BatchSlot, *, multimask: bool = True

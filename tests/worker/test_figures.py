@@ -24,7 +24,7 @@ from maskfleet.jobs.schema.record import Metrics
 from maskfleet.jobs.schema.spec import EverythingJob, ImageSource
 from maskfleet.worker.node.figures import StartStage, figures
 from maskfleet.worker.output.artifacts import Artifact
-from maskfleet.worker.stages import StageName, stage, timed, timed_outputs, turns
+from maskfleet.worker.stages import StageName, note_halvings, stage, timed, timed_outputs, turns
 
 of = figures()
 for of_start in (StartStage.IMPORT, StartStage.LOAD, StartStage.COMPILE, StartStage.CANARY, StartStage.CANARY):
@@ -47,6 +47,7 @@ with timed() as timings:
                 pass
     for file in timed_outputs(Artifact(name, "", b"") for name in ("coco.json", "masks/0000.png", "masks/0001.png")):
         pass
+    note_halvings(2)
 of.attempted(0.2, timings)
 of.attempted(None, timings)
 """
@@ -90,6 +91,7 @@ def test_the_parent_shows_what_one_child_after_the_other_counted(redis_url: str)
         'maskfleet_worker_output_seconds_count{output="masks"} 4.0',
         "maskfleet_worker_points_total 2068.0",
         "maskfleet_worker_smaller_batches_total 2.0",
+        "maskfleet_worker_halved_batches_total 8.0",
     ):
         assert line in lines, response.text
     started = [line for line in lines if line.startswith("maskfleet_worker_start_seconds{")]

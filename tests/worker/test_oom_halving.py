@@ -15,6 +15,7 @@ from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.segment import segment
+from maskfleet.worker.stages import StageName, timed
 from tests.worker.conftest import everything
 
 
@@ -46,6 +47,7 @@ def test_a_batch_is_halved_until_it_fits(limit: int, sizes: list[int], known: in
         torch.cat([part.points_xy for part, _ in parts if part.points_xy is not None]), batch(10).points_xy
     )
     assert halving.points_per_batch == known
+    assert halving.halvings == {10: 0, 5: 1, 2: 2}[known]
 
 
 def test_later_batches_begin_with_the_size_that_fitted() -> None:
@@ -78,10 +80,13 @@ def test_a_job_that_meets_the_end_of_memory_once_has_the_same_masks(
     family.__class__ = Short
     spec = everything(points_per_crop=4, points_per_batch=6, pred_iou_thresh=0.5, stability_score_thresh=0.5)
 
-    done = segment(example("coins.png"), spec, dataclasses.replace(model, family=family))
+    with timed() as timings:
+        done = segment(example("coins.png"), spec, dataclasses.replace(model, family=family))
 
     undisturbed = segment(example("coins.png"), spec, model)
     assert met == [6, 6, 3, 3, 3, 1]
+    assert timings.halvings == 1
+    assert timings.stages.keys() == {StageName.EMBED, StageName.DECODE_PROMPTS, StageName.MEASURE}
     assert (done.metrics.points, done.metrics.points_per_batch) == (16, 3)
     assert [mask.point_coords for mask in done.masks] == [mask.point_coords for mask in undisturbed.masks]
     assert [mask.area for mask in done.masks] == pytest.approx([mask.area for mask in undisturbed.masks], abs=2)

@@ -100,6 +100,11 @@ class WorkerFigures:
             "Jobs that decoded fewer points at once than they asked for, because memory ran short.",
             registry=registry,
         )
+        self._halvings = Counter(
+            "maskfleet_worker_halved_batches",
+            "Batches of points that did not fit in memory and were halved, once for each time.",
+            registry=registry,
+        )
         self._embeddings = Counter(
             "maskfleet_worker_embeddings",
             "Embeddings that jobs used, by where they are from.",
@@ -136,6 +141,7 @@ class WorkerFigures:
                 self._wait.observe(wait_s)
             for stage, seconds in timings.stages.items():
                 self._stages.labels(str(stage)).observe(seconds)
+            self._halvings.inc(timings.halvings)
             for output, seconds in timings.outputs.items():
                 self._outputs.labels(output).observe(seconds)
 

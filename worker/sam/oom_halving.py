@@ -21,6 +21,8 @@ class BatchHalving:
 
     def __init__(self, points_per_batch: int) -> None:
         self.points_per_batch = points_per_batch
+        #: How often memory ran out so far, and a batch was halved.
+        self.halvings = 0
 
     def decode(
         self, decode: Callable[[PromptBatch], Candidates], batch: PromptBatch
@@ -42,6 +44,7 @@ class BatchHalving:
             if len(part.indices) == 1:
                 raise
             self.points_per_batch = len(part.indices) // 2
+            self.halvings += 1
             logger.warning("batch_halved", points_per_batch=self.points_per_batch)
         torch.cuda.empty_cache()  # does nothing if CUDA was never used
         return None
