@@ -18,7 +18,7 @@ from typing import Generic, NoReturn, TypeVar
 from maskfleet.api.images import check_image, for_each, store_image, stored_source
 from maskfleet.api.known_images import find_named
 from maskfleet.api.request_body import MAX_SPEC_BYTES, UNSTORED, Submission, spec_too_large
-from maskfleet.api.services import Services, whole_view
+from maskfleet.api.services import Services, view_with_spec
 from maskfleet.api.sources import check_address, check_addresses, check_image_source, check_mask_inputs
 from maskfleet.jobs import tracing
 from maskfleet.jobs.errors import (
@@ -75,7 +75,7 @@ def admit_job(
 ) -> Admitted[JobView]:
     """Check a job, store the image sent with it, record it and ring for a worker."""
     spec, image = _with_model(submission.spec, services), submission.image
-    unstored = ImageSource(upload_id=UNSTORED) if image is not None else spec.image
+    unstored = ImageSource(upload_id=UNSTORED, file_name=spec.image.file_name) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
         raise spec_too_large()
     named = find_named(spec.image, tenant, services)
@@ -85,7 +85,8 @@ def admit_job(
     named.check_prompts(spec.prompts)
     source = services.cpu.run(len(image or b""), stored_source, named.source, image)
     spec_json = dump_spec(spec.model_copy(update={"image": source}))
-    as_sent = spec_json if spec.image.image_id is None else dump_spec(spec)
+    # Without its name: the same image may come with one in a multipart request, and without one in JSON.
+    as_sent = (source if spec.image.image_id is None else spec.image).model_copy(update={"file_name": None})
     jobs = NewJobs(
         tenant=tenant,
         queue=queue_name(str(spec.model), spec.priority),
@@ -93,10 +94,11 @@ def admit_job(
         start_deadline_s=spec.start_deadline_s,
         webhook=spec.webhook or services.settings.default_webhook(tenant),
         idempotency_key=idempotency_key,
-        body_digest=_digest(as_sent) if idempotency_key else "",
+        body_digest=_digest(dump_spec(spec.model_copy(update={"image": as_sent}))) if idempotency_key else "",
         bucket=services.store.bucket,
         images=(source.name,),
         origin=origin,
+        sources=(source,),
     )
     reservation = None
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
@@ -125,7 +127,7 @@ def admit_batch(
     images = for_each(spec.images, lambda image: _checked(image, spec.prompts, tenant, services))
     specs_json = tuple(dump_spec(job_of(spec, image.source)) for image in images)
     as_sent = tuple(dump_spec(job_of(spec, image.as_sent)) for image in images)
-    size = sum({image.source: image.size for image in images}.values())  # one image, sent twice, is stored once
+    size = sum({image.source.name: image.size for image in images}.values())  # one image, sent twice, is stored once
     default = services.settings.default_webhook(tenant)
     webhook_json = spec.webhook.model_dump_json() if spec.webhook else ""
     completed_url = spec.webhook.completed_url if spec.webhook else default.url if default else ""
@@ -141,6 +143,7 @@ def admit_batch(
         bucket=services.store.bucket,
         images=tuple(image.source.name for image in images),
         origin=origin,
+        sources=tuple(image.source for image in images),
     )
     reservation = None
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
@@ -403,7 +406,7 @@ def _job_view(job_id: str, services: Services, address: str) -> JobView:
     record = services.ledger.read(job_id)
     if record is None:
         raise NotFound("job_not_found", "The job for this Idempotency-Key no longer exists. Use a new key.")
-    return whole_view(record, services, address)
+    return view_with_spec(record, services, address)
 
 
 def find_batch(batch_id: str, tenant: str, services: Services) -> BatchRecord:
@@ -432,6 +435,8 @@ def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:
             "fence": "0",
             "image": next(iter(jobs.images), ""),
             "request_id": jobs.origin.request_id,
+            "source": jobs.sources[0].shown,
+            "file_name": jobs.sources[0].file_name or "",
         }
     )
 

@@ -34,7 +34,7 @@ def check_image(data: bytes, prompts: tuple[Prompt, ...], settings: ApiSettings)
 
 def stored_source(source: ImageSource, data: bytes | None) -> ImageSource:
     """Return an image's source once it is stored; the source itself where nothing came with the request."""
-    return source if data is None else ImageSource(upload_id=upload_id_of(data), sha256=source.sha256)
+    return source if data is None else source.model_copy(update={"upload_id": upload_id_of(data), "base64": None})
 
 
 def store_image(data: bytes | None, tenant: str, services: Services) -> None:

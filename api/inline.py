@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, ValidationError
 
-from maskfleet.api.services import Services, base_url, whole_view
+from maskfleet.api.services import Services, base_url, view_with_spec
 from maskfleet.jobs.errors import JobError, NotFound, RecordUnreadable
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.inline import InlineMasks, InlineOmitted, WhyNotInline
@@ -29,7 +29,7 @@ def view_with_inline(record: JobRecord, services: Services) -> JobView:
 
     A store that does not answer leaves the masks out: the job is shown all the same.
     """
-    view = whole_view(record, services, base_url())
+    view = view_with_spec(record, services, base_url())
     if record.summary.inline is None or record.status is not Status.SUCCEEDED or record.result is None:
         return view
     found = _masks(record.id, record.result.manifest_key, f"{view.urls.self}/files/coco.json", services)

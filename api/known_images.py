@@ -43,7 +43,8 @@ def find_named(source: ImageSource, tenant: str, services: Services) -> NamedIma
         raise _not_known(source.image_id, _why_not(record))
     content = record.result.image if record.result else None
     pinned = source.sha256 or kept.sha256 or (content.sha256 if content else None)
-    return NamedImage(kept.model_copy(update={"sha256": pinned}), content)
+    named = {"sha256": pinned, "file_name": source.file_name or kept.file_name}
+    return NamedImage(kept.model_copy(update=named), content)
 
 
 def _why_not(record: JobRecord) -> str:

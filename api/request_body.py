@@ -19,7 +19,13 @@ from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
 from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
 from maskfleet.jobs.schema.record import AnySpec
-from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, invalid_request, parse_embed_request, parse_spec
+from maskfleet.jobs.schema.spec import (
+    IMAGE_COMES_BESIDE,
+    file_name_of,
+    invalid_request,
+    parse_embed_request,
+    parse_spec,
+)
 
 #: A spec is kept in Redis, which holds small things only.
 MAX_SPEC_BYTES = 256 * 1024
@@ -140,6 +146,7 @@ def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, 
             "malformed_multipart", "A part without a file name is too large, or there are too many parts.", status=413
         ) from error
     found: dict[str, bytes] = {}
+    file_name: str | None = None
     for name, part in parts:
         if name not in ("job", "image") or name in found:
             why = "appears twice" if name in found else "is unknown"
@@ -147,6 +154,8 @@ def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, 
             raise InvalidRequest(
                 "malformed_multipart", f"The part {named!r} {why}; send one job part and one image part."
             )
+        if name == "image" and isinstance(part, FileStorage):
+            file_name = _own_name(part.filename or "")
         limit = MAX_SPEC_BYTES if name == "job" else max_image_bytes
         found[name] = part.stream.read(limit + 1) if isinstance(part, FileStorage) else part.encode()
     if not must_describe:
@@ -156,10 +165,10 @@ def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, 
             raise InvalidRequest("malformed_multipart", f"The part {name!r} is missing.")
     if len(found["job"]) > MAX_SPEC_BYTES:
         raise spec_too_large()
-    return Submission(parse(_with_image(found["job"].removeprefix(codecs.BOM_UTF8))), found["image"])
+    return Submission(parse(_with_image(found["job"].removeprefix(codecs.BOM_UTF8), file_name)), found["image"])
 
 
-def _with_image(job: bytes) -> bytes:
+def _with_image(job: bytes, file_name: str | None) -> bytes:
     """Put a placeholder for the image part into a job's JSON."""
     try:
         document = from_json(job)
@@ -171,7 +180,14 @@ def _with_image(job: bytes) -> bytes:
         raise InvalidRequest.at(
             "/image", "invalid_spec", "The image is sent as its own part; leave this field out.", fault="image_twice"
         )
-    return to_json({**document, "image": {"upload_id": UNSTORED}}, inf_nan_mode="constants")
+    image = {"upload_id": UNSTORED, **({"file_name": file_name} if file_name else {})}
+    return to_json({**document, "image": image}, inf_nan_mode="constants")
+
+
+def _own_name(given: str) -> str | None:
+    """Return the name of an image's part, without its folder; None if it says nothing."""
+    name = given.replace("\\", "/").rpartition("/")[2]
+    return None if name in ("", "image", "blob") or len(name) > 255 or file_name_of(name) != name else name
 
 
 def spec_too_large() -> InvalidRequest:

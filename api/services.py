@@ -30,7 +30,7 @@ from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Bells, Publisher
-from maskfleet.jobs.schema.record import JobRecord, JobView
+from maskfleet.jobs.schema.record import JobRecord, JobView, shown_spec
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import ApiSettings
 from maskfleet.jobs.status import Status
@@ -39,6 +39,8 @@ from maskfleet.jobs.storage import Store
 EXTENSION = "maskfleet"
 #: Connections to Redis of one process; a command that finds them all in use waits for one.
 REDIS_CONNECTIONS = 64
+#: A longer spec is not shown with its job, which may be polled every second.
+MAX_SHOWN_SPEC_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +181,13 @@ def whole_view(record: JobRecord, services: Services, address: str) -> JobView:
     if record.status is Status.QUEUED:
         place = services.places.of(record, services.worker_registry.serving(record.summary.model or default))
     return record.view(default, address, place, services.ledger.attempts(record.id))
+
+
+def view_with_spec(record: JobRecord, services: Services, address: str) -> JobView:
+    """Return the same view, in a request, with what the job asks for, as long as the record has it."""
+    view = whole_view(record, services, address)
+    # A token for one image shows jobs that its tenant's other programs sent, but not all that they asked for.
+    if current_caller().image or (record.status.ended and record.status is not Status.FAILED):
+        return view
+    spec = services.ledger.spec_json(record.id, MAX_SHOWN_SPEC_BYTES)
+    return view.model_copy(update={"spec": shown_spec(spec)}) if spec else view

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.manifest import Manifest
-from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary
+from maskfleet.jobs.schema.record import ImageValues, JobRecord, ResultSummary, shown_spec
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.earlier_result import earlier_result
 from maskfleet.worker.embeddings.job_image import JobImage
@@ -44,6 +44,9 @@ def write_result(
         attempt=record.attempt,
         mode=record.spec.mode,
         model=model,
+        source=record.spec.image.shown,
+        file_name=record.spec.image.shown_file_name,
+        spec=shown_spec(record.spec_json),
         created_at=datetime.now(UTC),
         image_width=width,
         image_height=height,

@@ -34,7 +34,7 @@ from maskfleet.api.services import (
     give_room_back,
     hold_response,
     tenant,
-    whole_view,
+    view_with_spec,
 )
 from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound, QueueUnavailable
 from maskfleet.jobs.ledger.api_keys import Scope
@@ -201,7 +201,7 @@ def job_not_found() -> NotFound:
 
 
 def show(record: JobRecord, *, status: int = 200) -> Response:
-    return json_response(whole_view(record, current_services(), base_url()), status=status)
+    return json_response(view_with_spec(record, current_services(), base_url()), status=status)
 
 
 def _listed(records: tuple[JobRecord, ...]) -> tuple[JobView, ...]:

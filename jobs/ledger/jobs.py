@@ -284,6 +284,8 @@ class Ledger:
             "images": jobs.images,
             "request_id": jobs.origin.request_id,
             "traceparent": jobs.origin.traceparent,
+            "sources": [source.shown for source in jobs.sources],
+            "file_names": [source.file_name or "" for source in jobs.sources],
             "summary": _summary(jobs),
             "max_in_flight": max_in_flight,
             "max_bytes": max_bytes,
@@ -330,6 +332,14 @@ class Ledger:
             JobEnd(tenant, Status(status), int(ended_ms) if ended_ms is not None else None) if tenant else None
             for tenant, status, ended_ms in found
         ]
+
+    def spec_json(self, job_id: str, max_bytes: int) -> str:
+        """Return a job's spec; empty if the record has given it up, or it is longer than ``max_bytes``."""
+        with redis_errors():
+            size = cast("str | None", self._redis.hget(f"mf:job:{job_id}", "spec_bytes"))
+            if size is None or int(size) > max_bytes:
+                return ""
+            return cast("str | None", self._redis.hget(f"mf:job:{job_id}", "spec")) or ""
 
     def status(self, job_id: str) -> Status | None:
         """Return only the state, which is cheaper to poll."""

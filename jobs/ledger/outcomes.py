@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from maskfleet.jobs.schema.record import JobRecord
-from maskfleet.jobs.schema.spec import Webhook
+from maskfleet.jobs.schema.spec import ImageSource, Webhook
 from maskfleet.jobs.status import Status
 
 
@@ -95,6 +95,7 @@ class NewJobs:
     specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
     the header.  bucket: the service's own, as the program that records them has it; empty if it has none.  images: the
     name of each one's image (``ImageSource.name``), empty for none; or nothing, if no image has one.  origin: of all.
+    sources: each one's image, for people to see; or nothing.
     """
 
     tenant: str
@@ -108,6 +109,7 @@ class NewJobs:
     bucket: str = ""
     images: tuple[str, ...] = ()
     origin: Origin = Origin()
+    sources: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

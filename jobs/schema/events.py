@@ -29,6 +29,8 @@ class EventData(Wire):
     status: Status
     mode: str
     model: str
+    source: str | None = Field(None, description="The image, as in the job.")
+    file_name: str | None = Field(None, description="The image's name in results.")
     attempt: int
     queue_s: float | None
     run_s: float | None
@@ -123,6 +125,8 @@ def job_event(event: str, record: JobRecord, model: str, base_url: str) -> Event
             status=Status.PROCESSING if started else view.status,
             mode=view.mode,
             model=view.model,
+            source=view.source,
+            file_name=view.file_name,
             attempt=view.attempt,
             queue_s=view.queue_s,
             run_s=view.run_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import Field
 
@@ -40,6 +41,11 @@ class Manifest(Wire):
     attempt: int
     mode: str
     model: str
+    source: str | None = Field(
+        None, description="The image: its S3 URI, its URL without what signs it, or the id of its upload."
+    )
+    file_name: str | None = Field(None, description="The image's name, as in `coco.json`.")
+    spec: dict[str, Any] | None = Field(None, description="All that the job asked for, but its webhook.")  # Any: JSON
     created_at: datetime
     image_width: int
     image_height: int

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -24,7 +24,9 @@ from maskfleet.jobs.schema.spec import (
     Output,
     PointJob,
     Priority,
+    file_name_of,
     read_spec,
+    shown_url,
 )
 from maskfleet.jobs.schema.wire import RECORDED, Wire, utc_time
 from maskfleet.jobs.status import Stage, Status
@@ -51,6 +53,7 @@ class RecordedSource(Wire):
     url: str | None = None
     upload_id: str | None = None
     sha256: str | None = None
+    file_name: str | None = None
 
 
 class SpecSummary(Wire):
@@ -219,6 +222,19 @@ class JobView(Wire):
     mode: str
     model: str
     priority: str
+    source: str | None = Field(
+        None,
+        description="The image: its S3 URI, its URL without what signs it, or the id of its upload. Null for jobs of "
+        "earlier versions.",
+    )
+    file_name: str | None = Field(None, description="The image's name in results: `coco.json`, manifest, webhooks.")
+    outputs: tuple[str, ...] = ()
+    spec: dict[str, Any] | None = Field(  # Any: JSON
+        None,
+        exclude_if=lambda spec: spec is None,
+        description="All that the job asks for, but its webhook; where one job is got, until it has ended, and of one "
+        "that failed. Of one that succeeded it is in its manifest. Left out if it is longer than 32 kB.",
+    )
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -299,12 +315,28 @@ class JobRecord:
     traceparent: str
     #: Since when it waited for the latest claim; only in a record that a claim returned, and 0 in older ones.
     waited_since_ms: int
+    #: What people know its image by, and its name in results (``ImageSource.shown``); empty in older records.
+    source: str = ""
+    file_name: str = ""
 
     #: The fields that everything but ``spec`` is made from.
     SHOWN: ClassVar[tuple[str, ...]] = (
-        *("id", "tenant", "queue", "status", "version", "summary", "batch", "image", "attempt", "fence", "token"),
+        *(
+            "id",
+            "tenant",
+            "queue",
+            "status",
+            "version",
+            "summary",
+            "batch",
+            "image",
+            "source",
+            "attempt",
+            "fence",
+            "token",
+        ),
         *("worker", "cancel", "created_ms", "started_ms", "claimed_ms", "ended_ms", "stage", "done", "total", "masks"),
-        *("error_code", "error_detail", "result", "request_id", "traceparent"),
+        *("error_code", "error_detail", "result", "request_id", "traceparent", "file_name"),
     )
 
     @classmethod
@@ -351,6 +383,8 @@ class JobRecord:
             request_id=fields.get("request_id", ""),
             traceparent=fields.get("traceparent", ""),
             waited_since_ms=_waited_since_ms(fields, summary),
+            source=(source := fields.get("source", "")),
+            file_name=fields.get("file_name") or (file_name_of(source) if source else ""),
         )
 
     @cached_property
@@ -391,6 +425,9 @@ class JobRecord:
             mode=self.summary.mode,
             model=self.summary.model or model,
             priority=self.summary.priority,
+            source=self.source or None,
+            file_name=self.file_name or None,
+            outputs=() if self.summary.mode == "embed" else self.summary.outputs,
             created_at=utc_time(self.created_ms),
             started_at=utc_time(self.started_ms) if self.started_ms else None,
             ended_at=utc_time(self.ended_ms) if self.ended_ms else None,
@@ -431,6 +468,15 @@ def origin_ids(record: JobRecord | BatchRecord) -> dict[str, str]:
     """Return the fields of log lines that name the request which created a job or a batch, and its trace."""
     ids = {"request_id": record.request_id, "trace_id": record.traceparent[3:35]}
     return {name: value for name, value in ids.items() if value}
+
+
+def shown_spec(spec_json: str) -> dict[str, Any]:  # Any: JSON
+    """Return a spec as its owner may see it later: without its webhook, and without what signs its image's URL."""
+    spec = json.loads(spec_json)
+    spec.pop("webhook", None)
+    if isinstance(spec.get("image"), dict) and isinstance(url := spec["image"].get("url"), str):
+        spec["image"] = {**spec["image"], "url": shown_url(url)}
+    return cast("dict[str, Any]", spec)
 
 
 def _int_or_none(text: str | None) -> int | None:

@@ -9,10 +9,12 @@ import binascii
 import hashlib
 import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -120,6 +122,56 @@ def _standard_base64(text: str) -> str:
     return standard
 
 
+def _is_one_object(uri: Any, info: ValidationInfo) -> Any:  # Any: what was sent
+    """Refuse what names many objects: it would be accepted, and fail when a worker looks for the one."""
+    if not isinstance(uri, str) or info.context == RECORDED:
+        return uri
+    instead = "To segment many, send POST /v1/batches with source.prefix{pattern}."
+    if re.fullmatch(r"s3://[^/]+/?|s3://.*/", uri, re.DOTALL):
+        raise PydanticCustomError(
+            "s3_uri_is_a_folder",
+            "It names a folder, not an object. " + instead.format(pattern="") + " An image is s3://bucket/key.",
+        )
+    if "*" in uri.rpartition("/")[2]:
+        raise PydanticCustomError(
+            "s3_uri_is_a_pattern",
+            "It names objects by a pattern; an image is one object. " + instead.format(pattern=" and source.pattern"),
+        )
+    return uri
+
+
+#: The parameters of a URL's query that sign it.  Source: OpenTelemetry's semantic conventions, `url.full`; Amazon S3,
+#: "Authenticating requests: using query parameters"; Google Cloud Storage, "Signed URLs".
+_SIGNING = re.compile(
+    r"(?<![^&])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|signature|sig"
+    r"|token|access_token|key|api_key|apikey)=)[^&]*",
+    re.IGNORECASE,
+)
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without what signs it: who reads it learns which image it is, not how to fetch it."""
+    address, question, query = url.partition("#")[0].partition("?")
+    return address + question + _SIGNING.sub(r"\1REDACTED", query)
+
+
+def file_name_of(source: str) -> str:
+    """Return a file name for an image: the last part of its key or of its URL's path, or its upload's id."""
+    path = source if not source.startswith(("http://", "https://")) else unquote(urlsplit(source).path)
+    name = path.rpartition("/")[2]
+    return name if _is_plain(name) else "image"
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and name.isprintable() and not any(char in name for char in "/\\")
+
+
+def _is_file_name(name: str) -> str:
+    if not _is_plain(name):
+        raise PydanticCustomError("invalid_file_name", "Give a name alone: no folder, and no control characters.")
+    return name
+
+
 #: The fields of an image's source that name it.
 _SOURCES = ("s3_uri", "url", "upload_id", "base64", "image_id")
 
@@ -127,7 +179,7 @@ _SOURCES = ("s3_uri", "url", "upload_id", "base64", "image_id")
 class ImageSource(Request):
     """Where to find the image: exactly one of the five.  The image part of a multipart request becomes an upload."""
 
-    s3_uri: S3Uri | None = Field(
+    s3_uri: Annotated[S3Uri, BeforeValidator(_is_one_object)] | None = Field(
         None, description="An object in a bucket that the operator allows.", examples=["s3://photos/bee.jpg"]
     )
     url: HttpUrl | None = Field(None, description="A URL that a worker can fetch the image from.")
@@ -144,6 +196,12 @@ class ImageSource(Request):
         "with `image_changed`.",
     )
 
+    file_name: Annotated[str, StringConstraints(max_length=255), AfterValidator(_is_file_name)] | None = Field(
+        None,
+        description="Your own name for it, by which results and webhooks call it. Default: the last part of its key or "
+        "path, the name of its part in a multipart request, or its upload's id.",
+    )
+
     @model_validator(mode="after")
     def _names_one_source(self) -> ImageSource:
         if len([name for name in _SOURCES if getattr(self, name) is not None]) != 1:
@@ -157,6 +215,16 @@ class ImageSource(Request):
         """The same for all jobs that name the same upload or address; empty for an image in the request itself."""
         address = self.s3_uri or self.url
         return self.upload_id or (f"src_{hashlib.sha256(address.encode()).hexdigest()[:32]}" if address else "")
+
+    @property
+    def shown(self) -> str:
+        """What people know it by: its URI, its URL without what signs it, or its upload's id."""
+        return self.s3_uri or (shown_url(self.url) if self.url else self.upload_id) or ""
+
+    @property
+    def shown_file_name(self) -> str:
+        """The caller's name for it, or one that is made from its source."""
+        return self.file_name or file_name_of(self.shown)
 
 
 class EverythingParams(Request):

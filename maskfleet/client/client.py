@@ -170,7 +170,8 @@ class Client:
     ) -> requests.Response:
         """Send a job, with its image's bytes if there are any: beside it, or uploaded first."""
         if data is not None and len(data) > MULTIPART_BYTES:
-            spec = spec.model_copy(update={"image": ImageSource(upload_id=self.upload(data))})
+            image = spec.image.model_copy(update={"upload_id": self.upload(data)})
+            spec = spec.model_copy(update={"image": image})
             data = None
         try:
             return self._post(path, spec, data, headers, held_s)
@@ -189,7 +190,7 @@ class Client:
             return self._transport.call("POST", path, data=body, headers=headers, held_s=held_s)
         parts = {
             "job": ("job.json", document_of(spec, with_image=False), "application/json"),
-            "image": ("image", data, image_type(data)),
+            "image": (spec.image.file_name or "image", data, image_type(data)),
         }
         return self._transport.call("POST", path, files=parts, headers=headers, held_s=held_s)
 
@@ -204,7 +205,7 @@ class Client:
             batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)  # report errors before any upload
             for photo in photos:
                 source, data = source_of(photo)
-                images.append(source if data is None else ImageSource(upload_id=self.upload(data)))
+                images.append(source if data is None else source.model_copy(update={"upload_id": self.upload(data)}))
             body = batch_document(images, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error

@@ -20,6 +20,7 @@ from maskfleet.jobs.schema.spec import (
     JobSpec,
     PromptParams,
     Webhook,
+    file_name_of,
     invalid_request,
 )
 
@@ -71,7 +72,9 @@ def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
             return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
         except ValidationError as error:
             raise invalid_request(error) from error
-    return IMAGE_COMES_BESIDE, Path(photo).read_bytes()
+    name = Path(photo).name[-255:]
+    named = {"file_name": name} if file_name_of(name) == name else {}
+    return IMAGE_COMES_BESIDE.model_copy(update=named), Path(photo).read_bytes()
 
 
 def known_image(image_id: str) -> ImageSource:

@@ -25,7 +25,7 @@ from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs, Origin
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
-from maskfleet.jobs.schema.spec import EventName, Webhook
+from maskfleet.jobs.schema.spec import EventName, ImageSource, Webhook
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Stage
 from maskfleet.stack.servers import start_redis
@@ -137,6 +137,7 @@ class FullLedger:
             bucket="b",
             origin=ORIGIN,
             images=(IMAGE,),
+            sources=(ImageSource(upload_id=IMAGE, file_name="bee.jpg"),),
         )
         return self._ledger.create(job, max_in_flight=MANY, idempotency_ttl_s=DAY_S).id
 

@@ -101,11 +101,21 @@ def test_labels_default_to_points_on_the_object() -> None:
         ({"mode": "everything", "image": {}}, "/image", "image_source"),
         ({"mode": "everything", "image": {**IMAGE, "base64": "aaaa"}}, "/image", "image_source"),
         ({"mode": "everything", "image": {"s3_uri": "https://x/y"}}, "/image/s3_uri", "invalid_s3_uri"),
-        ({"mode": "everything", "image": {"s3_uri": "s3://only-a-bucket"}}, "/image/s3_uri", "invalid_s3_uri"),
         *(
             ({"mode": "everything", "image": {"s3_uri": f"s3://photos/{key}"}}, "/image/s3_uri", "invalid_s3_uri")
             for key in BAD_KEYS
+            if not key.endswith("/")
         ),
+        *(
+            ({"mode": "everything", "image": {"s3_uri": uri}}, "/image/s3_uri", "s3_uri_is_a_folder")
+            for uri in ("s3://photos/tiles/", "s3://photos/", "s3://photos")
+        ),
+        *(
+            ({"mode": "everything", "image": {"s3_uri": uri}}, "/image/s3_uri", "s3_uri_is_a_pattern")
+            for uri in ("s3://photos/tiles/*.png", "s3://photos/*", "s3://photos/tiles/a*b.png")
+        ),
+        ({"mode": "everything", "image": {**IMAGE, "file_name": "a/b.png"}}, "/image/file_name", "invalid_file_name"),
+        ({"mode": "everything", "image": {**IMAGE, "file_name": "a\n.png"}}, "/image/file_name", "invalid_file_name"),
         (_refining({"s3_uri": "s3://photos/../m.npy"}), "/prompts/0/mask_input/s3_uri", "invalid_s3_uri"),
         ({"mode": "everything", "image": {"url": "file:///etc/passwd"}}, "/image/url", "invalid_url"),
         ({"mode": "everything", "image": {"url": "https://me:secret@example.com/"}}, "/image/url", "invalid_url"),
@@ -318,6 +328,36 @@ def test_a_record_with_a_key_that_would_be_refused_now_is_still_read() -> None:
     text = json.dumps({"mode": "everything", "image": {"s3_uri": "s3://photos/../x.png"}})
 
     assert read_spec(text).image.s3_uri == "s3://photos/../x.png"
+
+
+def test_a_folder_is_refused_with_what_to_do_instead() -> None:
+    with pytest.raises(InvalidRequest, match=r"POST /v1/batches with source\.prefix"):
+        parse_spec(json.dumps({"mode": "everything", "image": {"s3_uri": "s3://photos/tiles/"}}))
+
+
+def test_a_recorded_key_with_a_star_is_still_read() -> None:
+    text = json.dumps({"mode": "everything", "image": {"s3_uri": "s3://photos/*.png"}})
+
+    assert read_spec(text).image.s3_uri == "s3://photos/*.png"
+
+
+@pytest.mark.parametrize(
+    ("image", "shown", "file_name"),
+    [
+        ({"s3_uri": "s3://photos/a/b c.jpg"}, "s3://photos/a/b c.jpg", "b c.jpg"),
+        (
+            {"url": "https://x.example/t.png?x=1&X-Amz-Signature=abc&y=2#z"},
+            "https://x.example/t.png?x=1&X-Amz-Signature=REDACTED&y=2",
+            "t.png",
+        ),
+        ({"url": "https://x.example/tile?x=1&sig=a%2Bb"}, "https://x.example/tile?x=1&sig=REDACTED", "tile"),
+        ({"upload_id": "upl_" + "0" * 32, "file_name": "bee.jpg"}, "upl_" + "0" * 32, "bee.jpg"),
+    ],
+)
+def test_an_image_is_named_without_what_signs_its_url(image: dict[str, str], shown: str, file_name: str) -> None:
+    source = ImageSource(**image)
+
+    assert (source.shown, source.shown_file_name) == (shown, file_name)
 
 
 def _refinement(*jobs: str) -> dict[str, object]:

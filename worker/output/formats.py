@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from PIL import Image
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import ImageSource, Output, OverlayFormat
+from maskfleet.jobs.schema.spec import Output, OverlayFormat
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.output import blur, painting, png, scaling
@@ -54,7 +53,9 @@ def make_artifacts(
     written: frozenset[Output] = frozenset()
     for output in dict.fromkeys(spec.outputs):
         if output is Output.COCO:
-            yield Artifact("coco.json", "application/json", coco_json(segmentation, file_name or _name_of(spec.image)))
+            yield Artifact(
+                "coco.json", "application/json", coco_json(segmentation, file_name or spec.image.shown_file_name)
+            )
         elif output in _MASK_FILES:
             # Both from one pass: it takes the place of whichever is named first.
             if wanted := _MASK_FILES.intersection(spec.outputs) - written:
@@ -185,10 +186,3 @@ def _record(number: int, mask: Mask) -> dict[str, object]:
     if mask.candidate is not None:
         record["candidate"] = mask.candidate
     return record
-
-
-def _name_of(image: ImageSource) -> str:
-    """Return a file name for an image: the last part of its key or path, or its upload's id."""
-    source = image.s3_uri or (unquote(urlsplit(image.url).path) if image.url else image.upload_id) or ""
-    name = source.rpartition("/")[2]
-    return name if name not in ("", ".", "..") and name.isprintable() and "\\" not in name else "image"

@@ -5,6 +5,7 @@
 --   tenant, queue, start_deadline_ms, webhook_url ('' for none), webhook_events,
 --   bucket (the service's; '' for unknown), images (the name of each job's image, '' for none; or empty),
 --   request_id, traceparent (of the request; '' for unknown),
+--   sources, file_names (of each job's image, as people see it; or empty),
 --   idempotency_key ('' for none), body_digest, idempotency_ttl_ms,
 --   summary (of the specs, which is what they have in common),
 --   the limits: max_in_flight, max_bytes (of the tenant's records), max_backlog_ms (0 for none), workers, more_urgent (the
@@ -48,13 +49,15 @@ end
 
 -- What each record takes.
 local origin_bytes = #(new.request_id or '') + #(new.traceparent or '')
-local function bytes_of(spec)
-  return RECORD_BYTES + origin_bytes + #spec + #new.summary + (new.webhook_url ~= '' and WEBHOOK_BYTES or 0)
+local sources, file_names = new.sources or {}, new.file_names or {}
+local function bytes_of(spec, number)
+  return RECORD_BYTES + origin_bytes + #spec + #new.summary + #(sources[number] or '') + #(file_names[number] or '') +
+    (new.webhook_url ~= '' and WEBHOOK_BYTES or 0)
 end
 local batch_bytes = batch and RECORD_BYTES + origin_bytes + #batch.metadata + jobs * #ARGV[2] or 0
 local function new_bytes()
   local sum = batch_bytes
-  for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i]) end
+  for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i], (i - 1) / 2) end
   return sum
 end
 
@@ -138,13 +141,15 @@ end
 
 -- Record a job in state queued.  place: its number among those of this call.
 local function record_job(job, spec, place)
-  local own, image = {unpack(shared)}, new.images[place + 1] or ''
-  if image ~= '' then
-    table.insert(own, 'image')
-    table.insert(own, image)
+  local own = {unpack(shared)}
+  for field, of_each in pairs({image = new.images, source = sources, file_name = file_names}) do
+    if (of_each[place + 1] or '') ~= '' then
+      table.insert(own, field)
+      table.insert(own, of_each[place + 1])
+    end
   end
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
-    'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec), 'held', 'live',
+    'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec, place + 1), 'held', 'live',
     'spec_bytes', #spec, 'start_by_ms', now + new.start_deadline_ms, unpack(own))
   if batch then redis.call('RPUSH', batch_jobs_key(id), job) end
   redis.call('SADD', inflight_key(tenant), job)
