@@ -74,7 +74,7 @@ def admit_job(
     submission: Submission, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
 ) -> Admitted[JobView]:
     """Check a job, store the image sent with it, record it and ring for a worker."""
-    spec, image = _with_model(submission.spec, services), submission.image
+    spec, image = with_model(submission.spec, services), submission.image
     unstored = ImageSource(upload_id=UNSTORED, file_name=spec.image.file_name) if image is not None else spec.image
     if _json_size(spec.model_copy(update={"image": unstored})) > MAX_SPEC_BYTES:
         raise spec_too_large()
@@ -104,8 +104,8 @@ def admit_job(
     if image is not None and (reservation := _reserve(jobs, len(image), str(spec.model), services)):
         with _giving_back(reservation, services):
             store_image(image, tenant, services)
-    creation = _record(jobs, str(spec.model), services, reservation, call=_node_call(spec, services))
-    return _shown(
+    creation = record(jobs, str(spec.model), services, reservation, call=_node_call(spec, services))
+    return shown(
         creation,
         lambda: _job_view(creation.id, services, address),
         lambda: _job_as_created(creation, jobs).view(services.settings.model_name, address, attempts=()),
@@ -120,7 +120,7 @@ def admit_batch(
 
     All or nothing: an error in one image names the image, and nothing is recorded.
     """
-    spec = _with_model(spec, services)
+    spec = with_model(spec, services)
     _check_batch_size(spec, services)
     _check_batch_addresses(spec, services)
     check_mask_inputs(spec.prompts, tenant, services)
@@ -149,8 +149,8 @@ def admit_batch(
     if size and (reservation := _reserve(jobs, size, str(spec.model), services)):
         with _giving_back(reservation, services):
             for_each(spec.images, lambda image: store_image(_inline(image, services), tenant, services))
-    creation = _record(jobs, str(spec.model), services, reservation)
-    return _shown(
+    creation = record(jobs, str(spec.model), services, reservation)
+    return shown(
         creation,
         lambda: batch_view(find_batch(creation.id, tenant, services), services, address),
         lambda: _batch_as_created(creation, jobs, spec.metadata).view(address, creation.job_ids),
@@ -161,7 +161,7 @@ def admit_batch(
 # Check.
 
 
-def _with_model(spec: Options, services: Services) -> Options:
+def with_model(spec: Options, services: Services) -> Options:
     """Write the model's name into the spec, so that changing the default later does not change the job."""
     names = services.settings.model_names
     if spec.model is not None and spec.model not in names:
@@ -306,14 +306,14 @@ def _node_call(spec: AnySpec, services: Services) -> NodeCall | None:
     return None if spec.mode == "everything" or not wait_ms else NodeCall(str(spec.model), wait_ms)
 
 
-def _record(
+def record(
     jobs: NewJobs, model: str, services: Services, reservation: Reservation | None, *, call: NodeCall | None = None
 ) -> Creation:
     creation = services.ledger.create(
         jobs,
         max_in_flight=services.settings.jobs_in_flight(jobs.tenant),
         idempotency_ttl_s=services.settings.idempotency_ttl_s,
-        backlog=_backlog_limit(model, jobs.queue, services),
+        backlog=_backlog_limit(model, jobs.queue, services) if jobs.specs_json else None,
         max_bytes=services.settings.record_bytes(jobs.tenant),
         reservation=reservation,
         call=call,
@@ -329,7 +329,7 @@ def _record(
             logger.info("batch_created", batch_id=creation.id, jobs=len(creation.job_ids), tenant=jobs.tenant)
         case refused:
             _refuse(refused, creation.wait_s, jobs.tenant, services)
-    if not creation.node or not _called(creation, jobs, services):
+    if jobs.specs_json and (not creation.node or not _called(creation, jobs, services)):
         ring(jobs.queue, services, len(creation.job_ids))
     return creation
 
@@ -363,6 +363,12 @@ def _refuse(outcome: Created, wait_s: float, tenant: str, services: Services) ->
             raise BacklogFull(wait_s, services.settings.max_backlog_s)
         case Created.OVER_STORAGE:
             raise OverStorage(services.settings.upload_bytes(tenant))
+        case Created.TOO_MANY_BATCHES:
+            raise OverQuota(
+                "too_many_batches",
+                f"At most {services.settings.max_open_batches} of your batches from a prefix or a manifest may be open "
+                "at once. Wait until one has ended, or cancel one.",
+            )
         case _:
             raise InvalidRequest(
                 "idempotency_key_reused",
@@ -388,7 +394,7 @@ def ring(queue: str, services: Services, jobs: int = 1) -> None:
 # Show.
 
 
-def _shown(
+def shown(
     creation: Creation, read: Callable[[], View], as_created: Callable[[], View], **logged: str
 ) -> Admitted[View]:
     """Read back what was recorded; if Redis has failed since, show a new record as it was created."""
@@ -412,14 +418,15 @@ def _job_view(job_id: str, services: Services, address: str) -> JobView:
 def find_batch(batch_id: str, tenant: str, services: Services) -> BatchRecord:
     """Return the tenant's batch.  Another tenant's batch looks exactly like one that does not exist."""
     record = services.batches.read(batch_id) if re.fullmatch(BATCH_ID, batch_id) else None
-    if record is None or record.tenant != tenant:
+    if record is None or record.tenant != tenant or record.deleting:
         raise NotFound("batch_not_found", "You have no batch with this id, or its record has expired.")
     return record
 
 
 def batch_view(record: BatchRecord, services: Services, address: str) -> BatchView:
     """Show a batch with the ids of its jobs."""
-    return record.view(address, services.batches.job_ids(record.id))
+    named = services.batches.job_ids if record.source is None else services.batches.open_jobs
+    return record.view(address, named(record.id))
 
 
 def _job_as_created(creation: Creation, jobs: NewJobs) -> JobRecord:

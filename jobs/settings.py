@@ -219,6 +219,8 @@ class ApiSettings(SigningSettings):
     upload_window_s: int = Field(9 * 24 * 3600, ge=3600)
     #: The most images in one batch.
     max_batch_images: int = Field(MAX_BATCH_IMAGES, ge=1, le=MAX_BATCH_IMAGES)
+    #: Batches from a prefix or a manifest that one tenant may have open at once.
+    max_open_batches: int = Field(20, ge=1)
     #: A job on an image that a node has in memory is first offered to that node alone, for this time; 0 for never.
     image_node_wait_ms: int = Field(40, ge=0, le=1000)
     #: A job is rejected while the jobs queued before it would take longer than this; 0 for never.
@@ -454,6 +456,10 @@ class CourierSettings(SigningSettings, _HealthSettings):
     webhook_breaker_failures: int = Field(10, ge=0)
     #: How long it is paused at first; twice as long after each failed probe, up to 32 times.
     webhook_breaker_s: float = Field(10.0, gt=0)
+    #: Jobs of one batch from a prefix or a manifest that are queued or running at once; as they end, more are created.
+    batch_window: int = Field(500, ge=1, le=10_000)
+    #: How long the records of such a batch's jobs are kept once they were collected, if that is less than retention_s.
+    batch_record_s: float = Field(3600.0, ge=1)
     #: How often leases, deadlines and bells are checked.
     tick_s: float = Field(1.0, gt=0)
     #: How often one of the couriers compares sets, lists and counts in Redis with the records; 0 for never.

@@ -8,6 +8,8 @@ Objects in the bucket:
     results/{tenant}/{job}/manifest.json             written once: names the attempt that counts
     embeddings/{tenant}/{revision}/{sha256}          an image's embedding, by the revision of the model that encoded
                                                      it and the image's bytes
+    batches/{tenant}/{batch}/…                       what is collected of a batch from a prefix or a manifest:
+                                                     pages, and the files that are made of all of them
     embeddings/{tenant}/sources/{sha256}             what is known of an image, by the name of its source
 """
 
@@ -17,7 +19,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -44,6 +46,7 @@ from maskfleet.jobs.settings import SharedSettings
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 #: S3 rejects requests from a clock further off than this.  Source: Amazon S3, "Error responses", RequestTimeTooSkewed.
 MAX_SKEW_S = 15 * 60
@@ -67,6 +70,10 @@ EMBEDDINGS = "embeddings/"
 SOURCES_FOLDER = "sources"
 #: S3's own limit for one DeleteObjects, and for one page of a listing.
 DELETED_AT_ONCE = 1000
+#: Parts of an object that is written bit by bit.  S3 takes 10,000 of 5 MiB or more: 156 GB of these.
+PART_BYTES = 16 * 2**20
+#: Bytes that are read of a large object at a time.
+READ_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,51 @@ class ListedObject:
 
 class ObjectDenied(NotFound):
     """The store denies us the object."""
+
+
+class ObjectChanged(NotFound):
+    """The object is not the one that was found before."""
+
+
+class ObjectWriter:
+    """An object that is being written; memory is bounded by one part."""
+
+    def __init__(self, s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
+        self._s3, self._bucket, self._key, self._upload_id = s3, bucket, key, upload_id
+        self._buffer = bytearray()
+        self._tags: list[str] = []
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Add bytes.  Raises as Store does."""
+        self._buffer += data
+        self.size += len(data)
+        while len(self._buffer) >= PART_BYTES:
+            self._put(bytes(self._buffer[:PART_BYTES]))
+            del self._buffer[:PART_BYTES]
+
+    def finish(self) -> None:
+        """Write the rest, and let the object appear."""
+        if self._buffer or not self._tags:
+            self._put(bytes(self._buffer))
+        parts: list[CompletedPartTypeDef] = [
+            {"ETag": tag, "PartNumber": number} for number, tag in enumerate(self._tags, 1)
+        ]
+        with _s3_errors():
+            self._s3.complete_multipart_upload(
+                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
+            )
+
+    def _put(self, data: bytes) -> None:
+        with _s3_errors():
+            answer = self._s3.upload_part(
+                Bucket=self._bucket,
+                Key=self._key,
+                UploadId=self._upload_id,
+                PartNumber=len(self._tags) + 1,
+                Body=data,
+            )
+        self._tags.append(answer["ETag"])
 
 
 class Store:
@@ -216,6 +268,52 @@ class Store:
                 for found in page.get("Contents", []):
                     yield ListedObject(found["Key"], found["Size"], found["LastModified"])
 
+    def listed_after(self, bucket: str, prefix: str, after: str, most: int) -> tuple[tuple[ListedObject, ...], bool]:
+        """Return the next objects of a bucket whose keys begin with ``prefix``, and whether there are more.
+
+        after: the key before the first; empty for the beginning.  Raises NotFound, ObjectDenied.
+        """
+        with _s3_errors(own=bucket == self.bucket):
+            page = self._s3.list_objects_v2(Bucket=bucket, Prefix=prefix, StartAfter=after, MaxKeys=most)
+        found = tuple(ListedObject(one["Key"], one["Size"], one["LastModified"]) for one in page.get("Contents", []))
+        return found, bool(page.get("IsTruncated"))
+
+    def read_part(self, bucket: str, key: str, at: int, size: int, etag: str) -> bytes:
+        """Return bytes of an object, from ``at`` on.  Raises NotFound, ObjectDenied, ObjectChanged (another tag)."""
+        try:
+            with _s3_errors(own=bucket == self.bucket):
+                response = self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={at}-{at + size - 1}")
+                if response.get("ETag", "") != etag:
+                    raise ObjectChanged("object_changed", "The object was replaced.")
+                with closing(response["Body"]) as body:
+                    return body.read()
+        except ClientError as error:
+            if _code(error) == "InvalidRange":  # it is shorter now
+                raise ObjectChanged("object_changed", "The object was replaced.") from error
+            raise
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield an object's bytes, some at a time.  Raises NotFound."""
+        with _s3_errors(), closing(self._s3.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
+            while chunk := body.read(READ_AT_ONCE):
+                yield chunk
+
+    @contextmanager
+    def writing(self, key: str, content_type: str) -> Iterator[ObjectWriter]:
+        """Write an object of any size part by part; it appears at the end, and not at all if the block raises."""
+        with _s3_errors():
+            upload_id = self._s3.create_multipart_upload(Bucket=self.bucket, Key=key, ContentType=content_type)[
+                "UploadId"
+            ]
+        writer = ObjectWriter(self._s3, self.bucket, key, upload_id)
+        try:
+            yield writer
+            writer.finish()
+        except BaseException:
+            with suppress(ClientError, BotoCoreError):
+                self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+            raise
+
     def folders(self, prefix: str) -> Iterator[str]:
         """Yield the folders directly under ``prefix``, which ends with a slash, each with its own slash."""
         with _s3_errors():
@@ -294,6 +392,11 @@ def attempt_prefix(tenant: str, job_id: str, attempt: int, fence: int, token: st
     return f"{result_prefix(tenant, job_id)}/attempt-{attempt}-{fence}-{token[:8]}"
 
 
+def batch_prefix(tenant: str, batch_id: str) -> str:
+    """Return the folder of what is collected of a batch that couriers expand."""
+    return f"batches/{tenant}/{batch_id}"
+
+
 def embedding_key(tenant: str, revision: str, sha256: str) -> str:
     """Return the key of an image's embedding.
 
@@ -323,11 +426,29 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def allowed_prefix(s3_uri: str, tenant: str, settings: SharedSettings) -> tuple[str, str]:
+    """Split a prefix of a tenant's batch into bucket and beginning of keys.  Raises as ``allowed_object``.
+
+    It must lie in an allowed folder: of one that is only the beginning of that folder's name, or of a folder around it,
+    not all is allowed.
+    """
+    bucket, prefix = split_s3_uri(s3_uri)
+    if prefix and (fault := key_fault(prefix.removesuffix("/"))):
+        raise InvalidRequest("invalid_s3_uri", f"The prefix is not allowed. {fault}")
+    _check_allowed(bucket, prefix, tenant, settings)
+    return bucket, prefix
+
+
 def allowed_object(s3_uri: str, tenant: str, settings: SharedSettings) -> tuple[str, str]:
     """Split a URI that a tenant's job names.  Raises InvalidRequest (``invalid_s3_uri``, ``bucket_not_allowed``)."""
     bucket, key = split_s3_uri(s3_uri)
     if fault := key_fault(key):  # a job that was recorded before keys were checked
         raise InvalidRequest("invalid_s3_uri", f"The s3_uri is not allowed. {fault}")
+    _check_allowed(bucket, key, tenant, settings)
+    return bucket, key
+
+
+def _check_allowed(bucket: str, key: str, tenant: str, settings: SharedSettings) -> None:
     # Never our own bucket: it holds other tenants' images and masks.
     own = [one for one in settings.allowed_buckets if one.is_for(tenant) and one.bucket != settings.bucket]
     if not any(one.holds(bucket, key) for one in own):
@@ -336,7 +457,6 @@ def allowed_object(s3_uri: str, tenant: str, settings: SharedSettings) -> tuple[
         raise InvalidRequest(
             "bucket_not_allowed", f"This object is in no bucket or folder that is allowed. {may}", status=403
         )
-    return bucket, key
 
 
 def _client(settings: SharedSettings, endpoint: str) -> S3Client:

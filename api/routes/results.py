@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from flask import Blueprint, Response
 from pydantic import ValidationError
 
 from maskfleet.api.operation import Operation, TakenTokens, operation
 from maskfleet.api.responses import json_response
-from maskfleet.api.routes.jobs import find_job
-from maskfleet.api.services import current_services
+from maskfleet.api.routes.jobs import find_job, job_not_found
+from maskfleet.api.services import current_caller, current_services, tenant
 from maskfleet.jobs.errors import Conflict, NotFound, RecordUnreadable
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.wire import JOB_ID
 from maskfleet.jobs.status import Status
-from maskfleet.jobs.storage import result_prefix
+from maskfleet.jobs.storage import manifest_key, result_prefix
 
 blueprint = Blueprint("results", __name__)
 logger = get_logger()
@@ -61,7 +64,10 @@ def fetch_file(job_id: str, name: str) -> Response:
 
 
 def _manifest(job_id: str) -> Manifest:
-    record = find_job(job_id)
+    try:
+        record = find_job(job_id)
+    except NotFound:
+        return _manifest_without_record(job_id)
     if not record.status.ended:
         raise Conflict("job_not_ended", f"The job is {record.status}. Try again when it has ended.")
     if record.status is not Status.SUCCEEDED or record.result is None:
@@ -77,9 +83,26 @@ def _manifest(job_id: str) -> Manifest:
         ) from error
     except ValidationError as error:
         raise RecordUnreadable("result") from error
+    return _own(manifest, record.tenant, record.id)
+
+
+def _manifest_without_record(job_id: str) -> Manifest:
+    """Return the result of a job of a large batch, whose record is kept for a short time only."""
+    if not re.fullmatch(JOB_ID, job_id) or current_caller().image:
+        raise job_not_found()
+    try:
+        body = current_services().store.read(manifest_key(tenant(), job_id))
+        return _own(Manifest.model_validate_json(body), tenant(), job_id)
+    except NotFound as error:
+        raise job_not_found() from error
+    except ValidationError as error:
+        raise RecordUnreadable("result") from error
+
+
+def _own(manifest: Manifest, of_tenant: str, job_id: str) -> Manifest:
     # Links are made for what the manifest names; even a forged one must not make them leave the job's own folder.
-    folder = f"{result_prefix(record.tenant, record.id)}/"
+    folder = f"{result_prefix(of_tenant, job_id)}/"
     if not all(file.key.startswith(folder) for file in manifest.files):
-        logger.error("manifest_names_foreign_keys", job_id=record.id)
+        logger.error("manifest_names_foreign_keys", job_id=job_id)
         raise NotFound("result_not_found", "The result in the store does not belong to this job.")
     return manifest

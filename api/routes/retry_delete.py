@@ -27,7 +27,7 @@ logger = get_logger()
         responses={202: JobView},
         problems={
             404: ("job_not_found",),
-            409: ("job_not_failed",),
+            409: ("job_not_failed", "job_of_batch"),
             429: ("too_many_jobs_in_flight",),
             503: ("record_not_confirmed",),
         },
@@ -46,6 +46,12 @@ def retry_job(job_id: str) -> Response:
     match outcome:
         case Retried.NOT_FAILED:
             raise Conflict("job_not_failed", f"The job is {find_job(job_id).status}. Only failed jobs can be retried.")
+        case Retried.OF_BATCH:
+            raise Conflict(
+                "job_of_batch",
+                "A job of a batch from a prefix or a manifest is not retried by itself: the batch lists it among its "
+                "failures. Send what failed as a new job or batch.",
+            )
         case Retried.OVER_QUOTA:
             raise over_quota(max_in_flight)
         case Retried.UNKNOWN:  # its record has expired since it was read

@@ -18,6 +18,8 @@ fields):
     tenants               zset    tenant → when it last began with no job in flight; a courier drops those of whom
                                   nothing is left                                           (reconciler.py)
     batches               zset    batch id → created; the open batches
+    expanding:{tenant}    set     ids of the open batches that couriers expand
+    batch_work            zset    batch id → when a courier looks after it: one that is being expanded or deleted
     inflight:{tenant}     set     ids of jobs that have not ended
     stored:{tenant}       zset    hour since the epoch → bytes of images that were stored in it; expires after
                                   ``upload_window_s``
@@ -39,6 +41,9 @@ fields):
                                   ``retention_s`` after the end of the last one, but not before its webhook was
                                   attempted once, or a week has passed                        (batches.py)
     batch_jobs:{id}       list    ids of its jobs, in the order of its images; expires ``retention_s`` after that end
+    batch_open:{id}       zset    job id → its number: those of an expanded batch that have not ended
+    batch_ended:{id}      list    job id and number, or JSON of what became no job: to be collected
+    batch_pages:{id}      list    JSON of each page of what was collected; expires as the batch does
     attempts:{id}         list    earlier attempts at a job that was recorded before version 2, as JSON; expires as the
                                   record does
     draining:{node}       string  when the node must hand its jobs back, and until then it claims none; expires a
@@ -91,6 +96,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import cast
 
@@ -137,8 +143,10 @@ RESERVED_MS = 120_000
 
 def _summary(jobs: NewJobs) -> str:
     """Return what the specs of jobs that are recorded together have in common; of a batch, not the image."""
+    if not jobs.specs_json:
+        return "{}"
     summary = SpecSummary.model_validate_json(jobs.specs_json[0])
-    return summary.model_dump_json(exclude_defaults=True, exclude={"image"} if jobs.batch else None)
+    return summary.model_dump_json(exclude_defaults=True, exclude={"image"} if jobs.batch or jobs.step else None)
 
 
 def new_job_id() -> str:
@@ -300,7 +308,10 @@ class Ledger:
                 "id": f"batch_{uuid.uuid4().hex}",
                 "metadata": json.dumps(dict(jobs.batch.metadata)),
                 "completed_url": jobs.batch.completed_url,
+                **(jobs.batch.expanded if jobs.batch.plan else {}),
             }
+        if jobs.step is not None:
+            new["step"] = asdict(jobs.step)
         specs = (part for pair in zip(job_ids, jobs.specs_json, strict=True) for part in pair)
         with redis_errors():
             outcome, found, *name = self._create(args=[json.dumps(new), *specs])
@@ -340,6 +351,15 @@ class Ledger:
             if size is None or int(size) > max_bytes:
                 return ""
             return cast("str | None", self._redis.hget(f"mf:job:{job_id}", "spec")) or ""
+
+    def read_all(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Return several records without their specs, in one round trip; None for one that there is not."""
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(f"mf:job:{job_id}", JobRecord.SHOWN)
+            found = pipeline.execute()
+        return [self._listed(values) if values[0] else None for values in found]
 
     def status(self, job_id: str) -> Status | None:
         """Return only the state, which is cheaper to poll."""

@@ -12,7 +12,7 @@ from maskfleet.jobs.status import Status
 
 
 class Created(StrEnum):
-    """The outcome of CREATE: the last two when it only asks."""
+    """The outcome of CREATE: OVER_STORAGE, RESERVED when it only asks; MOVED for a step of a batch that was taken."""
 
     CREATED = "created"
     KNOWN = "known"
@@ -22,6 +22,8 @@ class Created(StrEnum):
     BACKLOG_FULL = "backlog_full"
     OVER_STORAGE = "over_storage"
     RESERVED = "reserved"
+    TOO_MANY_BATCHES = "too_many_batches"
+    MOVED = "moved"
 
 
 class Reply(StrEnum):
@@ -49,6 +51,7 @@ class Retried(StrEnum):
     NOT_FAILED = "not_failed"
     OVER_QUOTA = "over_quota"
     UNKNOWN = "unknown"
+    OF_BATCH = "of_batch"
 
 
 class Deleted(StrEnum):
@@ -71,10 +74,41 @@ class BacklogLimit:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch, apart from its jobs.  completed_url: where ``batch.completed`` is sent; empty for nowhere."""
+    """A batch, apart from its jobs.  completed_url: where ``batch.completed`` is sent; empty for nowhere.
+
+    source, plan: of one without jobs, which couriers expand, as JSON; empty for any other.  most_open: of these, of one
+    tenant.
+    """
 
     completed_url: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    plan: str = ""
+    most_open: int = 0
+
+    @property
+    def expanded(self) -> dict[str, object]:
+        """What CREATE needs of one that couriers expand."""
+        return {"source": self.source, "plan": self.plan, "most_open": self.most_open}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStep:
+    """A step of a batch's expansion.  cursor: where the batch must be; next: where it is afterwards.
+
+    numbers: of the jobs.  listed: how many images were found so far.  rejected: JSON of each that became no job.
+    ends: whether nothing follows.  error_code, error_detail: why, if that is not the source's end.
+    """
+
+    batch: str
+    cursor: str
+    next: str
+    numbers: tuple[int, ...]
+    listed: int
+    rejected: tuple[str, ...] = ()
+    ends: bool = False
+    error_code: str = ""
+    error_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +129,8 @@ class NewJobs:
     specs_json: one for each.  webhook: for each of them.  ``idempotency_key`` and ``body_digest`` are empty without
     the header.  bucket: the service's own, as the program that records them has it; empty if it has none.  images: the
     name of each one's image (``ImageSource.name``), empty for none; or nothing, if no image has one.  origin: of all.
-    sources: each one's image, for people to see; or nothing.
+    sources: each one's image, for people to see; or nothing.  step: of the batch that they belong to, if
+    couriers expand it.
     """
 
     tenant: str
@@ -110,6 +145,7 @@ class NewJobs:
     images: tuple[str, ...] = ()
     origin: Origin = Origin()
     sources: tuple[ImageSource, ...] = ()
+    step: BatchStep | None = None
 
 
 @dataclass(frozen=True, slots=True)

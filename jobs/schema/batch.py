@@ -41,11 +41,83 @@ class BatchCounts(BatchEnds, _Open):
     """How many jobs of a batch are in each state."""
 
 
+class Expansion(OpenEnum):
+    """Whether the images of a batch's source were all found and became jobs."""
+
+    OPEN = "open"
+    DONE = "done"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+
+class BatchSourceView(Wire):
+    """Where a batch's images come from."""
+
+    prefix: str | None = Field(None, exclude_if=lambda text: text is None)
+    pattern: str | None = Field(None, exclude_if=lambda text: text is None)
+    manifest: str | None = Field(None, exclude_if=lambda text: text is None)
+
+
+class BatchError(Wire):
+    """Why not all images of a batch's source became jobs."""
+
+    code: str
+    detail: str
+
+
+class ExpansionView(Wire):
+    """How far a batch's source has been read.  Jobs are created as earlier ones end."""
+
+    state: Expansion = Field(description="`open` while there may be more images; `failed` if the rest cannot be read.")
+    listed: int = Field(description="Images, or lines of the manifest, found so far.")
+    expanded: int = Field(description="Those that became jobs.")
+    rejected: int = Field(description="Those that could not; they count as failed, and are listed with the failures.")
+    error: BatchError | None = None
+
+
+class BatchFile(Wire):
+    """One object made of all the results of a batch."""
+
+    name: str = Field(description="As in `GET /v1/batches/{id}/files/{name}`.", examples=["coco.json"])
+    size: int = Field(description="Bytes.")
+    content_type: str
+    url: str = ""
+
+
+class StoredBatchFile(BatchFile):
+    """The same, as the record has it."""
+
+    key: str
+
+
+class BatchFailure(Wire):
+    """An image of a batch that has no result."""
+
+    number: int | None = Field(None, description="Its place in the source, or among `images`, counted from 1.")
+    status: str = Field(description="`failed`, `canceled` or `expired` of its job; `rejected` if it became none.")
+    job_id: str | None = None
+    source: str | None = Field(None, description="The image, as in the job.")
+    file_name: str | None = None
+    code: str | None = Field(None, description="Why, machine-readable.")
+    detail: str | None = None
+
+
+class BatchFailures(Wire):
+    """Some of the failures of a batch."""
+
+    failures: tuple[BatchFailure, ...]
+    next: str | None = Field(None, description="The URL of the next page; null on the last.")
+    next_cursor: str | None = None
+
+
 class BatchUrls(Wire):
     """Ready-made URLs for the next requests."""
 
     self: str
     deliveries: str
+    failures: str = ""
+    cancel: str = ""
+    coco: str | None = Field(None, description="The masks of all images as one COCO dataset, once it is made.")
 
 
 class BatchView(Wire):
@@ -59,7 +131,19 @@ class BatchView(Wire):
     done: int = Field(description="Jobs that have ended, successfully or not.")
     counts: BatchCounts
     metadata: dict[str, str] = Field(default_factory=dict)
-    job_ids: tuple[str, ...] = Field(description="In the order of the images. Each is a job like any other.")
+    source: BatchSourceView | None = Field(
+        None,
+        exclude_if=lambda source: source is None,
+        description="Of a batch that was made from a prefix or a manifest.",
+    )
+    expansion: ExpansionView | None = Field(None, exclude_if=lambda view: view is None, description="Likewise.")
+    files: tuple[BatchFile, ...] = Field(
+        (), exclude_if=lambda files: not files, description="Likewise, once it is completed."
+    )
+    job_ids: tuple[str, ...] = Field(
+        description="In the order of the images. Each is a job like any other. Of a batch from a prefix or a manifest: "
+        "those that have not ended."
+    )
     request_id: str | None = Field(
         None,
         exclude_if=lambda request_id: request_id is None,
@@ -85,6 +169,19 @@ class BatchRecord:
     #: As in a job's record.
     request_id: str = ""
     traceparent: str = ""
+    #: Of one that couriers expand: what is shown of its source; see the fields of the record in docs/ledger.md.
+    source: BatchSourceView | None = None
+    plan: str = ""
+    expansion: Expansion | None = None
+    cursor: str = ""
+    listed: int = 0
+    rejected: int = 0
+    annotations: int = 0
+    collected_ms: int = 0
+    error: BatchError | None = None
+    files: tuple[StoredBatchFile, ...] = ()
+    canceled: bool = False
+    deleting: bool = False
 
     @classmethod
     def from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> Self:
@@ -106,6 +203,20 @@ class BatchRecord:
             metadata=json.loads(fields["metadata"]),
             request_id=fields.get("request_id", ""),
             traceparent=fields.get("traceparent", ""),
+            source=BatchSourceView.model_validate_json(fields["source"]) if "source" in fields else None,
+            plan=fields.get("plan", ""),
+            expansion=Expansion(fields["expansion"]) if "expansion" in fields else None,
+            cursor=fields.get("cursor", ""),
+            listed=int(fields.get("listed", 0)),
+            rejected=int(fields.get("rejected", 0)),
+            annotations=int(fields.get("annotations", 0)),
+            collected_ms=int(fields.get("collected_ms", 0)),
+            error=BatchError(code=fields["error_code"], detail=fields["error_detail"])
+            if "error_code" in fields
+            else None,
+            files=tuple(StoredBatchFile.model_validate(file) for file in json.loads(fields.get("files", "[]"))),
+            canceled="cancel" in fields,
+            deleting="deleting" in fields,
         )
 
     @property
@@ -124,10 +235,28 @@ class BatchRecord:
     def urls(self, base_url: str) -> BatchUrls:
         """Return its URLs.  base_url: the API's URL, without a trailing slash."""
         url = f"{base_url}/v1/batches/{self.id}"
-        return BatchUrls(self=url, deliveries=f"{url}/deliveries")
+        return BatchUrls(
+            self=url,
+            deliveries=f"{url}/deliveries",
+            failures=f"{url}/failures",
+            cancel=f"{url}/cancel",
+            coco=f"{url}/files/coco.json" if any(file.name == "coco.json" for file in self.files) else None,
+        )
+
+    def _expansion_view(self) -> ExpansionView | None:
+        if self.expansion is None:
+            return None
+        return ExpansionView(
+            state=self.expansion,
+            listed=self.listed,
+            expanded=self.listed - self.rejected,
+            rejected=self.rejected,
+            error=self.error,
+        )
 
     def view(self, base_url: str, job_ids: tuple[str, ...]) -> BatchView:
         """Return the view for its owner.  base_url: the API's URL, without a trailing slash."""
+        url = f"{base_url}/v1/batches/{self.id}"
         return BatchView(
             id=self.id,
             status=BatchStatus.PROCESSING if self.ended_ms is None else BatchStatus.COMPLETED,
@@ -137,6 +266,14 @@ class BatchRecord:
             done=self.done,
             counts=self.counts,
             metadata=self.metadata,
+            source=self.source,
+            expansion=self._expansion_view(),
+            files=tuple(
+                BatchFile(
+                    name=file.name, size=file.size, content_type=file.content_type, url=f"{url}/files/{file.name}"
+                )
+                for file in self.files
+            ),
             job_ids=job_ids,
             request_id=self.request_id or None,
             urls=self.urls(base_url),

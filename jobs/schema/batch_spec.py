@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import (
@@ -22,7 +33,7 @@ from maskfleet.jobs.schema.spec import (
     Webhook,
     invalid_request,
 )
-from maskfleet.jobs.schema.wire import HttpUrl, Request
+from maskfleet.jobs.schema.wire import BUCKET, HttpUrl, Request, S3Uri, Wire, key_fault
 
 
 class BatchEventName(StrEnum):
@@ -59,10 +70,85 @@ class BatchWebhook(Request):
         return self.url if BatchEventName.COMPLETED in self.events else ""
 
 
-class _ManyImages(Request):
-    images: tuple[ImageSource, ...] = Field(
-        min_length=1, max_length=MAX_BATCH_IMAGES, description="One job is created for each, in this order."
+#: The fields of a source that name it.
+_KINDS = ("prefix", "manifest")
+#: What a line of a manifest may say, besides its image, instead of the batch.
+LINE_FIELDS = frozenset(
+    {"image", "mode", "prompts", "params", "outputs", "overlay_format", "metadata", "run_timeout_s"}
+)
+
+
+def _is_s3_place(uri: str) -> str:
+    found = re.fullmatch(rf"s3://{BUCKET}/?([^\x00-\x1f]*)", uri)
+    fault = key_fault(found[1].removesuffix("/")) if found and found[1] else ""
+    if not found or fault:
+        raise PydanticCustomError(
+            "invalid_s3_uri", "{fault}Write it as s3://bucket/folder/.", {"fault": fault and f"{fault} "}
+        )
+    return uri if uri.count("/") > 2 else f"{uri}/"
+
+
+def _one_of(first: str, first_type: str, second: str, second_type: str) -> dict[str, JsonValue]:
+    """Describe to JSON Schema that one of two fields is given; null is as good as nothing."""
+    there: list[JsonValue] = [
+        {"required": [name], "properties": {name: {"type": kind}}}
+        for name, kind in ((first, first_type), (second, second_type))
+    ]
+    return {"anyOf": there, "not": {"allOf": there}}
+
+
+class BatchSource(Request):
+    """Where a batch's images come from: all objects under a prefix, or the lines of a manifest."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of("prefix", "string", "manifest", "string"))
+
+    prefix: Annotated[str, StringConstraints(max_length=1200), AfterValidator(_is_s3_place)] | None = Field(
+        None,
+        description="What the URIs of the images begin with, in a bucket that the operator allows; usually a folder.",
+        examples=["s3://photos/tiles/"],
     )
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f]+$")] = Field(
+        "*",
+        description="Which objects under the prefix: their names, after the last slash, with `*`, `?` and `[…]`; upper "
+        "and lower case differ.",
+        examples=["*.jpg"],
+    )
+    manifest: S3Uri | None = Field(
+        None,
+        description="A text object in such a bucket with one JSON object a line: `image`, as in a job, and if they "
+        "differ from the batch's, `mode`, `prompts`, `params`, `outputs`, `overlay_format`, `metadata` and "
+        "`run_timeout_s`.",
+        examples=["s3://photos/tiles.jsonl"],
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len([kind for kind in _KINDS if getattr(self, kind) is not None]) != 1:
+            raise PydanticCustomError("batch_source", "Give either prefix or manifest.")
+        if self.manifest is not None and self.pattern != "*":
+            raise PydanticCustomError("batch_source", "A pattern is for a prefix; a manifest names each image itself.")
+        return self
+
+
+class _ManyImages(Request):
+    model_config = ConfigDict(json_schema_extra=_one_of("source", "object", "images", "array"))
+
+    images: tuple[ImageSource, ...] = Field(
+        default_factory=tuple,  # not a default in the schema, which it would not satisfy
+        min_length=1,
+        max_length=MAX_BATCH_IMAGES,
+        description="One job is created for each, in this order. Or give a `source`.",
+    )
+    source: BatchSource | None = Field(
+        None,
+        description="Where to find the images, however many. Jobs are created little by little, as earlier ones end.",
+    )
+
+    @model_validator(mode="after")
+    def _has_images(self) -> Self:
+        if bool(self.images) == (self.source is not None):
+            raise PydanticCustomError("batch_images", "Give either images, at least one, or a source.")
+        return self
 
 
 class _BatchFields(MaskOptions, _ManyImages):
@@ -79,6 +165,25 @@ class PointBatch(Points, _BatchFields):
 
 class BoxBatch(Boxes, _BatchFields):
     """Segment the objects inside the same boxes in each image."""
+
+
+class BatchPlan(Wire):
+    """What couriers need to expand a batch, as its record has it.
+
+    spec: of each job, with a placeholder for its image.  etag, size: of the manifest.  max_in_flight, max_bytes: the
+    tenant's limits.  coco: whether its results are merged.
+    """
+
+    source: BatchSource
+    spec: str
+    queue: str
+    bucket: str
+    start_deadline_s: int
+    max_in_flight: int
+    max_bytes: int
+    coco: bool
+    etag: str = ""
+    size: int = 0
 
 
 Batch = EverythingBatch | PointBatch | BoxBatch

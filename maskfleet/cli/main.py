@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "overlay": ("maskfleet.cli.pictures:overlay_command", "Show a job's picture in the terminal."),
     "open": ("maskfleet.cli.pictures:open_command", "Open the server's page, or a job on it."),
     "models": ("maskfleet.cli.listing:models_command", "List the server's models."),
+    "batches": ("maskfleet.cli.batches:batches_command", "Segment all images under an S3 prefix; show or cancel that."),
     "deliveries": ("maskfleet.cli.deliveries:deliveries_command", "Show a job's webhooks and every delivery attempt."),
     "redeliver": ("maskfleet.cli.deliveries:redeliver_command", "Send webhooks again."),
     "webhook": ("maskfleet.cli.webhooks:webhook_command", "Receive webhooks here, send a test one, show the secret."),

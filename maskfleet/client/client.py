@@ -48,7 +48,7 @@ from maskfleet.jobs.schema.api import (
     UploadView,
     WebhookSecretView,
 )
-from maskfleet.jobs.schema.batch import BatchView
+from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.fleet import ModelFleet
 from maskfleet.jobs.schema.image import ImageView
@@ -212,6 +212,45 @@ class Client:
         headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
         response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
         return BatchView.model_validate_json(response.content)
+
+    def submit_batch_source(
+        self, *, prefix: str | None = None, pattern: str = "*", manifest: str | None = None, **fields: Unpack[JobFields]
+    ) -> BatchView:
+        """Submit all images under an S3 prefix, or in a manifest of JSON lines in S3, as one batch, however many.
+
+        pattern: of the names of the objects under the prefix.  Every call creates a new batch.
+        Raises Refused (``invalid_spec``, ``source_not_found``, ``bucket_not_allowed``, …).
+        """
+        source = {"prefix": prefix, "pattern": pattern} if manifest is None else {"manifest": manifest}
+        try:
+            body = batch_document((), {**fields, "source": source})
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(response.content)
+
+    def cancel_batch(self, batch_id: str) -> BatchView:
+        """Cancel a batch: no further jobs of it are created, and those that it has are canceled.
+
+        Raises Conflict if all have ended.
+        """
+        return BatchView.model_validate_json(self._transport.call("POST", f"/v1/batches/{batch_id}/cancel").content)
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Delete a batch that has ended, with its jobs and all that they wrote.  Raises Conflict before it has."""
+        self._transport.call("DELETE", f"/v1/batches/{batch_id}")
+
+    def batch_failures(self, batch_id: str) -> Iterator[BatchFailure]:
+        """Yield the images of a batch that have no result, and why; pages are fetched as needed."""
+        params: dict[str, str] = {}
+        while True:
+            response = self._transport.call("GET", f"/v1/batches/{batch_id}/failures", params=params)
+            page = BatchFailures.model_validate_json(response.content)
+            yield from page.failures
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
 
     def batch(self, batch_id: str) -> BatchView:
         """Return a batch: how many of its jobs are in each state, and their ids."""

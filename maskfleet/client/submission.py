@@ -117,10 +117,14 @@ def complete(spec: AnySpec | None, fields: JobFields, source: ImageSource | None
         raise invalid_request(error) from error
 
 
-def batch_document(images: Sequence[ImageSource], fields: JobFields) -> bytes:
-    """Serialise a batch for the API.  Raises InvalidRequest (``invalid_spec``)."""
+def batch_document(images: Sequence[ImageSource], fields: Mapping[str, Any]) -> bytes:  # Any: a field's own type
+    """Serialise a batch for the API.  fields: of its jobs, and without images its ``source``.
+
+    Raises InvalidRequest (``invalid_spec``).
+    """
     try:
-        batch = _BATCH.validate_python({**fields, "images": tuple(images)})
+        named = {"images": tuple(images)} if images else {}
+        batch = _BATCH.validate_python({**fields, **named})
     except ValidationError as error:
         raise invalid_request(error) from error
     return batch.model_dump_json(exclude_unset=True, exclude_none=True).encode()

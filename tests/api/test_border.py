@@ -26,6 +26,7 @@ PARTS = {
     "<batch_id>": "batch_" + "0" * 32,
     "<msg:delivery_id>": "msg_1",
     "<path:name>": "coco.json",
+    "<name>": "coco.json",
 }
 OPEN_ROUTES = ["/live", "/ready", "/openapi.json", "/docs", "/docs/start.js"]
 

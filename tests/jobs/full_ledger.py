@@ -18,11 +18,13 @@ from typing import Any, cast
 import redis
 
 from maskfleet.jobs.ledger.api_keys import KeyStore, Scope
+from maskfleet.jobs.ledger.batches import Batches, Page
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Breaker, Deliveries, Delivery
 from maskfleet.jobs.ledger.jobs import Ledger
-from maskfleet.jobs.ledger.outcomes import NewBatch, NewJobs, Origin
+from maskfleet.jobs.ledger.outcomes import BatchStep, NewBatch, NewJobs, Origin
 from maskfleet.jobs.ledger.workers import WorkerRegistry, WorkerSeen
+from maskfleet.jobs.schema.batch import StoredBatchFile
 from maskfleet.jobs.schema.delivery import DeliveryAttempt, DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.record import JobRecord, Metrics, ProgressView, ResultSummary
 from maskfleet.jobs.schema.spec import EventName, ImageSource, Webhook
@@ -57,6 +59,7 @@ class FullLedger:
         self._jobs()
         self._batch("open", 3)
         self._batch("complete", 1)
+        self._expanded_batches()
         released = self._claim(self._create("released"))
         self._ledger.release(released, delay_s=0, charged=True, outcome="store_unavailable", avoid_s=30)
         self._send_webhooks()
@@ -88,6 +91,39 @@ class FullLedger:
         self._ledger.succeed(self._claim(first), RESULT)
         if others:
             self._claim(others[0])
+
+    def _expanded_batches(self) -> None:
+        """One that is being expanded, and one whose source failed, that was canceled and is being deleted."""
+        batches = Batches(self._client)
+        source, plan = '{"prefix":"s3://photos/tiles/"}', '{"spec":"{}"}'
+        expanding, ended = (
+            self._ledger.create(
+                NewJobs(
+                    TENANT, QUEUE, (), DAY_S, batch=NewBatch("https://batch.example.com/hook", {}, source, plan, 9)
+                ),
+                max_in_flight=MANY,
+                idempotency_ttl_s=DAY_S,
+            ).id
+            for _ in range(2)
+        )
+        rejected = '{"number":3,"status":"rejected","code":"invalid_spec","detail":"Line 3: It is not valid JSON."}'
+        step = BatchStep(expanding, "", "tiles/2.png", (1, 2), 3, (rejected,))
+        first, _ = self._ledger.create(
+            NewJobs(TENANT, QUEUE, (SPEC % "tile 1", SPEC % "tile 2"), DAY_S, step=step),
+            max_in_flight=MANY,
+            idempotency_ttl_s=0,
+        ).job_ids
+        self._ledger.succeed(self._claim(first), RESULT)
+        page = Page(f"batches/{TENANT}/{expanding}/pages/1", 1, 1, 0)
+        assert batches.collect(expanding, 0, 1, page, (), kept_s=DAY_S)
+        failed = BatchStep(
+            ended, "", "", (), 0, ends=True, error_code="manifest_changed", error_detail="It was replaced."
+        )
+        self._ledger.create(NewJobs(TENANT, QUEUE, (), DAY_S, step=failed), max_in_flight=MANY, idempotency_ttl_s=0)
+        batches.cancel(ended, TENANT)
+        file = StoredBatchFile(name="coco.json", size=1, content_type="application/json", key="k")
+        assert batches.finish(ended, 0, (file,), DAY_S)
+        batches.begin_deletion(ended, TENANT)
 
     def _send_webhooks(self) -> None:
         """Bring each webhook to the state its host is named for; in two rounds, since a host gets one at a time."""

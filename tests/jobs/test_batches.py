@@ -490,7 +490,7 @@ def test_the_job_of_an_image_is_the_batch_with_that_image() -> None:
 
     job = job_of(batch, image)
 
-    shared = batch.model_dump(exclude={"images", "webhook"})
+    shared = batch.model_dump(exclude={"images", "source", "webhook"})
     assert job.model_dump(exclude={"image", "inline", "webhook"}) == shared
     assert job.image == image
     assert job.webhook == Webhook(url="https://example.com/hook", events=(EventName.FAILED,))

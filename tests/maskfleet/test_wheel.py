@@ -38,6 +38,7 @@ ARGUMENTS = {
     **{name: [] for name in EXTRAS},
     "segment": ["photo.png", "--box", "304,14,366,73"],
     "keys": ["list"],
+    "batches": ["show", "batch_1"],
     "ledger": ["upgrade"],
     "submit": ["photo.png"],
     "batch": ["photo.png"],

@@ -110,5 +110,6 @@ def test_the_rules_for_the_bucket_are_taken_by_a_real_s3(document: str, store_fi
     assert {rule["Filter"]["Prefix"]: rule["Expiration"]["Days"] for rule in taken} == {
         "uploads/": 9,
         "results/": 30,
+        "batches/": 30,
         "embeddings/": 8,
     }

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from maskfleet.jobs.errors import Conflict, StoreUnavailable
+from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import NewJobs
 from maskfleet.jobs.ledger.sweeps import SweepTurns
@@ -40,14 +41,15 @@ GONE = "job_" + "f" * 32
 @pytest.fixture
 def empty_store(store: Store) -> Store:
     """The test run's store without results of other tests, and what they knew of images."""
-    for folder in ("results/", "embeddings/"):
+    for folder in ("results/", "batches/", "embeddings/"):
         store.delete(found.key for found in store.listed(folder))
     return store
 
 
 def sweep_of(client: redis.Redis, store: Store, *, retention_s: float = 0, grace_s: float = 0) -> Sweep:
     ledger, turns = Ledger(client, int(retention_s)), SweepTurns(client)
-    return Sweep(ledger, turns, store, retention_s=retention_s, grace_s=grace_s)
+    batches = Batches(client)
+    return Sweep(ledger, turns, store, batches=batches, retention_s=retention_s, grace_s=grace_s)
 
 
 @pytest.fixture
@@ -417,3 +419,23 @@ def test_a_sweep_needs_no_more_than_the_courier_has() -> None:
 
     assert not {"torch", "numpy", "flask"} & set(loaded)
     assert CourierSettings().sweep_s == 3600
+
+
+def test_what_was_collected_of_a_batch_goes_with_its_record(empty_store: Store, redis_client: redis.Redis) -> None:
+    kept, gone = (f"batches/ant/batch_{digit * 32}/" for digit in "ab")
+    for folder in (kept, gone):
+        empty_store.put(f"{folder}coco-1.json", b"{}", "application/json")
+        empty_store.put(f"{folder}pages/1/outcomes.jsonl", b"{}", "application/jsonl")
+    counts = dict.fromkeys(("queued", "processing", "succeeded", "failed", "canceled", "expired"), 0)
+    record = {"tenant": "ant", "created_ms": 1, "ends": 0, "metadata": "{}", **counts}
+    redis_client.hset(f"mf:batch:batch_{'a' * 32}", mapping=record)
+
+    young = list(sweep_of(redis_client, empty_store, grace_s=3600).run())
+    [old] = sweep_of(redis_client, empty_store).run()
+
+    assert young == []
+    assert (old.folder, len(old.objects)) == (gone, 2)
+    assert [item.key for item in empty_store.listed("batches/")] == [
+        f"{kept}coco-1.json",
+        f"{kept}pages/1/outcomes.jsonl",
+    ]

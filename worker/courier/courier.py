@@ -36,7 +36,9 @@ from maskfleet.jobs.schema.delivery import DeliveryAttemptOutcome, DeliveryState
 from maskfleet.jobs.schema.events import batch_event, is_true, job_event
 from maskfleet.jobs.schema.record import JobRecord, origin_ids
 from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
+from maskfleet.jobs.storage import Store
 from maskfleet.jobs.tracing import Kind, Span, span, start_tracing, stop_tracing
+from maskfleet.worker.courier.batches import BatchWork
 from maskfleet.worker.courier.send import Sent, send, unsent
 from maskfleet.worker.courier.sweep import Sweep
 from maskfleet.worker.egress import egress_session
@@ -98,6 +100,8 @@ class Courier:
         self._shared_secrets = tuple(secret.get_secret_value() for secret in settings.webhook_shared_secrets)
         self._sweep = Sweep.from_settings(settings)
         self._ask_to_sweep_at = 0.0
+        self._batch_work = BatchWork(self._ledger, self._batches, Store(settings), self._bells, settings)
+        self._at_batches: Future[None] | None = None
         self._reconciler = Reconciler(redis, settings.retention_s)
         self._reconciling: Iterator[Mended] | None = None
         self._mended: Mended = Counter()
@@ -118,8 +122,8 @@ class Courier:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` returns True, then finish the deliveries in flight."""
-        # One more than the senders: a sweep takes long, and no webhook should wait for it.
-        with ThreadPoolExecutor(self._settings.webhook_senders + 1, thread_name_prefix="sender") as senders:
+        # Two more than the senders: a sweep and the batches take long, and no webhook should wait for them.
+        with ThreadPoolExecutor(self._settings.webhook_senders + 2, thread_name_prefix="sender") as senders:
             next_look = 0.0
             while not is_over():
                 try:
@@ -132,6 +136,8 @@ class Courier:
                         self._reconcile()
                         if self._sweep_is_due():
                             senders.submit(self._sweep_up, is_over)
+                        if self._at_batches is None or self._at_batches.done():
+                            self._at_batches = senders.submit(self._work_on_batches, is_over)
                     self._take(senders)
                     self._ticked_at = time.monotonic()
                     self._outage.over()
@@ -219,6 +225,14 @@ class Courier:
             logger.warning("sweep_broke_off", code=error.code)
         except Exception:  # as in _deliver
             logger.exception("sweep_broke")
+
+    def _work_on_batches(self, is_over: Callable[[], bool]) -> None:
+        try:
+            self._batch_work.run(is_over)
+        except JobError as error:  # Redis is down, as the tick says, too; the batches are due again later
+            logger.warning("batches_left", code=error.code)
+        except Exception:  # as in _deliver
+            logger.exception("batches_broke")
 
     def _deliver(self, delivery: Delivery) -> None:
         with bound_contextvars(delivery_id=delivery.id, **subject_ids(delivery.subject)):

@@ -1,7 +1,8 @@
-"""The sweep: removes objects under ``results/`` that no record refers to, and old ones under ``embeddings/``.
+"""The sweep: removes objects under ``results/`` and ``batches/`` that no record refers to, and old ones of images.
 
     an ended job's objects that its manifest does not list      from attempts that lost or were cut off
     all objects of a job whose record no longer exists          its retention is over, or it was deleted meanwhile
+    what was collected of a batch whose record is gone         the same
     what is known of images, for as long as records are kept    it is only there to save work
 
 A job's objects are removed only after a grace time, and never while it is queued or running.  A job that is retried
@@ -23,13 +24,14 @@ from typing import Self
 from pydantic import ValidationError
 
 from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.ledger.batches import Batches
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.outcomes import JobEnd
 from maskfleet.jobs.ledger.sweeps import SweepTurns
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.manifest import Manifest
-from maskfleet.jobs.schema.wire import JOB_ID
+from maskfleet.jobs.schema.wire import BATCH_ID, JOB_ID
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import DELETED_AT_ONCE, EMBEDDINGS, ListedObject, Store
@@ -37,6 +39,7 @@ from maskfleet.jobs.storage import DELETED_AT_ONCE, EMBEDDINGS, ListedObject, St
 #: Jobs whose records are asked for in one round trip.
 JOBS_AT_ONCE = 200
 _FOLDER = re.compile(rf"results/([^/]+)/({JOB_ID})/")
+_BATCH_FOLDER = re.compile(rf"batches/([^/]+)/({BATCH_ID})/")
 
 logger = get_logger()
 
@@ -58,9 +61,19 @@ class Leftover:
 class Sweep:
     """A pass through the results of all jobs."""
 
-    def __init__(self, ledger: Ledger, turns: SweepTurns, store: Store, *, retention_s: float, grace_s: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        turns: SweepTurns,
+        store: Store,
+        *,
+        batches: Batches,
+        retention_s: float,
+        grace_s: float,
+    ) -> None:
         """retention_s: how long records outlive their jobs.  grace_s: how long unreferenced objects are kept."""
         self._ledger = ledger
+        self._batches = batches
         self._turns = turns
         self._store = store
         self._retention_ms, self._grace_ms = retention_s * 1000, grace_s * 1000
@@ -69,7 +82,15 @@ class Sweep:
     def from_settings(cls, settings: CourierSettings) -> Self:
         client = connect(settings)
         ledger, turns = Ledger(client, settings.retention_s), SweepTurns(client)
-        return cls(ledger, turns, Store(settings), retention_s=settings.retention_s, grace_s=settings.sweep_grace_s)
+        batches = Batches(client)
+        return cls(
+            ledger,
+            turns,
+            Store(settings),
+            batches=batches,
+            retention_s=settings.retention_s,
+            grace_s=settings.sweep_grace_s,
+        )
 
     def is_due(self, every_s: float) -> bool:
         """Return True if the caller should sweep: once per ``every_s`` among all couriers."""
@@ -83,7 +104,11 @@ class Sweep:
         """
         turn = nullcontext(_keep_nothing) if dry_run else self._turns.hold()
         with turn as keep_turn:
-            for leftover in chain(self._leftovers(is_over, keep_turn), self._old_embeddings(is_over, keep_turn)):
+            for leftover in chain(
+                self._leftovers(is_over, keep_turn),
+                self._old_batches(is_over, keep_turn),
+                self._old_embeddings(is_over, keep_turn),
+            ):
                 if not dry_run:
                     self._store.delete(item.key for item in leftover.objects)
                     logger.info(
@@ -91,7 +116,7 @@ class Sweep:
                         folder=leftover.folder,
                         why=leftover.why,
                         objects=len(leftover.objects),
-                        **({"job_id": _job_of(leftover.folder)} if leftover.folder != EMBEDDINGS else {}),
+                        **({"job_id": _job_of(leftover.folder)} if _FOLDER.match(leftover.folder) else {}),
                     )
                 yield leftover
 
@@ -113,6 +138,18 @@ class Sweep:
                 leftover = self._leftover(folder, found, end, now_ms)
                 if leftover is not None:
                     yield leftover
+
+    def _old_batches(self, is_over: Callable[[], bool], keep_turn: Callable[[], None]) -> Iterator[Leftover]:
+        """Yield what was collected of batches whose records are gone, for as long as objects of jobs are kept then."""
+        for folder, objects in groupby(self._store.listed("batches/"), key=_batch_folder):
+            if is_over():
+                return
+            keep_turn()
+            found = tuple(objects)
+            gone_ms = max(item.modified.timestamp() for item in found) * 1000 + self._retention_ms
+            is_old = self._turns.now_ms() - gone_ms >= self._grace_ms
+            if folder and is_old and self._batches.read(folder.split("/")[2]) is None:
+                yield Leftover(folder, "the batch's record no longer exists", found)
 
     def _old_embeddings(self, is_over: Callable[[], bool], keep_turn: Callable[[], None]) -> Iterator[Leftover]:
         listed = self._store.listed(EMBEDDINGS)
@@ -174,6 +211,12 @@ def _keep_nothing() -> None:
 
 def _job_of(folder: str) -> str:
     return folder.split("/")[2]
+
+
+def _batch_folder(found: ListedObject) -> str:
+    """Return the folder of the batch that an object belongs to, with a trailing slash; empty if it is of none."""
+    match = _BATCH_FOLDER.match(found.key)
+    return match[0] if match else ""
 
 
 def _job_folder(found: ListedObject) -> str:

@@ -12,24 +12,28 @@
 --   queues that are drained before this one), weights (tenant → its share),
 --   reservation (of these jobs: what was returned; '' for none),
 --   for a batch: batch = {id, metadata (JSON), completed_url (where batch.completed is sent; '' for nowhere)},
+--     for one that couriers expand, with no jobs yet: source, plan (see open_expansion), most_open (of the tenant's);
+--   for a step of its expansion: step = {batch (its id), numbers (of each job), …}, see note_step,
 --   to learn which node has the one job's image: call = {model, seen_within_s, wait_ms}, see node_to_call,
 --   and to ask: ask = {bytes (of images to be stored), max_bytes, window_h (for how long they count), reserve_ms,
 --     token ('' to reserve no places)}
 -- Returns {'created', id, node to call ('' for none)} | {'known', id} | {'key_reused', id} | {'over_quota', jobs in flight}
 --         | {'over_bytes', in how many ms the next records expire ('' for not before a job ends)}
+--         | {'too_many_batches', how many the tenant has open} | {'moved', batch} (it is not at this step any more)
 --         | {'backlog_full', how long the last job would wait, in ms}
 --         | {'over_storage', bytes of images stored} | {'reserved', hour in which the bytes count, reservation};
 --         id: of the batch, otherwise of the one job
 -- It has no flag, so a full Redis rejects it: no new work is accepted then.  That holds as long as its first write is one
 -- that adds something; after one that removes, a full Redis lets the rest pass.
--- requires: keys, bytes, turns
+-- requires: keys, bytes, batches, turns
 local new = cjson.decode(ARGV[1])
 local now, to_the_microsecond = exact_now_ms()
 local tenant, queue, batch, ask = new.tenant, new.queue, new.batch, new.ask
 local reservation = new.reservation or ''
 local token = ask and ask.token or string.match(reservation, ':([^:]*)$') or ''
 local jobs = (#ARGV - 1) / 2
-local id = batch and batch.id or ARGV[2]
+local step = new.step
+local id = batch and batch.id or step and step.batch or ARGV[2]
 
 -- What was recorded under the idempotency key; nil for nothing.
 local function known()
@@ -54,7 +58,8 @@ local function bytes_of(spec, number)
   return RECORD_BYTES + origin_bytes + #spec + #new.summary + #(sources[number] or '') + #(file_names[number] or '') +
     (new.webhook_url ~= '' and WEBHOOK_BYTES or 0)
 end
-local batch_bytes = batch and RECORD_BYTES + origin_bytes + #batch.metadata + jobs * #ARGV[2] or 0
+local batch_bytes = batch and RECORD_BYTES + origin_bytes + #batch.metadata + #(batch.plan or '') + #(batch.source or '') +
+  jobs * #(ARGV[2] or '') or 0
 local function new_bytes()
   local sum = batch_bytes
   for i = 3, #ARGV, 2 do sum = sum + bytes_of(ARGV[i], (i - 1) / 2) end
@@ -101,9 +106,13 @@ end
 local function refusal(bytes)
   held = bytes_held(tenant, now, token)
   local taken = in_flight + held.reserved
-  if taken + jobs > new.max_in_flight then return {'over_quota', tostring(taken)} end
+  if jobs > 0 and taken + jobs > new.max_in_flight then return {'over_quota', tostring(taken)} end
   if held.sum + bytes > new.max_bytes then
     return {'over_bytes', held.next_ms and string.format('%.0f', held.next_ms - now) or ''}
+  end
+
+  if batch and batch.plan and redis.call('SCARD', expanding_key(tenant)) >= batch.most_open then
+    return {'too_many_batches', tostring(batch.most_open)}
   end
 
   -- The jobs before the last one, times the pace of its queue; unknown before the first job has ended or without workers.
@@ -122,6 +131,7 @@ local function record_batch()
     'queued', jobs, 'processing', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'expired', 0, 'bytes', batch_bytes, 'held', 'live',
     unpack(origin))
   redis.call('ZADD', BATCHES, now, id)
+  if batch.plan then open_expansion(id, tenant, batch.source, batch.plan, now) end
   if batch.completed_url ~= '' then redis.call('HSET', batch_key(id), 'webhook_url', batch.completed_url) end
 end
 
@@ -130,7 +140,7 @@ local shared = {unpack(origin)}
 if new.webhook_url ~= '' then
   for _, part in ipairs({'webhook_url', new.webhook_url, 'webhook_events', new.webhook_events}) do table.insert(shared, part) end
 end
-if batch then
+if batch or step then
   table.insert(shared, 'batch')
   table.insert(shared, id)
 end
@@ -151,7 +161,11 @@ local function record_job(job, spec, place)
   redis.call('HSET', job_key(job), 'id', job, 'tenant', tenant, 'queue', queue, 'spec', spec, 'summary', new.summary,
     'status', 'queued', 'created_ms', now, 'attempt', 0, 'fence', 0, 'version', 1, 'bytes', bytes_of(spec, place + 1), 'held', 'live',
     'spec_bytes', #spec, 'start_by_ms', now + new.start_deadline_ms, unpack(own))
-  if batch then redis.call('RPUSH', batch_jobs_key(id), job) end
+  if step then
+    redis.call('ZADD', batch_open_key(id), step.numbers[place + 1], job)
+  elseif batch then
+    redis.call('RPUSH', batch_jobs_key(id), job)
+  end
   redis.call('SADD', inflight_key(tenant), job)
   redis.call('ZADD', jobs_key(tenant), now, job)
   join_turn(queue, tenant, job, to_the_microsecond(place / 1000))
@@ -178,7 +192,8 @@ local function node_to_call()
 end
 
 -- A repeated call: the response to the first was lost.
-if not ask and redis.call('EXISTS', record_key(id)) == 1 then return {'created', id, ''} end
+if not ask and not step and redis.call('EXISTS', record_key(id)) == 1 then return {'created', id, ''} end
+if step and not is_at_step(id, step.cursor) then return {'moved', id} end
 
 local bytes = new_bytes()
 local decided = known() or refusal(bytes) or ask and storage_refusal()
@@ -197,7 +212,8 @@ if not held.kept then keep_tenant(tenant, now) end
 redis.call('HINCRBY', bytes_key(tenant), 'live', bytes)
 if batch then record_batch() end
 for place = 0, jobs - 1 do record_job(ARGV[2 * place + 2], ARGV[2 * place + 3], place) end
-take_turns(queue, tenant)
+if jobs > 0 then take_turns(queue, tenant) end
+if step then note_step(id, step, jobs) end
 if new.idempotency_key ~= '' then
   local key = idempotency_key(tenant, new.idempotency_key)
   redis.call('HSET', key, 'job', id, 'digest', new.body_digest)

@@ -106,7 +106,7 @@ local function end_job(id, job, status, now, retention_ms, error_code, error_det
     end
     if is_told then queue_delivery(delivery_id(id, number, status), tenant, id, status, webhook_url, now) end
   end
-  if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms) end
+  if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms, id) end
   -- Last, and never an error: whoever misses it looks at the record a little later.
   redis.pcall('PUBLISH', ENDED, id)
 end

@@ -75,6 +75,13 @@ local function returned_key(queue) return 'mf:returned:' .. queue end
 local BATCHES = 'mf:batches'
 local function batch_key(id) return 'mf:batch:' .. id end
 local function batch_jobs_key(id) return 'mf:batch_jobs:' .. id end
+-- Of batches that couriers expand: which have work to be done, those of a tenant, and of one its open jobs, what has ended
+-- and is to be collected, and the pages of what was.
+local BATCH_WORK = 'mf:batch_work'
+local function expanding_key(tenant) return 'mf:expanding:' .. tenant end
+local function batch_open_key(id) return 'mf:batch_open:' .. id end
+local function batch_ended_key(id) return 'mf:batch_ended:' .. id end
+local function batch_pages_key(id) return 'mf:batch_pages:' .. id end
 
 -- Workers.
 local WORKERS, MODELS = 'mf:workers', 'mf:models'

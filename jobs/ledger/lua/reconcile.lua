@@ -80,6 +80,7 @@ function compare.in_flight(tenant)
     if job[7] then batches[job[7]] = true end
   end
   if first and cursor == '0' then
+    for _, batch in ipairs(redis.call('SMEMBERS', expanding_key(tenant))) do batches[batch] = true end
     for batch in pairs(batches) do
       local counted = redis.call('HMGET', batch_key(batch), 'bytes', 'held')
       if counted[2] == 'live' then sum = sum + counted[1] end
@@ -102,7 +103,7 @@ function compare.log(tenant)
       mend('waiting')
     end
   end
-  if cursor ~= '0' or redis.call('EXISTS', inflight_key(tenant)) == 1 then return end
+  if cursor ~= '0' or redis.call('EXISTS', inflight_key(tenant), expanding_key(tenant)) > 0 then return end
   for _, key in ipairs({jobs_key(tenant), bytes_key(tenant)}) do
     if redis.call('TTL', key) == -1 then
       redis.call('PEXPIRE', key, math.ceil(life_after_end_ms(retention_ms, true) * (1 + 2 / EXPIRY_STEPS)))
@@ -160,6 +161,24 @@ function compare.waiting()
   end
 end
 
+-- An expanded batch has as many jobs queued and running as are open, and a courier looks after it.
+local function compare_expanded(id, said)
+  redis.call('ZADD', BATCH_WORK, 'NX', now, id)
+  redis.call('SADD', expanding_key(said.tenant), id)
+  local counts = {queued = 0, processing = 0}
+  for _, job in ipairs(redis.call('ZRANGE', batch_open_key(id), 0, -1)) do
+    local status = redis.call('HGET', job_key(job), 'status')
+    if is_open(status) then counts[status] = counts[status] + 1 else to_be_collected(id, job) end
+  end
+  -- Those that are open nowhere: how they ended is not known.
+  local lost = said.queued + said.processing - counts.queued - counts.processing
+  if lost > 0 then redis.call('HINCRBY', batch_key(id), 'expired', lost) end
+  if tonumber(said.queued) ~= counts.queued or tonumber(said.processing) ~= counts.processing then
+    redis.call('HSET', batch_key(id), 'queued', counts.queued, 'processing', counts.processing)
+    mend('batches')
+  end
+end
+
 -- An open batch has as many jobs queued and running as it says.  Of a job that was deleted, only that it had ended is known.
 -- One at a time: each has up to 1,000 jobs.
 function compare.batches()
@@ -173,6 +192,8 @@ function compare.batches()
     if not said.tenant or said.ended_ms then
       redis.call('ZREM', BATCHES, id)
       mend('batches')
+    elseif said.source then
+      compare_expanded(id, said)
     else
       local counts = {queued = 0, processing = 0, succeeded = 0, failed = 0, canceled = 0, expired = 0}
       local unknown = 0

@@ -2,7 +2,7 @@
 -- RETRY: queue a failed job again, with a full number of attempts.
 -- ARGV: id, tenant, start_deadline_ms, max_in_flight, token (of this call: a second run finds what the first did),
 --       retention_ms
--- Returns 'queued' | 'not_failed' | 'unknown' | 'over_quota'
+-- Returns 'queued' | 'not_failed' | 'unknown' | 'over_quota' | 'of_batch' (of a batch from a source: it is told of as failed)
 -- requires: keys, bytes, batches, turns, jobs
 local id, tenant = ARGV[1], ARGV[2]
 local key = job_key(id)
@@ -11,6 +11,7 @@ if not status then return 'unknown' end
 local job = redis.call('HMGET', key, 'deleting', 'retry', 'batch', 'bytes', 'held', 'error_detail')
 if job[2] == ARGV[5] then return 'queued' end
 if status ~= 'failed' or job[1] then return 'not_failed' end
+if job[3] and redis.call('HEXISTS', batch_key(job[3]), 'source') == 1 then return 'of_batch' end
 local in_flight, now = redis.call('SCARD', inflight_key(tenant)), now_ms()
 if in_flight >= tonumber(ARGV[4]) then return 'over_quota' end
 
