@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device bench-job
+.PHONY: setup demo test test-containers test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device bench-job
 
 setup: .venv/.installed
 
@@ -27,6 +27,10 @@ demo: setup
 # Python keeps what it compiled, whatever the shell says: tests start hundreds of programs.
 test: setup
 	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=40
+
+# Build the images and run docker-compose.yml with podman: as root, on Debian.  Takes ten minutes and 20 GB of /var/tmp.
+test-containers: setup
+	$(BIN)/python -m tests.containers
 
 # On a machine with a CUDA device.
 test-gpu: setup

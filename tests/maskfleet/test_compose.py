@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 import pytest
-import yaml
 from packaging.requirements import Requirement
 
 from maskfleet.cli.main import COMMANDS, main
 from maskfleet.jobs.settings import LOCAL_API_URL, ApiSettings, CourierSettings, SharedSettings, WorkerSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.stack.buckets import make_buckets
+from tests.compose_file import read_compose
 
 SETTINGS: dict[str, type[SharedSettings]] = {
     "api": ApiSettings,
@@ -42,17 +42,17 @@ ENV = {
 @pytest.fixture(scope="module")
 def compose(repository: Path) -> dict[str, Any]:
     """The services, with the ``.env`` filled in."""
-    return read_compose(repository / "docker-compose.yml")
+    return read_compose(repository / "docker-compose.yml", ENV)
 
 
 @pytest.fixture(scope="module")
 def gpu(repository: Path) -> dict[str, Any]:
-    return read_compose(repository / "deploy" / "compose.gpu.yml")
+    return read_compose(repository / "deploy" / "compose.gpu.yml", ENV)
 
 
 @pytest.fixture(scope="module")
 def tls(repository: Path) -> dict[str, Any]:
-    return read_compose(repository / "deploy" / "compose.tls.yml")
+    return read_compose(repository / "deploy" / "compose.tls.yml", ENV)
 
 
 @pytest.fixture(scope="module", params=["api", "worker"])
@@ -253,17 +253,6 @@ def check_command(command: list[str]) -> None:
     found = main.get_command(click.Context(main), name)
     assert found is not None
     found.make_context(name, list(arguments))
-
-
-def read_compose(path: Path) -> dict[str, Any]:
-    def fill(match: re.Match[str]) -> str:
-        name, operator, default = match.groups()
-        if operator == ":?":
-            return ENV[name]
-        return ENV.get(name, default)
-
-    services: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", fill, path.read_text()))["services"]
-    return services
 
 
 def read_conf(path: Path) -> dict[str, str]:
