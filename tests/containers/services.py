@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ class Services:
 
     def down(self) -> None:
         """Remove all containers, the network and the volumes."""
-        self._engine.podman("rm", "--all", "--force", "--time=1")
+        while self._engine.podman("ps", "--all", "--quiet"):
+            # One that ends by itself meanwhile is an error of podman's.
+            with suppress(ContainerError):
+                self._engine.podman("rm", "--all", "--force", "--time=1")
         self._engine.podman("network", "rm", "--force", self.network)
         self._engine.podman("volume", "rm", "--all", "--force")
 
@@ -114,7 +118,7 @@ class Services:
         """Return the command that says whether a service is healthy, the file's or its image's; None for none."""
         check = self._services[name].get("healthcheck")
         if check is None:
-            config = self._engine.inspect_image(self._services[name]["image"]).get("HealthCheck") or {}
+            config = self._engine.inspect_image(self._services[name]["image"]).get("Healthcheck") or {}
             check = {"test": config.get("Test")}
         if check.get("disable") or not check["test"] or self._services[name].get("restart") == "on-failure":
             return None
