@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from maskfleet.cli.server import connect, server_options
-from maskfleet.cli.terminal import reporting_errors
+from maskfleet.cli.terminal import counted, reporting_errors
 from maskfleet.client.submission import JobFields
 from maskfleet.jobs.schema.batch import BatchView
 
@@ -88,14 +90,17 @@ def cancel_command(batch_id: str, as_json: bool, api_url: str | None, api_key: s
 
 @batches_command.command("delete")
 @click.argument("batch_id", metavar="ID")
+@_json_option
 @server_options
-def delete_command(batch_id: str, api_url: str | None, api_key: str | None) -> None:
+def delete_command(batch_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Delete a batch that has ended, with its jobs and all that they wrote."""
     with reporting_errors(), connect(api_url, api_key) as client:
         client.delete_batch(batch_id)
+    if as_json:
+        click.echo(json.dumps({"id": batch_id, "deleted": True}))
 
 
 def _line(batch: BatchView) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in batch.counts.model_dump().items() if count)
-    found = f"; {batch.expansion.listed} images found ({batch.expansion.state})" if batch.expansion else ""
+    found = f"; {counted(batch.expansion.listed, 'image')} found ({batch.expansion.state})" if batch.expansion else ""
     return f"{batch.id} {batch.status}: {counts or 'no jobs yet'}{found}"
