@@ -6,15 +6,18 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import click
+from click.core import ParameterSource
 
 from maskfleet.cli.many import Run
-from maskfleet.cli.photos import WORDS, NamedPhoto, find_photos, photos_argument
+from maskfleet.cli.photos import WORDS, NamedPhoto, find_photos, names_many_objects, photos_argument
 from maskfleet.cli.server import Server, say, server_of, server_options
 from maskfleet.cli.spec_options import build_spec, digest_of, option_of, spec_options
 from maskfleet.cli.terminal import Named, reporting_errors
 from maskfleet.cli.through_server import ServerWork, note_model
+from maskfleet.client.submission import JobFields
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, Output, Priority
 
@@ -31,8 +34,13 @@ QUIET_S = 5.0
     PHOTO is {WORDS}.
 
     Each photo gets a folder of its own, and coco.json holds the masks of all. The same command again goes on where it
-    stopped, and tries again what failed. The exit status is 0 if all were segmented, 1 if some failed or the server is
-    down, 2 if nothing was tried or the key is not accepted, 130 after Ctrl-C.
+    stopped, and tries again what failed.
+
+    Of s3://bucket/folder/ or 's3://bucket/folder/*.jpg', alone, the server finds the images and keeps the results; see
+    `maskfleet batches`.
+
+    The exit status is 0 if all were segmented, 1 if some failed or the server is down, 2 if nothing was tried or the
+    key is not accepted, 130 after Ctrl-C.
     """,
 )
 @photos_argument
@@ -75,8 +83,28 @@ def batch_command(
     with reporting_errors(option_of):
         server = server_of(api_url, api_key)
         spec = build_spec(mode, IMAGE_COMES_BESIDE, **options)  # type: ignore[arg-type]  # click's options, by name
+        if any(map(names_many_objects, words)):
+            if len(words) > 1 or context.get_parameter_source("out") is ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    "The server finds what is in a folder in S3, and keeps the results: name it alone, without --out."
+                )
+            if options["outputs"] is None:  # nobody looks at a picture of each of so many
+                spec = spec.model_copy(update={"outputs": (Output.COCO,)})
+            _from_s3(words[0], spec, server, as_json=as_json)
+            return
         found = find_photos(words, leave_out=out)
         context.exit(batch(found.photos, spec, out, server, parallel=parallel, as_json=as_json))
+
+
+def _from_s3(word: str, spec: Spec, server: Server, *, as_json: bool) -> None:
+    """Have the server segment what is in a folder in S3, or what of it has names of a pattern.  Raises ApiError."""
+    folder, _, pattern = word.rpartition("/")
+    fields = cast("JobFields", spec.model_dump(exclude={"image"}, exclude_unset=True))
+    with server.client(say) as client:
+        note_model(client, spec.model)
+        made = client.submit_batch_source(prefix=f"{folder}/", pattern=pattern or "*", **fields)
+    click.echo(made.model_dump_json() if as_json else made.id)
+    say(f"The server looks for the images and keeps the results: maskfleet batches show {made.id}")
 
 
 def batch(

@@ -78,6 +78,11 @@ WORDS = (
 photos_argument = click.argument("words", metavar="PHOTO…", nargs=-1, type=PhotoWord())
 
 
+def names_many_objects(word: str) -> bool:
+    """Return whether a word is a folder in S3, or a pattern of names there."""
+    return word.startswith("s3://") and (word.endswith("/") or bool(_GLOB & set(word.rpartition("/")[2])))
+
+
 def find_photos(words: Sequence[str], *, leave_out: Path | None = None) -> Photos:
     """Return the photographs that the words name, each once, with distinct folders.
 
@@ -103,6 +108,10 @@ def _of_word(word: str, leave_out: Path | None) -> tuple[list[NamedPhoto], bool]
     """Return the photographs of one word, and whether it could name many."""
     if word == "-":
         return _of_standard_input(leave_out)
+    if names_many_objects(word):
+        raise InvalidRequest(
+            "invalid_photo", f"{word} names many objects, which only the server can find: maskfleet batch {word}"
+        )
     if word.startswith(_ADDRESSES):
         return [NamedPhoto(word, _last_part(word))], False
     if "://" in word:

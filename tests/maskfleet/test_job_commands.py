@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from maskfleet.cli.main import main
 from maskfleet.jobs.schema.api import JobPage, ModelList, ModelView, UploadView
+from maskfleet.jobs.schema.batch import BatchCounts, BatchStatus, BatchUrls, BatchView
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import Failure, JobView, Metrics, ResultSummary
 from maskfleet.jobs.status import Status
@@ -251,6 +252,38 @@ def test_a_folder_that_is_submitted_with_an_output_folder_is_a_batch() -> None:
 
     assert answer.exit_code == 2
     assert Path("masks/progress.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("word", "pattern"),
+    [("s3://photos/2026/", "*"), ("s3://photos/2026/*.jpg", "*.jpg"), ("s3://photos/2026/b?e", "b?e")],
+)
+def test_a_batch_of_a_folder_in_s3_is_the_servers(word: str, pattern: str) -> None:
+    made = BatchView(
+        id=f"batch_{'1' * 32}",
+        status=BatchStatus.PROCESSING,
+        created_at=JOB.created_at,
+        total=0,
+        done=0,
+        counts=BatchCounts(queued=0, processing=0, succeeded=0, failed=0, canceled=0, expired=0),
+        job_ids=(),
+        urls=BatchUrls(self="http://a/1", deliveries="http://a/2"),
+    )
+    with ScriptedServer(as_answer(MODELS), Answer(202, made.model_dump_json().encode())) as server:
+        answer = run(server, "batch", word, "--box", "1,2,3,4", "--run-timeout-s", "60")
+        refused = run(server, "batch", word, "a.png")
+
+    assert (answer.exit_code, answer.stdout) == (0, f"{made.id}\n"), answer.stderr
+    assert answer.stderr.endswith(f": maskfleet batches show {made.id}\n")
+    assert json.loads(server.asked[1].body) == {
+        "mode": "box",
+        "prompts": [{"box": [1, 2, 3, 4]}],
+        "outputs": ["coco"],
+        "priority": "bulk",
+        "run_timeout_s": 60,
+        "source": {"prefix": "s3://photos/2026/", "pattern": pattern},
+    }
+    assert refused.exit_code == 2
 
 
 def test_jobs_are_listed_in_columns_and_as_json() -> None:

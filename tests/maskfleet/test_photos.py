@@ -164,6 +164,12 @@ def test_what_names_no_photo_is_refused_with_what_to_do(folder: Path, word: str,
     assert str(raised.value).startswith(said)
 
 
+@pytest.mark.parametrize("word", ["s3://photos/2026/", "s3://photos/", "s3://photos/2026/*.jpg", "s3://photos/b?e.jpg"])
+def test_many_objects_are_for_the_server_to_find(folder: Path, word: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"only the server can find: maskfleet batch s3://photos"):
+        find_photos([word])
+
+
 @pytest.mark.parametrize("data", [b"", b" \n"])
 def test_empty_standard_input_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     standard_input(monkeypatch, data)
