@@ -27,6 +27,7 @@
         ├── NodeFault            perhaps this node's own fault: another node tries, uncharged
         │   ├── StoreMisconfigured  the store refuses this program's credentials, clock or bucket
         │   ├── SourceUnreachable   source_unreachable: this node could not connect to the image's host
+        │   ├── ModelWrong          model_wrong: this node's model does not compute what it should; no job meets it
         │   └── RecordUnreadable    a record that this version cannot read
         ├── StoreUnavailable     S3 did not respond
         ├── SourceUnavailable    the image's own host did not respond
@@ -360,6 +361,18 @@ class StoreMisconfigured(NodeFault):
             "store_misconfigured",
             f"The service cannot use its own object store: {why} Its operator has to act; then try again.",
         )
+
+
+class ModelWrong(NodeFault):
+    """The model fails its test: weights that are damaged, or a device that computes wrongly.
+
+    recorded: whether there are recorded masks, or the fault shows without any, so that a process that loads the model
+    anew would notice it as well.
+    """
+
+    def __init__(self, why: str, *, recorded: bool) -> None:
+        super().__init__("model_wrong", why)
+        self.recorded = recorded
 
 
 #: The code of RecordUnreadable, also as a webhook's reason for not being sent.

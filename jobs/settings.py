@@ -402,6 +402,10 @@ class WorkerSettings(_HealthSettings):
     probe_s: float = Field(5.0, gt=0)
     #: A URL of a host that is always up: a worker that cannot reach it takes no jobs until it can.  Empty: not tested.
     egress_probe_url: str = ""
+    #: How often a worker tests its model on the golden picture, between two jobs; 0: only when it has loaded it.
+    model_test_s: float = Field(3600.0, ge=0)
+    #: The golden masks of ``model``.  Empty: ``golden.json`` in its folder, if there is one.
+    golden_file: str = ""
     #: How long Celery waits for a child process to load its model before it starts another.
     load_timeout_s: float = Field(600.0, gt=0)
     fetch_timeout_s: float = Field(60.0, gt=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,10 @@ def load(**_: object) -> None:
         with announced_as_loading(WorkerRegistry(client), settings):
             bench = current_app.conf.make_workbench(settings)
             figures().reached(StartStage.COMPILE)
-        _child = WorkerChild(bench, WorkerRegistry(client), Publisher(settings), Epoch(client))
+            child = WorkerChild(bench, WorkerRegistry(client), Publisher(settings), Epoch(client))
+            figures().reached(StartStage.TEST)
+        child.begin()
+        _child = child
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and hand jobs to a child without a model
         code, detail = (error.code, error.detail) if isinstance(error, JobError) else (type(error).__name__, str(error))
         logger.error("model_not_loaded", model=settings.model, code=code, detail=detail)
@@ -109,6 +113,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
 
         from maskfleet.jobs.storage import Store
         from maskfleet.worker.embeddings.cache import EmbeddingCache
+        from maskfleet.worker.golden import ModelTest, read_golden
         from maskfleet.worker.image.sandbox import Sandbox
         from maskfleet.worker.masks import mask
         from maskfleet.worker.output import formats
@@ -127,17 +132,19 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         settings.precision,
         revision=settings.model_revision or None,
         compile_as=settings.compile,
+        reached=lambda stage: figures().reached(StartStage(stage)),
     )
     if settings.device == "cuda" and settings.slots_per_device > 1:
         # One worker's large batch must not take the memory of another's; one that meets the limit is halved.
         torch.cuda.set_per_process_memory_fraction(1 / settings.slots_per_device)
-    figures().reached(StartStage.LOAD)
     mask.warm_up()
     formats.warm_up()
     store, embeddings = Store(settings), None
     if settings.embedding_cache_bytes or settings.embedding_store:
         embeddings = EmbeddingCache(model, store if settings.embedding_store else None, settings.embedding_cache_bytes)
-    bench = workbench_for(partial(segment_and_format, model, embeddings=embeddings), settings, store, sandbox)
+    segment = partial(segment_and_format, model, embeddings=embeddings)
+    test_model = ModelTest(model, read_golden(settings.model, settings.golden_file))
+    bench = replace(workbench_for(segment, settings, store, sandbox), test_model=test_model)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
 

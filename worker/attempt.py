@@ -65,7 +65,11 @@ IMAGE_HELD_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """What a worker process holds between jobs.  segment: holds the model, and is the only part that needs torch."""
+    """What a worker process holds between jobs.
+
+    segment: holds the model, and is the only part that needs torch.  test_model: raises ModelWrong; None for a stand-in
+    that has none.
+    """
 
     ledger: Ledger
     worker_registry: WorkerRegistry
@@ -77,6 +81,7 @@ class Workbench:
     settings: WorkerSettings
     known_images: KnownImages
     later: LaterWrites
+    test_model: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

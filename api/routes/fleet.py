@@ -71,5 +71,6 @@ def _worker(seen: WorkerSeen, job: str | None) -> FleetWorker:
         version=seen.version or None,
         seen_s_ago=seen.seen_s_ago,
         jobs=seen.jobs,
+        start_s=seen.start_s,
         fault=seen.fault or None,
     )

@@ -25,7 +25,7 @@ class WorkerSeen:
     pid: of the process that holds the model.  jobs: how many it has done.  consumed_s_ago: seconds since it last
     took a message or renewed a lease, by Redis' clock; 0 when it announces itself.  fault: why it has withdrawn and
     takes no jobs; empty while it does.  loads: whether it still loads its model.  version: of its program; empty for
-    one from before versions were announced.
+    one from before versions were announced.  start_s: how long its process took until it was ready; None before.
 
     What the registry adds: its state (``starting``, ``ready``, ``draining``, ``withdrawn``), since when it is in it,
     and how long ago it was seen.
@@ -40,6 +40,7 @@ class WorkerSeen:
     fault: str = ""
     loads: bool = False
     version: str = ""
+    start_s: float | None = None
     state: str = field(default="", compare=False)
     since_ms: int | None = field(default=None, compare=False)
     seen_s_ago: int | None = field(default=None, compare=False)
@@ -69,6 +70,7 @@ class WorkerRegistry:
                     worker.fault,
                     int(worker.loads),
                     worker.version,
+                    "" if worker.start_s is None else f"{worker.start_s:.3f}",
                 ]
             )
 
@@ -159,6 +161,7 @@ def _seen(node: str, fields: dict[str, str], now_s: int) -> WorkerSeen:
         fault=fields.get("fault", ""),
         loads=is_own and fields["state"] == "starting",
         version=fields["version"] if is_own else "",
+        start_s=float(fields["start_s"]) if is_own and fields.get("start_s") else None,
         state=fields["state"] if is_own else "withdrawn" if fields.get("fault") else "ready",
         since_ms=int(fields["since_ms"]) if is_own else None,
         seen_s_ago=seen_s_ago if is_own else None,

@@ -120,6 +120,7 @@ class FleetWorker(Wire):
     version: str | None = Field(description="The version of maskfleet that it runs.")
     seen_s_ago: int | None = Field(description="When it last announced itself, which it does every few seconds.")
     jobs: int = Field(description="How many jobs its process has done.")
+    start_s: float | None = Field(None, description="How long its process took from its start until it was ready.")
     fault: str | None = Field(description="Why it has withdrawn.")
 
 

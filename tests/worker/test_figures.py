@@ -27,8 +27,12 @@ from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.stages import StageName, note_halvings, stage, timed, timed_outputs, turns
 
 of = figures()
-for of_start in (StartStage.IMPORT, StartStage.LOAD, StartStage.COMPILE, StartStage.CANARY, StartStage.CANARY):
-    of.reached(of_start)
+assert of.start_s is None
+assert all(of.reached(of_start) for of_start in StartStage)
+assert not of.reached(StartStage.CANARY)
+assert abs(of.start_s - of.start_fields['start_s']) < 0.01
+of.model_tested(ok=True)
+of.model_tested(ok=False)
 of.ended("job_succeeded", Reply.OK)
 of.ended("job_failed", Reply.OK)
 of.ended("job_released", Reply.CANCELED)
@@ -92,13 +96,17 @@ def test_the_parent_shows_what_one_child_after_the_other_counted(redis_url: str)
         "maskfleet_worker_points_total 2068.0",
         "maskfleet_worker_smaller_batches_total 2.0",
         "maskfleet_worker_halved_batches_total 8.0",
+        'maskfleet_worker_model_tests_total{result="failed"} 2.0',
+        "maskfleet_worker_model_ok 0.0",
     ):
         assert line in lines, response.text
     started = [line for line in lines if line.startswith("maskfleet_worker_start_seconds{")]
     assert {line.partition("}")[0].rpartition("=")[2] for line in started} == {
         '"import"',
         '"load"',
+        '"device"',
         '"compile"',
+        '"test"',
         '"canary"',
     }
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from maskfleet.jobs.errors import (
     InvalidImage,
     JobError,
+    ModelWrong,
     NodeFault,
     SourceUnreachable,
     StoreMisconfigured,
@@ -264,3 +266,40 @@ def test_a_decoder_that_decodes_nothing_is_no_fault_of_an_image(coins: bytes) ->
     with pytest.raises(NodeFault, match="decoder_broken"):
         broken.decode(coins, 10**6)
     broken.close()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_model_that_fails_its_test_has_the_node_withdraw_and_is_loaded_anew_if_masks_were_recorded(
+    machine: Machine, worker_registry: WorkerRegistry, recorded: bool
+) -> None:
+    model, anew = Machine(), threading.Event()
+    fitness = Fitness(
+        machine.test, worker_registry, NODE, limit=3, probe_s=0.01, test_model=model.test, load_anew=anew.set
+    )
+    fitness.begin()
+    assert is_fit(fitness)
+    model.wrong = ModelWrong("Its masks are others.", recorded=recorded)
+
+    fitness.check_model()
+
+    assert not is_fit(fitness)
+    assert "model_wrong" in fitness.fault
+    assert worker_registry.faults(NODE) == 4
+    seen = model.tests
+    wait_until(lambda: model.tests > seen + 1)
+    assert anew.is_set() is recorded
+    model.wrong = None
+    wait_until(lambda: is_fit(fitness))
+    fitness.close()
+
+
+def test_a_model_is_not_tested_for_hosts_that_are_not_reached(
+    machine: Machine, worker_registry: WorkerRegistry
+) -> None:
+    model = Machine()
+    fitness = Fitness(machine.test, worker_registry, NODE, limit=3, probe_s=60, test_model=model.test)
+
+    for host in ("a.example", "b.example", "c.example"):
+        fitness.note(SourceUnreachable(host))
+
+    assert (machine.tests, model.tests) == (1, 0)

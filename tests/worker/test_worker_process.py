@@ -106,7 +106,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     wait_until(lambda: ledger.status(job_id) is Status.SUCCEEDED, 30)
     assert first_child.model == "sam-demo"
     wait_until(lambda: figures().get('maskfleet_worker_jobs_total{outcome="succeeded"}') == 1, 30)
-    for stage in ("import", "load", "compile", "canary"):
+    for stage in ("import", "load", "device", "compile", "test", "canary"):
         assert 0 < figures()[f'maskfleet_worker_start_seconds{{stage="{stage}"}}'] < 120
     assert figures()['maskfleet_worker_stage_seconds_sum{stage="embed"}'] > 0
 

@@ -48,11 +48,17 @@ _WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 36
 
 
 class StartStage(StrEnum):
-    """The stages of a start, in their order: Python and packages, the model, compiled kernels, the first message."""
+    """The stages of a start, in their order.
+
+    Python and packages; the weights, read and then moved to the device; the encoder, if it is compiled, and the mask
+    kernels; the self-test and the model's test; the first message.
+    """
 
     IMPORT = "import"
     LOAD = "load"
+    DEVICE = "device"
     COMPILE = "compile"
+    TEST = "test"
     CANARY = "canary"
 
 
@@ -111,18 +117,45 @@ class WorkerFigures:
             ("origin",),
             registry=registry,
         )
+        self._tests = Counter(
+            "maskfleet_worker_model_tests", "Tests of the model, by result.", ("result",), registry=registry
+        )
+        self._model_ok = Gauge(
+            "maskfleet_worker_model_ok",
+            "Whether the model passed its last test.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self._reached_at = time.monotonic() - process_age_s()
-        self._reached: set[StartStage] = set()
+        self._took_s: dict[StartStage, float] = {}
 
-    def reached(self, stage: StartStage) -> None:
-        """Note the end of a stage of the start; only its first end counts."""
-        if stage in self._reached:
-            return
-        self._reached.add(stage)
+    def reached(self, stage: StartStage) -> bool:
+        """Note the end of a stage of the start; return False unless it is its first end, which alone counts."""
+        if stage in self._took_s:
+            return False
         now = time.monotonic()
+        self._took_s[stage] = now - self._reached_at
         with _uncounted():
-            self._start.labels(str(stage)).set(now - self._reached_at)
+            self._start.labels(str(stage)).set(self._took_s[stage])
         self._reached_at = now
+        return True
+
+    @property
+    def start_s(self) -> float | None:
+        """How long the start took, from the process's start to the first message; None before that."""
+        return sum(self._took_s.values()) if StartStage.CANARY in self._took_s else None
+
+    @property
+    def start_fields(self) -> dict[str, float]:
+        """How long the start and each of its stages took, for the log."""
+        stages = {f"{stage}_s": round(took_s, 3) for stage, took_s in self._took_s.items()}
+        return {"start_s": round(sum(self._took_s.values()), 3), **stages}
+
+    def model_tested(self, *, ok: bool) -> None:
+        """Count a test of the model."""
+        with _uncounted():
+            self._tests.labels("passed" if ok else "failed").inc()
+            self._model_ok.set(int(ok))
 
     def ended(self, event: str, reply: Reply) -> None:
         """Count the end of an attempt.  event: as it is logged.  reply: of the ledger."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from maskfleet.jobs.errors import JobError, NodeFault, QueueUnavailable, ServiceError, SourceUnreachable
+from maskfleet.jobs.errors import JobError, ModelWrong, NodeFault, QueueUnavailable, ServiceError, SourceUnreachable
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 
@@ -25,13 +25,30 @@ class Fitness:
 
     Faults are counted in Redis as well, so that a process that ends with each of them is still the same faulty node.
     After a return the next fault is one too many again, unless a job has succeeded meanwhile.
+
+    A model that fails its test is one fault too many, and is loaded anew if it fails once more, where golden masks were
+    recorded: without them, a new process would take for right whatever it computes.
     """
 
     def __init__(
-        self, test: Callable[[], None], worker_registry: WorkerRegistry, node: str, *, limit: int, probe_s: float
+        self,
+        test: Callable[[], None],
+        worker_registry: WorkerRegistry,
+        node: str,
+        *,
+        limit: int,
+        probe_s: float,
+        test_model: Callable[[], None] = lambda: None,
+        load_anew: Callable[[], None] = lambda: None,
     ) -> None:
-        """test: raises NodeFault if this node is unfit.  limit: so many faults are too many; 0: any number may be."""
+        """test: raises NodeFault if this node is unfit.  limit: so many faults are too many; 0: any number may be.
+
+        test_model: raises ModelWrong; it is called only while no job runs.  load_anew: ends this process, so that
+        another one loads the model.
+        """
         self._test = test
+        self._test_model = test_model
+        self._load_anew = load_anew
         self._worker_registry = worker_registry
         self._node = node
         self._limit = limit
@@ -53,7 +70,12 @@ class Fitness:
         """Test the node before its first job."""
         with suppress(QueueUnavailable):
             self._faults = self._worker_registry.faults(self._node)
-        self._withdraw_if_unfit()
+        self._withdraw_if_unfit(self._test_all)
+
+    def check_model(self) -> None:
+        """Test the model, between two jobs."""
+        if self._fit.is_set():
+            self._withdraw_if_unfit(self._test_model)
 
     def note(self, error: JobError | None) -> None:
         """Note how an attempt went: None if it got as far as its job's own outcome."""
@@ -88,11 +110,15 @@ class Fitness:
         if len(self._unreached) >= UNREACHED_HOSTS:
             logger.warning("hosts_not_reached", hosts=len(self._unreached))
             self._unreached.clear()
-            self._withdraw_if_unfit()
+            self._withdraw_if_unfit(self._test)
 
-    def _withdraw_if_unfit(self) -> None:
+    def _test_all(self) -> None:
+        self._test_model()  # first: an outage breaks the other one off
+        self._test()
+
+    def _withdraw_if_unfit(self, test: Callable[[], None]) -> None:
         try:
-            self._test()
+            test()
         except NodeFault as fault:
             self._withdraw(fault)
         except ServiceError as error:  # an outage: jobs meet it, too, and are not charged
@@ -105,6 +131,8 @@ class Fitness:
                 self._worker_registry.set_faults(self._node, faults)
 
     def _withdraw(self, fault: NodeFault) -> None:
+        if isinstance(fault, ModelWrong):
+            self._count(max(self._faults, self._limit) + 1)  # so that each new process waits longer than the last one
         logger.error("node_withdrawn", code=fault.code, detail=fault.detail, faults=self._faults)
         self._fault = fault
         self._fit.clear()
@@ -115,13 +143,16 @@ class Fitness:
         while not self._over.wait(min(wait_s, LONGEST_PROBE_S)):
             wait_s *= 2
             try:
-                self._test()
+                self._test_all()
             except ServiceError as error:
                 logger.warning(
                     "node_still_unfit", code=error.code, detail=error.detail, next_in_s=min(wait_s, LONGEST_PROBE_S)
                 )
                 if isinstance(error, NodeFault):
                     self._fault = error
+                if isinstance(error, ModelWrong) and error.recorded:
+                    logger.error("model_loaded_anew")
+                    self._load_anew()
                 continue
             except Exception:  # nothing above this thread would catch it, and the node would never return
                 logger.exception("self_test_broke")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any  # transformers' configuration is a plain dict
+from typing import Any, Literal  # transformers' configuration is a plain dict
 
 import torch
 from safetensors import SafetensorError
@@ -33,11 +34,13 @@ def load_model(
     *,
     revision: str | None = None,
     compile_as: Compile = "off",
+    reached: Callable[[Literal["load", "device"]], object] = lambda _: None,
 ) -> SegmentationModel:
     """Load a checkpoint from a hub id or a folder.  Pickled weights are not loaded.
 
     precision: of the encoder: float32, bfloat16 or float16.  revision: of a hub id; by default its latest.
     compile_as: whether the encoder is compiled, and how; takes up to minutes, and is left undone where it fails.
+    reached: called when the weights have been read, and when they are on the device.
 
     Raises AttemptFailed: ``model_not_found``, ``model_not_supported`` (unknown family, or a package is missing),
     ``model_unreadable``, ``device_unavailable``.
@@ -60,12 +63,14 @@ def load_model(
             "has no safetensors. Use a hub id such as facebook/sam-vit-base, or a folder with config.json, "
             "preprocessor_config.json and model.safetensors.",
         ) from error
+    reached("load")
     _compute_in_float32()
     try:
         place = torch.device(device)
         network = network.to(place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise AttemptFailed("device_unavailable", f"The device {device} cannot be used: {error}") from error
+    reached("device")
     loaded = family(network, preprocessing)
     loaded.encoder_dtype = getattr(torch, precision)
     loaded.compile_as = compile_as

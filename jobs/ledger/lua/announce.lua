@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- ANNOUNCE: record that a worker is there, what it serves, and whether it takes jobs.
 -- ARGV: node, host, model, ttl_s, consumed_s_ago, device, pid, jobs, fault (why it has withdrawn; '' if it has not),
---       loads ('1' while it still loads its model), version (of the program)
+--       loads ('1' while it still loads its model), version (of the program),
+--       start_s (how long its start took; '' before it is over)
 -- requires: keys
 local node, model, ttl_s, fault = ARGV[1], ARGV[3], tonumber(ARGV[4]), ARGV[9]
 local key, now = worker_key(node), now_ms()
@@ -20,7 +21,8 @@ if was[1] ~= state then
   end
 end
 redis.call('HSET', key, 'model', model, 'device', ARGV[6], 'pid', ARGV[7], 'jobs', ARGV[8], 'consumed', now_s - ARGV[5],
-  'fault', fault, 'state', state, 'since_ms', was[1] == state and was[2] or now, 'seen', now_s, 'version', ARGV[11])
+  'fault', fault, 'state', state, 'since_ms', was[1] == state and was[2] or now, 'seen', now_s, 'version', ARGV[11],
+  'start_s', ARGV[12])
 redis.call('EXPIRE', key, ttl_s)
 redis.call('ZADD', WORKERS, now_s, node)
 -- Each is counted by who was seen last: what names it, or who serves it, is forgotten as the next one announces itself.
