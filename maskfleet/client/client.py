@@ -50,7 +50,7 @@ from maskfleet.jobs.schema.api import (
 )
 from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
-from maskfleet.jobs.schema.fleet import ModelFleet
+from maskfleet.jobs.schema.fleet import FleetView, ModelFleet
 from maskfleet.jobs.schema.image import ImageView
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import AnySpec, JobView
@@ -503,6 +503,10 @@ class Client:
         """
         response = self._transport.call("GET", "/v1/fleet/model", params={"name": model} if model else None)
         return ModelFleet.model_validate_json(response.content)
+
+    def whole_fleet(self) -> FleetView:
+        """Return all models' jobs and workers, and every worker.  The key needs the scope ``admin``."""
+        return FleetView.model_validate_json(self._transport.call("GET", "/v1/fleet").content)
 
 
 def _deadline(timeout_s: float | None) -> float:

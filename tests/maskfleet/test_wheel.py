@@ -50,6 +50,7 @@ ARGUMENTS = {
     "webhook": ["ping"],
     "plan": ["--deadline", "10m"],
     "token": [],
+    "top": [],
 }
 
 USE = """
