@@ -158,6 +158,12 @@ def tls_options(settings: SharedSettings) -> dict[str, Any]:  # Any: what redis-
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **authorities}
 
 
+def check_writes(client: redis.Redis) -> None:
+    """Raise QueueUnavailable unless Redis accepts writes; changes nothing."""
+    with redis_errors():
+        client.execute_command(*WRITE_PROBE)  # type: ignore[no-untyped-call]  # redis-py's
+
+
 def load_script(client: redis.Redis, name: str) -> Script:
     """Return the script with this name, ready to be called."""
     return client.register_script(script_text(name))

@@ -19,6 +19,7 @@ EXTRAS = {
     "sweep": "server",
     "keys": "server",
     "ledger": "server",
+    "doctor": "server",
 }
 #: Packages that show an extra to be installed.  Not for ``stack``: its servers may be on the PATH as well.
 _SHOWN_BY = {"server": ("flask", "gunicorn"), "worker": ("torch", "transformers")}

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "webhook": ("maskfleet.cli.webhooks:webhook_command", "Receive webhooks here, send a test one, show the secret."),
     "plan": ("maskfleet.cli.plan:plan_command", "Say how many workers it takes until all jobs are done."),
     "top": ("maskfleet.cli.top:top_command", "Show the fleet as it works."),
+    "doctor": ("maskfleet.cli.doctor:doctor_command", "Check what the service needs, and say how to mend it."),
     "ledger": ("maskfleet.cli.ledger:ledger_command", "Upgrade the data in Redis to this version."),
     "keys": ("maskfleet.cli.keys:keys_command", "Create, list and revoke API keys."),
     "token": ("maskfleet.cli.tokens:token_command", "Make a short-lived token for a web page."),

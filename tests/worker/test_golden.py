@@ -15,8 +15,10 @@ import pytest
 import redis
 import requests
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from maskfleet.cli.main import main
 from maskfleet.jobs.errors import ModelWrong
 from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
@@ -199,6 +201,19 @@ def test_a_test_that_hangs_ends_the_process(bench: Workbench, redis_client: redi
         over.set()
         hearing.join()
         child.leave()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_doctor_runs_the_same_test(checkpoint: Path, shared_fields: dict[str, str], is_damaged: bool) -> None:
+    if is_damaged:
+        damage(checkpoint, "mask_decoder.mask_tokens.weight", "zero")
+    settings = {f"MASKFLEET_{name.upper()}": value for name, value in shared_fields.items()}
+
+    ran = CliRunner().invoke(main, ["doctor", "--load-model"], env=settings | {"MASKFLEET_MODEL": str(checkpoint)})
+
+    (line,) = [line for line in ran.stdout.splitlines() if line[9:].startswith("model ")]
+    assert line.startswith("failed" if is_damaged else "ok")
+    assert ("model_wrong" if is_damaged else "finds its golden masks") in line
 
 
 @pytest.fixture
