@@ -70,7 +70,7 @@ class LogSince:
         self._read = path.stat().st_size
 
     def raise_load_failure(self) -> None:
-        """Raise StackFailed if the worker logged that its model cannot be loaded; it would retry for ever."""
+        """Raise StackFailed if the worker logged that its model cannot be loaded, or is wrong; it would retry on."""
         with self._path.open("rb") as log:
             log.seek(self._read)
             lines = log.read().split(b"\n")
@@ -78,5 +78,9 @@ class LogSince:
         for line in lines[:-1]:
             with suppress(ValueError):
                 event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "model_not_loaded":
+                if not isinstance(event, dict):
+                    continue
+                if event.get("event") == "model_not_loaded":
                     raise StackFailed(f"The model {event.get('model')} cannot be loaded: {event.get('detail')}")
+                if event.get("event") == "node_withdrawn" and event.get("code") == "model_wrong":
+                    raise StackFailed(f"The model fails its test. {event.get('detail')}")

@@ -142,8 +142,9 @@ class Stack:
         self._say(f"  worker   loads {Path(model).name if Path(model).is_dir() else model} …")
 
         def worker_announced() -> bool:
-            worker_log.raise_load_failure()
-            return any(worker_registry.find(node) is not None for node in nodes)
+            announced = any(worker_registry.find(node) is not None for node in nodes)
+            worker_log.raise_load_failure()  # afterwards: a model that fails its test is logged before it is announced
+            return announced
 
         self._await("worker", worker_announced)
         self._is_up("worker", "on the CPU")

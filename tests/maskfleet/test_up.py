@@ -350,6 +350,20 @@ def test_a_model_that_the_worker_cannot_load_fails_the_start(tmp_path: Path) -> 
         log.raise_load_failure()
 
 
+def test_a_model_that_fails_its_test_fails_the_start_and_another_fault_does_not(tmp_path: Path) -> None:
+    log_path = tmp_path / "worker.log"
+    log_path.touch()
+    log = LogSince(log_path)
+    log_path.write_text('{"event": "node_withdrawn", "code": "store_misconfigured", "detail": "Its bucket."}\n')
+    log.raise_load_failure()
+
+    with log_path.open("a") as lines:
+        lines.write('{"event": "node_withdrawn", "code": "model_wrong", "detail": "Other masks."}\n')
+
+    with pytest.raises(StackFailed, match=r"The model fails its test\. Other masks\."):
+        log.raise_load_failure()
+
+
 def test_a_store_that_was_given_but_lacks_the_bucket_is_named(
     start: Starter, tmp_path: Path, store_fields: dict[str, str]
 ) -> None:
