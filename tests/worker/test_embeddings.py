@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from maskfleet.worker.embeddings.file import FileKind, NotAnEmbedding, read_file
 from maskfleet.worker.embeddings.memory import EmbeddingMemory, Kept
 from maskfleet.worker.embeddings.revision import embedding_revision
 from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.sam.families.sam import Sam
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.sam.prompts import MaskInputs
 from maskfleet.worker.segment import NO_MASKS, Segmentation, embed_only, segment
@@ -357,6 +359,93 @@ def test_one_that_is_kept_again_counts_once_and_views_count_what_they_hold() -> 
     memory.keep(("ant", "b"), Kept({"image": base[:1], "early": base[50:]}, stored=True))
 
     assert memory.bytes == 140
+
+
+def test_what_is_prepared_counts_and_goes_when_another_image_is_asked_for() -> None:
+    memory, base = EmbeddingMemory(1000), torch.zeros(100, dtype=torch.uint8)
+    memory.keep(("ant", "a"), Kept({"image": base}, stored=True))
+    memory.keep_prepared(("ant", "a"), [base[:50], (torch.zeros(200, dtype=torch.uint8),)])
+    assert memory.bytes == 300
+    assert memory.find(("ant", "a")).prepared is not None
+
+    memory.find(("ant", "b"))
+
+    assert memory.bytes == 100
+    assert memory.find(("ant", "a")).prepared is None
+
+
+def test_what_is_prepared_displaces_the_least_used_but_never_takes_more_than_a_quarter() -> None:
+    memory = EmbeddingMemory(1000)
+    for name in "abc":
+        memory.keep(("ant", name), kept(300))
+    memory.keep_prepared(("ant", "c"), torch.zeros(251, dtype=torch.uint8))
+    assert memory.bytes == 900
+
+    memory.keep_prepared(("ant", "c"), torch.zeros(250, dtype=torch.uint8))
+
+    assert memory.bytes == 850
+    assert memory.find(("ant", "c")).prepared is not None
+    assert memory.find(("ant", "a")) is None
+
+
+def test_what_is_prepared_of_an_image_that_is_gone_or_no_longer_the_latest_is_not_kept() -> None:
+    memory = EmbeddingMemory(1000)
+    memory.keep(("ant", "a"), kept(10))
+    memory.keep(("ant", "b"), kept(10))
+
+    memory.keep_prepared(("ant", "a"), torch.zeros(10))
+    memory.keep_prepared(("ant", "c"), torch.zeros(10))
+
+    assert memory.bytes == 20
+
+
+class Counting(Sam):
+    """A family that counts how often an image is prepared for its decoder."""
+
+    times = 0
+
+    def prepared(self, embeddings: Any) -> Any:
+        self.times += 1
+        return super().prepared(embeddings)
+
+
+def test_an_image_is_prepared_once_for_all_clicks_until_another_is_asked_for(photo: Photo, tmp_path: Path) -> None:
+    tiny = load_model(save_tiny("sam", tmp_path), "cpu").family
+    family = Counting(tiny.network, tiny.preprocessing)
+    cache = EmbeddingCache(SegmentationModel("counted", family, torch.device("cpu")), None, 64 * MIB)
+    click = points({"points": [[58, 53]]}, multimask=True, outputs=("coco", "logits"))
+    plain = segment(photo, click, cache.model)
+    counts, found = [], []
+
+    for image in ("one", "one", "one", "two", "two", "one", "one"):
+        before = family.times
+        found.append(segment(photo, click, cache.model, known=cache.of("ant", image, ask_store=False)))
+        counts.append(family.times - before)
+
+    assert counts == [1, 0, 0, 1, 0, 1, 0]
+    assert [one.metrics.embedding for one in found[:3]] == [EmbeddingOrigin.COMPUTED, *[EmbeddingOrigin.MEMORY] * 2]
+    assert all(written(one) == written(plain) and logits(one) == logits(plain) for one in found)
+    assert family.times == 4  # the plain one, too
+
+    again = EmbeddingCache(cache.model, None, 64 * MIB)  # as after a restart, or of another model
+    segment(photo, click, again.model, known=again.of("ant", "one", ask_store=False))
+    assert family.times == 5
+
+
+def test_what_is_prepared_does_not_outlive_its_embedding(photo: Photo, tmp_path: Path) -> None:
+    tiny = load_model(save_tiny("sam", tmp_path), "cpu").family
+    family = Counting(tiny.network, tiny.preprocessing)
+    cache = EmbeddingCache(SegmentationModel("counted", family, torch.device("cpu")), None, 64 * MIB)
+    known = cache.of("ant", "one", ask_store=False)
+    embed_only(photo, cache.model, known=known)
+    assert known.find(photo.size_wh) is not None
+
+    cache.memory.keep(("ant", "large"), kept(64 * MIB))
+
+    assert cache.memory.bytes == 64 * MIB
+    assert known.find(photo.size_wh) is None
+    embed_only(photo, cache.model, known=known)
+    assert family.times == 2
 
 
 def test_what_is_only_in_memory_is_written_by_a_later_job(

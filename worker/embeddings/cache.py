@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any  # what families prepare has no common type
 
 import torch
 from torch import Tensor
@@ -63,18 +64,18 @@ class ImageEmbedding:
             self._cache.memory.keep(self._key, kept)
         if not kept.stored:
             self._unwritten = kept.tensors
-        family, device = self._cache.model.family, self._cache.model.device
-        values = family.from_named({name: tensor.to(device) for name, tensor in kept.tensors.items()})
-        frame = frame_of((size_wh[1], size_wh[0]), family.preprocessing)
-        with torch.inference_mode():
-            return Embedding(family.prepared(values), frame), origin
+        frame = frame_of((size_wh[1], size_wh[0]), self._cache.model.family.preprocessing)
+        return Embedding(self._prepared(kept) if kept.prepared is None else kept.prepared, frame), origin
 
     def keep(self, embedding: Embedding) -> None:
         """Keep an embedding that was computed: in memory, and for ``write``."""
-        named = self._cache.model.family.named(embedding)
+        model = self._cache.model
+        named = model.family.named(embedding)
         # On a GPU the next image may be encoded into the same memory.
         self._unwritten = {name: tensor.detach().cpu() for name, tensor in named.items()}
         self._cache.memory.keep(self._key, Kept(self._unwritten, stored=False))
+        if model.device.type == "cpu":
+            self._cache.memory.keep_prepared(self._key, embedding.values)
 
     def write(self) -> None:
         """Write to the store what it does not have yet, as far as this process knows.
@@ -91,6 +92,15 @@ class ImageEmbedding:
         # Two workers may write the same image's at once: either one's is as good.
         self._cache.store.put(self._object, data, "application/octet-stream")
         self._cache.memory.note_stored(self._key)
+
+    def _prepared(self, kept: Kept) -> Any:
+        """Prepare a kept embedding for its decoder, on the model's device, and keep that for the next click."""
+        family, device = self._cache.model.family, self._cache.model.device
+        values = family.from_named({name: tensor.to(device) for name, tensor in kept.tensors.items()})
+        with torch.inference_mode():
+            prepared = family.prepared(values)
+        self._cache.memory.keep_prepared(self._key, prepared)
+        return prepared
 
     @property
     def _object(self) -> str:
