@@ -7,8 +7,10 @@ stretches are counted whole.  Only stretches at a crossing are computed, value b
 1. Find the window of logits above the lowest cut, widened by a band's reach (2).  Outside it no pixel is in the mask.
 2. Neighbouring columns mostly mix the same two middle columns.  Once per such pair, compute the low-resolution rows of
    both (as torch does first), and for each row how many cuts both exceed, or "undecided" if they differ.
-3. This splits the output rows into stretches, decided where the rows of their bands agree.  In the others, column by
-   column, compute the two middle values that a few output rows mix; if these do not agree either, each output.
+3. This splits the output rows into stretches, decided where the rows of their bands agree.  In the others, measuring
+   does the same once more with cells of four middle values, which a few output columns and rows mix.
+4. Only in cells that are still undecided, column by column, compute the two middle values that the rows mix; if these
+   do not agree either, each output.
 
 Rounding moves a mix past its inputs by parts in 2**24, so "exceeds" keeps a margin of parts in 2**18 of the cut.
 Nothing here is of the original's size, and only outputs at a mask's outline cost anything.
@@ -74,43 +76,35 @@ def measure_transposed(
     rows = grid.rows
     seen, row_start, row_stop, top, left = _extent(window, grid)
     lows, held = np.empty((2, transposed.shape[1]), np.float32), np.full(2, -1)
-    codes, starts, count = np.empty(transposed.shape[1], np.uint8), np.empty(2 * transposed.shape[1] + 2, np.int64), 0
-    kinds, whole, whole_first, whole_last = np.empty(len(starts), np.uint8), np.zeros(3, np.int64), 0, 0
-    for column in seen:
-        if _take_pair(transposed, grid, column, left, held, lows):
-            _code_rows(lows, cuts, codes)
-            count = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds)
-            whole[0] = whole[1] = whole[2] = 0
-            whole_first, whole_last = len(rows.band_start), -1
-            for stretch in range(count):
-                if kinds[stretch] != _UNDECIDED:
-                    _add(whole, kinds[stretch], starts[stretch + 1] - starts[stretch])
-                    if kinds[stretch] > 1:
-                        whole_first, whole_last = min(whole_first, starts[stretch]), starts[stretch + 1] - 1
-        first, last = whole_first, whole_last
-        areas[0], areas[1], areas[2] = areas[0] + whole[0], areas[1] + whole[1], areas[2] + whole[2]
-        for stretch in range(count):
+    codes, starts = np.empty(transposed.shape[1], np.uint8), np.empty(2 * transposed.shape[1] + 2, np.int64)
+    kinds, corners = np.empty(len(starts), np.uint8), np.empty((2, 2), np.float32)
+    column = seen.start
+    while column < seen.stop:
+        # All output columns that mix the same two middle columns
+        end = min(seen.stop, grid.columns.same_until[column])
+        _take_pair(transposed, grid, column, left, held, lows)
+        _code_rows(lows, cuts, codes)
+        stretches, below = _list_stretches(codes, rows, row_start, row_stop, top, starts, kinds), -1
+        for stretch in range(stretches):
             row, stop = starts[stretch], starts[stretch + 1]
-            while kinds[stretch] == _UNDECIDED and row < stop:
+            if kinds[stretch] != _UNDECIDED:
+                _add_block(areas, box, kinds[stretch], row, stop, column, end)
+                continue
+            while row < stop:
                 until = min(stop, rows.same_until[row])
-                upper, lower = _middle_pair(lows, grid, top, row, column)
-                code = _code(upper, lower, cuts)
+                if rows.outer.first[row] == below:
+                    corners[0, 0], corners[0, 1] = corners[1, 0], corners[1, 1]
+                else:
+                    _take_row(lows, grid, top, rows.outer.first[row], corners[0])
+                below = rows.outer.second[row]
+                _take_row(lows, grid, top, below, corners[1])
+                code = _code_cell(corners, cuts)
                 if code != _UNDECIDED:
-                    _add(areas, code, until - row)
-                    if code > 1:
-                        first, last = min(first, row), max(last, until - 1)
-                    row = until
-                while row < until:
-                    value = _output(upper, lower, grid, row)
-                    areas[0] += value > cuts.levels[0]
-                    areas[2] += value > cuts.levels[2]
-                    if value > cuts.levels[1]:
-                        areas[1] += 1
-                        first, last = min(first, row), max(last, row)
-                    row += 1
-        if first <= last:
-            box[0], box[2] = min(box[0], column), column + 1
-            box[1], box[3] = min(box[1], first), max(box[3], last + 1)
+                    _add_block(areas, box, code, row, until, column, end)
+                else:
+                    _measure_cell(corners, grid, cuts, row, until, column, end, areas, box)
+                row = until
+        column = end
 
 
 @kernel
@@ -256,6 +250,55 @@ def _code(one: float, other: float, cuts: Cuts) -> int:
 
 
 @kernel
+def _take_row(lows: Floats, grid: Grid, top: int, middle: int, out: Floats) -> None:
+    """Compute a middle row at the two middle columns of lows."""
+    taps = grid.rows.inner
+    y, z = taps.first[middle] - top, taps.second[middle] - top
+    for side in range(2):
+        out[side] = _mix(
+            grid.fused, lows[side, y], taps.first_weight[middle], lows[side, z], taps.second_weight[middle]
+        )
+
+
+@kernel
+def _code_cell(corners: Floats, cuts: Cuts) -> int:
+    low = min(min(corners[0, 0], corners[0, 1]), min(corners[1, 0], corners[1, 1]))
+    high = max(max(corners[0, 0], corners[0, 1]), max(corners[1, 0], corners[1, 1]))
+    return _code(low, high, cuts)
+
+
+@kernel
+def _measure_cell(
+    corners: Floats,
+    grid: Grid,
+    cuts: Cuts,
+    start: int,
+    stop: int,
+    left: int,
+    right: int,
+    areas: Integers,
+    box: Integers,
+) -> None:
+    """Measure the outputs that mix four middle values, by columns: each has two values, which its rows mix."""
+    across = grid.columns.outer
+    for column in range(left, right):
+        weight, other_weight = across.first_weight[column], across.second_weight[column]
+        upper = _mix(grid.fused, corners[0, 0], weight, corners[0, 1], other_weight)
+        lower = _mix(grid.fused, corners[1, 0], weight, corners[1, 1], other_weight)
+        code = _code(upper, lower, cuts)
+        if code != _UNDECIDED:
+            _add_block(areas, box, code, start, stop, column, column + 1)
+            continue
+        for row in range(start, stop):
+            value = _output(upper, lower, grid, row)
+            areas[0] += value > cuts.levels[0]
+            areas[2] += value > cuts.levels[2]
+            if value > cuts.levels[1]:
+                areas[1] += 1
+                _widen(box, row, row + 1, column, column + 1)
+
+
+@kernel
 def _middle_pair(lows: Floats, grid: Grid, top: int, row: int, column: int) -> tuple[float, float]:
     """Return what an output row mixes: the values of its column in two middle rows."""
     rows = grid.rows.outer
@@ -289,10 +332,20 @@ def _mix(fused: bool, first: float, first_weight: float, second: float, second_w
 
 
 @kernel
-def _add(areas: Integers, code: int, pixels: int) -> None:
+def _add_block(areas: Integers, box: Integers, code: int, start: int, stop: int, left: int, right: int) -> None:
+    """Add outputs of one code, in the rows from start on and the columns from left on."""
+    pixels = (stop - start) * (right - left)
     areas[0] += pixels if code > 0 else 0
     areas[1] += pixels if code > 1 else 0
     areas[2] += pixels if code > 2 else 0
+    if code > 1:
+        _widen(box, start, stop, left, right)
+
+
+@kernel
+def _widen(box: Integers, start: int, stop: int, left: int, right: int) -> None:
+    box[0], box[1] = min(box[0], left), min(box[1], start)
+    box[2], box[3] = max(box[2], right), max(box[3], stop)
 
 
 @kernel
