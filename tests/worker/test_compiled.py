@@ -16,6 +16,7 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
+from maskfleet.worker.embeddings.revision import embedding_revision
 from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.masks.mask import decode_mask
 from maskfleet.worker.sam.compiled import compile_encoder
@@ -93,6 +94,11 @@ def test_nothing_is_decoded_again_to_match_digits_that_the_encoder_did_not_give(
     done = segment(photo, everything(**LOOSE), compiled, bounds=Bounds(borderline_pixels=-1))
 
     assert done.metrics.decoded_again == 0
+
+
+@needs_compiler
+def test_embeddings_of_a_compiled_encoder_are_kept_apart_from_those_of_an_uncompiled_one(both: tuple[Any, Any]) -> None:
+    assert len({embedding_revision(model) for model in both}) == 2
 
 
 @needs_compiler

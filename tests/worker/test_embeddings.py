@@ -151,7 +151,7 @@ def test_values_that_half_precision_would_round_are_stored_whole(sha256: str) ->
     )
 
 
-def test_other_weights_precision_and_preprocessing_are_other_revisions(tmp_path: Path) -> None:
+def test_other_weights_precision_preprocessing_and_devices_are_other_revisions(tmp_path: Path) -> None:
     folder, other = save_tiny("sam", tmp_path / "one"), save_tiny("sam", tmp_path / "other", seed=1)
     same = [embedding_revision(load_model(folder, "cpu")) for _ in range(2)]
     half = embedding_revision(load_model(folder, "cpu", "bfloat16"))
@@ -159,9 +159,10 @@ def test_other_weights_precision_and_preprocessing_are_other_revisions(tmp_path:
     other_mean = load_model(folder, "cpu")
     other_mean.family.preprocessing = replace(other_mean.family.preprocessing, mean=(0.1, 0.2, 0.3))
     preprocessing = embedding_revision(other_mean)
+    on_a_gpu = embedding_revision(replace(load_model(folder, "cpu"), device=torch.device("cuda")))
 
     assert len(set(same)) == 1
-    assert len({same[0], half, weights, preprocessing}) == 4
+    assert len({same[0], half, weights, preprocessing, on_a_gpu}) == 5
 
 
 def test_an_embedding_of_another_revision_is_not_found(tmp_path: Path, photo: Photo, store: Store, sha256: str) -> None:

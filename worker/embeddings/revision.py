@@ -17,13 +17,14 @@ _FORMAT = 1
 
 
 def embedding_revision(model: SegmentationModel) -> str:
-    """Return the revision in hex: another one for other weights, preprocessing or precision of the encoder.
+    """Return the revision in hex: another for other weights or preprocessing, and for an encoder that rounds otherwise.
 
-    The weights count as they were loaded, wherever they came from.  The device does not: embeddings of a GPU and of a
-    CPU differ by rounding, and so do the masks of a job, whichever of the two it meets.
+    The weights count as they were loaded, wherever they came from.  Rounding depends on the encoder's precision, on the
+    kind of device (a CPU, a GPU) and on whether it is compiled.  Different models of a kind share a revision.
     """
     family = model.family
-    settings = [_FORMAT, transformers.__version__, family.network_class, str(family.encoder_dtype)]
+    rounding = [str(family.encoder_dtype), model.device.type, family.encoder_is_compiled]
+    settings = [_FORMAT, transformers.__version__, family.network_class, *rounding]
     digest = hashlib.sha256(json.dumps([*settings, asdict(family.preprocessing)]).encode())
     for name, weight in sorted(family.network.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

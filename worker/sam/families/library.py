@@ -86,9 +86,14 @@ class Family:
         return self.embeddings_per_point * embedding
 
     @property
+    def encoder_is_compiled(self) -> bool:
+        """Whether ``prepare`` has compiled the encoder, which may have failed."""
+        return self._compiled is not None
+
+    @property
     def encoder_is_the_librarys(self) -> bool:
         """Whether embeddings have the library's digits: neither in half precision nor from a compiled encoder."""
-        return self.encoder_dtype is torch.float32 and self._compiled is None
+        return self.encoder_dtype is torch.float32 and not self.encoder_is_compiled
 
     @property
     def rounds_otherwise(self) -> bool:
