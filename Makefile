@@ -21,8 +21,8 @@ TORCH_INDEX_URL ?=
 demo: setup
 	$(BIN)/maskfleet demo
 
-# Three processes, each with its own servers, take one test file after another, in the order of pyproject.toml: two would
-# leave two cores idle for a third of the time, since many tests wait.
+# Three processes, each with its own servers, take one test file after another, in the order of tests/conftest.py: two
+# would leave two cores idle for a third of the time, since many tests wait.
 # torch's threads must not spin while they wait for each other: they would keep the other process off its core.
 # Python keeps what it compiled, whatever the shell says: tests start hundreds of programs.
 test: setup

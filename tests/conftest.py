@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -42,6 +43,43 @@ SECRET = re.compile(
     rb"whsec_[A-Za-z0-9+/=]{16,}|mf_[0-9a-f]{12}_\w{20,}|mft_[\w-]+\.[\w-]+\.[\w-]{20,}"
     rb"|X-Amz-Signature=[0-9a-f]{64}|key-of-the-(?:apiary|bakery)"
 )
+#: The files whose tests use the running stack; they go to the same process, so that only one starts it.
+ON_THE_STACK = (
+    "tests/maskfleet/test_batch_sources.py",
+    "tests/maskfleet/test_client.py",
+    "tests/maskfleet/test_commands.py",
+    "tests/maskfleet/test_doctor.py",
+    "tests/maskfleet/test_token_command.py",
+    "tests/maskfleet/test_top.py",
+    "tests/maskfleet/test_traces.py",
+    "tests/maskfleet/test_webhook_commands.py",
+    "tests/maskfleet/test_webhook_listen.py",
+    "tests/walk/test_browser.py",
+    "tests/walk/test_readme.py",
+)
+#: What takes longest begins, so that the processes sharing the tests finish at about the same time.  Of the first three
+#: only one needs the compiled kernels of the masks: in a new checkout several would compile them at once.
+FIRST = (
+    "tests/faults/test_chaos.py",
+    "tests/worker/test_memory.py",
+    "tests/faults/test_faulty_node.py",
+    *ON_THE_STACK,
+    "tests/maskfleet/test_up.py",
+    "tests/faults/test_single_faults.py",
+    "tests/maskfleet/test_wheel.py",
+    "tests/api/test_connections.py",
+    "tests/worker/test_compiled.py",
+    "tests/maskfleet/test_demo.py",
+    "tests/worker/test_worker_process.py",
+    "tests/worker/test_truth.py",
+    "tests/worker/test_attempt.py",
+    "tests/maskfleet/test_tune.py",
+    "tests/api/test_tokens.py",
+    "tests/faults/test_image_nodes.py",
+    "tests/faults/test_failover.py",
+    "tests/walk/test_secrets.py",
+    "tests/api/test_schemathesis.py",
+)
 
 # Importing torch and the tests makes a million objects, all of which stay: the collector would walk over them again and
 # again, for a third of the time until the first test, and during the tests.
@@ -59,12 +97,33 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test a unique id: pytest-xdist runs each id once."""
+    """Give every test a unique id, by which pytest-xdist runs each once, and begin with those that take longest."""
     for item in items:
         # pytest 9.2 makes ids without the part of the name that Schemathesis adds for each operation.
         if item.parent is not None and not item.nodeid.endswith(f"::{item.name}"):
             item._id = item.parent.id.child(item.name)
     assert len({item.nodeid for item in items}) == len(items)
+
+    order = {file: place for place, file in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(_file(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # Any: xdist's own, not always installed
+    """With --dist loadfile, hand out whole files, and those that share the running stack together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneStack(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "the running stack" if _file(nodeid) in ON_THE_STACK else super()._split_scope(nodeid)
+
+    return OneStack(config, log)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session", autouse=True)
