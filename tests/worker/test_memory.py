@@ -63,7 +63,7 @@ def test_the_guides_own_call_fits_into_two_gigabytes(tmp_path: Path) -> None:
         found = process.run(12)
 
     assert found["kept"] > 0
-    assert found["peak_gb"] < LIMIT_GB
+    assert found["peak_gb"] < LIMIT_GB - 0.03  # the peak with all blocks is 0.03 GB higher
     assert found["process_gb"] < 2 - 2 * more_blocks_gb(checkpoint)
 
 
