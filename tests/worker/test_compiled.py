@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from structlog.testing import capture_logs
 from torch import Tensor
 
@@ -40,6 +41,13 @@ LOOSE: dict[str, Any] = {
 }
 #: As uncompiled: at most so many pixels of a mask fall on the other side of the threshold.
 MOST_PIXELS_APART = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process() -> Iterator[None]:
+    """Compile without torch's pool of processes, each of which would import torch first."""
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
 
 
 @pytest.fixture(scope="module", params=["sam", "sam2"])
@@ -142,6 +150,7 @@ def test_a_worker_without_a_compiler_goes_on_uncompiled(tmp_path: Path) -> None:
         "CXX": "/nowhere/g++",
         "PATH": "/nowhere",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
 
     ran = subprocess.run(
