@@ -61,6 +61,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy tests/maskfleet/typed_client.py
 	$(BIN)/lint-imports
 
 # Compare mode everything with the library's pipeline; takes half an hour.

@@ -13,12 +13,16 @@ if TYPE_CHECKING:  # for type checkers and editors
         AuthenticationError as AuthenticationError,
         Conflict as Conflict,
         DamagedFile as DamagedFile,
+        JobFailed as JobFailed,
+        MissingPackage as MissingPackage,
         NotFound as NotFound,
         Refused as Refused,
         Unavailable as Unavailable,
         WaitTimeout as WaitTimeout,
         WebhookRejected as WebhookRejected,
     )
+    from maskfleet.client.job import Job as Job
+    from maskfleet.client.masks import Mask as Mask, Masks as Masks
     from maskfleet.client.submission import JobFields as JobFields, JobOptionFields as JobOptionFields, Photo as Photo
     from maskfleet.client.webhooks import WebhookEvent as WebhookEvent, verify_webhook as verify_webhook
     from maskfleet.jobs.schema.api import (
@@ -45,11 +49,16 @@ _MODULE_OF = {
     "AuthenticationError": "maskfleet.client.errors",
     "Conflict": "maskfleet.client.errors",
     "DamagedFile": "maskfleet.client.errors",
+    "JobFailed": "maskfleet.client.errors",
+    "MissingPackage": "maskfleet.client.errors",
     "NotFound": "maskfleet.client.errors",
     "Refused": "maskfleet.client.errors",
     "Unavailable": "maskfleet.client.errors",
     "WaitTimeout": "maskfleet.client.errors",
     "WebhookRejected": "maskfleet.client.errors",
+    "Job": "maskfleet.client.job",
+    "Mask": "maskfleet.client.masks",
+    "Masks": "maskfleet.client.masks",
     "JobFields": "maskfleet.client.submission",
     "JobOptionFields": "maskfleet.client.submission",
     "Photo": "maskfleet.client.submission",

@@ -33,7 +33,7 @@ from maskfleet.jobs.schema.record import JobView, Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EventName, ImageSource, Inline, Priority
 
 if TYPE_CHECKING:
-    from maskfleet import Client
+    from maskfleet import Client, Job
 
 model_option = click.option("--model", help="One of the server's models.  [default: the first]")
 priority_option = click.option(
@@ -160,7 +160,7 @@ def _submit_each(
     as_json: bool,
 ) -> int:
     """Send a job for each photo; list those that fail, do the rest, and return the exit status."""
-    jobs: list[JobView] = []
+    jobs: list[Job] = []
     status = 0
     for photo in photos:
         try:
@@ -271,7 +271,7 @@ def _fetch(client: Client, job_id: str, folder: Path) -> Manifest:
         )
 
 
-def _wait(client: Client, job_id: str, timeout_s: float | None) -> JobView:
+def _wait(client: Client, job_id: str, timeout_s: float | None) -> Job:
     with progress_bars() as bars:
         task = bars.add_task(job_id, total=None)
         return client.wait(job_id, timeout_s=timeout_s, on_progress=lambda job: show_progress(bars, task, job))

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from maskfleet import Client
+from maskfleet import Client, Job
 from maskfleet.cli.many import Did, Task
 from maskfleet.cli.photos import NamedPhoto
 from maskfleet.cli.terminal import demo_note, tell
@@ -81,7 +81,7 @@ class ServerWork:
             return job
 
 
-def submit(client: Client, spec: Spec, photo: NamedPhoto, idempotency_key: str | None = None) -> JobView:
+def submit(client: Client, spec: Spec, photo: NamedPhoto, idempotency_key: str | None = None) -> Job:
     """Send a job for a photograph.  Raises ApiError, OSError."""
     return client.submit(spec, photo=photo.source, idempotency_key=idempotency_key)
 

@@ -1,11 +1,14 @@
 """A server's jobs, from Python.
 
-from maskfleet import Client, Prompt
+from maskfleet import Client
 
 with Client("http://127.0.0.1:8000", "mf_…") as client:
-    job = client.submit(photo="examples/coins.png", mode="box", prompts=[Prompt(box=(304, 14, 366, 73))])
-    client.wait(job.id)
-    client.fetch(job.id, "masks")
+    masks = client.segment("examples/coins.png", box=(304, 14, 366, 73))
+    print(masks.scores, masks[0].array().shape)
+    masks.job.fetch("masks")
+
+``asynchronous/client.py`` is made from this file, and its neighbours from ``job``, ``events`` and ``download``:
+``make async-client``.
 """
 
 from __future__ import annotations
@@ -14,28 +17,33 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Self, Unpack
-
-import requests
+from typing import Literal, Self, Unpack
 
 from maskfleet.client.download import download, read_file
 from maskfleet.client.errors import ApiError, Conflict, NotFound, Refused, WaitTimeout, refused_here
 from maskfleet.client.events import follow
+from maskfleet.client.files import Expected, is_fetched
+from maskfleet.client.job import Job
+from maskfleet.client.masks import Masks
+from maskfleet.client.retries import MAX_TRIES, OnRetry
 from maskfleet.client.submission import (
     JobFields,
     JobOptionFields,
     Photo,
     batch_document,
+    bytes_of,
     complete,
     document_of,
     embed_request,
     image_type,
     known_image,
+    one_object,
     source_of,
 )
-from maskfleet.client.transport import MAX_TRIES, Transport
+from maskfleet.client.transport import Transport
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.api import (
     DeliveryList,
@@ -48,13 +56,14 @@ from maskfleet.jobs.schema.api import (
     UploadView,
     WebhookSecretView,
 )
-from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchView
+from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchStatus, BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
 from maskfleet.jobs.schema.fleet import FleetView, ModelFleet
 from maskfleet.jobs.schema.image import ImageView
-from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import AnySpec, JobView
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EmbedRequest, ImageSource
+from maskfleet.jobs.status import Status
 
 #: Photos larger than this are uploaded straight to the store, not through the API.
 MULTIPART_BYTES = 8 * 2**20
@@ -62,6 +71,10 @@ MULTIPART_BYTES = 8 * 2**20
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
 #: A ping takes a courier's tick and the receiver's time to respond, 15 s by default.
 HELD_FOR_PING_S = 20
+#: A batch is asked for this often at first, then less and less.
+FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.2, 2.0, 1.5
+#: The store has an object under that name already.  Source: RFC 9110, section 15.5.13.
+PRECONDITION_FAILED = 412
 #: A stream that lasts less than this is not worth opening, or is not a stream.
 SHORTEST_STREAM_S = 1.0
 
@@ -79,7 +92,7 @@ class Client:
         api_key: str,
         *,
         max_tries: int = MAX_TRIES,
-        on_retry: Callable[[str], object] | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
         """on_retry: called with a sentence before each wait for another try.
 
@@ -111,7 +124,7 @@ class Client:
         idempotency_key: str | None = None,
         held_s: int = 0,
         **fields: Unpack[JobFields],
-    ) -> JobView:
+    ) -> Job:
         """Submit a job: a ``spec``, or its fields as keywords; ``photo`` or ``image_id`` replaces the image's source.
 
         image_id: of an image that ``embed_image`` made known.  idempotency_key: random by default; pass your own so
@@ -127,8 +140,36 @@ class Client:
         except InvalidRequest as error:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        response = self._send("/v1/jobs", spec, data, headers, held_s=held_s)
-        return JobView.model_validate_json(response.content)
+        return self._job(self._send("/v1/jobs", spec, data, headers, held_s=held_s))
+
+    def segment(
+        self,
+        photo: Photo | None = None,
+        *,
+        points: Sequence[tuple[float, float]] | None = None,
+        labels: Sequence[Literal[0, 1]] | None = None,
+        box: tuple[float, float, float, float] | None = None,
+        image_id: str | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Masks:
+        """Return the masks of a photo: of everything in it, or of one object that points or a box show.
+
+        points: x, y on the object, or where ``labels`` is 0, off it.  box: x_min, y_min, x_max, y_max.  For several
+        objects, give ``prompts``; these and all other fields are those of ``submit``.  The masks come inline, and the
+        job also writes ``coco`` and ``overlay``, unless fields say otherwise.
+        Raises Refused (``invalid_spec``, …), JobFailed, WaitTimeout after ``timeout_s``, OSError when the photo cannot
+        be read.
+        """
+        try:
+            fields = one_object(points, labels, box, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        job = self.submit(
+            photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
+        )
+        return job.masks(timeout_s=timeout_s)
 
     def embed_image(
         self,
@@ -150,13 +191,13 @@ class Client:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         response = self._send("/v1/images", spec, data, headers, held_s=held_s)
-        return ImageView.model_validate_json(response.content)
+        return ImageView.model_validate_json(response)
 
     def image(self, image_id: str, *, held_s: int = 0) -> ImageView:
         """Return an image that was made known, now, or once it is encoded, if that is within ``held_s``."""
         headers = {"Prefer": f"wait={held_s}"} if held_s else {}
         response = self._transport.call("GET", f"/v1/images/{image_id}", headers=headers, held_s=held_s)
-        return ImageView.model_validate_json(response.content)
+        return ImageView.model_validate_json(response)
 
     def delete_image(self, image_id: str) -> None:
         """Delete an image's embeddings and forget its id; what was uploaded stays.
@@ -165,9 +206,12 @@ class Client:
         """
         self._transport.call("DELETE", f"/v1/images/{image_id}")
 
+    def _job(self, body: bytes) -> Job:
+        return Job.of(JobView.model_validate_json(body), self)
+
     def _send(
         self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], *, held_s: int = 0
-    ) -> requests.Response:
+    ) -> bytes:
         """Send a job, with its image's bytes if there are any: beside it, or uploaded first."""
         if data is not None and len(data) > MULTIPART_BYTES:
             image = spec.image.model_copy(update={"upload_id": self.upload(data)})
@@ -182,7 +226,7 @@ class Client:
 
     def _post(
         self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], held_s: int
-    ) -> requests.Response:
+    ) -> bytes:
         headers = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
         if data is None:
             headers = {**headers, "Content-Type": "application/json"}
@@ -211,7 +255,7 @@ class Client:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
         response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
-        return BatchView.model_validate_json(response.content)
+        return BatchView.model_validate_json(response)
 
     def submit_batch_source(
         self, *, prefix: str | None = None, pattern: str = "*", manifest: str | None = None, **fields: Unpack[JobFields]
@@ -228,14 +272,22 @@ class Client:
             raise refused_here(error) from error
         headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
         response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
-        return BatchView.model_validate_json(response.content)
+        return BatchView.model_validate_json(response)
 
     def cancel_batch(self, batch_id: str) -> BatchView:
         """Cancel a batch: no further jobs of it are created, and those that it has are canceled.
 
-        Raises Conflict if all have ended.
+        Raises Conflict if all have ended, none of them canceled.
         """
-        return BatchView.model_validate_json(self._transport.call("POST", f"/v1/batches/{batch_id}/cancel").content)
+        try:
+            response = self._transport.call("POST", f"/v1/batches/{batch_id}/cancel")
+        except Conflict:
+            # Already canceled, perhaps by an earlier try whose response was lost.
+            batch = self.batch(batch_id)
+            if batch.counts.canceled:
+                return batch
+            raise
+        return BatchView.model_validate_json(response)
 
     def delete_batch(self, batch_id: str) -> None:
         """Delete a batch that has ended, with its jobs and all that they wrote.  Raises Conflict before it has."""
@@ -246,7 +298,7 @@ class Client:
         params: dict[str, str] = {}
         while True:
             response = self._transport.call("GET", f"/v1/batches/{batch_id}/failures", params=params)
-            page = BatchFailures.model_validate_json(response.content)
+            page = BatchFailures.model_validate_json(response)
             yield from page.failures
             if page.next_cursor is None:
                 return
@@ -254,49 +306,113 @@ class Client:
 
     def batch(self, batch_id: str) -> BatchView:
         """Return a batch: how many of its jobs are in each state, and their ids."""
-        return BatchView.model_validate_json(self._transport.call("GET", f"/v1/batches/{batch_id}").content)
+        return BatchView.model_validate_json(self._transport.call("GET", f"/v1/batches/{batch_id}"))
 
-    def get(self, job_id: str, *, held_s: int = 0) -> JobView:
+    def wait_batch(
+        self,
+        batch_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[BatchView], object] | None = None,
+    ) -> BatchView:
+        """Return the batch once all of its jobs have ended, in whatever way.
+
+        on_progress: called with the batch now, then after each change.  Raises WaitTimeout after ``timeout_s``.
+        """
+        deadline, pause_s = _deadline(timeout_s), FIRST_LOOK_S
+        seen: BatchView | None = None
+        while True:
+            batch = self.batch(batch_id)
+            if on_progress is not None and batch != seen:
+                on_progress(batch)
+            seen = batch
+            if batch.status == BatchStatus.COMPLETED:
+                return batch
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimeout(
+                    "waited_too_long",
+                    f"Timed out waiting for {batch_id}: {batch.done} of {batch.total} jobs have ended. It continues.",
+                )
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * LOOK_GROWTH, LAST_LOOK_S)
+
+    def fetch_batch(
+        self, batch_id: str, folder: str | Path, *, on_job: Callable[[Job, int, int], object] | None = None
+    ) -> tuple[Job, ...]:
+        """Download the results of a batch, each into a folder named by its number: ``0000``, ``0001``, …
+
+        Returns its jobs, in the order of the images: one that did not succeed has no folder, and its ``error`` says
+        why.  Results that are there already are not fetched again, so a repeated call goes on where the first ended.
+        on_job: called with each job, the number of jobs done, and the total.  Jobs that were deleted are left out.
+        Of a batch from a prefix or a manifest, whose jobs are forgotten soon after their end, it is the files that were
+        made of all results: ``coco.json``, and ``outcomes.jsonl`` with a line for each image; no job is returned.
+        Raises DamagedFile.
+        """
+        batch = self.batch(batch_id)
+        if batch.source is not None:
+            for file in batch.files:
+                link = self._transport.location(f"/v1/batches/{batch_id}/files/{file.name}")
+                read_file(self._transport, Expected(file.name, link, file.size), Path(folder))
+            return ()
+        job_ids = batch.job_ids
+        jobs: list[Job] = []
+        for number, job_id in enumerate(job_ids):
+            try:
+                job = self.get(job_id)
+            except NotFound:
+                continue
+            jobs.append(job)
+            into = Path(folder) / f"{number:04d}"
+            if job.status == Status.SUCCEEDED and not is_fetched(job.id, into):
+                self.fetch(job.id, into)
+            if on_job is not None:
+                on_job(job, number + 1, len(job_ids))
+        return tuple(jobs)
+
+    def get(self, job_id: str, *, held_s: int = 0) -> Job:
         """Return a job now, or wait up to ``held_s`` for its end."""
         headers = {"Prefer": f"wait={held_s}"} if held_s else {}
         response = self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
-        return JobView.model_validate_json(response.content)
+        return self._job(response)
 
     def wait(
         self,
         job_id: str,
         *,
         timeout_s: float | None = None,
-        on_progress: Callable[[JobView], object] | None = None,
-    ) -> JobView:
+        on_progress: Callable[[Job], object] | None = None,
+    ) -> Job:
         """Return the job once it has ended, in whatever way.
 
         on_progress: called with the job now, then after each change.  Raises WaitTimeout after ``timeout_s``.
         """
         deadline = _deadline(timeout_s)
-        for job in self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline):
+        jobs = self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline)
+        for job in jobs:
             if on_progress is not None:
                 on_progress(job)
         return job
 
-    def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[JobView]:
+    def watch(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[Job]:
         """Yield the job as it is now, then after each change; the last one has ended.
 
         Raises WaitTimeout after ``timeout_s``.
         """
         yield from self._watch(job_id, _deadline(timeout_s))
 
-    def _watch(self, job_id: str, deadline: float) -> Iterator[JobView]:
+    def _watch(self, job_id: str, deadline: float) -> Iterator[Job]:
         """Follow the job's event stream; fall back to polling if it is refused or blocked on the way."""
         seen, left = "", deadline - time.monotonic()
         while left > SHORTEST_STREAM_S:
             began = time.monotonic()
             try:
-                for version, job in follow(self._transport, job_id, seen, None if left == math.inf else left):
-                    seen = version
-                    yield job
-                    if job.ended:
-                        return
+                with closing(follow(self._transport, job_id, seen, None if left == math.inf else left)) as changes:
+                    for version, view in changes:
+                        seen = version
+                        yield Job.of(view, self)
+                        if view.ended:
+                            return
             except ApiError:
                 break  # if more than the stream is broken, the next call reports it
             if time.monotonic() - began < SHORTEST_STREAM_S:
@@ -304,7 +420,7 @@ class Client:
             left = deadline - time.monotonic()
         yield from self._poll(job_id, deadline, HELD_FOR_PROGRESS_S)
 
-    def _poll(self, job_id: str, deadline: float, held_s: int) -> Iterator[JobView]:
+    def _poll(self, job_id: str, deadline: float, held_s: int) -> Iterator[Job]:
         """Poll the job until it has ended.  held_s: how long the API may hold each response."""
         while True:
             asked = time.monotonic()
@@ -326,17 +442,18 @@ class Client:
             # Pause between polls if the server does not hold its responses.
             time.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
 
-    def jobs(self, *, status: str | None = None) -> Iterator[JobView]:
+    def jobs(self, *, status: str | None = None) -> Iterator[Job]:
         """Yield your jobs, newest first; pages are fetched as needed."""
         params = {"status": status} if status else {}
         while True:
-            page = JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params).content)
-            yield from page.jobs
+            page = JobPage.model_validate_json(self._transport.call("GET", "/v1/jobs", params=params))
+            for view in page.jobs:
+                yield Job.of(view, self)
             if page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor
 
-    def cancel(self, job_id: str) -> JobView:
+    def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one within seconds.
 
         Raises Conflict if it has already ended in another way.
@@ -349,9 +466,9 @@ class Client:
             if job.status == "canceled":
                 return job
             raise
-        return JobView.model_validate_json(response.content)
+        return self._job(response)
 
-    def retry(self, job_id: str) -> JobView:
+    def retry(self, job_id: str) -> Job:
         """Queue a failed job again, under the same id.  Raises Conflict if it has not failed."""
         try:
             response = self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
@@ -361,7 +478,7 @@ class Client:
             if not job.ended:
                 return job
             raise
-        return JobView.model_validate_json(response.content)
+        return self._job(response)
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job and everything it wrote, but not the image that was sent with it.
@@ -372,7 +489,7 @@ class Client:
 
     def result(self, job_id: str) -> Manifest:
         """Return a succeeded job's manifest, with a fresh link for each file.  Raises Conflict before that."""
-        return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result").content)
+        return Manifest.model_validate_json(self._transport.call("GET", f"/v1/jobs/{job_id}/result"))
 
     def fetch(
         self, job_id: str, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None
@@ -396,18 +513,25 @@ class Client:
             raise NotFound(
                 "file_not_found", f"{job_id} wrote no {name}, but {', '.join(files) or 'no file'}.", status=404
             )
-        return read_file(self._transport, files[name])
+        return self.read(files[name])
 
-    def upload(self, photo: Path | str | bytes) -> str:
-        """Upload an image to the store; return the upload id for a job to name."""
-        data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+    def read(self, file: ManifestFile) -> bytes:
+        """Return the bytes of one of a result's files, checked against the manifest.  Raises DamagedFile."""
+        return read_file(self._transport, Expected.of(file))
+
+    def upload(self, photo: Photo) -> str:
+        """Upload an image to the store; return the upload id for a job to name.
+
+        Raises Refused for a URL, which a job may name by itself.
+        """
+        data = bytes_of(photo)
         body = {"content_type": image_type(data), "size": len(data)}
-        upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body).content)
+        upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body))
         try:
-            self._transport.send(requests.Request("PUT", upload.url, data=data, headers=upload.headers))
+            self._transport.put(upload.url, data, upload.headers)
         except Refused as error:
             # The link accepts one object once: an earlier try has stored it, but its response was lost.
-            if error.status != requests.codes.precondition_failed:
+            if error.status != PRECONDITION_FAILED:
                 raise
         return upload.upload_id
 
@@ -415,16 +539,16 @@ class Client:
         """Return the webhooks of a job or batch, oldest first, each with its delivery attempts."""
         kind = "batches" if name.startswith("batch_") else "jobs"
         response = self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
-        return DeliveryList.model_validate_json(response.content).deliveries
+        return DeliveryList.model_validate_json(response).deliveries
 
     def delivery(self, delivery_id: str) -> DeliveryView:
         """Return one webhook with its delivery attempts."""
-        return DeliveryView.model_validate_json(self._transport.call("GET", f"/v1/deliveries/{delivery_id}").content)
+        return DeliveryView.model_validate_json(self._transport.call("GET", f"/v1/deliveries/{delivery_id}"))
 
     def redeliver(self, delivery_id: str) -> DeliveryView:
         """Send a webhook again now, under the same id."""
         response = self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
-        return DeliveryView.model_validate_json(response.content)
+        return DeliveryView.model_validate_json(response)
 
     def redeliver_range(
         self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
@@ -436,7 +560,7 @@ class Client:
         """
         body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
         response = self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
-        return Redeliveries.model_validate_json(response.content)
+        return Redeliveries.model_validate_json(response)
 
     def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
         """Have a signed test event sent to ``url``, or to your tenant's own endpoint; return the outcome.
@@ -451,14 +575,14 @@ class Client:
             headers={"Prefer": f"wait={held_s}"},
             held_s=held_s,
         )
-        return PingView.model_validate_json(response.content)
+        return PingView.model_validate_json(response)
 
     def webhook_secret(self) -> WebhookSecretView:
         """Return the secret that signs your tenant's webhooks; its ``all`` is what ``verify_webhook`` takes.
 
         Raises Refused (``missing_scope``): the key needs the scope ``webhooks:secret``.
         """
-        return WebhookSecretView.model_validate_json(self._transport.call("GET", "/v1/webhooks/secret").content)
+        return WebhookSecretView.model_validate_json(self._transport.call("GET", "/v1/webhooks/secret"))
 
     def rotate_webhook_secret(self, *, overlap_s: int = 24 * 3600) -> WebhookSecretView:
         """Replace the secret that signs your webhooks; the previous one signs, too, for ``overlap_s``.
@@ -467,7 +591,7 @@ class Client:
         which adds a secret that nobody needs.  Raises Conflict (``too_many_secrets``).
         """
         response = self._transport.call("POST", "/v1/webhooks/secret/rotate", json={"overlap_s": overlap_s})
-        return WebhookSecretView.model_validate_json(response.content)
+        return WebhookSecretView.model_validate_json(response)
 
     def create_token(
         self,
@@ -485,7 +609,7 @@ class Client:
         """
         wanted = {"ttl_s": ttl_s, "image_id": image_id, "upload_id": upload_id, "scopes": scopes and list(scopes)}
         body = {name: value for name, value in wanted.items() if value is not None}
-        return TokenView.model_validate_json(self._transport.call("POST", "/v1/tokens", json=body).content)
+        return TokenView.model_validate_json(self._transport.call("POST", "/v1/tokens", json=body))
 
     def models(self) -> tuple[str, ...]:
         """Return the models that a job may name, the default first."""
@@ -494,7 +618,7 @@ class Client:
     def model_views(self) -> tuple[ModelView, ...]:
         """Return the models that a job may name, the default first, each with the number of its ready workers."""
         response = self._transport.call("GET", "/v1/models")
-        return ModelList.model_validate_json(response.content).models
+        return ModelList.model_validate_json(response).models
 
     def fleet(self, model: str | None = None) -> ModelFleet:
         """Return a model's jobs and workers, and how many workers it should have; by default of the default model.
@@ -502,7 +626,7 @@ class Client:
         The key needs the scope ``fleet``.
         """
         response = self._transport.call("GET", "/v1/fleet/model", params={"name": model} if model else None)
-        return ModelFleet.model_validate_json(response.content)
+        return ModelFleet.model_validate_json(response)
 
     def whole_fleet(self) -> FleetView:
         """Return all models' jobs and workers, and every worker.  The key needs the scope ``admin``."""
@@ -511,3 +635,8 @@ class Client:
 
 def _deadline(timeout_s: float | None) -> float:
     return math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _held(timeout_s: float | None) -> int:
+    """Return how long the API may hold the response to a job's submission."""
+    return HELD_S if timeout_s is None else int(max(0, min(HELD_S, timeout_s)))

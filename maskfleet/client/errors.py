@@ -6,18 +6,20 @@ ApiError                    code, detail, status, errors: the server's problem d
 │   ├── NotFound            404: no such job, upload or file (or another tenant's)
 │   └── Conflict          409: the job has not ended yet, or has ended already
 ├── Unavailable             5xx, or no response at all: the same call may succeed later
+├── JobFailed               its masks were asked for, but the job failed, was canceled or expired
 ├── WaitTimeout           the deadline of a wait passed; the job continues
 └── DamagedFile             a downloaded file is not the one in the manifest
+MissingPackage              a method needs a package that is not installed; the message has the pip command
 WebhookRejected             code, detail: a webhook that is not from the server, or is too old
 """
 
 from __future__ import annotations
 
-import requests
 from pydantic import ValidationError
 
 from maskfleet.jobs.errors import FieldFault, InvalidRequest
 from maskfleet.jobs.schema.api import Problem
+from maskfleet.jobs.schema.record import JobView
 
 
 class ApiError(Exception):
@@ -51,12 +53,27 @@ class Unavailable(ApiError):
     """The server did not respond, or cannot handle the request now, even after several attempts."""
 
 
+class JobFailed(ApiError):
+    """The job has no masks: it failed, was canceled or expired.  ``job``: as it ended; ``code``: its error's."""
+
+    def __init__(self, job: JobView) -> None:
+        if job.error is not None:
+            super().__init__(job.error.code, job.error.detail)
+        else:
+            super().__init__(f"job_{job.status}", f"{job.id} was {job.status}, so it has no masks.")
+        self.job = job
+
+
 class WaitTimeout(ApiError):
     """The job did not end before the deadline.  It continues."""
 
 
 class DamagedFile(ApiError):
     """A downloaded file's size or sha256 does not match the manifest."""
+
+
+class MissingPackage(ImportError):
+    """A method needs a package that is not installed; the message says how to install it."""
 
 
 class WebhookRejected(ValueError):
@@ -75,19 +92,44 @@ class WebhookRejected(ValueError):
 _BY_STATUS: dict[int, type[ApiError]] = {401: AuthenticationError, 404: NotFound, 409: Conflict}
 
 
-def problem_of(response: requests.Response) -> ApiError:
-    """Return the error for the server's problem document, or one for the status if the response has none."""
-    kind = _BY_STATUS.get(response.status_code, Unavailable if response.status_code >= 500 else Refused)
+def problem_of(url: str, status: int, reason: str, body: bytes) -> ApiError:
+    """Return the error for the server's problem document, or one for the status if the body is none."""
+    kind = _BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
     try:
-        problem = Problem.model_validate_json(response.content)
+        problem = Problem.model_validate_json(body)
     except ValidationError:
         # An error page of the store or of a proxy.
-        address = (response.url or "").partition("?")[0]  # what follows is a signature, if it is a link to the store
-        detail = f"{address} responded {response.status_code} {response.reason}, and did not say why."
-        return kind(f"http_{response.status_code}", detail, status=response.status_code)
-    return kind(problem.code, problem.detail, status=response.status_code, errors=problem.errors or ())
+        address = url.partition("?")[0]  # what follows is a signature, if it is a link to the store
+        return kind(f"http_{status}", f"{address} responded {status} {reason}, and did not say why.", status=status)
+    return kind(problem.code, problem.detail, status=status, errors=problem.errors or ())
 
 
 def refused_here(error: InvalidRequest) -> Refused:
     """Return the server's error for a request that was found invalid before it was sent."""
     return Refused(error.code, error.detail, status=error.http_status, errors=error.faults)
+
+
+def broken_off(name: str) -> Unavailable:
+    """Return the error of a download that was interrupted.  name: the file's."""
+    return Unavailable("download_broken_off", f"The download of {name} was interrupted. Fetch it again.")
+
+
+def check_json(url: str, media_type: str, body: bytes, status: int) -> None:
+    """Raise Refused (``not_maskfleet``) for a good response that is no JSON: a page, from another kind of server."""
+    if body and "json" not in media_type:
+        raise Refused(
+            "not_maskfleet",
+            f"{url} responded with {media_type.partition(';')[0]} instead of JSON. Is this the address of a maskfleet "
+            "server?",
+            status=status,
+        )
+
+
+def not_a_stream(status: int) -> Unavailable:
+    """Return the error of a response that should have been an event stream."""
+    return Unavailable("not_a_stream", f"The server responded {status}, but not with an event stream.")
+
+
+def stream_interrupted() -> Unavailable:
+    """Return the error of an event stream that was interrupted."""
+    return Unavailable("no_answer", "The event stream was interrupted.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import IO, Any, Literal, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
+from maskfleet.client.pictures import PictureInMemory, png_of
 from maskfleet.jobs.image_types import image_format, media_type
 from maskfleet.jobs.schema.batch_spec import Batch, BatchSpec
 from maskfleet.jobs.schema.prompts import Prompt
@@ -24,9 +26,11 @@ from maskfleet.jobs.schema.spec import (
     invalid_request,
 )
 
-#: A file, an image's bytes, or a URL that a worker can read: ``s3://…``, ``https://…``.
-Photo = str | Path | bytes
+#: A file, an image's bytes, a picture in memory (an array, Pillow's image), an open file, or a URL that a worker can
+#: read: ``s3://…``, ``https://…``.
+Photo = str | Path | bytes | IO[bytes] | PictureInMemory
 
+_URLS = ("s3://", "http://", "https://")
 _SPEC: TypeAdapter[AnySpec] = TypeAdapter(JobSpec)
 _BATCH: TypeAdapter[Batch] = TypeAdapter(BatchSpec)
 
@@ -63,18 +67,40 @@ def image_type(data: bytes) -> str:
 def source_of(photo: Photo) -> tuple[ImageSource, bytes | None]:
     """Return the image's source for the spec, and its bytes if they must be uploaded.
 
-    Raises InvalidRequest for an invalid URL, OSError if a file cannot be read.
+    Raises InvalidRequest for an invalid URL, OSError if a file cannot be read, TypeError for what is no picture.
     """
-    if isinstance(photo, bytes):
-        return IMAGE_COMES_BESIDE, photo
-    if isinstance(photo, str) and photo.startswith(("s3://", "http://", "https://")):
+    if isinstance(photo, str) and photo.startswith(_URLS):
         try:
             return ImageSource(**{"s3_uri" if photo.startswith("s3://") else "url": photo}), None
         except ValidationError as error:
             raise invalid_request(error) from error
-    name = Path(photo).name[-255:]
+    name = _name_of(photo)
     named = {"file_name": name} if file_name_of(name) == name else {}
-    return IMAGE_COMES_BESIDE.model_copy(update=named), Path(photo).read_bytes()
+    return IMAGE_COMES_BESIDE.model_copy(update=named), bytes_of(photo)
+
+
+def _name_of(photo: Photo) -> str:
+    """Return a photo's file name, if it has one: also of an open file, or of Pillow's image of one."""
+    path = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "filename", getattr(photo, "name", ""))
+    return Path(path).name[-255:] if isinstance(path, str | os.PathLike) else ""
+
+
+def bytes_of(photo: Photo) -> bytes:
+    """Return the bytes of an image.  Raises OSError if a file cannot be read, TypeError for what is no picture."""
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return bytes(photo)
+    if isinstance(photo, str | os.PathLike):
+        return Path(photo).read_bytes()
+    if hasattr(photo, "__array_interface__"):
+        return png_of(photo)
+    if hasattr(photo, "read"):
+        data: object = photo.read()
+        if isinstance(data, bytes):
+            return data
+        raise TypeError('Open the file in binary mode: open(path, "rb").')
+    raise TypeError(
+        f"A photo is a path, bytes, an open file, an array, Pillow's image or a URL; not {type(photo).__name__}."
+    )
 
 
 def known_image(image_id: str) -> ImageSource:
@@ -99,6 +125,32 @@ def embed_request(source: ImageSource, fields: JobOptionFields) -> EmbedRequest:
         return EmbedRequest.model_validate({**fields, "image": source})
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def one_object(
+    points: Sequence[tuple[float, float]] | None,
+    labels: Sequence[Literal[0, 1]] | None,
+    box: tuple[float, float, float, float] | None,
+    fields: JobFields,
+) -> JobFields:
+    """Return the fields of a job that segments one object, or everything, and returns its masks inline.
+
+    What ``fields`` say stands.  Raises InvalidRequest (``invalid_spec``).
+    """
+    made: JobFields = {"inline": "rle", "outputs": ["coco", "overlay"]}
+    if points is not None or labels is not None or box is not None:
+        if "prompts" in fields:
+            raise TypeError("Pass either prompts, or points, labels and box, which are one prompt.")
+        given = {"points": points, "labels": labels, "box": box}
+        try:
+            prompt = Prompt.model_validate({name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            raise invalid_request(error) from error
+        made["prompts"] = [prompt]
+    prompts = made.get("prompts") or fields.get("prompts") or ()
+    has_box = [prompt.box if isinstance(prompt, Prompt) else prompt.get("box") for prompt in prompts]
+    made["mode"] = ("box" if all(has_box) else "point") if prompts else "everything"
+    return {**made, **fields}
 
 
 def complete(spec: AnySpec | None, fields: JobFields, source: ImageSource | None) -> AnySpec:

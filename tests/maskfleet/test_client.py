@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskfleet import Client
+from maskfleet import Client, Photo
 from maskfleet.client import client as client_module
 from maskfleet.client.errors import AuthenticationError, Conflict, NotFound, Refused, WaitTimeout
 from maskfleet.client.submission import JobFields
@@ -42,6 +43,19 @@ def busy_worker(client: Client, coins: Path) -> Iterator[JobView]:
     yield job
     client.cancel(job.id)
     client.wait(job.id, timeout_s=60)
+
+
+@pytest.fixture
+def photos(running_stack: StackLine) -> Store:
+    """The bucket that jobs may name."""
+    return Store(
+        SharedSettings(
+            s3_endpoint=running_stack.s3_endpoint,
+            s3_access_key=running_stack.s3_access_key,  # type: ignore[arg-type]  # pydantic makes it a secret
+            s3_secret_key=running_stack.s3_secret_key,  # type: ignore[arg-type]  # as above
+            bucket=PHOTOS_BUCKET,
+        )
+    )
 
 
 def test_a_click_is_answered_with_its_masks(client: Client, coins: Path) -> None:
@@ -93,18 +107,131 @@ def test_a_photo_comes_back_as_checked_files_and_a_verified_webhook(
         assert hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest() == file.sha256
 
 
-def test_the_example_works_as_it_is_shown(running_stack: StackLine, repository: Path, tmp_path: Path) -> None:
-    shown = (client_module.__doc__ or "").partition("\n\n")[2].strip()
-    page = re.search(r"```python\n(.*?)```", (repository / "docs" / "python.md").read_text(), flags=re.S)
-    assert page is not None
-    assert page[1].strip() == shown
+def test_the_examples_work_as_they_are_shown(
+    running_stack: StackLine, client: Client, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (repository / "docs" / "python.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    shown = (client_module.__doc__ or "").split("\n\n")[1:3]
     (tmp_path / "examples").symlink_to(repository / "examples")
-    with_server = shown.replace("http://127.0.0.1:8000", running_stack.api_url).replace("mf_…", running_stack.api_key)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"client": client}
 
-    ran = subprocess.run([sys.executable, "-c", with_server], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    for example in examples:
+        with_server = example.replace("http://127.0.0.1:8000", running_stack.api_url)
+        exec(with_server.replace("mf_…", running_stack.api_key), names)  # noqa: S102 - the document's own code
+        names["client"] = client  # the first example closes its own
 
-    assert ran.returncode == 0, ran.stderr
+    assert examples[0].strip() == "\n\n".join(shown)
     assert (tmp_path / "masks" / "manifest.json").is_file()
+    assert names["pixels"].shape == names["every"].shape[1:] == (303, 384)
+    assert names["picture"].size == (384, 303)
+    assert names["outlines"]["features"][0]["geometry"]["coordinates"]
+    assert (tmp_path / "results" / "0001" / "coco.json").is_file()
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "array", "image", "open file"])
+def test_a_photo_becomes_masks_in_one_call(client: Client, coins: Path, form: str) -> None:
+    image = Image.open(coins)
+    forms: dict[str, Photo] = {
+        **{"path": str(coins), "bytes": coins.read_bytes(), "array": np.asarray(image), "image": image},
+        "open file": io.BytesIO(coins.read_bytes()),
+    }
+
+    masks = client.segment(forms[form], box=(304, 14, 366, 73), timeout_s=120)
+
+    (mask,) = masks
+    assert mask.array().shape == (303, 384)
+    assert mask.array().sum() == mask.area
+    assert masks.job.result is not None
+    assert masks.scores.tolist() == [masks.job.result.best_score]
+
+
+def test_masks_are_the_same_wherever_they_come_from(client: Client, coins: Path) -> None:
+    jobs = [
+        client.submit(photo=coins, outputs=outputs, **BOXES, **inline)
+        for outputs, inline in (
+            (["coco", "png"], JobFields()),
+            ([], JobFields(inline="rle")),
+            ([], JobFields(inline="polygons")),
+        )
+    ]
+
+    from_coco, from_rle, from_polygons = (job.masks(timeout_s=120) for job in jobs)
+
+    assert np.array_equal(from_coco.array(), from_rle.array())
+    assert np.array_equal(from_coco.array(), from_polygons.array())
+    assert from_coco.scores.tolist() == from_rle.scores.tolist()
+    png = client.read(next(file for file in client.result(jobs[0].id).files if file.name == "masks/0001.png"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), from_coco[1].array())
+
+
+def test_a_notebook_shows_the_picture_of_a_job_and_of_its_masks(client: Client, coins: Path) -> None:
+    masks = client.segment(coins, timeout_s=120, **BOXES)
+
+    for shown in (masks._repr_html_(), client.get(masks.job.id)._repr_html_()):
+        found = re.search(r'src="data:image/jpeg;base64,([^"]+)"', shown)
+        assert found is not None
+        picture = Image.open(io.BytesIO(base64.b64decode(found[1])))
+        assert picture.size == (384, 303)
+        assert np.ptp(np.asarray(picture), axis=2).max() > 50  # the photograph is grey, the masks are coloured
+
+
+def test_a_batch_is_awaited_fetched_and_fetched_again_where_it_was_broken_off(
+    client: Client, coins: Path, tmp_path: Path
+) -> None:
+    no_image = b"\x89PNG\r\n\x1a\n" + b"\0" * 64
+    sent = client.submit_batch([coins, no_image, coins], **BOXES)
+    seen: list[int] = []
+
+    ended = client.wait_batch(sent.id, timeout_s=120, on_progress=lambda batch: seen.append(batch.done))
+    first = client.fetch_batch(sent.id, tmp_path)
+    (tmp_path / "0002" / "manifest.json").unlink()
+    kept = (tmp_path / "0000" / "coco.json").stat().st_mtime_ns
+    again = client.fetch_batch(sent.id, tmp_path, on_job=lambda _, done, total: seen.append(done * 10 + total))
+
+    assert (ended.status, ended.counts.succeeded, ended.counts.failed) == ("completed", 2, 1)
+    assert seen[-4:] == [3, 13, 23, 33]
+    assert [job.status for job in first] == [job.status for job in again] == ["succeeded", "failed", "succeeded"]
+    assert first[1].error is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000", "0002"]
+    assert (tmp_path / "0002" / "manifest.json").is_file()
+    assert (tmp_path / "0000" / "coco.json").stat().st_mtime_ns == kept
+
+
+def test_a_batch_from_a_prefix_is_fetched_as_the_files_made_of_it(
+    client: Client, photos: Store, coins: Path, tmp_path: Path
+) -> None:
+    for number in range(2):
+        photos.put(f"fetched/{number}.png", coins.read_bytes(), "image/png")
+    sent = client.submit_batch_source(prefix=f"s3://{PHOTOS_BUCKET}/fetched/", **BOXES)
+
+    client.wait_batch(sent.id, timeout_s=120)
+    jobs = client.fetch_batch(sent.id, tmp_path)
+
+    assert jobs == ()
+    assert len(json.loads((tmp_path / "coco.json").read_text())["annotations"]) == 4
+    assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_photo_keeps_its_name_however_it_is_given(client: Client, coins: Path) -> None:
+    with coins.open("rb") as file:
+        photos: list[Photo] = [coins, str(coins), file, Image.open(coins)]
+        jobs = [client.submit(photo=photo, **BOXES) for photo in photos]
+
+    assert [job.file_name for job in jobs] == ["coins.png"] * 4
+
+
+def test_a_batch_is_canceled_as_far_as_it_has_not_ended(client: Client, busy_worker: JobView, coins: Path) -> None:
+    sent = client.submit_batch([coins] * 3, priority="bulk", **BOXES)
+    with pytest.raises(WaitTimeout, match="0 of 3 jobs"):
+        client.wait_batch(sent.id, timeout_s=0)
+
+    batch = client.cancel_batch(sent.id)
+    again = client.cancel_batch(sent.id)
+
+    assert batch.counts.canceled == again.counts.canceled == 3
+    assert client.wait_batch(sent.id, timeout_s=30).status == "completed"
 
 
 def test_many_photos_are_one_batch_whose_end_is_told_once(client: Client, receiver: Receiver, coins: Path) -> None:
@@ -170,18 +297,8 @@ def test_an_idempotency_key_does_not_stand_for_another_job(client: Client, coins
         client.submit(photo=coins, idempotency_key="order-43", mode="point", prompts=[{"points": [[45, 124]]}])
 
 
-def test_a_ready_spec_on_an_object_of_the_store_is_carried_out(
-    client: Client, running_stack: StackLine, coins: Path
-) -> None:
-    store = Store(
-        SharedSettings(
-            s3_endpoint=running_stack.s3_endpoint,
-            s3_access_key=running_stack.s3_access_key,  # type: ignore[arg-type]  # pydantic makes it a secret
-            s3_secret_key=running_stack.s3_secret_key,  # type: ignore[arg-type]  # as above
-            bucket=PHOTOS_BUCKET,
-        )
-    )
-    store.put("a/coins.png", coins.read_bytes(), "image/png")
+def test_a_ready_spec_on_an_object_of_the_store_is_carried_out(client: Client, photos: Store, coins: Path) -> None:
+    photos.put("a/coins.png", coins.read_bytes(), "image/png")
     spec = BoxJob(
         mode="box",
         image=ImageSource(s3_uri=f"s3://{PHOTOS_BUCKET}/a/coins.png"),

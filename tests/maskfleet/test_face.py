@@ -50,3 +50,18 @@ def test_the_package_itself_imports_nothing() -> None:
 
     assert {name.partition(".")[0] for name in loaded} <= {"maskfleet", "importlib", "typing", *sys.stdlib_module_names}
     assert not [name for name in loaded if name.startswith("maskfleet.")]
+
+
+def test_a_client_needs_little_to_start() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+from maskfleet import Client
+Client("http://127.0.0.1:8000", "key")
+print(*set(sys.modules) - before)
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    packages = {name.partition(".")[0] for name in loaded}
+    assert packages.isdisjoint({"numpy", "PIL", "pandas", "supervision", "torch", "httpx2", "asyncio", "flask"})
+    assert len(loaded) < 450  # 341 when this was written, most of them of requests and pydantic

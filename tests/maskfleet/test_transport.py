@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from maskfleet import Client
 from maskfleet.client.download import download
 from maskfleet.client.errors import AuthenticationError, Conflict, DamagedFile, NotFound, Refused, Unavailable
 from maskfleet.client.events import follow
+from maskfleet.client.retries import seconds_of
 from maskfleet.client.transport import Transport
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobUrls, JobView, Metrics
@@ -170,6 +173,36 @@ def test_a_server_that_stays_away_is_given_up_after_the_last_try() -> None:
 
 def test_a_longer_retry_after_than_a_caller_would_sit_through_is_not_waited_for() -> None:
     later = Answer(503, AWAY.body, {"Retry-After": "3600"})
+    with ScriptedServer(later) as server, Client(server.url, "key") as client, pytest.raises(Unavailable):
+        client.get("job_1")
+
+    assert len(server.asked) == 1
+
+
+def test_a_retry_after_is_waited_for_and_then_asked_again() -> None:
+    later = [Answer(503, AWAY.body, {"Retry-After": "1"}), problem(429, "too_many_requests")]
+    later[1] = Answer(429, later[1].body, {"Retry-After": format_datetime(datetime.now(UTC), usegmt=True)})
+    said: list[str] = []
+    with ScriptedServer(*later, ACCEPTED) as server, Client(server.url, "key", on_retry=said.append) as client:
+        assert client.get(JOB.id) == JOB
+
+    assert len(server.asked) == 3
+    first, second = (float(re.findall(r"in ([\d.]+) s", line)[0]) for line in said)
+    assert first >= 1.0
+    assert second < 3.0
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"), [("7", 7), ("Sat, 01 Jan 2000 00:00:00 GMT", 0), ("soon", 0), ("", 0), ("²", 0)]
+)
+def test_a_retry_after_is_a_number_or_a_date(retry_after: str, seconds: float) -> None:
+    assert max(0.0, seconds_of(retry_after)) == seconds
+
+
+def test_a_date_far_away_is_not_waited_for() -> None:
+    later = Answer(
+        503, AWAY.body, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}
+    )
     with ScriptedServer(later) as server, Client(server.url, "key") as client, pytest.raises(Unavailable):
         client.get("job_1")
 
