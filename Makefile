@@ -36,6 +36,11 @@ test-containers: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/worker
 
+# Make maskfleet/client/asynchronous from the modules beside it.
+.PHONY: async-client
+async-client: setup
+	$(BIN)/python -m tests.maskfleet.async_client
+
 # Run jobs under faults; writes docs/chaos.md and its paragraph in README.md.
 JOBS ?= 2000
 SECONDS ?= 300

@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors
+    from maskfleet.client.asynchronous.client import AsyncClient as AsyncClient
+    from maskfleet.client.asynchronous.job import AsyncJob as AsyncJob
     from maskfleet.client.client import Client as Client
     from maskfleet.client.errors import (
         ApiError as ApiError,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:  # for type checkers and editors
 
 #: Each name's module, for Python itself.
 _MODULE_OF = {
+    "AsyncClient": "maskfleet.client.asynchronous.client",
+    "AsyncJob": "maskfleet.client.asynchronous.job",
     "Client": "maskfleet.client.client",
     "ApiError": "maskfleet.client.errors",
     "AuthenticationError": "maskfleet.client.errors",

@@ -520,10 +520,7 @@ class Client:
         return read_file(self._transport, Expected.of(file))
 
     def upload(self, photo: Photo) -> str:
-        """Upload an image to the store; return the upload id for a job to name.
-
-        Raises Refused for a URL, which a job may name by itself.
-        """
+        """Upload an image to the store; return the upload id for a job to name."""
         data = bytes_of(photo)
         body = {"content_type": image_type(data), "size": len(data)}
         upload = UploadView.model_validate_json(self._transport.call("POST", "/v1/uploads", json=body))

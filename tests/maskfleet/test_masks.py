@@ -355,7 +355,8 @@ client = Client("http://127.0.0.1:1", "key")
 job = Job.of(JobView.model_validate_json(sys.argv[1]), client)
 masks = Masks.of_inline(job, InlineMasks.model_validate_json(sys.argv[2]))
 print([mask.predicted_iou for mask in masks], masks._repr_html_()[:5])
-for use in (masks.array, masks[0].array, masks.to_pandas, masks.to_supervision, masks.to_geojson, lambda: masks.scores):
+for use in (masks.array, masks[0].array, masks.to_pandas, masks.to_supervision, masks.to_geojson, lambda: masks.scores,
+            lambda: AsyncClient("http://127.0.0.1:1", "key")):
     try:
         use()
     except MissingPackage as error:
@@ -373,4 +374,4 @@ def test_without_the_optional_packages_all_else_works_and_each_use_names_its_own
     assert scores == "[0.5] <div>"
     installs = [line.rpartition("pip install ")[2] for line in said]
     arrays_ = "'maskfleet[arrays]'"
-    assert installs == [*[arrays_] * 2, "'pandas'", "'supervision'", *[arrays_] * 2]
+    assert installs == [*[arrays_] * 2, "'pandas'", "'supervision'", *[arrays_] * 2, "'maskfleet[async]'"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from maskfleet import BatchView, Client, Job, JobFields, Manifest, Mask, Masks, Photo, Prompt
+from maskfleet import AsyncClient, AsyncJob, BatchView, Client, Job, JobFields, Manifest, Mask, Masks, Photo, Prompt
 
 
 def use(client: Client, pixels: npt.NDArray[np.uint8]) -> None:
@@ -33,3 +33,14 @@ def use(client: Client, pixels: npt.NDArray[np.uint8]) -> None:
     assert_type(client.fetch_batch("batch_1", "masks"), tuple[Job, ...])
     client.segment(7)  # type: ignore[arg-type]  # no photo: this line is an error if the types allow it
     client.segment("bee.jpg", modus="box")  # type: ignore[call-arg]  # no such field
+
+
+async def use_later(client: AsyncClient) -> None:
+    async with client:
+        assert_type(await client.segment("bee.jpg", points=[(1, 2)], labels=[1]), Masks)
+        job = await client.submit(photo="bee.jpg", mode="everything")
+        assert_type(job, AsyncJob)
+        assert_type(await job.masks(), Masks)
+        async for change in client.watch(job.id):
+            assert_type(change, AsyncJob)
+        assert_type([job.id async for job in client.jobs()], list[str])

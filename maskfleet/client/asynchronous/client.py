@@ -1,0 +1,606 @@
+"""A server's jobs, from Python.
+
+For asyncio.  Made from ``maskfleet.client.client`` by ``make async-client``; change that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self, Unpack
+
+from maskfleet.client.asynchronous.download import download, read_file
+from maskfleet.client.asynchronous.events import follow
+from maskfleet.client.asynchronous.job import AsyncJob
+from maskfleet.client.asynchronous.transport import AsyncTransport
+from maskfleet.client.errors import ApiError, Conflict, NotFound, Refused, WaitTimeout, refused_here
+from maskfleet.client.files import Expected, is_fetched
+from maskfleet.client.masks import Masks
+from maskfleet.client.retries import MAX_TRIES, OnRetry
+from maskfleet.client.submission import (
+    JobFields,
+    JobOptionFields,
+    Photo,
+    batch_document,
+    bytes_of,
+    complete,
+    document_of,
+    embed_request,
+    image_type,
+    known_image,
+    one_object,
+    source_of,
+)
+from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.api import (
+    DeliveryList,
+    JobPage,
+    ModelList,
+    ModelView,
+    PingView,
+    Redeliveries,
+    TokenView,
+    UploadView,
+    WebhookSecretView,
+)
+from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchStatus, BatchView
+from maskfleet.jobs.schema.delivery import DeliveryView
+from maskfleet.jobs.schema.fleet import ModelFleet
+from maskfleet.jobs.schema.image import ImageView
+from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
+from maskfleet.jobs.schema.record import AnySpec, JobView
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EmbedRequest, ImageSource
+from maskfleet.jobs.status import Status
+
+MULTIPART_BYTES = 8 * 2**20
+HELD_S, HELD_FOR_PROGRESS_S = (20, 1)
+HELD_FOR_PING_S = 20
+FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = (0.2, 2.0, 1.5)
+PRECONDITION_FAILED = 412
+SHORTEST_STREAM_S = 1.0
+
+
+class AsyncClient:
+    """A connection to one server; close it, or use it in an ``async with``.
+
+    A call that fails raises a subclass of ``errors.ApiError``.  While the server is unavailable, calls are
+    retried for about ten seconds; every call is safe to repeat.
+    """
+
+    def __init__(
+        self, api_url: str, api_key: str, *, max_tries: int = MAX_TRIES, on_retry: OnRetry | None = None
+    ) -> None:
+        """on_retry: called with a sentence before each wait for another try.
+
+        Raises Refused (``invalid_api_url``, ``invalid_api_key``).
+        """
+        self._transport = AsyncTransport(api_url, api_key, max_tries=max_tries, on_retry=on_retry)
+
+    @property
+    def api_url(self) -> str:
+        """The server's URL."""
+        return self._transport.api_url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def submit(
+        self,
+        spec: AnySpec | None = None,
+        *,
+        photo: Photo | None = None,
+        image_id: str | None = None,
+        idempotency_key: str | None = None,
+        held_s: int = 0,
+        **fields: Unpack[JobFields],
+    ) -> AsyncJob:
+        """Submit a job: a ``spec``, or its fields as keywords; ``photo`` or ``image_id`` replaces the image's source.
+
+        image_id: of an image that ``embed_image`` made known.  idempotency_key: random by default; pass your own so
+        that a repeated call returns this job again.
+        held_s: wait up to this long for the job's end, in the same request; with ``inline``, its masks come with it.
+        Raises Refused (``invalid_spec``, ``image_not_known``, …), OSError when the photo cannot be read.
+        """
+        if photo is not None and image_id is not None:
+            raise TypeError("Pass either a photo or an image_id, not both.")
+        try:
+            source, data = (None, None) if photo is None else await asyncio.to_thread(source_of, photo)
+            spec = complete(spec, fields, known_image(image_id) if image_id is not None else source)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        return self._job(await self._send("/v1/jobs", spec, data, headers, held_s=held_s))
+
+    async def segment(
+        self,
+        photo: Photo | None = None,
+        *,
+        points: Sequence[tuple[float, float]] | None = None,
+        labels: Sequence[Literal[0, 1]] | None = None,
+        box: tuple[float, float, float, float] | None = None,
+        image_id: str | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Masks:
+        """Return the masks of a photo: of everything in it, or of one object that points or a box show.
+
+        points: x, y on the object, or where ``labels`` is 0, off it.  box: x_min, y_min, x_max, y_max.  For several
+        objects, give ``prompts``; these and all other fields are those of ``submit``.  The masks come inline, and the
+        job also writes ``coco`` and ``overlay``, unless fields say otherwise.
+        Raises Refused (``invalid_spec``, …), JobFailed, WaitTimeout after ``timeout_s``, OSError when the photo cannot
+        be read.
+        """
+        try:
+            fields = one_object(points, labels, box, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        job = await self.submit(
+            photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
+        )
+        return await job.masks(timeout_s=timeout_s)
+
+    async def embed_image(
+        self, photo: Photo, *, idempotency_key: str | None = None, held_s: int = 0, **fields: Unpack[JobOptionFields]
+    ) -> ImageView:
+        """Make an image known: it is encoded now, so that jobs which name its ``image_id`` start at once.
+
+        held_s: how long the API may wait until it is encoded; ``wait(image.job_id)`` waits longer.
+        Raises Refused (``invalid_spec``, …), OSError when the photo cannot be read.
+        """
+        try:
+            source, data = await asyncio.to_thread(source_of, photo)
+            spec = embed_request(source, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        response = await self._send("/v1/images", spec, data, headers, held_s=held_s)
+        return ImageView.model_validate_json(response)
+
+    async def image(self, image_id: str, *, held_s: int = 0) -> ImageView:
+        """Return an image that was made known, now, or once it is encoded, if that is within ``held_s``."""
+        headers = {"Prefer": f"wait={held_s}"} if held_s else {}
+        response = await self._transport.call("GET", f"/v1/images/{image_id}", headers=headers, held_s=held_s)
+        return ImageView.model_validate_json(response)
+
+    async def delete_image(self, image_id: str) -> None:
+        """Delete an image's embeddings and forget its id; what was uploaded stays.
+
+        Raises Conflict while it is being encoded, NotFound if it is unknown or already deleted.
+        """
+        await self._transport.call("DELETE", f"/v1/images/{image_id}")
+
+    def _job(self, body: bytes) -> AsyncJob:
+        return AsyncJob.of(JobView.model_validate_json(body), self)
+
+    async def _send(
+        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], *, held_s: int = 0
+    ) -> bytes:
+        """Send a job, with its image's bytes if there are any: beside it, or uploaded first."""
+        if data is not None and len(data) > MULTIPART_BYTES:
+            image = spec.image.model_copy(update={"upload_id": await self.upload(data)})
+            spec = spec.model_copy(update={"image": image})
+            data = None
+        try:
+            return await self._post(path, spec, data, headers, held_s)
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            return await self._post(path, spec, data, headers, 0)
+
+    async def _post(
+        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], held_s: int
+    ) -> bytes:
+        headers = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
+        if data is None:
+            headers = {**headers, "Content-Type": "application/json"}
+            body = document_of(spec, with_image=True)
+            return await self._transport.call("POST", path, data=body, headers=headers, held_s=held_s)
+        parts = {
+            "job": ("job.json", document_of(spec, with_image=False), "application/json"),
+            "image": (spec.image.file_name or "image", data, image_type(data)),
+        }
+        return await self._transport.call("POST", path, files=parts, headers=headers, held_s=held_s)
+
+    async def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
+        """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.
+
+        Photos that are files or bytes are uploaded first, one by one.  The webhook event ``completed`` is for the whole
+        batch.  Raises Refused (``invalid_spec``, …), OSError when a photo cannot be read.
+        """
+        images: list[ImageSource] = []
+        try:
+            batch_document([IMAGE_COMES_BESIDE] * len(photos), fields)
+            for photo in photos:
+                source, data = await asyncio.to_thread(source_of, photo)
+                images.append(
+                    source if data is None else source.model_copy(update={"upload_id": await self.upload(data)})
+                )
+            body = batch_document(images, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        response = await self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(response)
+
+    async def submit_batch_source(
+        self, *, prefix: str | None = None, pattern: str = "*", manifest: str | None = None, **fields: Unpack[JobFields]
+    ) -> BatchView:
+        """Submit all images under an S3 prefix, or in a manifest of JSON lines in S3, as one batch, however many.
+
+        pattern: of the names of the objects under the prefix.  Every call creates a new batch.
+        Raises Refused (``invalid_spec``, ``source_not_found``, ``bucket_not_allowed``, …).
+        """
+        source = {"prefix": prefix, "pattern": pattern} if manifest is None else {"manifest": manifest}
+        try:
+            body = batch_document((), {**fields, "source": source})
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        response = await self._transport.call("POST", "/v1/batches", data=body, headers=headers)
+        return BatchView.model_validate_json(response)
+
+    async def cancel_batch(self, batch_id: str) -> BatchView:
+        """Cancel a batch: no further jobs of it are created, and those that it has are canceled.
+
+        Raises Conflict if all have ended, none of them canceled.
+        """
+        try:
+            response = await self._transport.call("POST", f"/v1/batches/{batch_id}/cancel")
+        except Conflict:
+            batch = await self.batch(batch_id)
+            if batch.counts.canceled:
+                return batch
+            raise
+        return BatchView.model_validate_json(response)
+
+    async def delete_batch(self, batch_id: str) -> None:
+        """Delete a batch that has ended, with its jobs and all that they wrote.  Raises Conflict before it has."""
+        await self._transport.call("DELETE", f"/v1/batches/{batch_id}")
+
+    async def batch_failures(self, batch_id: str) -> AsyncIterator[BatchFailure]:
+        """Yield the images of a batch that have no result, and why; pages are fetched as needed."""
+        params: dict[str, str] = {}
+        while True:
+            response = await self._transport.call("GET", f"/v1/batches/{batch_id}/failures", params=params)
+            page = BatchFailures.model_validate_json(response)
+            for item in page.failures:
+                yield item
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    async def batch(self, batch_id: str) -> BatchView:
+        """Return a batch: how many of its jobs are in each state, and their ids."""
+        return BatchView.model_validate_json(await self._transport.call("GET", f"/v1/batches/{batch_id}"))
+
+    async def wait_batch(
+        self, batch_id: str, *, timeout_s: float | None = None, on_progress: Callable[[BatchView], object] | None = None
+    ) -> BatchView:
+        """Return the batch once all of its jobs have ended, in whatever way.
+
+        on_progress: called with the batch now, then after each change.  Raises WaitTimeout after ``timeout_s``.
+        """
+        deadline, pause_s = (_deadline(timeout_s), FIRST_LOOK_S)
+        seen: BatchView | None = None
+        while True:
+            batch = await self.batch(batch_id)
+            if on_progress is not None and batch != seen:
+                on_progress(batch)
+            seen = batch
+            if batch.status == BatchStatus.COMPLETED:
+                return batch
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimeout(
+                    "waited_too_long",
+                    f"Timed out waiting for {batch_id}: {batch.done} of {batch.total} jobs have ended. It continues.",
+                )
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * LOOK_GROWTH, LAST_LOOK_S)
+
+    async def fetch_batch(
+        self, batch_id: str, folder: str | Path, *, on_job: Callable[[AsyncJob, int, int], object] | None = None
+    ) -> tuple[AsyncJob, ...]:
+        """Download the results of a batch, each into a folder named by its number: ``0000``, ``0001``, …
+
+        Returns its jobs, in the order of the images: one that did not succeed has no folder, and its ``error`` says
+        why.  Results that are there already are not fetched again, so a repeated call goes on where the first ended.
+        on_job: called with each job, the number of jobs done, and the total.  Jobs that were deleted are left out.
+        Of a batch from a prefix or a manifest, whose jobs are forgotten soon after their end, it is the files that were
+        made of all results: ``coco.json``, and ``outcomes.jsonl`` with a line for each image; no job is returned.
+        Raises DamagedFile.
+        """
+        batch = await self.batch(batch_id)
+        if batch.source is not None:
+            for file in batch.files:
+                link = await self._transport.location(f"/v1/batches/{batch_id}/files/{file.name}")
+                await read_file(self._transport, Expected(file.name, link, file.size), Path(folder))
+            return ()
+        job_ids = batch.job_ids
+        jobs: list[AsyncJob] = []
+        for number, job_id in enumerate(job_ids):
+            try:
+                job = await self.get(job_id)
+            except NotFound:
+                continue
+            jobs.append(job)
+            into = Path(folder) / f"{number:04d}"
+            if job.status == Status.SUCCEEDED and (not is_fetched(job.id, into)):
+                await self.fetch(job.id, into)
+            if on_job is not None:
+                on_job(job, number + 1, len(job_ids))
+        return tuple(jobs)
+
+    async def get(self, job_id: str, *, held_s: int = 0) -> AsyncJob:
+        """Return a job now, or wait up to ``held_s`` for its end."""
+        headers = {"Prefer": f"wait={held_s}"} if held_s else {}
+        response = await self._transport.call("GET", f"/v1/jobs/{job_id}", headers=headers, held_s=held_s)
+        return self._job(response)
+
+    async def wait(
+        self, job_id: str, *, timeout_s: float | None = None, on_progress: Callable[[AsyncJob], object] | None = None
+    ) -> AsyncJob:
+        """Return the job once it has ended, in whatever way.
+
+        on_progress: called with the job now, then after each change.  Raises WaitTimeout after ``timeout_s``.
+        """
+        deadline = _deadline(timeout_s)
+        jobs = self._poll(job_id, deadline, HELD_S) if on_progress is None else self._watch(job_id, deadline)
+        async for job in jobs:
+            if on_progress is not None:
+                on_progress(job)
+        return job
+
+    async def watch(self, job_id: str, *, timeout_s: float | None = None) -> AsyncIterator[AsyncJob]:
+        """Yield the job as it is now, then after each change; the last one has ended.
+
+        Raises WaitTimeout after ``timeout_s``.
+        """
+        async for item in self._watch(job_id, _deadline(timeout_s)):
+            yield item
+
+    async def _watch(self, job_id: str, deadline: float) -> AsyncIterator[AsyncJob]:
+        """Follow the job's event stream; fall back to polling if it is refused or blocked on the way."""
+        seen, left = ("", deadline - time.monotonic())
+        while left > SHORTEST_STREAM_S:
+            began = time.monotonic()
+            try:
+                async with aclosing(
+                    follow(self._transport, job_id, seen, None if left == math.inf else left)
+                ) as changes:
+                    async for version, view in changes:
+                        seen = version
+                        yield AsyncJob.of(view, self)
+                        if view.ended:
+                            return
+            except ApiError:
+                break
+            if time.monotonic() - began < SHORTEST_STREAM_S:
+                break
+            left = deadline - time.monotonic()
+        async for item in self._poll(job_id, deadline, HELD_FOR_PROGRESS_S):
+            yield item
+
+    async def _poll(self, job_id: str, deadline: float, held_s: int) -> AsyncIterator[AsyncJob]:
+        """Poll the job until it has ended.  held_s: how long the API may hold each response."""
+        while True:
+            asked = time.monotonic()
+            hold_s = int(max(0, min(held_s, deadline - asked)))
+            try:
+                job = await self.get(job_id, held_s=hold_s)
+            except ApiError as error:
+                if error.code != "too_many_held":
+                    raise
+                job = await self.get(job_id)
+            yield job
+            if job.ended:
+                return
+            if time.monotonic() >= deadline:
+                raise WaitTimeout(
+                    "waited_too_long",
+                    f"Timed out waiting for {job_id}, which is still {job.status}. The job continues.",
+                )
+            await asyncio.sleep(max(0.0, (min(1.0, hold_s) or 0.2) - (time.monotonic() - asked)))
+
+    async def jobs(self, *, status: str | None = None) -> AsyncIterator[AsyncJob]:
+        """Yield your jobs, newest first; pages are fetched as needed."""
+        params = {"status": status} if status else {}
+        while True:
+            page = JobPage.model_validate_json(await self._transport.call("GET", "/v1/jobs", params=params))
+            for view in page.jobs:
+                yield AsyncJob.of(view, self)
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        """Cancel a job: a queued one ends at once, a running one within seconds.
+
+        Raises Conflict if it has already ended in another way.
+        """
+        try:
+            response = await self._transport.call("POST", f"/v1/jobs/{job_id}/cancel")
+        except Conflict:
+            job = await self.get(job_id)
+            if job.status == "canceled":
+                return job
+            raise
+        return self._job(response)
+
+    async def retry(self, job_id: str) -> AsyncJob:
+        """Queue a failed job again, under the same id.  Raises Conflict if it has not failed."""
+        try:
+            response = await self._transport.call("POST", f"/v1/jobs/{job_id}/retry")
+        except Conflict:
+            job = await self.get(job_id)
+            if not job.ended:
+                return job
+            raise
+        return self._job(response)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete an ended job and everything it wrote, but not the image that was sent with it.
+
+        Raises Conflict if it has not ended, NotFound if it is unknown or already deleted.
+        """
+        await self._transport.call("DELETE", f"/v1/jobs/{job_id}")
+
+    async def result(self, job_id: str) -> Manifest:
+        """Return a succeeded job's manifest, with a fresh link for each file.  Raises Conflict before that."""
+        return Manifest.model_validate_json(await self._transport.call("GET", f"/v1/jobs/{job_id}/result"))
+
+    async def fetch(
+        self, job_id: str, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None
+    ) -> Manifest:
+        """Download a result's files into a folder, each checked against the manifest, which is written last.
+
+        on_file: called with the file's name, the number of files done, and the total.
+        Raises Conflict (no result yet), DamagedFile.
+        """
+        manifest = await self.result(job_id)
+        await download(self._transport, manifest, Path(folder), on_file=on_file)
+        return manifest
+
+    async def file(self, job_id: str, name: str) -> bytes:
+        """Return one file of a result, such as ``overlay.png``, checked against the manifest.
+
+        Raises Conflict (no result yet), NotFound (``file_not_found``), DamagedFile.
+        """
+        files = {file.name: file for file in (await self.result(job_id)).files}
+        if name not in files:
+            raise NotFound(
+                "file_not_found", f"{job_id} wrote no {name}, but {', '.join(files) or 'no file'}.", status=404
+            )
+        return await self.read(files[name])
+
+    async def read(self, file: ManifestFile) -> bytes:
+        """Return the bytes of one of a result's files, checked against the manifest.  Raises DamagedFile."""
+        return await read_file(self._transport, Expected.of(file))
+
+    async def upload(self, photo: Photo) -> str:
+        """Upload an image to the store; return the upload id for a job to name."""
+        data = await asyncio.to_thread(bytes_of, photo)
+        body = {"content_type": image_type(data), "size": len(data)}
+        upload = UploadView.model_validate_json(await self._transport.call("POST", "/v1/uploads", json=body))
+        try:
+            await self._transport.put(upload.url, data, upload.headers)
+        except Refused as error:
+            if error.status != PRECONDITION_FAILED:
+                raise
+        return upload.upload_id
+
+    async def deliveries(self, name: str) -> tuple[DeliveryView, ...]:
+        """Return the webhooks of a job or batch, oldest first, each with its delivery attempts."""
+        kind = "batches" if name.startswith("batch_") else "jobs"
+        response = await self._transport.call("GET", f"/v1/{kind}/{name}/deliveries")
+        return DeliveryList.model_validate_json(response).deliveries
+
+    async def delivery(self, delivery_id: str) -> DeliveryView:
+        """Return one webhook with its delivery attempts."""
+        return DeliveryView.model_validate_json(await self._transport.call("GET", f"/v1/deliveries/{delivery_id}"))
+
+    async def redeliver(self, delivery_id: str) -> DeliveryView:
+        """Send a webhook again now, under the same id."""
+        response = await self._transport.call("POST", f"/v1/deliveries/{delivery_id}/redeliver")
+        return DeliveryView.model_validate_json(response)
+
+    async def redeliver_range(
+        self, since: datetime, until: datetime | None = None, *, only_failed: bool = True
+    ) -> Redeliveries:
+        """Send the webhooks of a time range again: those that failed, or all.
+
+        since, until: with a time zone; ``until`` defaults to now.  Raises Refused (``invalid_range``,
+        ``too_many_redeliveries``: at most 10,000 within an hour).
+        """
+        body = {"from": since.isoformat(), "to": until.isoformat() if until else None, "only_failed": only_failed}
+        response = await self._transport.call("POST", "/v1/deliveries/redeliver", json=body)
+        return Redeliveries.model_validate_json(response)
+
+    async def ping_webhook(self, url: str | None = None, *, held_s: int = HELD_FOR_PING_S) -> PingView:
+        """Have a signed test event sent to ``url``, or to your tenant's own endpoint; return the outcome.
+
+        held_s: how long the API waits for a courier to send it; after that the ping's ``code`` is ``not_sent_yet``.
+        A ping whose response is lost is sent a second time.  Raises Refused (``url_not_allowed``, …).
+        """
+        response = await self._transport.call(
+            "POST",
+            "/v1/webhooks/ping",
+            json={"url": url} if url is not None else {},
+            headers={"Prefer": f"wait={held_s}"},
+            held_s=held_s,
+        )
+        return PingView.model_validate_json(response)
+
+    async def webhook_secret(self) -> WebhookSecretView:
+        """Return the secret that signs your tenant's webhooks; its ``all`` is what ``verify_webhook`` takes.
+
+        Raises Refused (``missing_scope``): the key needs the scope ``webhooks:secret``.
+        """
+        return WebhookSecretView.model_validate_json(await self._transport.call("GET", "/v1/webhooks/secret"))
+
+    async def rotate_webhook_secret(self, *, overlap_s: int = 24 * 3600) -> WebhookSecretView:
+        """Replace the secret that signs your webhooks; the previous one signs, too, for ``overlap_s``.
+
+        0 ends every earlier one at once, for a secret that has leaked.  A rotation whose response is lost is repeated,
+        which adds a secret that nobody needs.  Raises Conflict (``too_many_secrets``).
+        """
+        response = await self._transport.call("POST", "/v1/webhooks/secret/rotate", json={"overlap_s": overlap_s})
+        return WebhookSecretView.model_validate_json(response)
+
+    async def create_token(
+        self,
+        *,
+        ttl_s: int = 600,
+        image_id: str | None = None,
+        upload_id: str | None = None,
+        scopes: Sequence[str] | None = None,
+    ) -> TokenView:
+        """Return a token for a web page, which must not hold the API key; it ends after ``ttl_s``, an hour at most.
+
+        image_id, upload_id: the only image that it is for; by default it is for all of your jobs.  scopes: some of the
+        key's own; by default ``jobs:read`` and ``jobs:write``.  Raises Refused (``missing_scope``,
+        ``token_not_allowed``), NotFound (``tokens_not_available``).
+        """
+        wanted = {"ttl_s": ttl_s, "image_id": image_id, "upload_id": upload_id, "scopes": scopes and list(scopes)}
+        body = {name: value for name, value in wanted.items() if value is not None}
+        return TokenView.model_validate_json(await self._transport.call("POST", "/v1/tokens", json=body))
+
+    async def models(self) -> tuple[str, ...]:
+        """Return the models that a job may name, the default first."""
+        return tuple(model.name for model in await self.model_views())
+
+    async def model_views(self) -> tuple[ModelView, ...]:
+        """Return the models that a job may name, the default first, each with the number of its ready workers."""
+        response = await self._transport.call("GET", "/v1/models")
+        return ModelList.model_validate_json(response).models
+
+    async def fleet(self, model: str | None = None) -> ModelFleet:
+        """Return a model's jobs and workers, and how many workers it should have; by default of the default model.
+
+        The key needs the scope ``fleet``.
+        """
+        response = await self._transport.call("GET", "/v1/fleet/model", params={"name": model} if model else None)
+        return ModelFleet.model_validate_json(response)
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _held(timeout_s: float | None) -> int:
+    """Return how long the API may hold the response to a job's submission."""
+    return HELD_S if timeout_s is None else int(max(0, min(HELD_S, timeout_s)))

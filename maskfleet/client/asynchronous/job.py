@@ -1,0 +1,99 @@
+"""A job in the caller's hand: wait for it, take its masks and its picture.
+
+For asyncio.  Made from ``maskfleet.client.job`` by ``make async-client``; change that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import PrivateAttr
+
+from maskfleet.client.errors import JobFailed, Refused
+from maskfleet.client.job_handle import JobHandle, coco_of, overlay_of
+from maskfleet.client.masks import Masks
+from maskfleet.client.pictures import picture_of
+from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.record import JobView
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from maskfleet.client.asynchronous.client import AsyncClient
+
+
+class AsyncJob(JobHandle):
+    """A job as it was when the server was asked; ``refresh`` and ``wait`` return it as it is later."""
+
+    _client: AsyncClient = PrivateAttr()
+
+    @classmethod
+    def of(cls, view: JobView, client: AsyncClient) -> AsyncJob:
+        """Return what the server showed, in this client's hand."""
+        job = cls.model_construct(view.model_fields_set, **dict(view))
+        job._client = client
+        return job
+
+    async def refresh(self) -> AsyncJob:
+        """Return the job as it is now."""
+        return await self._client.get(self.id)
+
+    async def wait(
+        self, *, timeout_s: float | None = None, on_progress: Callable[[AsyncJob], object] | None = None
+    ) -> AsyncJob:
+        """Return the job once it has ended, in whatever way.  See ``Client.wait``."""
+        return await self._client.wait(self.id, timeout_s=timeout_s, on_progress=on_progress)
+
+    async def cancel(self) -> AsyncJob:
+        """Cancel the job.  See ``Client.cancel``."""
+        return await self._client.cancel(self.id)
+
+    async def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
+        """Download its files into a folder.  See ``Client.fetch``."""
+        return await self._client.fetch(self.id, folder, on_file=on_file)
+
+    async def masks(self, *, timeout_s: float | None = None) -> Masks:
+        """Return its masks, once it has succeeded; their pixels are decoded when they are asked for.
+
+        They are those that came inline, or else those of its ``coco.json``.  Raises JobFailed, WaitTimeout, and
+        Refused (``masks_not_written``) if the job was told to write neither.
+        """
+        job = await self._succeeded(timeout_s)
+        if job.inline is not None:
+            return Masks.of_inline(job, job.inline)
+        manifest = await self._client.result(job.id)
+        if manifest.inline is not None:
+            return Masks.of_inline(job, manifest.inline)
+        coco = coco_of(manifest)
+        if coco is None:
+            raise Refused(
+                "masks_not_written",
+                f'{job.id} has neither coco.json nor masks inline. Add "coco" to its outputs, or inline="rle".',
+            )
+        return Masks.of_coco(job, await self._client.read(coco))
+
+    async def overlay(self, *, timeout_s: float | None = None) -> Image:
+        """Return the picture with its masks in colour, once it has succeeded.
+
+        Raises JobFailed, WaitTimeout, MissingPackage without Pillow, and Refused (``overlay_not_written``) if the job
+        was not told to paint one.
+        """
+        job = await self._succeeded(timeout_s)
+        return picture_of(await job._load_picture())
+
+    async def _succeeded(self, timeout_s: float | None) -> AsyncJob:
+        job = self if self.ended else await self.wait(timeout_s=timeout_s)
+        if job.status != "succeeded":
+            raise JobFailed(job)
+        return job
+
+    async def _load_picture(self) -> bytes:
+        if self._picture is None:
+            file = overlay_of(await self._client.result(self.id))
+            if file is None:
+                raise Refused("overlay_not_written", f'{self.id} has no overlay. Add "overlay" to its outputs.')
+            data = await self._client.read(file)
+            self._picture = (data, file.content_type)
+        return self._picture[0]
