@@ -36,6 +36,12 @@ test-containers: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/worker
 
+# Make a TypeScript client from the service's OpenAPI document and run a job with it.  Needs Node.js 20 with npm.
+.PHONY: test-typescript
+test-typescript: setup
+	npm ci --prefix tests/typescript --no-audit --no-fund
+	$(BIN)/python -m pytest tests/typescript/check_typescript.py
+
 # Make maskfleet/client/asynchronous from the modules beside it.
 .PHONY: async-client
 async-client: setup
