@@ -42,6 +42,15 @@ test-typescript: setup
 	npm ci --prefix tests/typescript --no-audit --no-fund
 	$(BIN)/python -m pytest tests/typescript/check_typescript.py
 
+# Run the notebook in docs/notebooks, and compare with what is committed; or run it and keep what it shows.
+.PHONY: test-notebook
+test-notebook: setup
+	$(BIN)/python -m pytest tests/notebook/check_notebook.py
+
+.PHONY: notebook
+notebook: setup
+	$(BIN)/python -m tests.notebook.keep
+
 # Make maskfleet/client/asynchronous from the modules beside it.
 .PHONY: async-client
 async-client: setup
