@@ -627,7 +627,7 @@ class Client:
 
     def whole_fleet(self) -> FleetView:
         """Return all models' jobs and workers, and every worker.  The key needs the scope ``admin``."""
-        return FleetView.model_validate_json(self._transport.call("GET", "/v1/fleet").content)
+        return FleetView.model_validate_json(self._transport.call("GET", "/v1/fleet"))
 
 
 def _deadline(timeout_s: float | None) -> float:

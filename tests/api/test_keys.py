@@ -65,7 +65,9 @@ def test_a_key_is_made_for_the_stack_that_runs_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".maskfleet").mkdir()
-    line = {"api_url": "http://127.0.0.1:1", "api_key": "k", "redis_url": redis_url, "pids": {"api": os.getpid()}}
+    store = {"s3_endpoint": "http://127.0.0.1:1", "s3_access_key": "a", "s3_secret_key": "b", "bucket": "maskfleet"}
+    api = {"api_url": "http://127.0.0.1:1", "api_key": "k", "pids": {"api": os.getpid()}}
+    line = {**api, **store, "redis_url": redis_url}
     (tmp_path / ".maskfleet" / "stack.json").write_text(json.dumps(line))
 
     made = CliRunner().invoke(main, ["keys", "create", "--tenant", "apiary", "--scope", "admin"])
