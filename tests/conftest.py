@@ -45,6 +45,7 @@ SECRET = re.compile(
 )
 #: The files whose tests use the running stack; they go to the same process, so that only one starts it.
 ON_THE_STACK = (
+    "tests/maskfleet/test_async_client.py",
     "tests/maskfleet/test_batch_sources.py",
     "tests/maskfleet/test_client.py",
     "tests/maskfleet/test_commands.py",
