@@ -271,7 +271,6 @@ RED = np.tile(np.array([250, 10, 20], np.uint8), (6, 5, 1))
         (Image.fromarray(RED).convert("CMYK"), "RGB"),
         (Image.fromarray(RED).convert("P"), "P"),
     ],
-    ids=str,
 )
 def test_a_picture_in_memory_is_sent_with_its_pixels(picture: object, mode: str) -> None:
     sent = Image.open(io.BytesIO(bytes_of(picture)))  # type: ignore[arg-type]  # what mypy would refuse is refused below
@@ -305,7 +304,6 @@ def test_a_picture_is_sent_as_it_lies_in_memory_not_as_its_exif_would_turn_it() 
         (7, "not int"),
         (None, "not NoneType"),
     ],
-    ids=str,
 )
 def test_what_is_no_picture_is_refused_in_words(photo: object, said: str) -> None:
     with pytest.raises(TypeError, match=said):
