@@ -51,7 +51,7 @@ from maskfleet.jobs.schema.api import (
 )
 from maskfleet.jobs.schema.batch import BatchFailure, BatchFailures, BatchStatus, BatchView
 from maskfleet.jobs.schema.delivery import DeliveryView
-from maskfleet.jobs.schema.fleet import ModelFleet
+from maskfleet.jobs.schema.fleet import FleetView, ModelFleet
 from maskfleet.jobs.schema.image import ImageView
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import AnySpec, JobView
@@ -595,6 +595,10 @@ class AsyncClient:
         """
         response = await self._transport.call("GET", "/v1/fleet/model", params={"name": model} if model else None)
         return ModelFleet.model_validate_json(response)
+
+    async def whole_fleet(self) -> FleetView:
+        """Return all models' jobs and workers, and every worker.  The key needs the scope ``admin``."""
+        return FleetView.model_validate_json(await self._transport.call("GET", "/v1/fleet"))
 
 
 def _deadline(timeout_s: float | None) -> float:
