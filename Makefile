@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containers test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device bench-job
+.PHONY: setup demo test test-browser test-containers test-gpu chaos mutants fuzz fuzz-images lint bench clean bench-core bench-gpu bench-clicks bench-device bench-job
 
 setup: .venv/.installed
 
@@ -31,6 +31,11 @@ test: setup
 # Build the images and run docker-compose.yml with podman: as root, on Debian.  Takes ten minutes and 20 GB of /var/tmp.
 test-containers: setup
 	$(BIN)/python -m tests.containers
+
+# The playground, in Chromium (Debian: apt-get install chromium).  Without it the tests fail; they are never skipped.
+test-browser: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser --durations=20
 
 # On a machine with a CUDA device.
 test-gpu: setup

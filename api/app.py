@@ -21,6 +21,7 @@ from maskfleet.api.routes import (
     images,
     jobs,
     models,
+    page,
     results,
     retry_delete,
     tokens,
@@ -54,6 +55,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
     register_authorization(app)
     app.teardown_request(give_room_back)
     app.register_blueprint(health.blueprint)
+    app.register_blueprint(page.blueprint)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(_v1())
     if not settings.api_keys:

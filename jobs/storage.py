@@ -25,6 +25,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -237,6 +238,14 @@ class Store:
         """Return a link with which anyone can read the object for a limited time."""
         params = {"Bucket": self.bucket, "Key": key}
         return self._public_s3.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_ttl_s)
+
+    def public_origin(self) -> str:
+        """Return the origin of the links, as a browser names it; empty while there are no credentials to sign one."""
+        try:
+            link = urlsplit(self.link("origin"))
+        except BotoCoreError:
+            return ""
+        return f"{link.scheme}://{link.netloc}"
 
     def presign_upload(self, tenant: str, content_type: str, size: int, ttl_s: int) -> PresignedUpload:
         """Return a link to upload one image of exactly this type and size, once.

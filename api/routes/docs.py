@@ -71,6 +71,13 @@ def page() -> Response:
     return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
+@blueprint.get("/docs/")
+@operation(Operation(summary="The same page: a redirect to it.", scope=None, responses={308: None}))
+def page_with_slash() -> Response:
+    # Relative: a proxy may serve this service under a path of its own.
+    return Response(status=308, headers={"Location": "../docs"})
+
+
 @blueprint.get("/docs/<path:name>")
 @operation(
     Operation(

@@ -28,12 +28,13 @@ PARTS = {
     "<path:name>": "coco.json",
     "<name>": "coco.json",
 }
-OPEN_ROUTES = ["/live", "/ready", "/openapi.json", "/docs", "/docs/start.js"]
+OPEN_ROUTES = ["/", "/playground/main.js", "/live", "/ready", "/openapi.json", "/docs", "/docs/start.js"]
 
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)
 def test_the_open_routes_need_no_key(client: FlaskClient, path: str) -> None:
-    assert client.get(path).status_code == 200
+    with client.get(path) as response:
+        assert response.status_code == 200
 
 
 def test_all_others_do(app: Flask, client: FlaskClient) -> None:
@@ -116,7 +117,8 @@ def test_a_fault_of_our_own_is_a_problem_document_that_tells_nothing() -> None:
 
 @pytest.mark.parametrize("path", [*OPEN_ROUTES, "/v1/jobs", "/nothing"])
 def test_every_answer_has_the_headers_that_keep_browsers_safe(client: FlaskClient, path: str) -> None:
-    headers = client.get(path).headers
+    with client.get(path) as response:
+        headers = response.headers
 
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"

@@ -257,7 +257,8 @@ def _scope(app: Flask, rule: Rule) -> Scope | None:
 def test_every_route_of_jobs_needs_a_key_and_every_other_one_is_meant_to_be_open(app: Flask) -> None:
     open_routes = {rule.rule for _, rule in routes(app) if _scope(app, rule) is None}
 
-    assert open_routes == {"/live", "/ready", "/openapi.json", "/docs", "/docs/<path:name>"}
+    docs, page = {"/openapi.json", "/docs", "/docs/", "/docs/<path:name>"}, {"/", "/playground/<path:name>"}
+    assert open_routes == {"/live", "/ready", *docs, *page}
 
 
 def test_reading_needs_the_scope_to_read_and_all_else_that_to_write(app: Flask) -> None:
