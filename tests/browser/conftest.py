@@ -46,7 +46,7 @@ class Playground:
     def connect(self, fragment: str = "") -> None:
         """Open the link that ``maskfleet up`` prints."""
         self.page.goto(f"{self.stack.api_url}/#key={self.stack.api_key}{fragment}")
-        expect(self.page.locator("#forget")).to_be_visible()
+        expect(self.page.locator("#jobs")).to_be_visible()  # the key was accepted
 
     def open_example(self, name: str = "Pebbles") -> None:
         self.connect()

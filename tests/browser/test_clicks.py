@@ -64,6 +64,15 @@ def test_a_photograph_is_dropped_on_the_page(playground: Playground, repository:
     playground.says("Ready.")
 
 
+def test_a_photograph_that_is_dropped_without_a_key_is_not_passed_over_in_silence(playground: Playground) -> None:
+    playground.page.goto(playground.stack.api_url)
+    expect(playground.page.locator("#key-form")).to_be_visible()
+
+    playground.page.evaluate(DROP, ["", "coins.png"])
+
+    playground.says("Connect to the service first.")
+
+
 def test_a_photograph_goes_through_the_api_where_the_store_takes_none_from_pages(playground: Playground) -> None:
     playground.page.route(f"{playground.stack.s3_endpoint}/**", lambda route: route.abort())
 

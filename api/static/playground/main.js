@@ -210,7 +210,11 @@ function say(text, { busy = false, done = null, failed = false, error = null } =
 // Pictures and jobs.
 
 async function openFile(file, name = file?.name) {
-  if (!api || !file) return;
+  if (!file) return;
+  if (!api) {
+    say("Connect to the service first.", { failed: true });
+    return;
+  }
   history_.clear();
   view.least = { score: 0, stability: 0, area: 0 };
   view.marked = null;
