@@ -61,7 +61,7 @@ notebook: setup
 async-client: setup
 	$(BIN)/python -m tests.maskfleet.async_client
 
-# Run jobs under faults; writes docs/chaos.md and its paragraph in README.md.
+# Run jobs under faults; writes docs/chaos.md.
 JOBS ?= 2000
 SECONDS ?= 300
 SEED ?= 1

@@ -56,7 +56,7 @@ ON_THE_STACK = (
     "tests/maskfleet/test_webhook_commands.py",
     "tests/maskfleet/test_webhook_listen.py",
     "tests/walk/test_browser.py",
-    "tests/walk/test_readme.py",
+    "tests/walk/test_snippets.py",
 )
 #: What takes longest begins, so that the processes sharing the tests finish at about the same time.  Of the first three
 #: only one needs the compiled kernels of the masks: in a new checkout several would compile them at once.

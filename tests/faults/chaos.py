@@ -40,7 +40,7 @@ FLOOD = 3000
     "--into",
     type=click.Path(path_type=Path),
     default=ROOT,
-    help="Folder for benchmarks/results/chaos.json, docs/chaos.md and README.md.  [default: this repository]",
+    help="Folder for benchmarks/results/chaos.json and docs/chaos.md.  [default: this repository]",
 )
 def main(jobs: int, seconds: float, seed: int, folder: Path | None, into: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
@@ -74,34 +74,22 @@ def _write(into: Path, command: str, ours: Figures, plain: PlainFigures, verdict
         "broken promises": list(verdict.broken),
         "plain celery": asdict(plain),
     }
-    readme = with_paragraph((ROOT / "README.md").read_text(), _paragraph(command, machine, ours, plain))
     for name, text in (
         ("benchmarks/results/chaos.json", json.dumps(report, indent=2) + "\n"),
-        ("docs/chaos.md", _page(command, machine, ours, plain)),
-        ("README.md", readme),
+        ("docs/chaos.md", page(command, machine, ours, plain)),
     ):
         place = into / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
 
 
-def with_paragraph(readme: str, paragraph: str) -> str:
-    """Replace the paragraph about an earlier run.  Raises ValueError if there is none."""
-    begins, between, ends = readme.partition("Fault injection (")
-    _, last, after = ends.partition("[docs/chaos.md](docs/chaos.md).")
-    if not between or not last:
-        raise ValueError("README.md: no paragraph that begins with 'Fault injection (' and ends with docs/chaos.md.")
-    return begins + paragraph + after
-
-
-def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
-    """Summarise a run for the README."""
+def _summary(ours: Figures, plain: PlainFigures) -> str:
+    """Tell what a run came to in one paragraph."""
     ours_met, plain_met = _shared(ours, plain)
-    where = f"{str(machine['measured_at'])[:10]}, {machine['processor']}, {machine['cores']} cores"
     put_back = f"{ours.put_back_s.get('p50', 0):g} s"
     failovers = {1: "once"}.get(count := ours.faults.get("redis_fails_over", 0), f"{count} times")
     text = (
-        f"Fault injection (`{command}`, {where}): of {ours.jobs:,} jobs, {ours.batched_jobs:,} of them in "
+        f"Of {ours.jobs:,} jobs, {ours.batched_jobs:,} of them in "
         f"{ours.batches} batches, run under {sum(ours.faults.values())} faults of {len(ours.faults)} kinds, "
         f"{ours.felled} of which killed, froze or cut off a process, {ours.lost or 'none'} was lost, "
         f"{ours.stuck or 'none'} stuck and {ours.doubled or 'none'} ended in two states; other promises broken: "
@@ -112,12 +100,13 @@ def _paragraph(command: str, machine: dict[str, object], ours: Figures, plain: P
         f"Plain Celery, with {plain.jobs:,} jobs and {plain_met} faults of the kinds that both can meet (ours met "
         f"{ours_met} of these), lost {plain.of_these_nowhere or 'no'} jobs, gave up on "
         f"{plain.of_these_given_up or 'none'} without notifying anyone, and reported "
-        f"{plain.told_twice} job ends more than once:"
+        f"{plain.told_twice} job ends more than once."
     )
-    return f"{textwrap.fill(text, 150, break_on_hyphens=False)}\n[docs/chaos.md](docs/chaos.md)."
+    return textwrap.fill(text, 150, break_on_hyphens=False)
 
 
-def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
+def page(command: str, machine: dict[str, object], ours: Figures, plain: PlainFigures) -> str:
+    """Return docs/chaos.md."""
     put_back = f"{ours.put_back_s.get('p50', 0):g} s / {ours.put_back_s.get('p99', 0):g} s"
     recovery = f"{ours.recovery_s.get('p50', 0):g} s / {ours.recovery_s.get('p99', 0):g} s"
     ours_met, plain_met = _shared(ours, plain)
@@ -165,6 +154,8 @@ def _page(command: str, machine: dict[str, object], ours: Figures, plain: PlainF
             "",
             f"`{command}`, {machine['measured_at']}, commit {machine['commit']}; {machine['processor']}, "
             f"{machine['cores']} cores, {machine['memory_gib']} GiB.",
+            "",
+            _summary(ours, plain),
             "",
             "| | maskfleet | plain Celery |",
             "|---|---|---|",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from tests.faults.chaos import with_paragraph
-from tests.faults.figures import figures
+from tests.faults.chaos import page
+from tests.faults.figures import Figures, figures
 from tests.faults.history import Accepted, BatchAccepted, Broke, Notified, Shown
 from tests.faults.laboratory import ROOT
+from tests.faults.plain_celery import PlainFigures
 from tests.faults.promises import check
 
 KILLED = Broke(at=3, name="node_killed", until=4, harms="worker", acted=True, node="node-1")
@@ -74,11 +76,11 @@ def test_batches_and_their_jobs_are_counted() -> None:
     assert (seen.jobs, seen.batches, seen.batched_jobs) == (3, 1, 2)
 
 
-def test_the_readme_has_a_place_for_what_a_run_came_to() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_says_what_the_results_say() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text())
 
-    written = with_paragraph(readme, "A PARAGRAPH.")
+    written = page(
+        report["command"], report["machine"], Figures(**report["maskfleet"]), PlainFigures(**report["plain celery"])
+    )
 
-    assert "Fault injection (" not in written
-    assert "\nA PARAGRAPH.\n" in written
-    assert len(readme) - len(written) < 1500
+    assert (ROOT / "docs" / "chaos.md").read_text() == written
