@@ -27,6 +27,7 @@ from tests.conftest import WEBHOOK_SECRET
 from tests.maskfleet.test_webhooks import BODY, OTHER_SECRET, signed
 
 ROOT = Path(__file__).parents[2]
+COMING_FROM = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/coming-from/*.md"))
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 #: Commands that are not run here, by prefix, and why.
 ELSEWHERE = {
@@ -40,6 +41,7 @@ ELSEWHERE = {
     ".venv/bin/maskfleet webhook ping": "tests/maskfleet/test_webhook_commands.py runs it, with a receiver",
     "docker compose up": "tests/containers runs it, where podman can be had; tests/maskfleet/test_compose.py reads it",
     "maskfleet batches create s3://": "tests/maskfleet/test_batch_sources.py runs it, with a bucket",
+    "curl -s https://serverless.roboflow.com/": "another service's",
     # tests/maskfleet/test_up.py starts a stack so, with a folder in the place of the hub id.
     "MASKFLEET_MODEL=facebook/sam-vit-base .venv/bin/maskfleet up": "no hub is asked in tests",
 }
@@ -152,6 +154,20 @@ def test_the_commands_for_webhooks_work(running_stack: StackLine, workplace: Pat
     walk("docs/webhooks.md", workplace, running_stack, demo_model)
 
 
+@pytest.mark.parametrize("document", COMING_FROM)
+def test_what_another_interface_does_is_done_as_its_page_says(
+    document: str, running_stack: StackLine, workplace: Path, demo_model: str
+) -> None:
+    printed = walk(document, workplace, running_stack, demo_model)
+    ours = [block for block in blocks(read(document), "python") if "maskfleet" in block]
+
+    for program in programs(read(document)):
+        printed += run([sys.executable, "-c", program], workplace, running_stack, demo_model)
+
+    assert ours == programs(read(document))
+    assert re.search(r"^\d+ \[|^\[|\"succeeded\"", printed, flags=re.M), printed
+
+
 def test_the_receivers_program_takes_what_is_signed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     [program] = blocks(read("docs/webhooks.md"), "python")
     monkeypatch.setenv("WEBHOOK_SECRETS", f"{OTHER_SECRET},{WEBHOOK_SECRET}")
@@ -248,6 +264,15 @@ def test_the_table_of_parameters_is_the_models() -> None:
 def number(text: str) -> float:
     over, _, under = text.partition("/")
     return float(over) / float(under or 1)
+
+
+def test_the_defaults_that_others_have_are_said_as_ours_are() -> None:
+    from maskfleet.jobs.schema.spec import EverythingParams
+
+    fields = EverythingParams.model_fields
+    for document in ("docs/coming-from/segment-anything.md", "docs/coming-from/replicate.md"):
+        for told, ours in re.findall(r"^\| `\w+` ([\d./ ]+?) \| `(\w+)` \|", read(document), flags=re.M):
+            assert number(told) == fields[ours].default, f"{document}: {ours}"
 
 
 def test_the_table_of_calls_is_the_services(shared_fields: dict[str, str]) -> None:
