@@ -119,6 +119,12 @@ bench-clicks: setup
 bench-job: setup
 	$(BIN)/python -m benchmarks.job
 
+# The documents as a site, in build/docs; a broken link, or a page that needs another host, fails (not with --quiet: it hides warnings).
+.PHONY: docs
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: setup
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.overhead

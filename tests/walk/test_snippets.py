@@ -233,6 +233,14 @@ def test_every_named_file_is_there(document: str) -> None:
     assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
 
 
+def test_every_document_is_in_the_sites_navigation() -> None:
+    text = read("mkdocs.yml")
+
+    # docs/site.py adds the decisions.
+    pages = [name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/") and "/decisions/" not in name]
+    assert [page for page in pages if not re.search(rf"[-:] {page}$", text, flags=re.M)] == []
+
+
 def test_the_readme_is_short() -> None:
     assert 60 <= read("README.md").count("\n") <= 90
 
