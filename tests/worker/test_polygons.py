@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from maskfleet.worker.masks.polygons import Polygon, mask_polygons
+from maskfleet.worker.masks.polygons import Piece, Polygon, mask_pieces, mask_polygons
 
 Pixels = npt.NDArray[np.bool_]
 PLENTY = 1_000_000
@@ -60,6 +60,36 @@ def windings(polygons: tuple[Polygon, ...], shape: tuple[int, ...]) -> npt.NDArr
     return edges.cumsum(axis=1)[:, :-1]
 
 
+def pieces_of(mask: Pixels) -> tuple[Piece, ...] | None:
+    counts = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    return mask_pieces(counts, (mask.shape[0], mask.shape[1]))
+
+
+def signed_area(ring: Polygon) -> float:
+    """The shoelace formula: positive if the ring runs counter-clockwise, with y upwards."""
+    xs, ys = np.array(ring[0::2]), np.array(ring[1::2])
+    return float((xs * np.roll(ys, -1) - ys * np.roll(xs, -1)).sum() / 2)
+
+
+def check_pieces(mask: Pixels) -> None:
+    pieces = pieces_of(mask)
+
+    assert pieces is not None
+    for piece in pieces:
+        rings = (piece.outline, *piece.holes)
+        for ring in rings:
+            corners = list(zip(ring[0::2], ring[1::2], strict=True))
+            assert len(set(corners)) == len(corners) >= 4, "a ring meets itself"
+        assert signed_area(piece.outline) > 0 > max(map(signed_area, piece.holes), default=-1)
+        # Each piece by itself has its holes inside: windings are 0 or 1.
+        own = windings(rings, mask.shape)
+        assert set(np.unique(own)) <= {0, 1}
+        assert own.sum() == sum(map(signed_area, rings)) > 0
+    rings = tuple(ring for piece in pieces for ring in (piece.outline, *piece.holes))
+    assert np.array_equal(windings(rings, mask.shape), mask.astype(int))
+    assert len(pieces) == len(polygons_of(mask) or ())
+
+
 def check(mask: Pixels) -> tuple[Polygon, ...]:
     polygons = polygons_of(mask)
 
@@ -73,6 +103,7 @@ def check(mask: Pixels) -> tuple[Polygon, ...]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_is_what_its_polygons_hold(name: str) -> None:
     check(pixels_of(SHAPES[name]))
+    check_pieces(pixels_of(SHAPES[name]))
 
 
 @settings(max_examples=300, deadline=None)
@@ -83,11 +114,14 @@ def test_a_shape_is_what_its_polygons_hold(name: str) -> None:
 )
 def test_any_mask_is_what_its_polygons_hold(mask: Pixels) -> None:
     check(mask)
+    check_pieces(mask)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.6, 0.95])
 def test_noise_is_what_its_polygons_hold(share: float) -> None:
-    check(np.random.default_rng(1).random((60, 70)) < share)
+    noise = np.random.default_rng(1).random((60, 70)) < share
+    check(noise)
+    check_pieces(noise)
 
 
 def test_a_piece_is_one_polygon_with_its_corners_only() -> None:
@@ -112,3 +146,15 @@ def test_a_mask_with_more_corners_than_wanted_has_no_polygons() -> None:
     assert polygons_of(ring, 11) is None
     noise = np.random.default_rng(1).random((1500, 1500)) < 0.5
     assert polygons_of(noise) is None
+    assert pieces_of(noise) is None
+
+
+def test_holes_are_with_the_piece_that_is_around_them() -> None:
+    assert pieces_of(pixels_of(SHAPES["nothing"])) == ()
+    assert pieces_of(pixels_of(["....", ".##.", ".##.", "...."])) == (Piece((1, 3, 1, 1, 3, 1, 3, 3), ()),)
+
+    around, inside = pieces_of(pixels_of(RING)) or ()
+    (touching,) = pieces_of(pixels_of(SHAPES["a hole that touches the outside by a corner"])) or ()
+
+    assert (len(around.holes), len(inside.holes)) == (1, 0)
+    assert sorted(map(signed_area, touching.holes)) == [-1, -1]

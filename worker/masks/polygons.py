@@ -1,8 +1,9 @@
 """A mask's outline as polygons, exactly along the edges of its pixels.
 
-Each piece of the mask, whose pixels touch by their edges, becomes one polygon.  A hole is joined to the outline around
-it by a slit of no width, along the row's edge to its left: such a polygon encloses the same pixels whether a program
-fills it by the even-odd rule, by the winding rule or as one of several to be united, as COCO's tools do.
+Each piece of the mask, whose pixels touch by their edges, becomes one polygon: either an outline and those of its holes
+(`mask_pieces`), or a single line (`mask_polygons`).  In that, a hole is joined to the outline around it by a slit of no
+width, along the row's edge to its left: such a polygon encloses the same pixels whether a program fills it by the
+even-odd rule, by the winding rule or as one of several to be united, as COCO's tools do.
 
 Runs go down the columns (see `rle`), so every run has two horizontal edges, each one pixel long.  A mask's outline
 consists of these and of the vertical segments between them, on the lines between columns, where only one of the two
@@ -24,6 +25,18 @@ Polygon = tuple[int, ...]
 
 #: The most runs whose outline is followed; about 0.3 s.
 MAX_RUNS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a mask: its outline, and those of its holes.
+
+    None of them meets itself, not even by a corner; two of one piece may share corners.  In numbers, that is with y
+    upwards, the outline runs counter-clockwise and the holes clockwise, as in GeoJSON (RFC 7946, 3.1.6).
+    """
+
+    outline: Polygon
+    holes: tuple[Polygon, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +67,25 @@ def mask_polygons(counts: str, size_hw: tuple[int, int], max_corners: int) -> tu
 
     x and y are those of pixels' corners: the first pixel covers (0, 0) to (1, 1).
     """
+    traced = _traced(counts, size_hw)
+    if traced is None or 2 * len(traced[0].x) > max_corners:
+        return None
+    return _joined(*traced, size_hw)
+
+
+def mask_pieces(counts: str, size_hw: tuple[int, int]) -> tuple[Piece, ...] | None:
+    """Return a mask's pieces, with their holes apart; None if it has more than MAX_RUNS runs.  Else as above."""
+    traced = _traced(counts, size_hw)
+    return None if traced is None else _pieces(*traced, size_hw)
+
+
+def _traced(counts: str, size_hw: tuple[int, int]) -> tuple[_Segments, _Runs] | None:
     if len(counts) > 4 * MAX_RUNS:
         return None
     runs = _runs_by_column(_run_lengths(counts), size_hw[0])
     if len(runs.column) > MAX_RUNS:
         return None
-    segments = _segments(runs)
-    if 2 * len(segments.x) > max_corners:
-        return None
-    return _joined(segments, runs, size_hw)
+    return _segments(runs), runs
 
 
 def _run_lengths(counts: str) -> list[int]:
@@ -163,7 +186,7 @@ def _joined(segments: _Segments, runs: _Runs, size_hw: tuple[int, int]) -> tuple
     slits: dict[int, list[tuple[int, int]]] = {}
     find = _Left(segments, runs, size_hw)
     for ring in _rings(segments.after):
-        if sum(segments.x[one] * (segments.ends[one] - segments.begins[one]) for one in ring) > 0:
+        if _is_outer(ring, segments):
             pieces.append(2 * ring[0])
         else:  # a hole, whose leftmost segment goes down
             leftmost = min(ring, key=segments.x.__getitem__)
@@ -176,6 +199,66 @@ def _joined(segments: _Segments, runs: _Runs, size_hw: tuple[int, int]) -> tuple
             after[last] = corner(x, y, 2 * hole)
             last = back
     return tuple(_polygon(first, xs, ys, after) for first in pieces)
+
+
+def _pieces(segments: _Segments, runs: _Runs, size_hw: tuple[int, int]) -> tuple[Piece, ...]:
+    """Return the mask's pieces."""
+    rings = _rings(segments.after)
+    outlines: list[Polygon] = []
+    holes: list[list[Polygon]] = []
+    # Of each ring, the number of the piece that it belongs to
+    piece_of, ring_of = [0] * len(rings), [0] * len(segments.x)
+    inner: list[int] = []
+    for number, ring in enumerate(rings):
+        for segment in ring:
+            ring_of[segment] = number
+        if not _is_outer(ring, segments):
+            inner.append(number)
+            continue
+        piece_of[number] = len(outlines)
+        # Where the outline meets itself by a corner, it goes round a part of the outside, which is a hole, too.
+        loops = _loops(ring, segments)
+        outline = next(loop for loop in loops if _area(loop) > 0)
+        outlines.append(outline)
+        holes.append([loop for loop in loops if loop is not outline])
+    find = _Left(segments, runs, size_hw)
+    leftmost = {number: min(rings[number], key=segments.x.__getitem__) for number in inner}
+    # From the left: what is to the left of a hole belongs to the outline, or to a hole whose piece is known.
+    for number in sorted(inner, key=lambda number: segments.x[leftmost[number]]):
+        piece_of[number] = piece_of[ring_of[find.segment(leftmost[number])]]
+        holes[piece_of[number]] += _loops(rings[number], segments)
+    return tuple(Piece(outline, tuple(inside)) for outline, inside in zip(outlines, holes, strict=True))
+
+
+def _is_outer(ring: list[int], segments: _Segments) -> bool:
+    return sum(segments.x[one] * (segments.ends[one] - segments.begins[one]) for one in ring) > 0
+
+
+def _loops(ring: list[int], segments: _Segments) -> list[Polygon]:
+    """Cut a ring where it meets itself by a corner, into loops that do not."""
+    loops: list[Polygon] = []
+    path: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}
+    for number in ring:
+        for corner in ((segments.x[number], segments.begins[number]), (segments.x[number], segments.ends[number])):
+            if (since := place.get(corner)) is not None:
+                loops.append(_flat(path[since:]))
+                for passed in path[since:]:
+                    del place[passed]
+                del path[since:]
+            place[corner] = len(path)
+            path.append(corner)
+    return [*loops, _flat(path)]
+
+
+def _flat(corners: list[tuple[int, int]]) -> Polygon:
+    return tuple(value for corner in corners for value in corner)
+
+
+def _area(polygon: Polygon) -> int:
+    """Return the area inside, negative if the polygon runs clockwise.  Its edges are level or upright."""
+    xs, ys = polygon[0::2], polygon[1::2]
+    return sum(x * (ys[(number + 1) % len(ys)] - ys[number]) for number, x in enumerate(xs))
 
 
 def _rings(after: list[int]) -> list[list[int]]:
