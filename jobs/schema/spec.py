@@ -48,6 +48,10 @@ class Output(StrEnum):
     MASKS_ZIP = "masks_zip"
     LABEL_MAP = "label_map"
     OVERLAY = "overlay"
+    GEOJSON = "geojson"
+    SVG = "svg"
+    YOLO = "yolo"
+    PANOPTIC = "panoptic"
     LOGITS = "logits"
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from maskfleet.jobs.schema.coco import renumbered
+
 #: As in each photograph's own file; see worker/output/formats.py.
 CATEGORY = {"id": 1, "name": "object", "supercategory": ""}
 _ABOUT = {"description": "Masks by Segment Anything, made with maskfleet"}
@@ -26,10 +28,11 @@ def merge_coco(out: Path, photos: Iterable[tuple[str, Path]]) -> tuple[int, int]
         for name, folder in photos:
             dataset = json.loads((folder / "coco.json").read_bytes())
             images.append({**dataset["images"][0], "id": len(images) + 1, "file_name": name})
+            before = annotations
             for annotation in dataset["annotations"]:
                 file.write(",\n" if annotations else "\n")
                 annotations += 1
-                file.write(json.dumps({**annotation, "id": annotations, "image_id": len(images)}))
+                file.write(json.dumps(renumbered(annotation, before, annotations, len(images))))
         listed = ",\n".join(map(json.dumps, images))
         file.write(f'\n],\n"images": [\n{listed}\n]}}\n')
     part.replace(out / "coco.json")

@@ -18,7 +18,10 @@ from maskfleet.cli.photos import PROGRESS_FILE
 from maskfleet.jobs.errors import InvalidRequest
 
 #: The files and folders of one photograph's results.
-_RESULTS = ("coco.json", "label_map.png", "masks.zip", "manifest.json", "overlay.png", "overlay.webp", "overlay.jpg")
+_RESULTS = (
+    *("coco.json", "label_map.png", "masks.zip", "manifest.json", "overlay.png", "overlay.webp", "overlay.jpg"),
+    *("outlines.geojson", "outlines.svg", "yolo.txt", "panoptic.png", "panoptic.json"),
+)
 _RESULT_FOLDERS = ("masks", "logits")
 
 

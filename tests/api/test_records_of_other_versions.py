@@ -21,7 +21,7 @@ def test_a_list_shows_jobs_whose_fields_states_and_outputs_only_a_newer_version_
     newer, ours = apiary.a_job(), apiary.a_job()
     record = f"mf:job:{newer}"
     spec = json.loads(redis_client.hget(record, "spec"))
-    spec |= {"tint": "blue", "outputs": ["geojson"], "priority": "overnight", "params": {"smoothing": 1}}
+    spec |= {"tint": "blue", "outputs": ["dxf"], "priority": "overnight", "params": {"smoothing": 1}}
     text = json.dumps(spec)
     redis_client.hset(record, mapping={"spec": text, "summary": text, "status": "paused", "tint": "blue"})
 
@@ -80,7 +80,7 @@ def test_what_a_newer_worker_says_of_a_result_is_passed_on(apiary: Caller, ledge
     [
         ("/v1/jobs", job(tint="blue"), "/tint"),
         ("/v1/jobs", job(params={"smoothing": 1}), "/params/smoothing"),
-        ("/v1/jobs", job(outputs=["geojson"]), "/outputs/0"),
+        ("/v1/jobs", job(outputs=["dxf"]), "/outputs/0"),
         ("/v1/uploads", {"content_type": "image/png", "size": 1, "tint": "blue"}, "/tint"),
         ("/v1/webhooks/ping", {"url": "https://example.com/", "tint": "blue"}, "/tint"),
     ],

@@ -42,7 +42,11 @@ class Worker:
         masks = len(task.photo.path.read_bytes())
         task.folder.mkdir(parents=True, exist_ok=True)
         image = {"id": 1, "file_name": name, "width": 4, "height": 3}
-        annotations = [{"id": number, "image_id": 1, "category_id": 1} for number in range(1, masks + 1)]
+        # Each is a part of the one before
+        annotations = [
+            {"id": number, "image_id": 1, "category_id": 1, "parent_id": number - 1 or None}
+            for number in range(1, masks + 1)
+        ]
         (task.folder / "coco.json").write_text(json.dumps({"images": [image], "annotations": annotations}))
         return Did(masks, 0.5)
 
@@ -96,6 +100,7 @@ def test_all_are_done_and_merged_in_their_order(go: Go, capsys: pytest.CaptureFi
     assert [(one["id"], one["image_id"]) for one in document["annotations"]] == [
         *((1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 3))
     ]
+    assert [one["parent_id"] for one in document["annotations"]] == [None, None, 2, None, 4, 5]
     said = capsys.readouterr()
     assert sorted(said.out.splitlines()) == [
         "photos/a.png: 1 mask, out/a.png",

@@ -124,7 +124,7 @@ def test_every_param_given_reaches_the_spec(run: Run) -> None:
         (("--mode", "everything", "--point", "1,2"), "--mode: Mode everything takes no --point."),
         (("--label", "1"), "--label: Mode everything takes no --label. Add --point X,Y."),
         (("--outputs", "coco,ovrelay"), "--outputs: There is no output 'ovrelay'. Did you mean 'overlay'?"),
-        (("--outputs", "coco,svg"), "--outputs: There is no output 'svg'. There are coco, "),
+        (("--outputs", "coco,dxf"), "--outputs: There is no output 'dxf'. There are coco, "),
         (("--outputs", ","), "--outputs: "),
         (("--multimask",), "--multimask: It is for modes point and box; the mode of this job is everything."),
         (("--box", "1,2,3,4", "--points-per-crop", "8"), "--points-per-crop: It is for mode everything;"),

@@ -20,7 +20,9 @@ from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.memory import give_back
 from maskfleet.worker.masks.rle import encode_rle
 from maskfleet.worker.output import formats
-from maskfleet.worker.output.formats import label_map_png, mask_files, mask_png
+from maskfleet.worker.output.formats import coco_json, label_map_png, mask_files, mask_png
+from maskfleet.worker.output.labels import label_files
+from maskfleet.worker.output.outlines import geojson_file, svg_file, yolo_file
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.segment import Segmentation
 from maskfleet.worker.steps import SegmentMetrics
@@ -68,7 +70,12 @@ def peaks_of(width: int, height: int) -> dict[str, float]:
         "png": pngs,
         "masks_zip": lambda: list(mask_files(found, {Output.MASKS_ZIP})),
         "label_map": lambda: label_map_png(found),
+        "panoptic": lambda: list(label_files(found, {Output.PANOPTIC}, {"id": 1}, {"id": 1})),
         "overlay": lambda: draw_overlay(photo, spec, masks),
+        "geojson": lambda: geojson_file(found, "any.jpg"),
+        "svg": lambda: svg_file(found),
+        "yolo": lambda: yolo_file(found),
+        "coco": lambda: coco_json(found, "any.jpg"),
     }
     peaks = {}
     for name, make in work.items():

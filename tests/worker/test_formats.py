@@ -25,8 +25,9 @@ from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import ImageSource, Output, OverlayFormat
 from maskfleet.worker.image.decode import Photo, decode_photo
+from maskfleet.worker.masks.containment import parents
 from maskfleet.worker.masks.mask import decode_mask
-from maskfleet.worker.output import archive, formats
+from maskfleet.worker.output import archive, labels
 from maskfleet.worker.output.formats import Artifact, make_artifacts
 from maskfleet.worker.output.overlay import colour_of
 from maskfleet.worker.sam.model import SegmentationModel
@@ -89,6 +90,9 @@ def test_coco_records_decode_to_the_same_masks(job_of: Callable[..., Done]) -> N
         assert (record["prompt"], record["candidate"]) == divmod(number, 3)
         assert record["crop_box"] == [0, 0, 320, 256]
         assert {"predicted_iou", "stability_score", "point_coords"} <= record.keys()
+    assert [record["parent_id"] for record in document["annotations"]] == [
+        None if parent is None else parent + 1 for parent in parents(done.segmentation.masks)
+    ]
 
 
 def test_pycocotools_reads_the_file_as_a_dataset(job_of: Callable[..., Done], tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_records_of_mode_everything_have_the_fields_of_sa_1b(model: Segmentation
 
     (artifact,) = make_artifacts(photo, spec, segment(photo, spec, model))
 
-    of_coco = {"id", "image_id", "category_id", "iscrowd", "segmentation", "area", "bbox", "score"}
+    of_coco = {"id", "image_id", "category_id", "iscrowd", "segmentation", "area", "bbox", "score", "parent_id"}
     fields = of_coco | {"predicted_iou", "stability_score", "point_coords", "crop_box"}
     records = json.loads(artifact.data)["annotations"]
     assert records
@@ -261,7 +265,7 @@ def test_the_label_map_shows_the_smaller_mask_where_two_overlap(job_of: Callable
 def test_a_label_map_of_too_many_masks_is_refused(job_of: Callable[..., Done]) -> None:
     done = job_of("label_map")
     mask = done.segmentation.masks[0]
-    done.segmentation = dataclasses.replace(done.segmentation, masks=(mask,) * (formats.MAX_LABELS + 1))
+    done.segmentation = dataclasses.replace(done.segmentation, masks=(mask,) * (labels.MAX_LABELS + 1))
 
     with pytest.raises(InvalidRequest) as refused:
         done.artifacts()
@@ -362,10 +366,10 @@ def test_no_job_waits_for_the_compiler(repository: Path) -> None:
     program = (
         "from tests.worker.output_memory import *\n"
         "from numba.core.dispatcher import Dispatcher\n"
-        "from maskfleet.worker.masks import rle\n"
+        "from maskfleet.worker.masks import containment, rle\n"
         "from maskfleet.worker.output import blur, painting, png, scaling\n"
         "formats.warm_up(); rle.warm_up()\n"
-        "kernels = {one for module in (rle, blur, painting, png, scaling) for one in vars(module).values()"
+        "kernels = {one for module in (containment, rle, blur, painting, png, scaling) for one in vars(module).values()"
         " if isinstance(one, Dispatcher)}\n"
         "compiled = {one: len(one.signatures) for one in kernels}\n"
         "masks = [disc((400, 2100), (900, 200), 150), disc((400, 2100), (9, 7), 20)]\n"
@@ -373,7 +377,7 @@ def test_no_job_waits_for_the_compiler(repository: Path) -> None:
         "photo = Photo(np.full((400, 2100, 3), 90, np.uint8), (2100, 400), 'JPEG')\n"
         "image = ImageSource(s3_uri='s3://photos/any.jpg')\n"
         "spec = EverythingJob(mode='everything', image=image, outputs=tuple(Output))\n"
-        "assert len(list(formats.make_artifacts(photo, spec, found))) == 6\n"
+        "assert len(list(formats.make_artifacts(photo, spec, found))) == 11\n"
         "assert len(kernels) > 8 and compiled == {one: len(one.signatures) for one in kernels}, compiled\n"
     )
 
@@ -385,12 +389,12 @@ def test_no_job_waits_for_the_compiler(repository: Path) -> None:
 @pytest.mark.parametrize("size_wh", [(1, 1), (1, 3000), (40, 3)])
 def test_every_output_works_on_images_of_odd_shapes(model: SegmentationModel, size_wh: tuple[int, int]) -> None:
     photo = Photo(np.full((size_wh[1], size_wh[0], 3), 90, dtype=np.uint8), size_wh, "PNG")
-    outputs = ("coco", "png", "masks_zip", "label_map", "overlay")
+    outputs = tuple(output for output in Output if output is not Output.LOGITS)
 
     for multimask in (False, True):
         spec = boxes({"box": [0, 0, *size_wh], "points": [[0, 0]]}, outputs=outputs, multimask=multimask)
         made = list(make_artifacts(photo, spec, segment(photo, spec, model)))
-        assert len(made) == (7 if multimask else 5)
+        assert len(made) == (12 if multimask else 10)
 
 
 def test_no_masks_make_valid_files(model: SegmentationModel, job_of: Callable[..., Done]) -> None:

@@ -12,6 +12,8 @@ import pytest
 LABELS, BITS = 2, 1 / 8
 #: The overlay's canvas, at float32, and its masks' blur are of a screen's size; so is what is compressed at once.
 PICTURE_BYTES, STRIPS_BYTES = 100 * 2**20, 8 * 2**20
+#: The file, and the outline of one mask as Python's numbers.
+OUTLINES_BYTES = 40 * 2**20
 
 
 SIZES_WH = ((5184, 3456), (12247, 8165))
@@ -34,4 +36,6 @@ def test_outputs_take_no_byte_for_each_pixel_of_a_mask(
     assert peaks["png"] < 2 * BITS * pixels + STRIPS_BYTES
     assert peaks["masks_zip"] < 2 * BITS * pixels + STRIPS_BYTES
     assert peaks["label_map"] < (LABELS + 2 * BITS) * pixels + STRIPS_BYTES
+    assert peaks["panoptic"] < (LABELS + 2 * BITS) * pixels + STRIPS_BYTES
     assert peaks["overlay"] < PICTURE_BYTES
+    assert max(peaks[output] for output in ("geojson", "svg", "yolo", "coco")) < OUTLINES_BYTES

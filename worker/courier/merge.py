@@ -18,6 +18,7 @@ from maskfleet.jobs.errors import NotFound
 from maskfleet.jobs.ledger.batches import Ended, Page
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.schema.batch import BatchFailure, BatchRecord, StoredBatchFile
+from maskfleet.jobs.schema.coco import renumbered
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobRecord
 from maskfleet.jobs.status import Status
@@ -72,10 +73,11 @@ def collect_page(
                 failures += outcome.status != Status.SUCCEEDED
                 if dataset is not None:
                     images += _joint(images) + json.dumps(_image(outcome, dataset)).encode()
+                    before = batch.annotations + count
                     for annotation in dataset.annotations or ():
                         count += 1
-                        ids = {"id": batch.annotations + count, "image_id": one.number}
-                        annotations += _joint(annotations) + json.dumps({**annotation, **ids}).encode()
+                        numbered = renumbered(annotation, before, batch.annotations + count, one.number)
+                        annotations += _joint(annotations) + json.dumps(numbered).encode()
                 entries += 1
     store.put(f"{prefix}/{OUTCOMES}", bytes(outcomes), "application/jsonl")
     if coco:

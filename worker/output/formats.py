@@ -15,22 +15,27 @@ from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import Output, OverlayFormat
 from maskfleet.worker.image.decode import AnyPhoto
+from maskfleet.worker.masks import containment
+from maskfleet.worker.masks.containment import parents
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.output import blur, painting, png, scaling
 from maskfleet.worker.output.archive import Archive
 from maskfleet.worker.output.artifacts import Artifact
+from maskfleet.worker.output.labels import MAX_LABELS, label_files, label_map, painted_labels
+from maskfleet.worker.output.outlines import geojson_file, svg_file, yolo_file
 from maskfleet.worker.output.overlay import draw_overlay
-from maskfleet.worker.output.painting import mask_bits, paint_label
-from maskfleet.worker.output.png import BITS, GREY_16, RGB, filtered_paeth, filtered_up, write_png
+from maskfleet.worker.output.painting import mask_bits
+from maskfleet.worker.output.png import BITS, RGB, filtered_paeth, filtered_up, write_png
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
 from maskfleet.worker.segment import Segmentation
 
-#: The ids of a 16-bit label map, not counting 0, the background.
-MAX_LABELS = 65_535
 #: The ids of the one image and the one category of a COCO dataset.  Not 0, which pycocotools takes for "none".
 IMAGE_ID = CATEGORY_ID = 1
+_CATEGORY: dict[str, object] = {"id": CATEGORY_ID, "name": "object", "supercategory": ""}
 #: The outputs that are made of masks' PNGs.
 _MASK_FILES = frozenset({Output.PNG, Output.MASKS_ZIP})
+#: The outputs that are made of one id for each pixel.
+_LABEL_FILES = frozenset({Output.LABEL_MAP, Output.PANOPTIC})
 #: Of overlays as JPEG and WebP: no difference is seen at this quality.
 _QUALITY = 90
 _WEBP_METHOD = 2
@@ -42,29 +47,38 @@ def make_artifacts(
     """Yield the outputs that the spec names, one file at a time.
 
     file_name: the image's, for the COCO dataset; without one, it is made from the spec's source.
-    Raises InvalidRequest (``too_many_masks``) if a label map has too few ids, and ``archive_too_large``.
+    Raises InvalidRequest: ``too_many_masks`` if a label map has too few ids, ``archive_too_large`` and
+    ``outlines_too_large``.
     """
-    if Output.LABEL_MAP in spec.outputs and len(segmentation.masks) > MAX_LABELS:
+    if _LABEL_FILES.intersection(spec.outputs) and len(segmentation.masks) > MAX_LABELS:
         raise InvalidRequest(
             "too_many_masks",
             f"There are {len(segmentation.masks):,} masks, but a label map holds at most {MAX_LABELS:,}. "
             "Use coco or png instead, or raise the thresholds.",
         )
-    written: frozenset[Output] = frozenset()
-    for output in dict.fromkeys(spec.outputs):
+    name = file_name or spec.image.shown_file_name
+    written: set[Output] = set()
+    for output in spec.outputs:
+        if output in written:
+            continue
+        # What is made from one pass takes the place of whichever is named first
+        together = next((files for files in (_MASK_FILES, _LABEL_FILES) if output in files), frozenset({output}))
+        wanted = together.intersection(spec.outputs)
+        written |= wanted
         if output is Output.COCO:
-            yield Artifact(
-                "coco.json", "application/json", coco_json(segmentation, file_name or spec.image.shown_file_name)
-            )
-        elif output in _MASK_FILES:
-            # Both from one pass: it takes the place of whichever is named first.
-            if wanted := _MASK_FILES.intersection(spec.outputs) - written:
-                yield from mask_files(segmentation, wanted)
-                written |= wanted
+            yield Artifact("coco.json", "application/json", coco_json(segmentation, name))
+        elif together is _MASK_FILES:
+            yield from mask_files(segmentation, wanted)
+        elif together is _LABEL_FILES:
+            yield from label_files(segmentation, wanted, _image(segmentation, name), _CATEGORY)
+        elif output is Output.GEOJSON:
+            yield geojson_file(segmentation, name)
+        elif output is Output.SVG:
+            yield svg_file(segmentation)
+        elif output is Output.YOLO:
+            yield yolo_file(segmentation)
         elif output is Output.LOGITS:
             yield from mask_logits(segmentation)
-        elif output is Output.LABEL_MAP:
-            yield Artifact("label_map.png", "image/png", label_map_png(segmentation))
         else:
             yield overlay_file(draw_overlay(photo, spec, segmentation.masks), spec.overlay_format)
 
@@ -73,16 +87,18 @@ def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
     """Return a COCO dataset of one image and one category as JSON, one line per mask.
 
     An annotation also has the fields of SA-1B, ``score``, by which COCO's tools rank results (it is ``predicted_iou``),
-    ``prompt``, the index of the mask's prompt, and ``candidate`` with multimask.
+    ``parent_id``, the id of the mask that this one is a part of, ``prompt``, the index of the mask's prompt, and
+    ``candidate`` with multimask.
     Source: cocodataset.org, "Data format", 1 and 2; and "Results format".
     """
-    width, height = segmentation.size_wh
-    image = {"id": IMAGE_ID, "file_name": file_name, "width": width, "height": height}
-    category = {"id": CATEGORY_ID, "name": "object", "supercategory": ""}
-    records = ",\n".join(json.dumps(_record(number, mask)) for number, mask in enumerate(segmentation.masks, 1))
+    image, within = _image(segmentation, file_name), parents(segmentation.masks)
+    records = ",\n".join(
+        json.dumps(_record(number, mask, parent))
+        for number, (mask, parent) in enumerate(zip(segmentation.masks, within, strict=True), 1)
+    )
     return (
         f'{{"info": {{"description": "Masks by Segment Anything, made with maskfleet"}},\n"licenses": [],\n'
-        f'"images": [{json.dumps(image)}],\n"categories": [{json.dumps(category)}],\n"annotations": [\n{records}\n],\n'
+        f'"images": [{json.dumps(image)}],\n"categories": [{json.dumps(_CATEGORY)}],\n"annotations": [\n{records}\n],\n'
         f'"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
     ).encode()
 
@@ -125,18 +141,8 @@ def write_logits(logits: npt.NDArray[np.float32]) -> bytes:
 
 
 def label_map_png(segmentation: Segmentation) -> bytes:
-    """Return a 16-bit PNG: 0 is background, other values are the ids of the masks' records.
-
-    Where masks overlap the smaller one is on top, so that parts are not hidden by the objects they belong to; it is
-    painted first, since to read which pixels are taken costs less than to write them again.
-    Peak memory is the labels, two bytes a pixel, an eighth for what is taken, and another for the bits of one mask.
-    """
-    width, height = segmentation.size_wh
-    labels, taken = np.zeros((height, width), np.uint16), np.zeros((height, (width + 7) // 8), np.uint8)
-    for number, mask in sorted(enumerate(segmentation.masks, 1), key=lambda pair: (pair[1].area, -pair[0])):
-        # A PNG's numbers are big-endian
-        paint_label(mask, int(np.array(number, ">u2").view(np.uint16)), labels, taken)
-    return write_png((width, height), GREY_16, filtered_up(labels.view(np.uint8), 0, height))
+    """Return a 16-bit PNG: 0 is background, other values are the ids of the masks' records."""
+    return label_map(painted_labels(segmentation))
 
 
 def overlay_file(picture: Image.Image, overlay_format: OverlayFormat) -> Artifact:
@@ -159,6 +165,7 @@ def warm_up() -> None:
     blur.warm_up()
     png.warm_up()
     scaling.warm_up()
+    containment.warm_up()
 
 
 def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
@@ -166,7 +173,12 @@ def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str)
     return f"{folder}{number:0{digits}}.{suffix}"
 
 
-def _record(number: int, mask: Mask) -> dict[str, object]:
+def _image(segmentation: Segmentation, file_name: str) -> dict[str, object]:
+    width, height = segmentation.size_wh
+    return {"id": IMAGE_ID, "file_name": file_name, "width": width, "height": height}
+
+
+def _record(number: int, mask: Mask, parent: int | None) -> dict[str, object]:
     record: dict[str, object] = {
         "id": number,
         "image_id": IMAGE_ID,
@@ -180,6 +192,7 @@ def _record(number: int, mask: Mask) -> dict[str, object]:
         "stability_score": mask.stability_score,
         "point_coords": [list(point) for point in mask.point_coords],
         "crop_box": list(mask.crop_box_xywh),
+        "parent_id": None if parent is None else parent + 1,
     }
     if mask.prompt is not None:
         record["prompt"] = mask.prompt

@@ -62,6 +62,11 @@ def colour_of(index: int) -> Colour:
         chroma -= 0.01  # outside the sRGB gamut: make it paler, with the same hue
 
 
+def opacity_of(mask: Mask) -> float:
+    """Return how opaque a mask is.  One that covers most of the photo would hide it: the larger, the fainter."""
+    return _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
+
+
 def _from_oklab(lightness: float, a: float, b: float) -> list[float]:
     l_cone = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     m_cone = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
@@ -118,10 +123,9 @@ def _paint(ground: _Ground, mask: Mask, colour: Colour) -> None:
         return
     # The blur extends edge pixels outwards, so a mask gets no contour along the edge of the picture.
     blur(coverage.shares, box)
-    # A mask that covers most of the photo would hide it: the larger, the fainter.
-    fill = _FILL * (1 - 0.6 * mask.area / (mask.size_hw[0] * mask.size_hw[1]))
     canvas = ground.canvas.reshape(len(ground.canvas), -1)
-    blend(canvas, coverage.shares, coverage.left, coverage.top, *_layers(np.array(colour, np.float64), fill))
+    layers = _layers(np.array(colour, np.float64), opacity_of(mask))
+    blend(canvas, coverage.shares, coverage.left, coverage.top, *layers)
 
 
 def _layers(tint: npt.NDArray[np.float64], fill: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

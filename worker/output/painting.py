@@ -132,11 +132,33 @@ def blend(canvas: Floats, soft: Bytes, left: int, top: int, keep: Floats, add: F
                     out[3 * x + 2] = out[3 * x + 2] * keep[value] + add[value, 2]
 
 
+@kernel
+def measure_labels(labels: Labels, areas: Indices, boxes: Indices) -> None:
+    """Add up the pixels of each label but 0, and their boxes.
+
+    areas (65,536), boxes (65,536, 4): zeros; x0, y0, x1, y1, past the last pixel.
+    """
+    for y in range(len(labels)):
+        row, x = labels[y], 0
+        while x < len(row):
+            start, label = x, row[x]
+            while x < len(row) and row[x] == label:
+                x += 1
+            if label:
+                box = boxes[label]
+                if areas[label] == 0:
+                    box[0], box[1] = start, y
+                areas[label] += x - start
+                box[0], box[2], box[3] = min(box[0], start), max(box[2], x), y + 1
+
+
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache."""
     mask = Mask("112", (2, 2), 1, (0, 1, 1, 1), 1, 1, (), (0, 0, 2, 2), None, None)
     mask_bits(mask)
-    paint_label(mask, 1, np.zeros((2, 2), np.uint16), np.zeros((2, 1), np.uint8))
+    labels = np.zeros((2, 2), np.uint16)
+    paint_label(mask, 1, labels, np.zeros((2, 1), np.uint8))
+    measure_labels(labels, np.zeros(2**16, np.int64), np.zeros((2**16, 4), np.int64))
     mask_coverage(mask, Blocks.split(2, 1), Blocks.split(2, 1), 0)
     canvas, soft = np.zeros((1, 3), np.float32), np.ones((1, 1), np.uint8)
     blend(canvas, soft, 0, 0, np.zeros(256, np.float32), np.zeros((256, 3), np.float32))
