@@ -62,7 +62,11 @@ def code_of(error: redis.RedisError) -> str:
     """Return the code that Redis' answer began with; empty if there was no answer."""
     if error.status_code:
         return error.status_code
-    return str(error).partition(" ")[0] if isinstance(error, redis.ResponseError) else ""
+    if not isinstance(error, redis.ResponseError):
+        return ""
+    # Of a pipeline, redis-py puts the command before the answer.
+    answer = str(error).rpartition(" of pipeline caused error: ")[2]
+    return answer.partition(" ")[0]
 
 
 def as_unavailable(error: BaseException) -> QueueUnavailable | None:

@@ -32,8 +32,8 @@ OPEN_ROUTES = ["/", "/playground/main.js", "/live", "/ready", "/openapi.json", "
 
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)
-def test_the_open_routes_need_no_key(client: FlaskClient, path: str) -> None:
-    with client.get(path) as response:
+def test_the_open_routes_need_no_key(new_app: Flask, path: str) -> None:
+    with new_app.test_client().get(path) as response:
         assert response.status_code == 200
 
 

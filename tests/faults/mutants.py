@@ -117,7 +117,7 @@ MUTANTS = (
     Mutant(
         "a batch's counts are not kept",
         "jobs/ledger/lua/jobs.lua",
-        "if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms) end",
+        "if job.batch then move_in_batch(job.batch, job.status, status, now, retention_ms, id) end",
         "",
         "batch_.* (was said to have|is processing|is queued)|the end of batch_.* was never told",
     ),

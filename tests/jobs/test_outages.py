@@ -36,9 +36,11 @@ from maskfleet.jobs.ledger.outages import reason_of
     ],
 )
 def test_an_answer_is_an_outage_or_a_mistake(said: str, reason: str | None) -> None:
-    error = BaseParser.parse_error(said)
+    error, in_pipeline = BaseParser.parse_error(said), BaseParser.parse_error(said)
+    redis.Redis().pipeline().annotate_exception(in_pipeline, 1, ["HMGET", "mf:job:job_1", "status"])
 
-    assert reason_of(error) == reason
+    assert "HMGET" in str(in_pipeline)
+    assert reason_of(error) == reason_of(in_pipeline) == reason
 
 
 @pytest.mark.parametrize(

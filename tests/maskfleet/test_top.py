@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -166,6 +167,8 @@ def test_it_shows_a_running_stack_anew_until_it_is_interrupted(running_stack: St
         stdout=slave,
         stderr=slave,
         start_new_session=True,
+        # A shell's background job, as the suite may be, inherits SIGINT as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(slave)
     seen = b""
