@@ -45,6 +45,7 @@ def admit_batch_source(
         max_in_flight=settings.jobs_in_flight(tenant),
         max_bytes=settings.record_bytes(tenant),
         coco=Output.COCO in spec.outputs,
+        geojson=Output.GEOJSON in spec.outputs,
         etag=manifest.etag if manifest else "",
         size=manifest.size if manifest else 0,
     )

@@ -176,9 +176,9 @@ def list_failures(batch_id: str) -> Response:
     Operation(
         summary="Get a file made of all results of a batch, by a redirect to the object store.",
         scope=Scope.READ,
-        description="`coco.json`: all masks as one COCO dataset, if its outputs name `coco`. `outcomes.jsonl`: a "
-        "line for each image, with its job and how that ended. Of a batch from a prefix or a manifest, once it is "
-        "completed.",
+        description="`coco.json`: all masks as one COCO dataset, if its outputs name `coco`. `outlines.geojson`: their "
+        "outlines, if they name `geojson`. `outcomes.jsonl`: a line for each image, with its job and how that ended. "
+        "Of a batch from a prefix or a manifest, once it is completed.",
         responses={307: None},
         problems={404: ("batch_not_found", "file_not_found"), 409: ("batch_not_ended",), 503: _STORE},
     )

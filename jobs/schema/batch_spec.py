@@ -171,7 +171,7 @@ class BatchPlan(Wire):
     """What couriers need to expand a batch, as its record has it.
 
     spec: of each job, with a placeholder for its image.  etag, size: of the manifest.  max_in_flight, max_bytes: the
-    tenant's limits.  coco: whether its results are merged.
+    tenant's limits.  coco, geojson: whether these results are merged.
     """
 
     source: BatchSource
@@ -182,6 +182,7 @@ class BatchPlan(Wire):
     max_in_flight: int
     max_bytes: int
     coco: bool
+    geojson: bool = False
     etag: str = ""
     size: int = 0
 

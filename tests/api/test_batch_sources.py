@@ -113,11 +113,14 @@ def succeed(record: JobRecord, ledger: Ledger, store: Store, masks: int = 2) -> 
     """Act as a worker that finds so many masks."""
     folder = attempt_prefix(record.tenant, record.id, record.attempt, record.fence, record.token)
     annotations = [{"id": number, "image_id": 1, "category_id": 1, "area": 7} for number in range(1, masks + 1)]
-    body = json.dumps({"annotations": annotations}).encode()
-    store.put(f"{folder}/coco.json", body, "application/json")
-    file = ManifestFile(
-        name="coco.json", key=f"{folder}/coco.json", size=len(body), sha256="0" * 64, content_type="application/json"
-    )
+    files = []
+    texts = {"coco.json": json.dumps({"annotations": annotations})}
+    if "geojson" in record.summary.outputs:
+        texts["outlines.geojson"] = outlines(masks)
+    for name, text in texts.items():
+        store.put(f"{folder}/{name}", text.encode(), "application/json")
+        about = {"size": len(text), "sha256": "0" * 64, "content_type": "application/json"}
+        files.append(ManifestFile(name=name, key=f"{folder}/{name}", **about))
     manifest = Manifest(
         job_id=record.id,
         attempt=1,
@@ -127,12 +130,22 @@ def succeed(record: JobRecord, ledger: Ledger, store: Store, masks: int = 2) -> 
         image_width=48,
         image_height=64,
         masks=(),
-        files=(file,),
+        files=tuple(files),
         metrics=Metrics(),
     )
     key = manifest_key(record.tenant, record.id)
     store.put(key, manifest.model_dump_json().encode(), "application/json")
     ledger.succeed(record, manifest.summary(result_prefix(record.tenant, record.id), key))
+
+
+def outlines(masks: int) -> str:
+    """Return what worker/output/outlines.py writes of so many masks, each a square."""
+    square = '{"type": "Polygon", "coordinates": [[[0,0],[1,0],[1,1],[0,1],[0,0]]]}'
+    features = (
+        f'{{"type": "Feature", "id": {number}, "properties": {{"area": 7}}, "geometry": {square}}}'
+        for number in range(1, masks + 1)
+    )
+    return '{"type": "FeatureCollection",\n"image": {},\n"features": [\n' + ",\n".join(features) + "\n]}\n"
 
 
 def run_through(work: BatchWork, ledger: Ledger, store: Store, client: redis.Redis, sent: BatchView) -> None:
@@ -470,6 +483,31 @@ def test_in_the_end_all_masks_are_one_dataset_that_the_webhook_names(
     ]
     [failure] = apiary.get(f"/v1/batches/{sent.id}/failures").json["failures"]
     assert (failure["number"], failure["file_name"], failure["code"]) == (2, "b.png", "image_corrupt")
+
+
+def test_outlines_of_all_images_are_one_geojson_file_where_asked_for(
+    apiary: Caller,
+    photos: Photos,
+    make_work: Callable[..., BatchWork],
+    redis_client: redis.Redis,
+    ledger: Ledger,
+    store: Store,
+) -> None:
+    sent = send(apiary, source={"manifest": photos.manifest(*_lines(30))}, outputs=["geojson"])
+    work = make_work(batch_window=10)
+
+    run_through(work, ledger, store, redis_client, sent)
+    bare = send(apiary, source={"manifest": photos.manifest(*_lines(1))})
+    run_through(work, ledger, store, redis_client, bare)
+    link = apiary.get(f"/v1/batches/{sent.id}/files/outlines.geojson")
+    features = requests.get(link.headers["Location"], timeout=10).json()["features"]
+
+    assert {file.name for file in look(apiary, sent).files} == {"outlines.geojson", "outcomes.jsonl"}
+    assert {file.name for file in look(apiary, bare).files} == {"coco.json", "outcomes.jsonl"}
+    assert sorted(one["id"] for one in features) == sorted(f"{n}-{mask}" for n in range(1, 31) for mask in (1, 2))
+    assert {one["properties"]["image_id"] for one in features} == set(range(1, 31))
+    assert {(one["properties"]["area"], one["geometry"]["type"]) for one in features} == {(7, "Polygon")}
+    assert all(one["properties"]["file_name"] and one["properties"]["job_id"] for one in features)
 
 
 def test_ids_are_unique_over_many_pages_and_records_of_collected_jobs_go_early(

@@ -191,7 +191,7 @@ class BatchWork:
         if not ended or (len(ended) < PAGE and not is_last and waited_s < COLLECTED_WITHIN_S):
             return False
         records = self._ledger.read_all([one.job_id for one in ended])
-        collected = collect_page(batch, ended, records, self._store, coco=plan.coco)
+        collected = collect_page(batch, ended, records, self._store, coco=plan.coco, geojson=plan.geojson)
         kept_s = self._settings.batch_record_s
         if self._batches.collect(
             batch_id, earlier, collected.entries, collected.page, collected.job_ids, kept_s=kept_s
@@ -215,7 +215,7 @@ class BatchWork:
                 renewed = time.monotonic()
 
         pages = self._batches.pages(batch.id)
-        files = write_files(batch, pages, self._store, keep, coco=plan.coco)
+        files = write_files(batch, pages, self._store, keep, coco=plan.coco, geojson=plan.geojson)
         if self._batches.finish(batch.id, len(pages), files, self._settings.retention_s):
             logger.info("batch_completed", files=len(files), pages=len(pages))
 

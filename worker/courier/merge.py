@@ -1,14 +1,15 @@
 """What is collected of a batch that couriers expand: pages in the store, and in the end files made of all of them.
 
-A page is three objects: ``outcomes.jsonl``, a line for each image, and the images and annotations of a COCO dataset,
-whose ids are already those of the whole dataset.  So the files are made by copying, and memory is bounded by a page.
+A page is some objects: ``outcomes.jsonl``, a line for each image; the images and annotations of a COCO dataset, whose
+ids are already those of the whole dataset; and the features of a GeoJSON file.  So the files are made by copying, and
+memory is bounded by a page, and the outlines of one image.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ logger = get_logger()
 
 #: Images that are collected at once, and results that are read at once; a page of more bytes is closed earlier.
 PAGE, READ_AT_ONCE, PAGE_BYTES = 200, 8, 16 * 2**20
-OUTCOMES, IMAGES, ANNOTATIONS = "outcomes.jsonl", "images", "annotations"
+OUTCOMES, IMAGES, ANNOTATIONS, FEATURES = "outcomes.jsonl", "images", "annotations", "features"
+#: Of a job, and of the batch.
+OUTLINES = "outlines.geojson"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,20 @@ class Outcome(BatchFailure):
 
 
 def collect_page(
-    batch: BatchRecord, ended: tuple[Ended, ...], records: list[JobRecord | None], store: Store, *, coco: bool
+    batch: BatchRecord,
+    ended: tuple[Ended, ...],
+    records: list[JobRecord | None],
+    store: Store,
+    *,
+    coco: bool,
+    geojson: bool = False,
 ) -> Collected:
     """Write a page about what has ended first.  records: of each one's job; None if there is none, or none any more."""
     prefix = f"{batch_prefix(batch.tenant, batch.id)}/pages/{uuid.uuid4().hex}"
-    outcomes, images, annotations = bytearray(), bytearray(), bytearray()
+    outcomes, images, annotations, features = bytearray(), bytearray(), bytearray(), bytearray()
     entries = count = failures = 0
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="collect") as pool:
-        while entries < len(ended) and len(annotations) < PAGE_BYTES:
+        while entries < len(ended) and len(annotations) + len(features) < PAGE_BYTES:
             some = slice(entries, entries + READ_AT_ONCE)
             datasets = pool.map(lambda record: _dataset(record, store) if coco else None, records[some])
             for one, record, dataset in zip(ended[some], records[some], datasets, strict=True):
@@ -78,27 +87,41 @@ def collect_page(
                         count += 1
                         numbered = renumbered(annotation, before, batch.annotations + count, one.number)
                         annotations += _joint(annotations) + json.dumps(numbered).encode()
+                if geojson and record is not None:
+                    for feature in _features(record, outcome, store):
+                        features += _joint(features) + feature
                 entries += 1
+                if len(features) >= PAGE_BYTES:
+                    break
     store.put(f"{prefix}/{OUTCOMES}", bytes(outcomes), "application/jsonl")
     if coco:
         store.put(f"{prefix}/{IMAGES}", bytes(images), "application/json")
         store.put(f"{prefix}/{ANNOTATIONS}", bytes(annotations), "application/json")
+    if features:
+        store.put(f"{prefix}/{FEATURES}", bytes(features), "application/json")
     job_ids = tuple(one.job_id for one in ended[:entries] if one.job_id)
     return Collected(Page(prefix, entries, failures, count), entries, job_ids)
 
 
 def write_files(
-    batch: BatchRecord, pages: tuple[Page, ...], store: Store, keep: Callable[[], None], *, coco: bool
+    batch: BatchRecord,
+    pages: tuple[Page, ...],
+    store: Store,
+    keep: Callable[[], None],
+    *,
+    coco: bool,
+    geojson: bool = False,
 ) -> tuple[StoredBatchFile, ...]:
     """Write the batch's files, each from its part of all pages.  keep: called now and then; it may raise to stop."""
     token = uuid.uuid4().hex
     folder = batch_prefix(batch.tenant, batch.id)
-    files = [_write(store, f"{folder}/outcomes-{token}.jsonl", OUTCOMES, "application/jsonl", _outcomes(pages), keep)]
+    wanted: list[tuple[str, str, str, Iterable[_Part]]] = []
     if coco:
-        files.insert(
-            0, _write(store, f"{folder}/coco-{token}.json", "coco.json", "application/json", _coco(pages), keep)
-        )
-    return tuple(files)
+        wanted.append((f"coco-{token}.json", "coco.json", "application/json", _coco(pages)))
+    if geojson:
+        wanted.append((f"outlines-{token}.geojson", OUTLINES, "application/geo+json", _geojson(pages, store)))
+    wanted.append((f"outcomes-{token}.jsonl", OUTCOMES, "application/jsonl", _outcomes(pages)))
+    return tuple(_write(store, f"{folder}/{key}", name, type_, parts, keep) for key, name, type_, parts in wanted)
 
 
 #: What a file is made of: bytes, or the key of an object to be copied.
@@ -126,6 +149,13 @@ def _coco(pages: tuple[Page, ...]) -> Iterable[_Part]:
     yield from _joined(page.prefix + "/" + IMAGES for page in pages if page.jobs > page.failures)
     yield b'\n],\n"annotations": [\n'
     yield from _joined(page.prefix + "/" + ANNOTATIONS for page in pages if page.annotations)
+    yield b"\n]}\n"
+
+
+def _geojson(pages: tuple[Page, ...], store: Store) -> Iterable[_Part]:
+    yield b'{"type": "FeatureCollection",\n"features": [\n'
+    keys = (f"{page.prefix}/{FEATURES}" for page in pages)
+    yield from _joined(key for key in keys if store.head(key) is not None)
     yield b"\n]}\n"
 
 
@@ -181,10 +211,45 @@ def _dataset(record: JobRecord | None, store: Store) -> Dataset | None:
         return None
     try:
         manifest = Manifest.model_validate_json(store.read(record.result.manifest_key))
-        folder = f"{result_prefix(record.tenant, record.id)}/"
-        keys = [file.key for file in manifest.files if file.name == "coco.json" and file.key.startswith(folder)]
-        annotations = json.loads(store.read(keys[0]))["annotations"] if keys else None
+        key = _key_of("coco.json", manifest, record)
+        annotations = json.loads(store.read(key))["annotations"] if key else None
     except (NotFound, ValidationError, ValueError, KeyError, TypeError):
         logger.warning("result_not_merged", job_id=record.id)
         return Dataset(0, 0, None)
     return Dataset(manifest.image_width, manifest.image_height, annotations)
+
+
+def _key_of(name: str, manifest: Manifest, record: JobRecord) -> str | None:
+    folder = f"{result_prefix(record.tenant, record.id)}/"
+    return next((file.key for file in manifest.files if file.name == name and file.key.startswith(folder)), None)
+
+
+def _features(record: JobRecord, outcome: Outcome, store: Store) -> Iterator[bytes]:
+    """Yield the outlines of a job that succeeded, each with the image that it is of; none where its result is gone.
+
+    A job's file has a line for each mask, so only one of them is parsed at a time.
+    """
+    if record.status is not Status.SUCCEEDED or record.result is None:
+        return
+    image = {"image_id": outcome.number, "file_name": outcome.file_name, "source": outcome.source, "job_id": record.id}
+    try:
+        manifest = Manifest.model_validate_json(store.read(record.result.manifest_key))
+        key = _key_of(OUTLINES, manifest, record)
+        for line in _lines(store.chunks(key)) if key else ():
+            if line.startswith(b'{"type": "Feature",'):
+                feature = json.loads(line.rstrip(b",\r"))
+                feature["id"] = f"{outcome.number}-{feature['id']}"
+                feature["properties"] |= image
+                yield json.dumps(feature, separators=(",", ":")).encode()
+    except (NotFound, ValidationError, ValueError, KeyError, TypeError):
+        logger.warning("result_not_merged", job_id=record.id)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = bytearray()
+    for chunk in chunks:
+        rest += chunk
+        if b"\n" in chunk:
+            *whole, rest = rest.split(b"\n")
+            yield from map(bytes, whole)
+    yield bytes(rest)
