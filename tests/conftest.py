@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import logging
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.deliveries import Deliveries
@@ -125,6 +127,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # Any:
 
 def _file(nodeid: str) -> str:
     return nodeid.partition("::")[0]
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Take back what a command that ran in this process set for the logs: levels and handlers are global."""
+    config, root = structlog.get_config(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    if structlog.get_config() != config:
+        structlog.configure(**config)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
