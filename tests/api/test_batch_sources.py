@@ -26,7 +26,7 @@ from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import JobRecord, Metrics
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
-from maskfleet.worker.courier.batches import BatchWork
+from maskfleet.worker.courier.batches import MERGES_AT_ONCE, BatchWork
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.conftest import PHOTOS_BUCKET, WEBHOOK_MASTER
@@ -556,6 +556,59 @@ def test_a_page_that_two_couriers_write_counts_once(
     assert batches.collect(sent.id, 0, 3, page_one, ids, kept_s=60)
     assert not batches.collect(sent.id, 0, 3, page_one, ids, kept_s=60)
     assert read(redis_client, sent).annotations == 6
+
+
+def test_no_batch_waits_while_the_files_of_others_are_made(
+    apiary: Caller,
+    photos: Photos,
+    make_work: Callable[..., BatchWork],
+    redis_client: redis.Redis,
+    ledger: Ledger,
+    store: Store,
+) -> None:
+    work, begun = make_work(), list[Callable[[], None]]()
+    large = [send(apiary, source={"manifest": photos.manifest(*_lines(1))}) for _ in range(MERGES_AT_ONCE + 1)]
+    step(work, redis_client)
+    for record in claim_all(ledger):
+        succeed(record, ledger, store)
+
+    work.run(begin=begun.append)  # what each batch waits for has ended
+    leased = [Batches(redis_client).take(60) for _ in large]
+    small = send(apiary, source={"manifest": photos.manifest(*_lines(1))})
+    work.run(begin=begun.append)
+    for merge in begun:
+        merge()
+
+    assert len(begun) == MERGES_AT_ONCE
+    [left] = [one.id for one in large if look(apiary, one).status == "processing"]
+    assert leased == [left] + [""] * MERGES_AT_ONCE  # another courier may make that one's
+    assert look(apiary, small).counts.queued == 1
+
+
+def test_files_that_a_courier_did_not_finish_are_made_anew(
+    apiary: Caller,
+    photos: Photos,
+    make_work: Callable[..., BatchWork],
+    redis_client: redis.Redis,
+    ledger: Ledger,
+    store: Store,
+) -> None:
+    sent = send(apiary, source={"manifest": photos.manifest(*_lines(3))})
+    work, folder = make_work(), f"batches/apiary/{sent.id}/"
+    step(work, redis_client)
+    for record in claim_all(ledger):
+        succeed(record, ledger, store)
+    stops = iter([False, False, True])
+
+    redis_client.zadd("mf:batch_work", {sent.id: 0})
+    work.run(lambda: next(stops, True))  # told to stop between two parts of the first file
+    left = [one.key for one in store.listed(folder) if "/pages/" not in one.key]
+    stopped = look(apiary, sent).status
+    work.run()
+    link = apiary.get(f"/v1/batches/{sent.id}/files/coco.json")
+
+    assert (left, stopped) == ([], "processing")
+    assert [image["id"] for image in requests.get(link.headers["Location"], timeout=10).json()["images"]] == [1, 2, 3]
 
 
 def test_a_canceled_batch_creates_nothing_more_and_ends(

@@ -2,10 +2,12 @@
 
 Each call does a bounded amount: a step of each batch that has work.  What a step changes is changed in one script
 of the ledger, from a place that the batch must still be at: who dies loses the step, and no two take the same.
+Only the files at the end take as long as all results are large: a courier makes them beside its steps.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,8 +40,17 @@ LEASE_S = 60.0
 COLLECTED_WITHIN_S = 10.0
 #: While so many windows of ended jobs are to be collected, no further jobs are created.
 MOST_UNCOLLECTED = 4
+#: Batches whose files are made at once: each takes a connection, and memory for a part of an upload.
+MERGES_AT_ONCE = 3
 #: After an error of the store or the ledger, and while the tenant's quota is used up.
 PAUSE_S = 5.0
+
+#: Has a function called, now or by another thread.
+Begin = Callable[[Callable[[], None]], object]
+
+
+def _now(task: Callable[[], None]) -> None:
+    task()
 
 
 class Stopped(Exception):
@@ -55,15 +66,19 @@ class BatchWork:
         self._store = store
         self._bells = bells
         self._settings = settings
+        self._merges = threading.BoundedSemaphore(MERGES_AT_ONCE)
 
-    def run(self, is_over: Callable[[], bool] = lambda: False) -> int:
-        """Take a step of each batch that is due; return how many there were.  Raises QueueUnavailable."""
+    def run(self, is_over: Callable[[], bool] = lambda: False, begin: Begin = _now) -> int:
+        """Take a step of each batch that is due; return how many there were.  Raises QueueUnavailable.
+
+        begin: begins to make a batch's files, which may take minutes: so that no other batch waits for that.
+        """
         for number in range(BATCHES_AT_ONCE):
             if is_over() or not (batch_id := self._batches.take(LEASE_S)):
                 return number
             with bound_contextvars(batch_id=batch_id):
                 try:
-                    again_s = self._step(batch_id, is_over)
+                    again_s = self._step(batch_id, is_over, begin)
                 except Stopped:
                     again_s = 0.0
                 except QueueUnavailable:
@@ -71,11 +86,15 @@ class BatchWork:
                 except JobError as error:
                     logger.warning("batch_postponed", code=error.code)
                     again_s = PAUSE_S
-                self._batches.keep(batch_id, again_s)
+                if again_s is not None:
+                    self._batches.keep(batch_id, again_s)
         return BATCHES_AT_ONCE
 
-    def _step(self, batch_id: str, is_over: Callable[[], bool]) -> float:
-        """Do some of what is to be done of one batch; return after how many seconds there may be more."""
+    def _step(self, batch_id: str, is_over: Callable[[], bool], begin: Begin = _now) -> float | None:
+        """Do some of what is to be done of one batch; return after how many seconds there may be more.
+
+        It is None if the batch's files are being made: who makes them keeps the lease.
+        """
         tick_s = self._settings.tick_s
         batch = self._batches.read(batch_id)
         if batch is None:
@@ -92,9 +111,13 @@ class BatchWork:
         pause_s = self._expand(batch, plan) if batch.expansion is Expansion.OPEN else 0.0
         more = self._collect(batch_id, plan)
         batch = self._batches.read(batch_id)
-        if batch is not None and not more and batch.expansion is not Expansion.OPEN:
-            self._finish(batch, plan, is_over)
-        return max(tick_s, pause_s) if not more else 0.0
+        if more:
+            return 0.0
+        if batch is not None and self._is_collected(batch) and self._merges.acquire(blocking=False):
+            # For as long as the merges of this courier are at work on others, any courier may take it.
+            self._begin_merge(batch, plan, is_over, begin)
+            return None
+        return max(tick_s, pause_s)
 
     # Images become jobs.
 
@@ -199,11 +222,47 @@ class BatchWork:
             logger.info("batch_collected", jobs=collected.entries)
         return collected.entries < len(ended) or len(ended) == PAGE
 
+    # In the end files are made of all that was collected.
+
+    def _is_collected(self, batch: BatchRecord) -> bool:
+        """Return whether all has ended and was collected."""
+        if batch.expansion is Expansion.OPEN or batch.counts.queued or batch.counts.processing:
+            return False
+        return self._batches.sizes(batch.id) == (0, 0)
+
+    def _begin_merge(self, batch: BatchRecord, plan: BatchPlan, is_over: Callable[[], bool], begin: Begin) -> None:
+        def merge() -> None:
+            with bound_contextvars(batch_id=batch.id):
+                try:
+                    self._batches.keep(batch.id, self._merge(batch, plan, is_over))
+                except JobError as error:  # Redis is down, as the tick says, too; the lease ends by itself
+                    logger.warning("batch_postponed", code=error.code)
+                except (
+                    Exception
+                ):  # nothing above this thread would catch it; the batch is due again when its lease ends
+                    logger.exception("merge_broke")
+                finally:
+                    self._merges.release()
+
+        try:
+            begin(merge)
+        except RuntimeError as error:  # the courier is stopping: its threads take nothing more
+            self._merges.release()
+            raise Stopped from error
+
+    def _merge(self, batch: BatchRecord, plan: BatchPlan, is_over: Callable[[], bool]) -> float:
+        """Complete a batch; return after how many seconds to look at it again, if it was not completed."""
+        try:
+            self._finish(batch, plan, is_over)
+        except Stopped:
+            return 0.0
+        except JobError as error:
+            logger.warning("batch_postponed", code=error.code)
+            return PAUSE_S
+        return self._settings.tick_s
+
     def _finish(self, batch: BatchRecord, plan: BatchPlan, is_over: Callable[[], bool]) -> None:
-        """Make the batch's files and complete it, if all has ended and was collected."""
-        open_jobs, to_collect = self._batches.sizes(batch.id)
-        if open_jobs or to_collect or batch.counts.queued or batch.counts.processing:
-            return
+        """Make the batch's files and complete it."""
         renewed = time.monotonic()
 
         def keep() -> None:
@@ -215,9 +274,10 @@ class BatchWork:
                 renewed = time.monotonic()
 
         pages = self._batches.pages(batch.id)
+        logger.info("batch_merging", pages=len(pages))
         files = write_files(batch, pages, self._store, keep, coco=plan.coco, geojson=plan.geojson)
         if self._batches.finish(batch.id, len(pages), files, self._settings.retention_s):
-            logger.info("batch_completed", files=len(files), pages=len(pages))
+            logger.info("batch_completed", files=len(files), pages=len(pages), bytes=sum(file.size for file in files))
 
     # A batch is deleted.
 

@@ -38,7 +38,7 @@ from maskfleet.jobs.schema.record import JobRecord, origin_ids
 from maskfleet.jobs.settings import LOCAL_API_URL, CourierSettings
 from maskfleet.jobs.storage import Store
 from maskfleet.jobs.tracing import Kind, Span, span, start_tracing, stop_tracing
-from maskfleet.worker.courier.batches import BatchWork
+from maskfleet.worker.courier.batches import MERGES_AT_ONCE, BatchWork, Begin
 from maskfleet.worker.courier.send import Sent, send, unsent
 from maskfleet.worker.courier.sweep import Sweep
 from maskfleet.worker.egress import egress_session
@@ -122,8 +122,9 @@ class Courier:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Work until ``is_over`` returns True, then finish the deliveries in flight."""
-        # Two more than the senders: a sweep and the batches take long, and no webhook should wait for them.
-        with ThreadPoolExecutor(self._settings.webhook_senders + 2, thread_name_prefix="sender") as senders:
+        # More than the senders: a sweep, the batches and their files take long, and no webhook should wait for them.
+        others = 2 + MERGES_AT_ONCE
+        with ThreadPoolExecutor(self._settings.webhook_senders + others, thread_name_prefix="sender") as senders:
             next_look = 0.0
             while not is_over():
                 try:
@@ -137,7 +138,7 @@ class Courier:
                         if self._sweep_is_due():
                             senders.submit(self._sweep_up, is_over)
                         if self._at_batches is None or self._at_batches.done():
-                            self._at_batches = senders.submit(self._work_on_batches, is_over)
+                            self._at_batches = senders.submit(self._work_on_batches, is_over, senders.submit)
                     self._take(senders)
                     self._ticked_at = time.monotonic()
                     self._outage.over()
@@ -226,9 +227,9 @@ class Courier:
         except Exception:  # as in _deliver
             logger.exception("sweep_broke")
 
-    def _work_on_batches(self, is_over: Callable[[], bool]) -> None:
+    def _work_on_batches(self, is_over: Callable[[], bool], begin: Begin) -> None:
         try:
-            self._batch_work.run(is_over)
+            self._batch_work.run(is_over, begin)
         except JobError as error:  # Redis is down, as the tick says, too; the batches are due again later
             logger.warning("batches_left", code=error.code)
         except Exception:  # as in _deliver

@@ -35,12 +35,16 @@ OUTLINES = "outlines.geojson"
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """A job's part of a COCO dataset.  annotations: as its own coco.json has them; None if it has none, or is gone."""
+class Result:
+    """What a job that succeeded wrote, as far as it is merged.
 
-    width: int
-    height: int
-    annotations: list[dict[str, object]] | None
+    annotations: as its own coco.json has them; None if it has none, or is gone.  outlines_key: empty, likewise.
+    """
+
+    width: int = 0
+    height: int = 0
+    annotations: list[dict[str, object]] | None = None
+    outlines_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,20 @@ def collect_page(
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="collect") as pool:
         while entries < len(ended) and len(annotations) + len(features) < PAGE_BYTES:
             some = slice(entries, entries + READ_AT_ONCE)
-            datasets = pool.map(lambda record: _dataset(record, store) if coco else None, records[some])
-            for one, record, dataset in zip(ended[some], records[some], datasets, strict=True):
+            results = pool.map(lambda record: _result(record, store, coco=coco), records[some])
+            for one, record, result in zip(ended[some], records[some], results, strict=True):
                 outcome = _outcome(one, record)
                 outcomes += outcome.model_dump_json(exclude_none=True).encode() + b"\n"
                 failures += outcome.status != Status.SUCCEEDED
-                if dataset is not None:
-                    images += _joint(images) + json.dumps(_image(outcome, dataset)).encode()
+                if coco and result is not None:
+                    images += _joint(images) + json.dumps(_image(outcome, result)).encode()
                     before = batch.annotations + count
-                    for annotation in dataset.annotations or ():
+                    for annotation in result.annotations or ():
                         count += 1
                         numbered = renumbered(annotation, before, batch.annotations + count, one.number)
                         annotations += _joint(annotations) + json.dumps(numbered).encode()
-                if geojson and record is not None:
-                    for feature in _features(record, outcome, store):
+                if geojson and result is not None and result.outlines_key:
+                    for feature in _features(result.outlines_key, outcome, store):
                         features += _joint(features) + feature
                 entries += 1
                 if len(features) >= PAGE_BYTES:
@@ -194,55 +198,51 @@ def _outcome(one: Ended, record: JobRecord | None) -> Outcome:
     )
 
 
-def _image(outcome: Outcome, dataset: Dataset) -> dict[str, object]:
+def _image(outcome: Outcome, result: Result) -> dict[str, object]:
     return {
         "id": outcome.number,
         "file_name": outcome.file_name,
-        "width": dataset.width,
-        "height": dataset.height,
+        "width": result.width,
+        "height": result.height,
         "source": outcome.source,
         "job_id": outcome.job_id,
     }
 
 
-def _dataset(record: JobRecord | None, store: Store) -> Dataset | None:
-    """Return the masks of a job that succeeded; None of any other, and where its result is gone."""
+def _result(record: JobRecord | None, store: Store, *, coco: bool) -> Result | None:
+    """Return what a job that succeeded wrote; None of any other, and an empty one where that is gone."""
     if record is None or record.status is not Status.SUCCEEDED or record.result is None:
         return None
     try:
         manifest = Manifest.model_validate_json(store.read(record.result.manifest_key))
-        key = _key_of("coco.json", manifest, record)
+        key = _key_of("coco.json", manifest, record) if coco else ""
         annotations = json.loads(store.read(key))["annotations"] if key else None
     except (NotFound, ValidationError, ValueError, KeyError, TypeError):
         logger.warning("result_not_merged", job_id=record.id)
-        return Dataset(0, 0, None)
-    return Dataset(manifest.image_width, manifest.image_height, annotations)
+        return Result()
+    return Result(manifest.image_width, manifest.image_height, annotations, _key_of(OUTLINES, manifest, record))
 
 
-def _key_of(name: str, manifest: Manifest, record: JobRecord) -> str | None:
+def _key_of(name: str, manifest: Manifest, record: JobRecord) -> str:
     folder = f"{result_prefix(record.tenant, record.id)}/"
-    return next((file.key for file in manifest.files if file.name == name and file.key.startswith(folder)), None)
+    return next((file.key for file in manifest.files if file.name == name and file.key.startswith(folder)), "")
 
 
-def _features(record: JobRecord, outcome: Outcome, store: Store) -> Iterator[bytes]:
-    """Yield the outlines of a job that succeeded, each with the image that it is of; none where its result is gone.
+def _features(key: str, outcome: Outcome, store: Store) -> Iterator[bytes]:
+    """Yield the outlines of a job, each with the image that it is of; no more of them where the file is gone.
 
     A job's file has a line for each mask, so only one of them is parsed at a time.
     """
-    if record.status is not Status.SUCCEEDED or record.result is None:
-        return
-    image = {"image_id": outcome.number, "file_name": outcome.file_name, "source": outcome.source, "job_id": record.id}
+    about = {"image_id": outcome.number, "file_name": outcome.file_name, "source": outcome.source}
     try:
-        manifest = Manifest.model_validate_json(store.read(record.result.manifest_key))
-        key = _key_of(OUTLINES, manifest, record)
-        for line in _lines(store.chunks(key)) if key else ():
+        for line in _lines(store.chunks(key)):
             if line.startswith(b'{"type": "Feature",'):
                 feature = json.loads(line.rstrip(b",\r"))
                 feature["id"] = f"{outcome.number}-{feature['id']}"
-                feature["properties"] |= image
+                feature["properties"] |= about | {"job_id": outcome.job_id}
                 yield json.dumps(feature, separators=(",", ":")).encode()
-    except (NotFound, ValidationError, ValueError, KeyError, TypeError):
-        logger.warning("result_not_merged", job_id=record.id)
+    except (NotFound, ValueError, KeyError, TypeError):
+        logger.warning("result_not_merged", job_id=outcome.job_id)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
