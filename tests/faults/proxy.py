@@ -128,6 +128,9 @@ class Proxy:
     def unwatch(self) -> None:
         self._watch = None
 
+    def saw_request(self, head: bytes) -> None:
+        """Note the first bytes of a request: nothing here, for who counts them by their kind to override."""
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: asyncio.StreamWriter | None = None
         self._writers.add(writer)
@@ -164,6 +167,8 @@ class Proxy:
         passed = 0
         while data := await reader.read(65536):
             begins = turn.ask() if from_caller else turn.respond(data)
+            if from_caller and begins:
+                self.saw_request(data)
             if from_caller and self._watch and self._watch.needle in data:
                 watch, self._watch = self._watch, None
                 await asyncio.to_thread(watch.reached)
