@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import click
-from click.core import ParameterSource
 
+from maskfleet.cli.from_s3 import Folder, batch_from_s3
 from maskfleet.cli.many import Run
 from maskfleet.cli.photos import WORDS, NamedPhoto, find_photos, names_many_objects, photos_argument
 from maskfleet.cli.server import Server, say, server_of, server_options
 from maskfleet.cli.spec_options import build_spec, digest_of, option_of, spec_options
 from maskfleet.cli.terminal import Named, reporting_errors
-from maskfleet.cli.through_server import ServerWork, note_model
-from maskfleet.client.submission import JobFields
+from maskfleet.cli.through_server import Seldom, ServerWork, note_model
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, Output, Priority
 
 #: Photos that are under way at once: enough for a few workers, and less than most quotas.
 PARALLEL = 8
-#: A server that is down is said so by all threads; one of their sentences in this time is enough.
-QUIET_S = 5.0
 
 
 @click.command(
@@ -36,8 +30,9 @@ QUIET_S = 5.0
     Each photo gets a folder of its own, and coco.json holds the masks of all. The same command again goes on where it
     stopped, and tries again what failed.
 
-    Of s3://bucket/folder/ or 's3://bucket/folder/*.jpg', alone, the server finds the images and keeps the results; see
-    `maskfleet batches`.
+    Of s3://bucket/folder/ or 's3://bucket/folder/*.jpg', alone, the server finds the images, however many; the bucket
+    must be one that its operator allows. Unless --outputs says otherwise only coco is written. `maskfleet batches
+    create` does not wait.
 
     The exit status is 0 if all were segmented, 1 if some failed or the server is down, 2 if nothing was tried or the
     key is not accepted, 130 after Ctrl-C.
@@ -84,27 +79,14 @@ def batch_command(
         server = server_of(api_url, api_key)
         spec = build_spec(mode, IMAGE_COMES_BESIDE, **options)  # type: ignore[arg-type]  # click's options, by name
         if any(map(names_many_objects, words)):
-            if len(words) > 1 or context.get_parameter_source("out") is ParameterSource.COMMANDLINE:
-                raise click.UsageError(
-                    "The server finds what is in a folder in S3, and keeps the results: name it alone, without --out."
-                )
+            if len(words) > 1:
+                raise click.UsageError("The server finds what is in a folder in S3: name it alone.")
             if options["outputs"] is None:  # nobody looks at a picture of each of so many
                 spec = spec.model_copy(update={"outputs": (Output.COCO,)})
-            _from_s3(words[0], spec, server, as_json=as_json)
-            return
+            folder = Folder(words[0])
+            context.exit(batch_from_s3(folder, _with_coco(spec), out, server, parallel=parallel, as_json=as_json))
         found = find_photos(words, leave_out=out)
         context.exit(batch(found.photos, spec, out, server, parallel=parallel, as_json=as_json))
-
-
-def _from_s3(word: str, spec: Spec, server: Server, *, as_json: bool) -> None:
-    """Have the server segment what is in a folder in S3, or what of it has names of a pattern.  Raises ApiError."""
-    folder, _, pattern = word.rpartition("/")
-    fields = cast("JobFields", spec.model_dump(exclude={"image"}, exclude_unset=True))
-    with server.client(say) as client:
-        note_model(client, spec.model)
-        made = client.submit_batch_source(prefix=f"{folder}/", pattern=pattern or "*", **fields)
-    click.echo(made.model_dump_json() if as_json else made.id)
-    say(f"The server looks for the images and keeps the results: maskfleet batches show {made.id}")
 
 
 def batch(
@@ -117,23 +99,14 @@ def batch(
     as_json: bool = False,
 ) -> int:
     """Do photos through a server, and return the exit status.  Raises ApiError, InvalidRequest."""
-    spec = spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})
+    spec = _with_coco(spec)
     with server.client(say) as client:
         note_model(client, spec.model)  # also finds out whether the server answers, before any thread asks it
-    seldom = _Seldom()
+    seldom = Seldom()
     work = ServerWork(lambda: server.client(seldom.say), spec)
     return Run(out, digest_of(spec), work.do, parallel=parallel, as_json=as_json).do(photos)
 
 
-class _Seldom:
-    """Says one of the sentences that several threads have to say at about the same time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._said_at = float("-inf")
-
-    def say(self, message: str) -> None:
-        with self._lock:
-            if time.monotonic() - self._said_at > QUIET_S:
-                self._said_at = time.monotonic()
-                say(message)
+def _with_coco(spec: Spec) -> Spec:
+    """Return the spec with the output that all results are merged from."""
+    return spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})

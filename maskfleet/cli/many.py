@@ -117,7 +117,7 @@ class Run:
     ) -> tuple[int, str]:
         """Do the photographs; return an exit status other than 0 and the reason, if it was stopped before the end."""
         tasks = [(first[photo.name], self._task(photo, first[photo.name], progress)) for photo in waiting]
-        with _bars() as bars:
+        with bars_with_time_left() as bars:
             bar = bars.add_task("photos", total=len(waiting) + skipped, completed=skipped)
             try:
                 for entry, task, outcome in self._in_threads(tasks) if self._parallel > 1 else self._in_turn(tasks):
@@ -244,7 +244,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     return "file_error", str(error)
 
 
-def _bars() -> Progress:
+def bars_with_time_left() -> Progress:
     """Return a bar with the time that is left, on stderr; it prints nothing if that is not a terminal."""
     console = Console(stderr=True)
     return Progress(

@@ -83,6 +83,12 @@ def names_many_objects(word: str) -> bool:
     return word.startswith("s3://") and (word.endswith("/") or bool(_GLOB & set(word.rpartition("/")[2])))
 
 
+def photos_below(prefix: str, addresses: Sequence[str]) -> tuple[NamedPhoto, ...]:
+    """Return what a server found below a prefix, each with the folder of its path there."""
+    photos = [NamedPhoto(address, _clean(address.removeprefix(prefix).split("/"))) for address in addresses]
+    return tuple(_with_distinct_folders(photos))
+
+
 def find_photos(words: Sequence[str], *, leave_out: Path | None = None) -> Photos:
     """Return the photographs that the words name, each once, with distinct folders.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from maskfleet.cli.photos import PROGRESS_FILE
 from maskfleet.jobs.errors import InvalidRequest
@@ -46,6 +46,26 @@ class Entry(BaseModel):
     failures: int = 0
 
 
+class SentBatch(BaseModel):
+    """A batch that a server makes of a folder in S3.
+
+    batch: the folder, as it was named.  number: counts the batches that were made of it with these options.
+    outcomes: whether all of its images are known, by the file OUTCOMES.  given_up: there was something wrong with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    batch: str
+    options: str
+    number: int
+    batch_id: str
+    outcomes: bool = False
+    given_up: bool = False
+
+
+_LINE: TypeAdapter[Entry | SentBatch] = TypeAdapter(Entry | SentBatch)
+
+
 class ProgressFile:
     """The progress of the runs into one output folder, locked while it is open.
 
@@ -69,10 +89,12 @@ class ProgressFile:
         if text and not text.endswith("\n"):  # half a line, of a run that was killed
             self._file.write("\n")
         self.entries: dict[str, Entry] = {}
+        self.batches: dict[tuple[str, str], SentBatch] = {}
+        #: The batch that the file OUTCOMES is about.
+        self.outcomes_of = ""
         for line in text.splitlines():
             with suppress(ValidationError):  # the first line, and half lines
-                entry = Entry.model_validate_json(line)
-                self.entries[entry.photo] = entry
+                self._keep(_LINE.validate_json(line))
         self.run_id = self._run_id(text)
 
     def __enter__(self) -> Self:
@@ -93,9 +115,16 @@ class ProgressFile:
             and (self._out / entry.folder / "coco.json").is_file()
         )
 
-    def write(self, entry: Entry) -> None:
-        """Record what is known of a photograph now."""
-        self.entries[entry.photo] = entry
+    def _keep(self, entry: Entry | SentBatch) -> None:
+        if isinstance(entry, Entry):
+            self.entries[entry.photo] = entry
+        else:
+            self.batches[entry.batch, entry.options] = entry
+            self.outcomes_of = entry.batch_id if entry.outcomes else self.outcomes_of
+
+    def write(self, entry: Entry | SentBatch) -> None:
+        """Record what is known of a photograph or of a batch now."""
+        self._keep(entry)
         self._append(entry.model_dump_json(exclude_none=True, exclude_defaults=True))
 
     def clear(self, entry: Entry) -> None:

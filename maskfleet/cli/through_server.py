@@ -10,6 +10,7 @@ from collections.abc import Callable
 from maskfleet import Client, Job
 from maskfleet.cli.many import Did, Task
 from maskfleet.cli.photos import NamedPhoto
+from maskfleet.cli.server import say
 from maskfleet.cli.terminal import demo_note, tell
 from maskfleet.client.errors import ApiError, NotFound
 from maskfleet.data import DEMO_MODEL
@@ -18,6 +19,8 @@ from maskfleet.jobs.schema.record import JobView, Spec
 #: Codes of a server that takes no more at the moment, but will; and the wait after which it is asked again.
 _LATER = frozenset({"too_many_jobs_in_flight", "rate_limited", "backlog_full"})
 _LATER_S = 10.0
+#: A server that is down is said so by all threads; one of their sentences in this time is enough.
+QUIET_S = 5.0
 
 
 class PhotoFailed(ApiError):
@@ -40,7 +43,7 @@ class ServerWork:
 
         Raises ApiError, OSError.
         """
-        client = self._client()
+        client = self.client()
         job = self._earlier_job(client, task) or self._send(client, task)
         job = client.wait(job.id)
         if job.result is None:
@@ -48,7 +51,8 @@ class ServerWork:
         client.fetch(job.id, task.folder)
         return Did(job.result.masks, job.result.best_score, job.id)
 
-    def _client(self) -> Client:
+    def client(self) -> Client:
+        """Return this thread's client."""
         if not hasattr(self._own, "client"):
             self._own.client = self._make_client()
         client: Client = self._own.client
@@ -103,3 +107,17 @@ def _note(model: str) -> None:
 
 def _why(job: JobView) -> str:
     return job.error.detail if job.error else f"The job {job.id} was {job.status}."
+
+
+class Seldom:
+    """Says one of the sentences that several threads have to say at about the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said_at = float("-inf")
+
+    def say(self, message: str) -> None:
+        with self._lock:
+            if time.monotonic() - self._said_at > QUIET_S:
+                self._said_at = time.monotonic()
+                say(message)

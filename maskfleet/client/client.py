@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -258,11 +258,17 @@ class Client:
         return BatchView.model_validate_json(response)
 
     def submit_batch_source(
-        self, *, prefix: str | None = None, pattern: str = "*", manifest: str | None = None, **fields: Unpack[JobFields]
+        self,
+        *,
+        prefix: str | None = None,
+        pattern: str = "*",
+        manifest: str | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[JobFields],
     ) -> BatchView:
         """Submit all images under an S3 prefix, or in a manifest of JSON lines in S3, as one batch, however many.
 
-        pattern: of the names of the objects under the prefix.  Every call creates a new batch.
+        pattern: of the names of the objects under the prefix.  idempotency_key: as in ``submit``.
         Raises Refused (``invalid_spec``, ``source_not_found``, ``bucket_not_allowed``, …).
         """
         source = {"prefix": prefix, "pattern": pattern} if manifest is None else {"manifest": manifest}
@@ -270,7 +276,7 @@ class Client:
             body = batch_document((), {**fields, "source": source})
         except InvalidRequest as error:
             raise refused_here(error) from error
-        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
         response = self._transport.call("POST", "/v1/batches", data=body, headers=headers)
         return BatchView.model_validate_json(response)
 
@@ -338,7 +344,12 @@ class Client:
             pause_s = min(pause_s * LOOK_GROWTH, LAST_LOOK_S)
 
     def fetch_batch(
-        self, batch_id: str, folder: str | Path, *, on_job: Callable[[Job, int, int], object] | None = None
+        self,
+        batch_id: str,
+        folder: str | Path,
+        *,
+        on_job: Callable[[Job, int, int], object] | None = None,
+        only: Collection[str] | None = None,
     ) -> tuple[Job, ...]:
         """Download the results of a batch, each into a folder named by its number: ``0000``, ``0001``, …
 
@@ -347,11 +358,13 @@ class Client:
         on_job: called with each job, the number of jobs done, and the total.  Jobs that were deleted are left out.
         Of a batch from a prefix or a manifest, whose jobs are forgotten soon after their end, it is the files that were
         made of all results: ``coco.json``, and ``outcomes.jsonl`` with a line for each image; no job is returned.
-        Raises DamagedFile.
+        only: the names of those to be fetched.  Raises DamagedFile.
         """
         batch = self.batch(batch_id)
         if batch.source is not None:
             for file in batch.files:
+                if only is not None and file.name not in only:
+                    continue
                 link = self._transport.location(f"/v1/batches/{batch_id}/files/{file.name}")
                 read_file(self._transport, Expected(file.name, link, file.size), Path(folder))
             return ()

@@ -56,6 +56,37 @@ def test_the_images_under_a_prefix_become_one_dataset(
         client.batch(batch.id)
 
 
+def test_a_folder_in_s3_comes_into_a_folder_here_and_is_gone_on_with(
+    running_stack: StackLine, photos: Store, coins: Path, cli: Cli, tmp_path: Path
+) -> None:
+    for name in ("deep/one.png", "two.png"):
+        photos.put(f"shelf/{name}", coins.read_bytes(), "image/png")
+    photos.put("shelf/broken.png", b"no image", "image/png")
+    server = {"MASKFLEET_API_URL": running_stack.api_url, "MASKFLEET_API_KEY": running_stack.api_key}
+    shelf = f"s3://{PHOTOS_BUCKET}/shelf"
+    batch = ("batch", f"{shelf}/*.png", "--box", "304,14,366,73", "--out", "masks", "--json")
+
+    first = cli(*batch, **server)
+    photos.put("shelf/broken.png", coins.read_bytes(), "image/png")
+    second = cli(*batch, **server)
+
+    assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
+    came = {line["photo"]: line for line in map(json.loads, first.stdout.splitlines())}
+    assert [came[f"{shelf}/{name}"]["folder"] for name in ("deep/one.png", "two.png")] == [
+        "masks/deep/one.png",
+        "masks/two.png",
+    ]
+    assert came[f"{shelf}/broken.png"]["code"] == "not_an_image"
+    went_on = {line["photo"]: line["done_before"] for line in map(json.loads, second.stdout.splitlines())}
+    assert went_on == {f"{shelf}/broken.png": False, f"{shelf}/deep/one.png": True, f"{shelf}/two.png": True}
+    together = json.loads((tmp_path / "masks" / "coco.json").read_text())
+    assert [image["file_name"] for image in together["images"]] == ["broken.png", "deep/one.png", "two.png"]
+    assert [one["image_id"] for one in together["annotations"]] == [1, 2, 3]
+    assert (tmp_path / "masks" / "deep" / "one.png" / "manifest.json").is_file()
+    sent = [json.loads(line) for line in (tmp_path / "masks" / "progress.jsonl").read_text().splitlines()]
+    assert len({line["batch_id"] for line in sent if "batch_id" in line}) == 1
+
+
 def test_a_batch_is_made_and_canceled_on_the_command_line(
     client: Client, running_stack: StackLine, photos: Store, cli: Cli
 ) -> None:

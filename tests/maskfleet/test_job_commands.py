@@ -14,7 +14,17 @@ from click.testing import CliRunner, Result
 
 from maskfleet.cli.main import main
 from maskfleet.jobs.schema.api import JobPage, ModelList, ModelView, UploadView
-from maskfleet.jobs.schema.batch import BatchCounts, BatchStatus, BatchUrls, BatchView
+from maskfleet.jobs.schema.batch import (
+    BatchCounts,
+    BatchError,
+    BatchFile,
+    BatchSourceView,
+    BatchStatus,
+    BatchUrls,
+    BatchView,
+    Expansion,
+    ExpansionView,
+)
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import Failure, JobView, Metrics, ResultSummary
 from maskfleet.jobs.status import Status
@@ -254,28 +264,46 @@ def test_a_folder_that_is_submitted_with_an_output_folder_is_a_batch() -> None:
     assert Path("masks/progress.jsonl").is_file()
 
 
+OF_S3 = BatchView(
+    id=f"batch_{'1' * 32}",
+    status=BatchStatus.PROCESSING,
+    created_at=JOB.created_at,
+    total=0,
+    done=0,
+    counts=BatchCounts(queued=0, processing=0, succeeded=0, failed=0, canceled=0, expired=0),
+    job_ids=(),
+    urls=BatchUrls(self="http://a/1", deliveries="http://a/2"),
+)
+OUTCOMES = b'{"number": 1, "status": "canceled", "source": "s3://photos/2026/a.png", "job_id": "job_1"}\n'
+
+
+def ended(error: BatchError | None = None, outcomes: bytes = OUTCOMES, total: int = 1) -> Answer:
+    expansion = ExpansionView(
+        state=Expansion.FAILED if error else Expansion.DONE, listed=1, expanded=1, rejected=0, error=error
+    )
+    file = BatchFile(name="outcomes.jsonl", size=len(outcomes), content_type="application/jsonl")
+    changed = {"status": BatchStatus.COMPLETED, "total": total, "expansion": expansion, "files": (file,)}
+    return Answer(200, OF_S3.model_copy(update={**changed, "source": BatchSourceView()}).model_dump_json().encode())
+
+
 @pytest.mark.parametrize(
     ("word", "pattern"),
     [("s3://photos/2026/", "*"), ("s3://photos/2026/*.jpg", "*.jpg"), ("s3://photos/2026/b?e", "b?e")],
 )
-def test_a_batch_of_a_folder_in_s3_is_the_servers(word: str, pattern: str) -> None:
-    made = BatchView(
-        id=f"batch_{'1' * 32}",
-        status=BatchStatus.PROCESSING,
-        created_at=JOB.created_at,
-        total=0,
-        done=0,
-        counts=BatchCounts(queued=0, processing=0, succeeded=0, failed=0, canceled=0, expired=0),
-        job_ids=(),
-        urls=BatchUrls(self="http://a/1", deliveries="http://a/2"),
-    )
-    with ScriptedServer(as_answer(MODELS), Answer(202, made.model_dump_json().encode())) as server:
-        answer = run(server, "batch", word, "--box", "1,2,3,4", "--run-timeout-s", "60")
+def test_a_batch_of_a_folder_in_s3_is_sent_once_and_waited_for_again(word: str, pattern: str) -> None:
+    locked_out = problem(401, "unknown_api_key")
+    made = Answer(202, OF_S3.model_dump_json().encode())
+    with ScriptedServer(as_answer(MODELS), locked_out) as server:  # as if the answer had been lost
+        run(server, "batch", word, "--box", "1,2,3,4", "--run-timeout-s", "60")
+        lost = server.asked[-1]
+    with ScriptedServer(as_answer(MODELS), made, locked_out, as_answer(MODELS), locked_out) as server:
+        stopped = run(server, "batch", word, "--box", "1,2,3,4", "--run-timeout-s", "60")
+        again = run(server, "batch", word, "--box", "1,2,3,4", "--run-timeout-s", "60")
         refused = run(server, "batch", word, "a.png")
 
-    assert (answer.exit_code, answer.stdout) == (0, f"{made.id}\n"), answer.stderr
-    assert answer.stderr.endswith(f": maskfleet batches show {made.id}\n")
-    assert json.loads(server.asked[1].body) == {
+    assert (stopped.exit_code, again.exit_code, refused.exit_code) == (2, 2, 2)
+    assert f"maskfleet batches cancel {OF_S3.id}\n" in stopped.stderr
+    assert json.loads(lost.body) == {
         "mode": "box",
         "prompts": [{"box": [1, 2, 3, 4]}],
         "outputs": ["coco"],
@@ -283,7 +311,47 @@ def test_a_batch_of_a_folder_in_s3_is_the_servers(word: str, pattern: str) -> No
         "run_timeout_s": 60,
         "source": {"prefix": "s3://photos/2026/", "pattern": pattern},
     }
-    assert refused.exit_code == 2
+    assert server.asked[1].headers["idempotency-key"] == lost.headers["idempotency-key"]
+    assert calls(server)[1:] == [
+        "POST /v1/batches",
+        f"GET /v1/batches/{OF_S3.id}",
+        "GET /v1/models",
+        f"GET /v1/batches/{OF_S3.id}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (None, ["1 photo failed", "s3://photos/2026/a.png: canceled: The job job_1 was canceled."]),
+        (
+            BatchError(code="source_not_found", detail="The bucket is gone."),
+            ["source_not_found: The bucket is gone.", "The same command begins with the rest."],
+        ),
+    ],
+    ids=["a job was canceled", "not all were found"],
+)
+def test_what_is_missing_of_a_folder_in_s3_is_said(error: BatchError | None, said: list[str]) -> None:
+    made = Answer(202, OF_S3.model_dump_json().encode())
+    with ScriptedServer(as_answer(MODELS), made, ended(error), ended(error)) as server:
+        link = Answer(307, b"", {"Location": f"{server.url}/bucket/outcomes.jsonl"})
+        server.then(link, Answer(200, OUTCOMES), as_answer(MODELS), UNEXPECTED)
+        answer = run(server, "batch", "s3://photos/2026/", "--out", "masks")
+        run(server, "batch", "s3://photos/2026/", "--out", "masks")
+
+    assert answer.exit_code == 1
+    assert all(sentence in answer.stderr for sentence in said), answer.stderr
+    # A batch that is about all images is known; each that failed is sent by itself.
+    assert calls(server)[7] == ("POST /v1/batches" if error else "POST /v1/jobs")
+
+
+def test_a_pattern_that_no_object_in_s3_has_is_said() -> None:
+    made = Answer(202, OF_S3.model_dump_json().encode())
+    with ScriptedServer(as_answer(MODELS), made, ended(outcomes=b"", total=0), UNEXPECTED) as server:
+        answer = run(server, "batch", "s3://photos/2026/*.jpeg")
+
+    assert answer.exit_code == 2
+    assert "no_photos: No object in s3://photos/2026/ has a name like '*.jpeg'." in answer.stderr
 
 
 def test_jobs_are_listed_in_columns_and_as_json() -> None:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -237,11 +237,17 @@ class AsyncClient:
         return BatchView.model_validate_json(response)
 
     async def submit_batch_source(
-        self, *, prefix: str | None = None, pattern: str = "*", manifest: str | None = None, **fields: Unpack[JobFields]
+        self,
+        *,
+        prefix: str | None = None,
+        pattern: str = "*",
+        manifest: str | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[JobFields],
     ) -> BatchView:
         """Submit all images under an S3 prefix, or in a manifest of JSON lines in S3, as one batch, however many.
 
-        pattern: of the names of the objects under the prefix.  Every call creates a new batch.
+        pattern: of the names of the objects under the prefix.  idempotency_key: as in ``submit``.
         Raises Refused (``invalid_spec``, ``source_not_found``, ``bucket_not_allowed``, …).
         """
         source = {"prefix": prefix, "pattern": pattern} if manifest is None else {"manifest": manifest}
@@ -249,7 +255,7 @@ class AsyncClient:
             body = batch_document((), {**fields, "source": source})
         except InvalidRequest as error:
             raise refused_here(error) from error
-        headers = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
         response = await self._transport.call("POST", "/v1/batches", data=body, headers=headers)
         return BatchView.model_validate_json(response)
 
@@ -313,7 +319,12 @@ class AsyncClient:
             pause_s = min(pause_s * LOOK_GROWTH, LAST_LOOK_S)
 
     async def fetch_batch(
-        self, batch_id: str, folder: str | Path, *, on_job: Callable[[AsyncJob, int, int], object] | None = None
+        self,
+        batch_id: str,
+        folder: str | Path,
+        *,
+        on_job: Callable[[AsyncJob, int, int], object] | None = None,
+        only: Collection[str] | None = None,
     ) -> tuple[AsyncJob, ...]:
         """Download the results of a batch, each into a folder named by its number: ``0000``, ``0001``, …
 
@@ -322,11 +333,13 @@ class AsyncClient:
         on_job: called with each job, the number of jobs done, and the total.  Jobs that were deleted are left out.
         Of a batch from a prefix or a manifest, whose jobs are forgotten soon after their end, it is the files that were
         made of all results: ``coco.json``, and ``outcomes.jsonl`` with a line for each image; no job is returned.
-        Raises DamagedFile.
+        only: the names of those to be fetched.  Raises DamagedFile.
         """
         batch = await self.batch(batch_id)
         if batch.source is not None:
             for file in batch.files:
+                if only is not None and file.name not in only:
+                    continue
                 link = await self._transport.location(f"/v1/batches/{batch_id}/files/{file.name}")
                 await read_file(self._transport, Expected(file.name, link, file.size), Path(folder))
             return ()
