@@ -37,6 +37,12 @@ test-browser: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser --durations=20
 
+# Georeferences, compared with GDAL's: with rasterio, which is no part of what is otherwise installed.
+.PHONY: test-geo
+test-geo: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,geo]'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/geo --durations=10
+
 # On a machine with a CUDA device.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/worker

@@ -51,6 +51,7 @@ def write_result(
         image_width=width,
         image_height=height,
         image_values=ImageValues(**asdict(photo.values)) if photo.values else None,
+        georeference=photo.facts.georeference,
         image=photo.content if record.summary.image else None,
         masks=segmented.masks,
         files=files,

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from maskfleet.jobs.schema.record import Failure, ImageContent, ImageValues, JobView
+from maskfleet.jobs.schema.record import Failure, ImageContent, ImageGeoreference, ImageValues, JobView
 from maskfleet.jobs.schema.spec import ImageSource, image_id_of
 from maskfleet.jobs.schema.wire import Sha256, Wire
 from maskfleet.jobs.status import Status
@@ -20,6 +20,8 @@ class ImageFacts(Wire):
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     values: ImageValues | None = None
+    georeference: ImageGeoreference | None = None
+    georeference_read: bool = Field(False, description="Not so in the facts of a version that did not look for one.")
     etag: str = Field("", description="Of the object in a caller's bucket; another one means another image.")
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
-from maskfleet.jobs.schema.record import ImageContent, ImageValues, Metrics, ResultSummary
+from maskfleet.jobs.schema.record import ImageContent, ImageGeoreference, ImageValues, Metrics, ResultSummary
 from maskfleet.jobs.schema.wire import Wire
 
 
@@ -51,6 +51,11 @@ class Manifest(Wire):
     image_height: int
     image_values: ImageValues | None = Field(
         None, description="How an image of more than 8 bits became one of 8; absent for any other."
+    )
+    georeference: ImageGeoreference | None = Field(
+        None,
+        exclude_if=lambda georeference: georeference is None,
+        description="Where a GeoTIFF lies on a map; absent for any other image.",
     )
     image: ImageContent | None = Field(
         None, description="The image, in mode `embed` or with `logits`: later jobs may name it."

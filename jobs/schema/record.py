@@ -146,6 +146,23 @@ class ImageValues(Wire):
     )
 
 
+class ImageGeoreference(Wire):
+    """Where an image lies on a map, as its own GeoTIFF tags say."""
+
+    crs: str | None = Field(
+        None, description='The CRS by its EPSG code, as "EPSG:32633"; null if it has none, or is not known.'
+    )
+    transform: tuple[float, float, float, float, float, float] | None = Field(
+        None,
+        description="[a, b, c, d, e, f]: a pixel's corner (column, row) is at x = a·column + b·row + c, "
+        "y = d·column + e·row + f, in the upright image. Null if the file has none that can be used.",
+    )
+    geo_keys: dict[int, int | str | tuple[int, ...] | tuple[float, ...]] = Field(
+        default_factory=dict, description="The CRS as GeoTIFF's keys, by their numbers."
+    )
+    note: str | None = Field(None, description="What was left out of what the file says, and why.")
+
+
 class ResultSummary(Wire):
     """The result of a job that succeeded.  The masks are in the store, under ``prefix``."""
 

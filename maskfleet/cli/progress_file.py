@@ -19,7 +19,16 @@ from maskfleet.jobs.errors import InvalidRequest
 
 #: The files and folders of one photograph's results.
 _RESULTS = (
-    *("coco.json", "label_map.png", "masks.zip", "manifest.json", "overlay.png", "overlay.webp", "overlay.jpg"),
+    *(
+        "coco.json",
+        "label_map.png",
+        "label_map.tif",
+        "masks.zip",
+        "manifest.json",
+        "overlay.png",
+        "overlay.webp",
+        "overlay.jpg",
+    ),
     *("outlines.geojson", "outlines.svg", "yolo.txt", "panoptic.png", "panoptic.json"),
 )
 _RESULT_FOLDERS = ("masks", "logits")

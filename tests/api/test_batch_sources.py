@@ -23,7 +23,7 @@ from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.batch import BatchRecord, BatchView, Expansion
 from maskfleet.jobs.schema.batch_spec import BatchPlan
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
-from maskfleet.jobs.schema.record import JobRecord, Metrics
+from maskfleet.jobs.schema.record import ImageGeoreference, JobRecord, Metrics
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.courier.batches import MERGES_AT_ONCE, BatchWork
@@ -131,6 +131,7 @@ def succeed(record: JobRecord, ledger: Ledger, store: Store, masks: int = 2) -> 
         image_height=64,
         masks=(),
         files=tuple(files),
+        georeference=ImageGeoreference(crs="EPSG:32633", transform=(1, 0, 0, 0, -1, 0)),
         metrics=Metrics(),
     )
     key = manifest_key(record.tenant, record.id)
@@ -508,6 +509,7 @@ def test_outlines_of_all_images_are_one_geojson_file_where_asked_for(
     assert {one["properties"]["image_id"] for one in features} == set(range(1, 31))
     assert {(one["properties"]["area"], one["geometry"]["type"]) for one in features} == {(7, "Polygon")}
     assert all(one["properties"]["file_name"] and one["properties"]["job_id"] for one in features)
+    assert {one["properties"]["crs"] for one in features} == {"EPSG:32633"}
 
 
 def test_ids_are_unique_over_many_pages_and_records_of_collected_jobs_go_early(

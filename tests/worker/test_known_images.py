@@ -345,7 +345,7 @@ def test_facts_of_another_image_are_found_out_again_by_the_next_attempt(
     image = uploaded(bench, picture)
     name = source_name(ImageSource(**image))
     assert name is not None
-    wrong = ImageFacts(sha256="0" * 64, file_bytes=9, width=192, height=152)
+    wrong = ImageFacts(sha256="0" * 64, file_bytes=9, width=192, height=152, georeference_read=True)
     bench.store.put(source_key("ant", name), wrong.model_dump_json().encode(), "application/json")
 
     first = run(bench, image)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -39,12 +39,14 @@ class Result:
     """What a job that succeeded wrote, as far as it is merged.
 
     annotations: as its own coco.json has them; None if it has none, or is gone.  outlines_key: empty, likewise.
+    crs: of outlines on the map, null if it has no code; none of outlines in pixels.
     """
 
     width: int = 0
     height: int = 0
     annotations: list[dict[str, object]] | None = None
     outlines_key: str = ""
+    crs: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def collect_page(
                         numbered = renumbered(annotation, before, batch.annotations + count, one.number)
                         annotations += _joint(annotations) + json.dumps(numbered).encode()
                 if geojson and result is not None and result.outlines_key:
-                    for feature in _features(result.outlines_key, outcome, store):
+                    for feature in _features(result.outlines_key, outcome, result.crs, store):
                         features += _joint(features) + feature
                 entries += 1
                 if len(features) >= PAGE_BYTES:
@@ -220,7 +222,9 @@ def _result(record: JobRecord | None, store: Store, *, coco: bool) -> Result | N
     except (NotFound, ValidationError, ValueError, KeyError, TypeError):
         logger.warning("result_not_merged", job_id=record.id)
         return Result()
-    return Result(manifest.image_width, manifest.image_height, annotations, _key_of(OUTLINES, manifest, record))
+    place = manifest.georeference
+    crs = {"crs": place.crs} if place is not None and place.transform is not None else {}
+    return Result(manifest.image_width, manifest.image_height, annotations, _key_of(OUTLINES, manifest, record), crs)
 
 
 def _key_of(name: str, manifest: Manifest, record: JobRecord) -> str:
@@ -228,7 +232,7 @@ def _key_of(name: str, manifest: Manifest, record: JobRecord) -> str:
     return next((file.key for file in manifest.files if file.name == name and file.key.startswith(folder)), "")
 
 
-def _features(key: str, outcome: Outcome, store: Store) -> Iterator[bytes]:
+def _features(key: str, outcome: Outcome, crs: Mapping[str, str | None], store: Store) -> Iterator[bytes]:
     """Yield the outlines of a job, each with the image that it is of; no more of them where the file is gone.
 
     A job's file has a line for each mask, so only one of them is parsed at a time.
@@ -239,7 +243,7 @@ def _features(key: str, outcome: Outcome, store: Store) -> Iterator[bytes]:
             if line.startswith(b'{"type": "Feature",'):
                 feature = json.loads(line.rstrip(b",\r"))
                 feature["id"] = f"{outcome.number}-{feature['id']}"
-                feature["properties"] |= about | {"job_id": outcome.job_id}
+                feature["properties"] |= {**about, "job_id": outcome.job_id, **crs}
                 yield json.dumps(feature, separators=(",", ":")).encode()
     except (NotFound, ValueError, KeyError, TypeError):
         logger.warning("result_not_merged", job_id=outcome.job_id)

@@ -12,16 +12,32 @@ import requests
 
 from maskfleet.jobs.errors import InvalidImage, SourceUnavailable
 from maskfleet.jobs.schema.image import ImageFacts, content_name, source_name
-from maskfleet.jobs.schema.record import ImageContent, ImageValues
+from maskfleet.jobs.schema.record import ImageContent, ImageGeoreference, ImageValues
 from maskfleet.jobs.schema.spec import ImageSource
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.storage import FetchedObject, Store
 from maskfleet.worker.embeddings.known_images import KnownImages
 from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.image.values import Pixels, ValueRange
 from maskfleet.worker.sources import fetch_image, image_etag
 from maskfleet.worker.stages import StageName, stage
+
+
+def recorded(georeference: Georeference) -> ImageGeoreference:
+    """Return a georeference as facts and the manifest keep it."""
+    return ImageGeoreference(
+        crs=f"EPSG:{georeference.epsg}" if georeference.epsg else None,
+        transform=georeference.transform,
+        geo_keys=dict(georeference.geo_keys),
+        note=georeference.note or None,
+    )
+
+
+def georeference_from(record: ImageGeoreference) -> Georeference:
+    """Return a georeference that was recorded."""
+    return Georeference(record.transform, tuple(record.geo_keys.items()), record.note or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +116,10 @@ class JobImage:
         return ValueRange(values.low, values.high, values.stretched) if values else None
 
     @property
+    def georeference(self) -> Georeference | None:
+        return georeference_from(self.facts.georeference) if self.facts.georeference else None
+
+    @property
     def pixels(self) -> Pixels:
         """(H, W, 3) RGB; fetched and decoded when they are first asked for."""
         if self._photo is None:
@@ -135,6 +155,8 @@ class JobImage:
             width=photo.size_wh[0],
             height=photo.size_wh[1],
             values=ImageValues(**asdict(photo.values)) if photo.values else None,
+            georeference=recorded(photo.georeference) if photo.georeference else None,
+            georeference_read=True,
         )
         self._learn(content_name(facts.sha256), facts)
         self._learn_source(facts, fetched.etag)
@@ -153,7 +175,7 @@ class JobImage:
     def _find(self, name: str, etag: str = "") -> ImageFacts | None:
         """Return facts unless the image would be refused today; then it is read, and refused with the right words."""
         settings, facts = self._reader.settings, self._known.find(self.tenant, name, etag)
-        if facts is None or facts.file_bytes > settings.max_image_bytes:
+        if facts is None or not facts.georeference_read or facts.file_bytes > settings.max_image_bytes:
             return None
         if facts.width * facts.height > settings.max_image_pixels:
             return None

@@ -11,6 +11,7 @@ import numpy as np
 
 from maskfleet.jobs.image_types import check_not_empty, image_format
 from maskfleet.worker.image.file_checks import open_image
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.image.picture import Picture
 from maskfleet.worker.image.pillow_picture import PillowPicture
 from maskfleet.worker.image.png import is_deep, without_metadata
@@ -29,19 +30,24 @@ class AnyPhoto(Protocol):
     @property
     def values(self) -> ValueRange | None: ...
 
+    @property
+    def georeference(self) -> Georeference | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:
     """A decoded image.
 
     pixels: (H, W, 3) RGB, upright.  size_wh: of these pixels.  format: the file's, one of IMAGE_FORMATS.  values: which
-    of the file's are shown as black and white; None for a file of at most 8 bits.
+    of the file's are shown as black and white; None for a file of at most 8 bits.  georeference: where it lies on a
+    map; None for a file that does not say.
     """
 
     pixels: Pixels
     size_wh: tuple[int, int]
     format: str
     values: ValueRange | None = None
+    georeference: Georeference | None = None
 
 
 def decode_photo(data: bytes, max_pixels: int) -> Photo:
@@ -57,7 +63,7 @@ def decode_photo(data: bytes, max_pixels: int) -> Photo:
             top, left = band.top_left
             height, width = band.pixels.shape[:2]
             pixels[top : top + height, left : left + width] = band.pixels
-    return Photo(pixels, decoded.size_wh, picture.format, decoded.values)
+    return Photo(pixels, decoded.size_wh, picture.format, decoded.values, decoded.georeference)
 
 
 @contextmanager

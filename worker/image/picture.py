@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from maskfleet.worker.image.file_checks import DECODER_ERRORS
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.image.values import Pixels, ValueRange
 
 #: About the pixels in a band: few compared with an image, enough to make the cost per band negligible.
@@ -29,11 +30,15 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The upright picture.  size_wh: of all bands together.  values: None for a file of at most 8 bits."""
+    """The upright picture.  size_wh: of all bands together.  values: None for a file of at most 8 bits.
+
+    georeference: None for a file that has none, as most.
+    """
 
     size_wh: tuple[int, int]
     values: ValueRange | None
     bands: Iterator[Band]
+    georeference: Georeference | None = None
 
 
 class Picture(Protocol):
@@ -68,6 +73,18 @@ class Turn:
     def upright_wh(self) -> tuple[int, int]:
         width, height = self.size_wh
         return (height, width) if self.orientation in _SWAP else (width, height)
+
+    @property
+    def stored_from_upright(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """How a place in the stored picture follows from the upright one: for x and for y, the shares of the upright x
+        and y, and what is added.
+        """
+        across, down = ((0, 1, 0), (1, 0, 0)) if self.orientation in _SWAP else ((1, 0, 0), (0, 1, 0))
+        if self.orientation in _MIRROR_COLUMNS:
+            across = (-across[0], -across[1], self.size_wh[0])
+        if self.orientation in _MIRROR_ROWS:
+            down = (-down[0], -down[1], self.size_wh[1])
+        return across, down
 
     def band(self, top: int, left: int, pixels: Pixels) -> Band:
         """Turn a part of the stored picture.  pixels: (h, w, 3), the first of them at top, left."""

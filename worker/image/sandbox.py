@@ -20,6 +20,7 @@ import numpy.typing as npt
 from maskfleet.jobs.errors import InvalidImage, NodeFault
 from maskfleet.jobs.logs import get_logger
 from maskfleet.worker.image.decode import Photo
+from maskfleet.worker.image.georeference import Georeference, checked
 from maskfleet.worker.image.sandbox_process import BAND, END, LAST, PART, PLACE, REFUSED, REQUEST, SIZE
 from maskfleet.worker.image.values import ValueRange
 
@@ -176,6 +177,7 @@ class Sandbox:
         pixels: npt.NDArray[np.uint8] | None = None
         file_format = ""
         values: ValueRange | None = None
+        georeference: Georeference | None = None
         while True:
             kind, length = PART.unpack(self._read(PART.size))
             if kind == REFUSED:
@@ -189,6 +191,7 @@ class Sandbox:
                 if not (0 < width <= max_pixels and 0 < height <= max_pixels // width):
                     raise _Ended
                 values = ValueRange(**head["values"]) if "values" in head else None
+                georeference = _georeference(head, (width, height))
                 # Zeros: pixels that the process leaves out must not expose this process's memory.
                 pixels = np.zeros((height, width, 3), np.uint8)
             elif kind == BAND and pixels is not None:
@@ -196,7 +199,7 @@ class Sandbox:
             elif kind in (END, LAST) and pixels is not None:
                 if kind == LAST:
                     self._succeed()
-                return Photo(pixels, (pixels.shape[1], pixels.shape[0]), file_format, values)
+                return Photo(pixels, (pixels.shape[1], pixels.shape[0]), file_format, values, georeference)
             else:
                 raise _Ended
 
@@ -256,6 +259,13 @@ class Sandbox:
     @property
     def _stdout(self) -> int:
         return _descriptor(self._process.stdout)
+
+
+def _georeference(head: Any, size_wh: tuple[int, int]) -> Georeference | None:  # Any: JSON
+    try:
+        return checked(head["georeference"], size_wh) if "georeference" in head else None
+    except ValueError as error:
+        raise _Ended from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

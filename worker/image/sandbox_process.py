@@ -68,6 +68,8 @@ def _decode(data: bytes, max_pixels: int, used: int, out: BinaryIO) -> dict[str,
             head: dict[str, object] = {"size_wh": decoded.size_wh, "format": picture.format}
             if decoded.values is not None:
                 head["values"] = asdict(decoded.values)
+            if decoded.georeference is not None:
+                head["georeference"] = asdict(decoded.georeference)
             _write(out, SIZE, json.dumps(head).encode())
             for band in decoded.bands:
                 height, width = band.pixels.shape[:2]

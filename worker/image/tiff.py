@@ -20,6 +20,8 @@ from maskfleet.jobs.errors import InvalidImage
 from maskfleet.jobs.image_types import check_size
 from maskfleet.worker.image.colours import Colours, row_ranges
 from maskfleet.worker.image.file_checks import DECODER_ERRORS, refused_when_broken
+from maskfleet.worker.image.geo_tags import GEO_TAGS, georeference_of
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.image.picture import Band, Decoded, Turn
 from maskfleet.worker.image.tiff_tags import (
     check_supported,
@@ -81,7 +83,7 @@ class TiffPicture:
             colours = colours.with_ranges(lambda: _parts(kept or self._blocks(colours.needed)))
             turn = Turn(self.orientation, self.size_wh)
             bands = self._bands(kept or self._blocks(colours.needed), colours, turn)
-        return Decoded(turn.upright_wh, colours.values, bands)
+        return Decoded(turn.upright_wh, colours.values, bands, _georeference(self.page, turn))
 
     def _bands(self, blocks: Iterable[Block], colours: Colours, turn: Turn) -> Iterator[Band]:
         with refused_when_broken(self.format, self.data):
@@ -216,6 +218,13 @@ def open_tiff(data: bytes, max_pixels: int) -> Iterator[TiffPicture]:
             if 0 in picture.block_size:
                 raise _corrupt("it says that its strips or tiles have no pixels")
         yield picture
+
+
+def _georeference(page: TiffPage, turn: Turn) -> Georeference | None:
+    try:
+        return georeference_of({tag: page.tags.valueof(tag) for tag in GEO_TAGS if tag in page.tags}, turn)
+    except DECODER_ERRORS:
+        return Georeference(note="The file's place on the map was left out: its tags are damaged.")
 
 
 def _stream(data: bytes) -> io.BytesIO:

@@ -70,9 +70,10 @@ def make_artifacts(
         elif together is _MASK_FILES:
             yield from mask_files(segmentation, wanted)
         elif together is _LABEL_FILES:
-            yield from label_files(segmentation, wanted, _image(segmentation, name), _CATEGORY)
+            image = _image(segmentation, name)
+            yield from label_files(segmentation, wanted, image, _CATEGORY, photo.georeference)
         elif output is Output.GEOJSON:
-            yield geojson_file(segmentation, name)
+            yield geojson_file(segmentation, name, photo.georeference)
         elif output is Output.SVG:
             yield svg_file(segmentation)
         elif output is Output.YOLO:

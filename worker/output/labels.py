@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from maskfleet.jobs.schema.spec import Output
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.painting import Bytes, Labels, measure_labels, paint_label
 from maskfleet.worker.output.png import GREY_16, RGB, filtered_up, write_png
@@ -20,12 +21,24 @@ _ROWS_AT_ONCE = 64
 
 
 def label_files(
-    segmentation: Segmentation, wanted: Collection[Output], image: dict[str, object], category: dict[str, object]
+    segmentation: Segmentation,
+    wanted: Collection[Output],
+    image: dict[str, object],
+    category: dict[str, object],
+    georeference: Georeference | None = None,
 ) -> Iterator[Artifact]:
-    """Yield the label map, the panoptic form, or both.  image, category: as in the COCO dataset."""
+    """Yield the label map, the panoptic form, or both.
+
+    image, category: as in the COCO dataset.  georeference: with it, the label map is written as a GeoTIFF, too.
+    """
     labels = painted_labels(segmentation)
     if Output.LABEL_MAP in wanted:
         yield Artifact("label_map.png", "image/png", label_map(labels))
+        if georeference is not None and georeference.transform is not None:
+            from maskfleet.worker.output.geotiff import label_map_geotiff  # most jobs need no tifffile
+
+            data = label_map_geotiff(labels, georeference.transform, georeference.geo_keys)
+            yield Artifact("label_map.tif", "image/tiff", data)
     if Output.PANOPTIC in wanted:
         yield Artifact("panoptic.png", "image/png", panoptic_png(labels))
         data = panoptic_json(labels, len(segmentation.masks), image, category)

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.spec import Output
+from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.polygons import MAX_RUNS, Piece, Polygon, mask_pieces, mask_polygons
 from maskfleet.worker.output.artifacts import Artifact
+from maskfleet.worker.output.geometries import PIXELS, Place, crs_member, geometry_of
 from maskfleet.worker.output.overlay import colour_of, opacity_of
 from maskfleet.worker.segment import Segmentation
 
@@ -17,17 +19,24 @@ from maskfleet.worker.segment import Segmentation
 MAX_OUTLINE_BYTES = 256 * 2**20
 
 
-def geojson_file(segmentation: Segmentation, file_name: str) -> Artifact:
-    """Return a feature for each mask, in pixels.  Raises InvalidRequest, as the others: ``outlines_too_large``.
+def geojson_file(segmentation: Segmentation, file_name: str, georeference: Georeference | None = None) -> Artifact:
+    """Return a feature for each mask: in map coordinates with a georeference that has a transform, else in pixels.
 
-    Source: RFC 7946, "The GeoJSON Format", 3 and 6.1 (the member ``image``).
+    Raises InvalidRequest, as the others: ``outlines_too_large``.
+    Source: RFC 7946, "The GeoJSON Format", 3 and 6.1 (the member ``image``); "The GeoJSON Format Specification" (2008),
+    3 (the member ``crs``), which RFC 7946 allows where both sides know of it (4), and GDAL and QGIS do.
     """
     width, height = segmentation.size_wh
-    image = json.dumps({"file_name": file_name, "width": width, "height": height})
+    image: dict[str, object] = {"file_name": file_name, "width": width, "height": height}
+    place, crs = PIXELS, ""
+    if georeference is not None and georeference.transform is not None:
+        place, crs = Place.by(georeference.transform), f'"crs": {json.dumps(crs_member(georeference.epsg))},\n'
+        image["transform"] = georeference.transform
     features = (
-        ("" if number == 1 else ",\n") + _feature(number, mask) for number, mask in enumerate(segmentation.masks, 1)
+        ("" if number == 1 else ",\n") + _feature(number, mask, place)
+        for number, mask in enumerate(segmentation.masks, 1)
     )
-    head = f'{{"type": "FeatureCollection",\n"image": {image},\n"features": [\n'
+    head = f'{{"type": "FeatureCollection",\n{crs}"image": {json.dumps(image)},\n"features": [\n'
     data = _within_limit([head], features, ["\n]}\n"], output=Output.GEOJSON)
     return Artifact("outlines.geojson", "application/geo+json", data)
 
@@ -81,12 +90,7 @@ def _pieces(number: int, mask: Mask) -> tuple[Piece, ...]:
     return pieces
 
 
-def _feature(number: int, mask: Mask) -> str:
-    pieces = [[_closed(ring) for ring in (piece.outline, *piece.holes)] for piece in _pieces(number, mask)]
-    geometry: dict[str, object] | None = None  # of a mask without pixels
-    if pieces:
-        several = len(pieces) > 1
-        geometry = {"type": "MultiPolygon" if several else "Polygon", "coordinates": pieces if several else pieces[0]}
+def _feature(number: int, mask: Mask, place: Place) -> str:
     properties = {
         "area": mask.area,
         "bbox": mask.bbox_xywh,
@@ -97,13 +101,8 @@ def _feature(number: int, mask: Mask) -> str:
     }
     return (
         f'{{"type": "Feature", "id": {number}, "properties": {json.dumps(properties)}, '
-        f'"geometry": {json.dumps(geometry, separators=(",", ":"))}}}'
+        f'"geometry": {json.dumps(geometry_of(_pieces(number, mask), place), separators=(",", ":"))}}}'
     )
-
-
-def _closed(ring: Polygon) -> list[tuple[int, int]]:
-    """Return a ring's corners, the first one at the end again, as GeoJSON wants it."""
-    return list(zip((*ring[0::2], ring[0]), (*ring[1::2], ring[1]), strict=True))
 
 
 def _path(number: int, mask: Mask) -> str:

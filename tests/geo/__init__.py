@@ -1,0 +1,1 @@
+"""Tests against rasterio, that is GDAL: `make test-geo`."""
