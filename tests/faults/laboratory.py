@@ -63,6 +63,7 @@ class Program:
     folder: Path = ROOT
     ended_by_itself: int = 0
     _suspended_s: float = 0.0
+    _extra: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -82,6 +83,7 @@ class Program:
                 self._clock.write_bytes(struct.pack("d", 0.0))
             clock = {"PYTHONPATH": os.pathsep.join((str(CLOCK), str(self.folder))), "CLOCK_SUSPENDED": str(self._clock)}
             environment = {**self.environment, **clock, **extra}
+            self._extra = extra
             self._process = start_child(self.command, env=environment, log=self.log, cwd=self.folder)
 
     def kill(self) -> None:
@@ -95,6 +97,12 @@ class Program:
         with self._lock:
             self.kill()
             self.start(**extra)
+
+    def run_with(self, **extra: str) -> None:
+        """Restart it, unless it runs with these settings."""
+        with self._lock:
+            if not self.is_running() or extra != self._extra:
+                self.restart(**extra)
 
     def look(self) -> None:
         """Restart it if it has exited by itself, or was killed without its children."""
