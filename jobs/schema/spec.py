@@ -44,6 +44,7 @@ class Output(StrEnum):
     """A format that results are written in."""
 
     COCO = "coco"
+    COCO_POLYGONS = "coco_polygons"
     PNG = "png"
     MASKS_ZIP = "masks_zip"
     LABEL_MAP = "label_map"

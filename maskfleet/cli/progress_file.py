@@ -21,6 +21,7 @@ from maskfleet.jobs.errors import InvalidRequest
 _RESULTS = (
     *(
         "coco.json",
+        "coco_polygons.json",
         "label_map.png",
         "label_map.tif",
         "masks.zip",

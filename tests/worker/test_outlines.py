@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from pycocotools.coco import COCO
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.spec import EverythingJob, ImageSource, Output
@@ -254,3 +256,21 @@ def test_parents_are_those_that_the_pixels_say(data: st.DataObject) -> None:
             if one.any() and other.sum() > one.sum() and (one & ~other).sum() <= int((1 - SHARE) * one.sum())
         ]
         assert parent == min(larger, key=lambda number: masks[number].sum(), default=None)
+
+
+def test_coco_polygons_are_the_same_dataset_with_the_masks_pixels(tmp_path: Path) -> None:
+    found = masks_of_every_kind()
+    file = tmp_path / "coco_polygons.json"
+    file.write_bytes(file_of(found, "coco_polygons", "coco_polygons.json"))
+    by_runs = json.loads(file_of(found, "coco", "coco.json"))
+
+    dataset = COCO(file)
+
+    assert [annotation["id"] for annotation in dataset.anns.values()] == [1, 3, 4]  # the second has no pixel
+    for annotation in dataset.anns.values():
+        of_runs = by_runs["annotations"][annotation["id"] - 1]
+        assert np.array_equal(
+            dataset.annToMask(annotation).astype(bool), decode_mask(found.masks[annotation["id"] - 1])
+        )
+        assert {**annotation, "segmentation": None} == {**of_runs, "segmentation": None}
+    assert {**dataset.dataset, "annotations": None} == {**by_runs, "annotations": None}

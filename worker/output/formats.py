@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -22,7 +22,7 @@ from maskfleet.worker.output import blur, painting, png, scaling
 from maskfleet.worker.output.archive import Archive
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.labels import MAX_LABELS, label_files, label_map, painted_labels
-from maskfleet.worker.output.outlines import geojson_file, svg_file, yolo_file
+from maskfleet.worker.output.outlines import coco_polygons_file, geojson_file, polygons_of, svg_file, yolo_file
 from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.output.painting import mask_bits
 from maskfleet.worker.output.png import BITS, RGB, filtered_paeth, filtered_up, write_png
@@ -67,6 +67,8 @@ def make_artifacts(
         written |= wanted
         if output is Output.COCO:
             yield Artifact("coco.json", "application/json", coco_json(segmentation, name))
+        elif output is Output.COCO_POLYGONS:
+            yield coco_polygons_file(_dataset(segmentation, name, polygons_of))
         elif together is _MASK_FILES:
             yield from mask_files(segmentation, wanted)
         elif together is _LABEL_FILES:
@@ -92,16 +94,26 @@ def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
     ``candidate`` with multimask.
     Source: cocodataset.org, "Data format", 1 and 2; and "Results format".
     """
-    image, within = _image(segmentation, file_name), parents(segmentation.masks)
-    records = ",\n".join(
-        json.dumps(_record(number, mask, parent))
-        for number, (mask, parent) in enumerate(zip(segmentation.masks, within, strict=True), 1)
-    )
-    return (
+    return "".join(_dataset(segmentation, file_name, _run_length)).encode()
+
+
+def _dataset(segmentation: Segmentation, file_name: str, shape: Callable[[int, Mask], object]) -> Iterator[str]:
+    """Yield a COCO dataset's text.  shape: of a mask by its id, as ``segmentation``; empty if it is to be left out."""
+    yield (
         f'{{"info": {{"description": "Masks by Segment Anything, made with maskfleet"}},\n"licenses": [],\n'
-        f'"images": [{json.dumps(image)}],\n"categories": [{json.dumps(_CATEGORY)}],\n"annotations": [\n{records}\n],\n'
-        f'"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
-    ).encode()
+        f'"images": [{json.dumps(_image(segmentation, file_name))}],\n"categories": [{json.dumps(_CATEGORY)}],\n'
+        '"annotations": [\n'
+    )
+    separator = ""
+    for number, (mask, parent) in enumerate(zip(segmentation.masks, parents(segmentation.masks), strict=True), 1):
+        if form := shape(number, mask):
+            yield separator + json.dumps(_record(number, mask, parent, form))
+            separator = ",\n"
+    yield f'\n],\n"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
+
+
+def _run_length(_: int, mask: Mask) -> dict[str, object]:
+    return {"size": list(mask.size_hw), "counts": mask.counts}
 
 
 def mask_files(segmentation: Segmentation, wanted: Collection[Output]) -> Iterator[Artifact]:
@@ -179,13 +191,13 @@ def _image(segmentation: Segmentation, file_name: str) -> dict[str, object]:
     return {"id": IMAGE_ID, "file_name": file_name, "width": width, "height": height}
 
 
-def _record(number: int, mask: Mask, parent: int | None) -> dict[str, object]:
+def _record(number: int, mask: Mask, parent: int | None, form: object) -> dict[str, object]:
     record: dict[str, object] = {
         "id": number,
         "image_id": IMAGE_ID,
         "category_id": CATEGORY_ID,
         "iscrowd": 0,
-        "segmentation": {"size": list(mask.size_hw), "counts": mask.counts},
+        "segmentation": form,
         "area": mask.area,
         "bbox": list(mask.bbox_xywh),
         "score": mask.predicted_iou,

@@ -1,4 +1,4 @@
-"""Masks as outlines, exactly along the edges of their pixels: GeoJSON, SVG and YOLO's segments."""
+"""Masks as outlines, exactly along the edges of their pixels: GeoJSON, SVG, YOLO's segments and COCO's polygons."""
 
 from __future__ import annotations
 
@@ -66,6 +66,19 @@ def yolo_file(segmentation: Segmentation) -> Artifact:
     return Artifact("yolo.txt", "text/plain", _within_limit(lines, output=Output.YOLO))
 
 
+def coco_polygons_file(dataset: Iterable[str]) -> Artifact:
+    """Return a COCO dataset whose masks are ``polygons_of`` them, from the parts of its text."""
+    return Artifact("coco_polygons.json", "application/json", _within_limit(dataset, output=Output.COCO_POLYGONS))
+
+
+def polygons_of(number: int, mask: Mask) -> tuple[Polygon, ...]:
+    """Return a mask's polygons, with slits to its holes.  Raises InvalidRequest: ``outlines_too_large``."""
+    polygons = mask_polygons(mask.counts, mask.size_hw, max_corners=4 * MAX_RUNS)
+    if polygons is None:
+        raise _ragged(number)
+    return polygons
+
+
 def _within_limit(*parts: Iterable[str], output: Output) -> bytes:
     data = bytearray()
     for part in parts:
@@ -124,10 +137,7 @@ def _drawn(ring: Polygon) -> str:
 
 
 def _line(number: int, mask: Mask, size_wh: tuple[int, int]) -> str:
-    polygons = mask_polygons(mask.counts, mask.size_hw, max_corners=4 * MAX_RUNS)
-    if polygons is None:
-        raise _ragged(number)
-    line, (width, height) = joined(polygons), size_wh
+    line, (width, height) = joined(polygons_of(number, mask)), size_wh
     corners = zip(line[0::2], line[1::2], strict=True)
     return "0 " + " ".join(f"{x / width:.6f} {y / height:.6f}" for x, y in corners) + "\n"
 
