@@ -100,11 +100,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test a unique id, by which pytest-xdist runs each once, and begin with those that take longest."""
-    for item in items:
-        # pytest 9.2 makes ids without the part of the name that Schemathesis adds for each operation.
-        if item.parent is not None and not item.nodeid.endswith(f"::{item.name}"):
-            item._id = item.parent.id.child(item.name)
+    """See that every test has an id of its own, by which pytest-xdist runs each once; begin with the longest files."""
     assert len({item.nodeid for item in items}) == len(items)
 
     order = {file: place for place, file in enumerate(FIRST)}
