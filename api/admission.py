@@ -31,6 +31,7 @@ from maskfleet.jobs.errors import (
     QueueUnavailable,
     RecordsFull,
 )
+from maskfleet.jobs.fleet import OUTPUTS
 from maskfleet.jobs.ledger.outcomes import (
     BacklogLimit,
     Created,
@@ -49,7 +50,14 @@ from maskfleet.jobs.schema.batch import BatchCounts, BatchRecord, BatchView
 from maskfleet.jobs.schema.batch_spec import Batch, job_of
 from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import AnySpec, JobRecord, JobView
-from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EverythingJob, ImageSource, JobOptions, dump_spec
+from maskfleet.jobs.schema.spec import (
+    IMAGE_COMES_BESIDE,
+    EverythingJob,
+    ExportJob,
+    ImageSource,
+    JobOptions,
+    dump_spec,
+)
 from maskfleet.jobs.schema.wire import BATCH_ID
 from maskfleet.jobs.status import Status
 
@@ -105,6 +113,37 @@ def admit_job(
         with _giving_back(reservation, services):
             store_image(image, tenant, services)
     creation = record(jobs, str(spec.model), services, reservation, call=_node_call(spec, services))
+    return shown(
+        creation,
+        lambda: _job_view(creation.id, services, address),
+        lambda: _job_as_created(creation, jobs).view(services.settings.model_name, address, attempts=()),
+        job_id=creation.id,
+    )
+
+
+def admit_derived(
+    spec: ExportJob, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
+) -> Admitted[JobView]:
+    """Record a job on what an earlier one wrote, which needs no model, and ring for a worker."""
+    spec_json = dump_spec(spec)
+    if len(spec_json.encode()) > MAX_SPEC_BYTES:
+        raise spec_too_large()
+    if spec.webhook is not None:
+        check_address("/webhook/url", spec.webhook.url, services.settings)
+    jobs = NewJobs(
+        tenant=tenant,
+        queue=queue_name(OUTPUTS, spec.priority),
+        specs_json=(spec_json,),
+        start_deadline_s=spec.start_deadline_s,
+        webhook=spec.webhook or services.settings.default_webhook(tenant),
+        idempotency_key=idempotency_key,
+        body_digest=_digest(spec_json) if idempotency_key else "",
+        bucket=services.store.bucket,
+        images=(spec.image.name,),
+        origin=origin,
+        sources=(spec.image,),
+    )
+    creation = record(jobs, OUTPUTS, services, None)
     return shown(
         creation,
         lambda: _job_view(creation.id, services, address),

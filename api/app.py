@@ -17,6 +17,7 @@ from maskfleet.api.routes import (
     deliveries,
     docs,
     events,
+    exports,
     fleet,
     images,
     jobs,
@@ -65,7 +66,7 @@ def create_app(settings: ApiSettings | None = None) -> Flask:
 
 def _v1() -> Blueprint:
     v1 = Blueprint("v1", __name__, url_prefix="/v1")
-    parts = (jobs, images, batches, events, retry_delete, results, deliveries, webhooks, uploads, models, tokens, fleet)
-    for part in parts:
+    of_jobs = (jobs, images, batches, events, retry_delete, results, exports)
+    for part in (*of_jobs, deliveries, webhooks, uploads, models, tokens, fleet):
         v1.register_blueprint(part.blueprint)
     return v1

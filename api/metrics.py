@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from maskfleet.jobs.errors import QueueUnavailable
-from maskfleet.jobs.fleet import FleetRules, ModelLoad
+from maskfleet.jobs.fleet import OUTPUTS, FleetRules, ModelLoad
 from maskfleet.jobs.ledger.counts import JobCounts
 from maskfleet.jobs.ledger.deliveries import Deliveries
 from maskfleet.jobs.ledger.epoch import Epoch
@@ -168,7 +168,7 @@ class _JobCollector(Collector):
             if state is not DeliveryState.WAITING:
                 webhooks.add_metric((state,), totals.get(f"webhooks_{state}", 0))
         yield webhooks
-        loads = self._jobs.fleet.loads(self._models).models
+        loads = self._jobs.fleet.loads((*self._models, OUTPUTS)).models
         yield from _class_figures(loads)
         yield from _model_figures(loads, self._rules)
         for name, text, value in (

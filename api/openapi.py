@@ -82,6 +82,7 @@ _EXAMPLE_BATCH: Json = {
 }
 #: Of the other bodies, by their model.
 _EXAMPLES: dict[str, Json] = {
+    "ExportRequest": {"outputs": ["geojson", "svg"]},
     "UploadRequest": {"content_type": "image/png", "size": 166},
     "TokenRequest": {"ttl_s": 600},
     "PingRequest": {},

@@ -18,7 +18,7 @@ from maskfleet.api.services import Services, take_room_for_body
 from maskfleet.jobs.errors import InvalidRequest, UnsupportedCoding
 from maskfleet.jobs.schema.base64_text import decode_base64
 from maskfleet.jobs.schema.batch_spec import Batch, parse_batch
-from maskfleet.jobs.schema.record import AnySpec
+from maskfleet.jobs.schema.record import ModelSpec
 from maskfleet.jobs.schema.spec import (
     IMAGE_COMES_BESIDE,
     file_name_of,
@@ -41,7 +41,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class Submission:
     """A job as it was sent.  image: the bytes sent with the request; None when the spec only names an image."""
 
-    spec: AnySpec
+    spec: ModelSpec
     image: bytes | None
 
 
@@ -55,7 +55,7 @@ def read_image(services: Services) -> Submission:
     return _read_submission(services, lambda text: parse_embed_request(text).job(), must_describe=False)
 
 
-def _read_submission(services: Services, parse: Callable[[bytes], AnySpec], *, must_describe: bool) -> Submission:
+def _read_submission(services: Services, parse: Callable[[bytes], ModelSpec], *, must_describe: bool) -> Submission:
     max_image_bytes = services.settings.max_image_bytes
     if request.mimetype == "application/json":
         body = _json()
@@ -128,12 +128,12 @@ def _recoded(error: InvalidRequest, code: str) -> InvalidRequest:
     return error if error.code == "malformed_json" else InvalidRequest(code, error.detail, faults=error.faults)
 
 
-def _parse_submission(body: bytes, parse: Callable[[bytes], AnySpec]) -> Submission:
+def _parse_submission(body: bytes, parse: Callable[[bytes], ModelSpec]) -> Submission:
     spec = parse(body)
     return Submission(spec, decode_base64(spec.image.base64) if spec.image.base64 is not None else None)
 
 
-def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], AnySpec], *, must_describe: bool) -> Submission:
+def _read_multipart(max_image_bytes: int, parse: Callable[[bytes], ModelSpec], *, must_describe: bool) -> Submission:
     try:
         parts: list[tuple[str, str | FileStorage]] = [
             *request.form.items(multi=True),

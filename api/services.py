@@ -30,6 +30,7 @@ from maskfleet.jobs.ledger.places import QueuePlaces
 from maskfleet.jobs.ledger.webhook_secrets import WebhookSecrets
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.messages import Bells, Publisher
+from maskfleet.jobs.queue import served_by
 from maskfleet.jobs.schema.record import JobRecord, JobView, shown_spec
 from maskfleet.jobs.schema.spec import Priority
 from maskfleet.jobs.settings import ApiSettings
@@ -179,7 +180,8 @@ def whole_view(record: JobRecord, services: Services, address: str) -> JobView:
     default = services.settings.model_name
     place = None
     if record.status is Status.QUEUED:
-        place = services.places.of(record, services.worker_registry.serving(record.summary.model or default))
+        served = served_by(record.queue, record.summary.model or default)
+        place = services.places.of(record, services.worker_registry.serving(served))
     return record.view(default, address, place, services.ledger.attempts(record.id))
 
 

@@ -128,7 +128,7 @@ class Decoder:
         self._embedded: tuple[Pixels, Any] | None = None
 
     def run(self, pixels: Pixels, side: int) -> dict[str, float]:
-        from maskfleet.worker.masks.mask import choose_promising
+        from maskfleet.worker.masks.choice import choose_promising
         from maskfleet.worker.sam.crops import lay_out
         from maskfleet.worker.sam.prompts import grid_batches
 

@@ -48,8 +48,7 @@ from maskfleet.worker.masks.resampling import two_steps
 from maskfleet.worker.masks.rle import encode_rle
 from maskfleet.worker.output.formats import coco_json, label_map_png, mask_files, overlay_file, warm_up
 from maskfleet.worker.output.overlay import draw_overlay
-from maskfleet.worker.segment import Segmentation
-from maskfleet.worker.steps import SegmentMetrics
+from maskfleet.worker.segmentation import Segmentation, SegmentMetrics
 
 MODEL = ROOT / "models" / "sam-demo"
 BUCKET = "bench"

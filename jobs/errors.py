@@ -7,7 +7,7 @@
     │   ├── Unauthorized         no_api_key, unknown_api_key, invalid_token, token_expired
     │   ├── Forbidden            missing_scope, token_not_allowed, image_not_allowed
     │   ├── NotFound             job_not_found, batch_not_found, upload_not_found, …
-    │   ├── Conflict             job_not_ended, job_already_ended
+    │   ├── Conflict             job_not_ended, job_already_ended, masks_not_kept, image_not_kept
     │   ├── InvalidHost          invalid_host, host_not_allowed
     │   ├── UnsupportedCoding    content_encoding_not_supported
     │   ├── TooManySecrets       too_many_secrets: too many of a tenant's webhook secrets overlap

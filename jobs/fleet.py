@@ -13,6 +13,8 @@ from types import MappingProxyType
 from maskfleet.jobs.open_enum import OpenEnum
 from maskfleet.jobs.schema.spec import Priority
 
+#: Stands where a model's name does for jobs that need none: their queues, and the workers that take them.
+OUTPUTS = "outputs"
 #: Within how many seconds a job of each class should start, unless the settings say otherwise.
 DEFAULT_TARGET_WAIT_S: Mapping[Priority, float] = MappingProxyType(
     {Priority.INTERACTIVE: 10.0, Priority.NORMAL: 60.0, Priority.BULK: 900.0}
@@ -60,12 +62,17 @@ class ClassLoad:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCounts:
-    """A model's workers.  ready: those that take jobs, or run one.  withdrawn: those whose self-test fails."""
+    """A model's workers.
+
+    ready: those that take jobs, or run one.  withdrawn: those whose self-test fails.  elsewhere: how many of the ready
+    ones run a job of another queue: of jobs that need no model, or for those, of a model.
+    """
 
     starting: int = 0
     ready: int = 0
     draining: int = 0
     withdrawn: int = 0
+    elsewhere: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,9 @@ class FleetRules:
     def bounds(self, model: str) -> tuple[int, int]:
         """Return how few and how many workers a model may have; the maximum wins over the minimum."""
         most = self.model_max_workers.get(model, self.max_workers)
-        return min(self.model_min_workers.get(model, self.min_workers), most), most
+        # Workers with a model take the jobs that need none, too, so that none need be there for those alone.
+        usual = 0 if model == OUTPUTS else self.min_workers
+        return min(self.model_min_workers.get(model, usual), most), most
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import re
 
 from kombu.utils.scheduling import round_robin_cycle
 
+from maskfleet.jobs.fleet import OUTPUTS
 from maskfleet.jobs.schema.spec import Priority
 
 
@@ -17,6 +18,25 @@ def queue_name(model: str, priority: Priority) -> str:
 def model_queues(model: str) -> tuple[str, ...]:
     """Return the names of a model's queues, the most urgent first."""
     return tuple(queue_name(model, priority) for priority in Priority)
+
+
+def node_queues(model: str, *, outputs: bool) -> tuple[str, ...]:
+    """Return the names of the queues that a node drains, the most urgent first.
+
+    outputs: whether it also takes jobs that need no model; of each class, after the model's own.
+    """
+    served = (model, OUTPUTS) if outputs and model != OUTPUTS else (model,)
+    return tuple(queue_name(name, priority) for priority in Priority for name in served)
+
+
+def is_of_outputs(queue: str) -> bool:
+    """Return whether the jobs of a queue need no model."""
+    return queue.rpartition(".")[0] == f"sam.{OUTPUTS}"
+
+
+def served_by(queue: str, model: str) -> str:
+    """Return under which name the workers that drain a queue are counted.  model: of the queue's jobs."""
+    return OUTPUTS if is_of_outputs(queue) else model
 
 
 def more_urgent_queues(queue: str) -> tuple[str, ...]:
@@ -31,7 +51,7 @@ def canary_queue(node: str) -> str:
 
 
 class UrgencyCycle(round_robin_cycle):
-    """The order in which a worker polls its queues: always the most urgent first.
+    """The order in which a worker polls its queues: always the most urgent first, and of two the one of its model.
 
     kombu's own strategy ``priority`` keeps the order in which queues were declared; this one sorts by their names.
     """
@@ -43,6 +63,6 @@ class UrgencyCycle(round_robin_cycle):
         return last_used
 
 
-def _urgency(queue: str) -> int:
+def _urgency(queue: str) -> tuple[int, bool]:
     suffix = queue.rpartition(".")[2]
-    return list(Priority).index(Priority(suffix)) if suffix in list(Priority) else -1
+    return list(Priority).index(Priority(suffix)) if suffix in list(Priority) else -1, is_of_outputs(queue)

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from maskfleet.jobs.addresses import PUBLIC_PORTS, AddressRefused, AddressRules, Endpoint, address_rules, check_url
 from maskfleet.jobs.buckets import AllowedBucket
-from maskfleet.jobs.fleet import DEFAULT_MAX_WORKERS, FleetRules
+from maskfleet.jobs.fleet import DEFAULT_MAX_WORKERS, OUTPUTS, FleetRules
 from maskfleet.jobs.schema.spec import MAX_BATCH_IMAGES, Priority, Webhook
 from maskfleet.jobs.schema.wire import HttpUrl
 from maskfleet.jobs.webhook_secrets import master_bytes
@@ -31,6 +31,8 @@ DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
 #: The base URL of links when none is set: where ``maskfleet api`` listens by default.
 LOCAL_API_URL = "http://127.0.0.1:8000"
 
+#: The device of a worker that has no model.
+NO_DEVICE = "none"
 #: Workers on one machine: more than it has devices, times those that share each.
 MAX_NODES = 64
 
@@ -136,6 +138,11 @@ class SharedSettings(BaseSettings):
                 "redis_ca is set, but redis_url does not begin with rediss://: nothing would be encrypted."
             )
         return self
+
+    @field_validator("model")
+    @classmethod
+    def _model_has_queues_of_its_own(cls, model: str) -> str:
+        return _no_reserved_name(model)
 
     @model_validator(mode="after")
     def _own_bucket_is_not_named(self) -> Self:
@@ -304,6 +311,11 @@ class ApiSettings(SigningSettings):
     )(_split_pairs)
     _split_endpoints = field_validator("webhook_endpoints", mode="before")(_split_endpoints)
 
+    @field_validator("models")
+    @classmethod
+    def _models_have_queues_of_their_own(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_no_reserved_name, models))
+
     @model_validator(mode="after")
     def _one_body_fits(self) -> Self:
         if self.max_bytes_under_way < self.max_body_bytes:
@@ -378,8 +390,11 @@ class WorkerSettings(_HealthSettings):
 
     #: The commit, tag or branch of a hub id in ``model``; a commit always means the same weights.  Empty: the latest.
     model_revision: str = ""
-    #: ``cpu`` or ``cuda``; CUDA_VISIBLE_DEVICES selects the GPU, before torch is imported.
+    #: ``cpu``, ``cuda``, or ``none`` for a worker without a model; CUDA_VISIBLE_DEVICES selects the GPU, before torch
+    #: is imported.
     device: str = "cpu"
+    #: Whether a worker with a model also takes jobs that need none, such as exports.
+    serve_outputs: bool = True
     node: str = Field(default_factory=socket.gethostname)
     #: So many workers share each device: one's downloads, decoding, outputs and uploads run beside another's inference.
     slots_per_device: int = Field(1, ge=1, le=MAX_NODES)
@@ -420,6 +435,16 @@ class WorkerSettings(_HealthSettings):
     embedding_cache_bytes: int = Field(512 * 2**20, ge=0)
     #: Whether embeddings are kept in the object store as well, for other workers and after a restart.
     embedding_store: bool = True
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the worker loads a model; one without takes the jobs that need none."""
+        return self.device != NO_DEVICE
+
+    @property
+    def serves(self) -> str:
+        """What the worker is counted by: its model, or what stands for one."""
+        return self.model_name if self.has_model else OUTPUTS
 
     @model_validator(mode="after")
     def _probe_is_allowed(self) -> Self:
@@ -493,6 +518,14 @@ def _redis_endpoints(url: str) -> tuple[Endpoint, ...]:
     else:
         found = [Endpoint.of_url(url, 6379)]
     return tuple(one for one in found if one is not None)
+
+
+def _no_reserved_name(model: str) -> str:
+    if model_name(model).lower() == OUTPUTS:
+        raise ValueError(
+            f"A model cannot be called {OUTPUTS!r}: so are the queues of jobs that need none. Rename its folder."
+        )
+    return model
 
 
 def model_name(model: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from celery import current_app, shared_task
+from celery import Task, current_app, shared_task
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from maskfleet.jobs.errors import JobError, QueueUnavailable
@@ -24,7 +24,7 @@ from maskfleet.jobs.ledger.version import check_at_start
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import configure_logs, get_logger
 from maskfleet.jobs.messages import TASK_NAME, Bells, Publisher, celery_app, is_ours
-from maskfleet.jobs.queue import canary_queue, model_queues
+from maskfleet.jobs.queue import canary_queue, node_queues
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.tracing import start_tracing, stop_tracing
 from maskfleet.worker.model_process import WorkerChild
@@ -50,15 +50,15 @@ LOAD_RETRY_S = 10.0
 _child: WorkerChild | None = None
 
 
-@shared_task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
-def hear(argument: str) -> None:
+@shared_task(name=TASK_NAME, bind=True)  # type: ignore[untyped-decorator]  # celery ships no types
+def hear(task: Task, argument: str) -> None:
     """Handle a bell or a canary; this is the only Celery task."""
     if _child is None:
         raise RuntimeError("the task runs outside a worker's child process")
     if not is_ours(argument):
         logger.error("message_refused", argument=repr(argument)[:80])  # something else is writing to our queues
         return
-    _child.hear(argument)
+    _child.hear(argument, str(task.request.delivery_info.get("routing_key", "")))
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
@@ -218,7 +218,8 @@ def main(make_workbench: Callable[[WorkerSettings], Workbench] = make_workbench)
     app.finalize()
     for name in [name for name in app.tasks if name != TASK_NAME]:
         app.tasks.unregister(name)
-    queues = ",".join((*model_queues(settings.model_name), canary_queue(settings.node)))
+    drained = node_queues(settings.serves, outputs=settings.serve_outputs)
+    queues = ",".join((*drained, canary_queue(settings.node)))
     # No events: nothing consumes them, and a worker may not publish to any channel.
     without = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     app.worker_main(["--quiet", "worker", "--queues", queues, "--hostname", settings.node, *without])

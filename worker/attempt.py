@@ -26,10 +26,10 @@ from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.ledger.workers import WorkerRegistry
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.messages import Bells
-from maskfleet.jobs.queue import model_queues
+from maskfleet.jobs.queue import is_of_outputs, model_queues, node_queues, served_by
 from maskfleet.jobs.schema.image import ImageFacts
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
-from maskfleet.jobs.schema.spec import EmbedJob
+from maskfleet.jobs.schema.spec import EmbedJob, ExportJob
 from maskfleet.jobs.schema.wire import utc_time
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
@@ -48,7 +48,7 @@ from maskfleet.worker.output.artifacts import SegmentStep
 from maskfleet.worker.results import write_result
 from maskfleet.worker.retry import GiveUp, Patience, TryAgain, decide
 from maskfleet.worker.sources import fetch_mask_inputs
-from maskfleet.worker.stages import timed
+from maskfleet.worker.stages import StageName, stage, timed
 
 logger = get_logger()
 
@@ -59,6 +59,8 @@ _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.
 FINISH_PATIENCE_S = 900.0
 #: For so long a job that this node handed back for its own fault is left to the other nodes, once it is due again.
 AVOID_S = 30.0
+#: Jobs of these modes are not called to the node that has the image, or leave no image there.
+_IMAGE_NOT_HELD = {"everything", "export"}
 #: For so long after a job it is called to others of the same image, which it keeps in memory as far as there is room.
 IMAGE_HELD_S = 600.0
 
@@ -92,17 +94,23 @@ class Done:
     keep: Callable[[], None] | None = None
 
 
-def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lambda _: None) -> bool:
+def attempt_next(
+    bench: Workbench, note: Callable[[JobError | None], None] = lambda _: None, *, rung_in: str = ""
+) -> bool:
     """Claim the next job, run it and record the outcome; return False if there is none.
 
-    note: is told what went wrong, or None after a success.
+    note: is told what went wrong, or None after a success.  rung_in: the queue whose bell was heard.
     """
     settings, ledger = bench.settings, bench.ledger
-    queues = model_queues(settings.model_name)
+    # Bells are heard in the order of the queues: at one of the model's, no job that needs none is more urgent.
+    outputs = settings.serve_outputs and is_of_outputs(rung_in)
+    queues = node_queues(settings.serves, outputs=True) if outputs else model_queues(settings.serves)
     claim = ledger.claim_next(queues, settings.node, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     if claim.more:
         _ring(bench, claim.more_in, claim.more)
     record = claim.record
+    if outputs and record is not None and not is_of_outputs(record.queue):
+        _ring(bench, rung_in)  # what it was rung for may wait still
     if record is None:
         logger.info("bell_dropped")
         return False
@@ -113,7 +121,7 @@ def attempt_next(bench: Workbench, note: Callable[[JobError | None], None] = lam
                 done = _do(record, bench, lease)
             result = done.result
             origin = result.metrics.embedding
-            held_s = 0.0 if record.spec.mode == "everything" else IMAGE_HELD_S
+            held_s = 0.0 if record.spec.mode in _IMAGE_NOT_HELD else IMAGE_HELD_S
             succeed = partial(ledger.succeed, record, result, image_held_s=held_s)
             _end(succeed, "job_succeeded", masks=result.masks, embedding=origin)
             if done.keep is not None:
@@ -151,7 +159,7 @@ def _observed(record: JobRecord, settings: WorkerSettings) -> Iterator[None]:
         "maskfleet.job_id": record.id,
         "maskfleet.attempt": record.attempt,
         "maskfleet.mode": record.summary.mode,
-        "maskfleet.model": settings.model_name,
+        "maskfleet.model": record.summary.model or settings.model_name,
         "maskfleet.node": settings.node,
         "maskfleet.request_id": record.request_id,
     }
@@ -179,10 +187,9 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
         raise StoreMisconfigured("a worker has another bucket than the API.")
     if record.fence > 1 and (done := earlier_result(record, bench.store)):
         return Done(done)
-    reader = ImageReader(
-        record.spec.image, record.tenant, bench.store, bench.egress, bench.sandbox, bench.settings, lease.check
-    )
-    photo = JobImage(reader, bench.known_images)
+    if isinstance(record.spec, ExportJob):
+        return Done(_export(record, record.spec, bench, lease))
+    photo = _image_of(record, bench, lease)
     started = time.monotonic()
     mask_inputs = fetch_mask_inputs(record.spec.prompts, record.tenant, bench.store, bench.settings)
     masks_s = time.monotonic() - started
@@ -201,6 +208,36 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
         record, photo, segmented, bench.store, lease, model=model, fetch_s=fetch_s, uploads_at_once=at_once
     )
     return Done(result, keep)
+
+
+def _image_of(record: JobRecord, bench: Workbench, lease: Lease) -> JobImage:
+    reader = ImageReader(
+        record.spec.image, record.tenant, bench.store, bench.egress, bench.sandbox, bench.settings, lease.check
+    )
+    return JobImage(reader, bench.known_images)
+
+
+def _export(record: JobRecord, spec: ExportJob, bench: Workbench, lease: Lease) -> ResultSummary:
+    """Write an earlier job's masks in further formats."""
+    from maskfleet.worker.export import EarlierResult, export  # for few jobs
+
+    started = time.monotonic()
+    with stage(StageName.FETCH):
+        earlier = EarlierResult.find(spec.from_job, record.tenant, bench.store, lease.check)
+        segmented, image = export(spec, earlier, partial(_image_of, record, bench, lease))
+    fetch_s = time.monotonic() - started
+    lease.stage(Stage.WRITING)
+    return write_result(
+        record,
+        image,
+        segmented,
+        bench.store,
+        lease,
+        model=earlier.manifest.model,
+        fetch_s=fetch_s,
+        uploads_at_once=bench.settings.uploads_at_once,
+        segmented_by=earlier.manifest.origin,
+    )
 
 
 def _keep(
@@ -228,7 +265,7 @@ def _give_back_or_fail(error: JobError, record: JobRecord, bench: Workbench) -> 
     ledger = bench.ledger
     patience = Patience(bench.settings.max_attempts, bench.settings.outage_patience_s)
     agreed = isinstance(error, NodeFault) and _another_node_met(error.code, record, ledger)
-    alone = isinstance(error, NodeFault) and _is_alone(bench)
+    alone = isinstance(error, NodeFault) and _is_alone(bench, served_by(record.queue, bench.settings.serves))
     # Unlike a node's other faults it is as likely the host's: once nobody does better, it has the usual attempts.
     judged = error.verdict if isinstance(error, SourceUnreachable) and (agreed or alone) else error
     jitter = random.random()  # noqa: S311 (spreads retries; no secret)
@@ -253,11 +290,11 @@ def _another_node_met(code: str, record: JobRecord, ledger: Ledger) -> bool:
     return any(one.outcome == code and device_of(one.worker) != ours and one.started_at >= since for one in attempts)
 
 
-def _is_alone(bench: Workbench) -> bool:
-    """Return whether no other device's node takes jobs of this model."""
+def _is_alone(bench: Workbench, served: str) -> bool:
+    """Return whether no other device's node takes jobs of this model, or of what stands for one."""
     node, registry = bench.settings.node, bench.worker_registry
     try:
-        serving = registry.serving(bench.settings.model_name)  # itself, too, once it has announced itself
+        serving = registry.serving(served)  # itself, too, once it has announced itself
         if serving > 1 and device_of(node) != node:
             beside = [seen for seen in registry.workers(host_of(node)) if device_of(seen.node) == device_of(node)]
             return serving <= sum(not seen.fault for seen in beside)

@@ -15,4 +15,6 @@ def earlier_result(record: JobRecord, store: Store) -> ResultSummary | None:
         body = store.read(key)
     except (NotFound, StoreMisconfigured):  # without the right to list, S3 denies what does not exist
         return None
-    return Manifest.model_validate_json(body).summary(result_prefix(record.tenant, record.id), key)
+    manifest = Manifest.model_validate_json(body)
+    named = record.summary.image is not None
+    return manifest.summary(result_prefix(record.tenant, record.id), key, image_named=named)

@@ -82,8 +82,11 @@ class WorkerChild:
         """Announce the worker from now on."""
         threading.Thread(target=self._announce_until_over, name="announce", daemon=True).start()
 
-    def hear(self, argument: str) -> None:
-        """Run the next job at a bell, or note a canary; then test the model, if that is due."""
+    def hear(self, argument: str, queue: str = "") -> None:
+        """Run the next job at a bell, or note a canary; then test the model, if that is due.
+
+        queue: where it was heard.
+        """
         self._consumed_at = time.monotonic()
         self._unheard_since = None
         if not self._fitness.fault and figures().reached(StartStage.CANARY):
@@ -94,7 +97,7 @@ class WorkerChild:
         try:
             # While it waits, Celery hands this node nothing more: see celery_app's prefetching.
             if argument != CANARY and self._fitness.wait(self._is_draining):
-                self._jobs += attempt_next(self._bench, self._fitness.note)
+                self._jobs += attempt_next(self._bench, self._fitness.note, rung_in=queue)
             self._test_model_if_due()
             # Here rather than at the next bell, so that none is taken only to lie here.
             self._fitness.wait(self._is_draining)
@@ -150,7 +153,7 @@ class WorkerChild:
         self._worker_registry.announce(
             WorkerSeen(
                 settings.node,
-                settings.model_name,
+                settings.serves,
                 settings.device,
                 os.getpid(),
                 self._jobs,
@@ -158,6 +161,7 @@ class WorkerChild:
                 fault=self._fitness.fault,
                 version=program_version(),
                 start_s=figures().start_s,
+                outputs=settings.serve_outputs,
             )
         )
         if not self._busy and now - max(self._consumed_at, self._canary_sent_at) > settings.canary_s:

@@ -6,7 +6,7 @@ Read it from ``segment`` down.  All arithmetic stands in the modules named here,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -15,8 +15,8 @@ from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
+from maskfleet.worker.masks.choice import Chosen, Cut, View, choose_all, choose_best, choose_promising
 from maskfleet.worker.masks.from_candidates import measure_masks
-from maskfleet.worker.masks.mask import Chosen, Cut, Mask, View, choose_all, choose_best, choose_promising
 from maskfleet.worker.masks.memory import give_back
 from maskfleet.worker.masks.pending import PendingMasks
 from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
@@ -33,20 +33,9 @@ from maskfleet.worker.sam.prompts import (
     prompt_batches,
 )
 from maskfleet.worker.sam.reference import ALONE, BatchSlot, grid_slot
+from maskfleet.worker.segmentation import Segmentation, SegmentMetrics
 from maskfleet.worker.stages import StageName, Turns, turns
-from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, KnownEmbedding, SegmentMetrics, Steps, Watch
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """The masks of a photo: in mode everything by score or, with crops, by crop (``crops_suppression``), else in the
-    order of the prompts.
-    """
-
-    size_wh: tuple[int, int]
-    masks: tuple[Mask, ...]
-    metrics: SegmentMetrics
-
+from maskfleet.worker.steps import BOUNDS, SILENT, Bounds, KnownEmbedding, Steps, Watch
 
 NO_MASKS: MaskInputs = MappingProxyType({})
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from maskfleet.jobs.schema.inline import WhyNotInline
-from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import AnySpec, Metrics
-from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Output, Priority
+from maskfleet.jobs.schema.record import Metrics, ModelSpec
+from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Priority
 from maskfleet.worker.embeddings.cache import EmbeddingCache, ImageEmbedding
 from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.output.artifacts import Segmented
-from maskfleet.worker.output.formats import make_artifacts
-from maskfleet.worker.output.inline import masks_inline
+from maskfleet.worker.output.result import segmented
 from maskfleet.worker.sam.model import SegmentationModel
 from maskfleet.worker.sam.prompts import MaskInputs
 from maskfleet.worker.segment import embed_only, segment
-from maskfleet.worker.steps import SegmentMetrics, Watch
+from maskfleet.worker.segmentation import SegmentMetrics
+from maskfleet.worker.steps import Watch
 
 
 def segment_and_format(
     model: SegmentationModel,
     photo: JobImage,
-    spec: AnySpec,
+    spec: ModelSpec,
     watch: Watch,
     mask_inputs: MaskInputs,
     *,
@@ -35,36 +33,17 @@ def segment_and_format(
     if isinstance(spec, EmbedJob):
         return Segmented((), _metrics(embed_only(photo, model, watch, known)), iter(()), keep)
     segmentation = segment(photo, spec, model, watch, mask_inputs, known=known)
-    inline = masks_inline(segmentation, spec.inline)
-    if isinstance(inline, WhyNotInline) and Output.COCO not in spec.outputs:
-        spec = spec.model_copy(update={"outputs": (*spec.outputs, Output.COCO)})
-    return Segmented(
-        masks=tuple(
-            MaskSummary(
-                area=mask.area,
-                bbox=mask.bbox_xywh,
-                predicted_iou=mask.predicted_iou,
-                stability_score=mask.stability_score,
-                prompt=mask.prompt,
-                candidate=mask.candidate,
-            )
-            for mask in segmentation.masks
-        ),
-        metrics=_metrics(segmentation.metrics),
-        artifacts=make_artifacts(photo, spec, segmentation),
-        keep=keep,
-        inline=inline,
-    )
+    return segmented(photo, spec, segmentation, _metrics(segmentation.metrics), keep)
 
 
-def _place_of(photo: JobImage, spec: AnySpec, embeddings: EmbeddingCache | None) -> ImageEmbedding | None:
+def _place_of(photo: JobImage, spec: ModelSpec, embeddings: EmbeddingCache | None) -> ImageEmbedding | None:
     """Return where the image's embedding is kept; None if it is not, as when crops of it are embedded, too."""
     if embeddings is None or (isinstance(spec, EverythingJob) and spec.params.crops_n_layers):
         return None
     return embeddings.of(photo.tenant, photo.sha256, ask_store=photo.was_known)
 
 
-def _is_written(spec: AnySpec) -> bool:
+def _is_written(spec: ModelSpec) -> bool:
     """Return whether the embedding goes into the store: rarely does anybody click on an image of a large batch."""
     return isinstance(spec, EmbedJob) or spec.priority is not Priority.BULK
 

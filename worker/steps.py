@@ -12,7 +12,7 @@ from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.status import Stage
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
-from maskfleet.worker.masks.mask import Chosen
+from maskfleet.worker.masks.choice import Chosen
 from maskfleet.worker.masks.pending import LOGITS_WINDOW_BYTES, PendingMasks
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop
@@ -21,29 +21,8 @@ from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.sam.oom_halving import BatchHalving
 from maskfleet.worker.sam.prompts import PromptBatch
 from maskfleet.worker.sam.reference import BatchSlot
+from maskfleet.worker.segmentation import SegmentMetrics
 from maskfleet.worker.stages import StageName, note_halvings, stage, turns
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentMetrics:
-    """How much work it was and how long it took.
-
-    points: prompts decoded; points_per_batch: as it was used; candidates: masks measured.
-    decoded_again: prompts that the library's decoder decoded again, for their borderline pixels;
-    decoded_again_exactly: whether bit for bit as the library, as far as was tested on this machine.
-    embedding: where that of the whole image came from.
-    """
-
-    embed_s: float
-    decode_s: float
-    points: int
-    batches: int
-    points_per_batch: int
-    candidates: int
-    crops: int
-    decoded_again: int
-    decoded_again_exactly: bool
-    embedding: EmbeddingOrigin
 
 
 class KnownEmbedding(Protocol):

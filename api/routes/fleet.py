@@ -9,6 +9,7 @@ from maskfleet.api.request_body import read_query
 from maskfleet.api.responses import json_response
 from maskfleet.api.services import current_services
 from maskfleet.jobs.errors import NotFound
+from maskfleet.jobs.fleet import OUTPUTS
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.workers import WorkerSeen
 from maskfleet.jobs.schema.fleet import FleetModelQuery, FleetView, FleetWorker, ModelFleet, WorkerState
@@ -22,17 +23,20 @@ blueprint = Blueprint("fleet", __name__)
     Operation(
         summary="Show every model's jobs, its workers, and how many it should have.",
         scope=Scope.ADMIN,
-        description="It names all tenants' running jobs, by their ids.",
+        description="It names all tenants' running jobs, by their ids. `outputs` stands for the jobs that need no "
+        "model; it is shown while there are such jobs, or workers for them alone.",
         responses={200: FleetView},
     )
 )
 def show_fleet() -> Response:
     services = current_services()
     rules = services.settings.fleet_rules
-    loads = services.fleet.loads(services.settings.model_names, list_jobs=True)
+    loads = services.fleet.loads((*services.settings.model_names, OUTPUTS), list_jobs=True)
     seen = services.worker_registry.workers(loading=True)
     workers = tuple(_worker(worker, loads.jobs.get(worker.node)) for worker in seen)
-    return json_response(FleetView(models=tuple(ModelFleet.of(load, rules) for load in loads.models), workers=workers))
+    shown = {worker.model for worker in workers} | {load.model for load in loads.models if load.queued or load.running}
+    models = tuple(ModelFleet.of(load, rules) for load in loads.models if load.model != OUTPUTS or load.model in shown)
+    return json_response(FleetView(models=models, workers=workers))
 
 
 @blueprint.get("/fleet/model")
@@ -50,7 +54,7 @@ def show_fleet() -> Response:
 def show_model() -> Response:
     services = current_services()
     name = read_query(FleetModelQuery).name or services.settings.model_name
-    for load in services.loads.get(lambda: services.fleet.loads(services.settings.model_names)).models:
+    for load in services.loads.get(lambda: services.fleet.loads((*services.settings.model_names, OUTPUTS))).models:
         if load.model == name:
             return json_response(ModelFleet.of(load, services.settings.fleet_rules))
     known = ", ".join(services.settings.model_names)

@@ -40,6 +40,7 @@ from maskfleet.jobs.errors import Conflict, InvalidRequest, NotFound, QueueUnava
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.ledger.outcomes import Cancel, Place
 from maskfleet.jobs.logs import get_logger
+from maskfleet.jobs.queue import served_by
 from maskfleet.jobs.schema.api import JobPage, JobQuery
 from maskfleet.jobs.schema.record import JobRecord, JobView
 from maskfleet.jobs.schema.wire import JOB_ID
@@ -208,15 +209,17 @@ def _listed(records: tuple[JobRecord, ...]) -> tuple[JobView, ...]:
     """Return the views of jobs, without their attempts."""
     services = current_services()
     default = services.settings.model_name
-    waiting = {record.summary.model or default for record in records if record.status is Status.QUEUED}
-    workers = services.worker_registry.counts(tuple(waiting)) if waiting else {}
+    served = {
+        record.id: served_by(record.queue, record.summary.model or default)
+        for record in records
+        if record.status is Status.QUEUED
+    }
+    workers = services.worker_registry.counts(tuple(set(served.values()))) if served else {}
     return tuple(
         record.view(
             default,
             base_url(),
-            services.places.of(record, workers[record.summary.model or default])
-            if record.status is Status.QUEUED
-            else None,
+            services.places.of(record, workers[served[record.id]]) if record.id in served else None,
         )
         for record in records
     )

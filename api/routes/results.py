@@ -22,7 +22,8 @@ from maskfleet.jobs.storage import manifest_key, result_prefix
 blueprint = Blueprint("results", __name__)
 logger = get_logger()
 
-_NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended", "job_without_result")}
+#: What ``read_manifest`` refuses.
+NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended", "job_without_result")}
 
 
 @blueprint.get("/jobs/<job_id>/result")
@@ -31,12 +32,12 @@ _NO_RESULT = {404: ("job_not_found", "result_not_found"), 409: ("job_not_ended",
         summary="Get the manifest: a summary of every mask, and every file with a temporary link.",
         scope=Scope.READ,
         responses={200: Manifest},
-        problems={**_NO_RESULT, 503: ("store_unavailable", "store_misconfigured")},
+        problems={**NO_RESULT, 503: ("store_unavailable", "store_misconfigured")},
         tokens=TakenTokens.OF_IMAGE,
     )
 )
 def show_result(job_id: str) -> Response:
-    manifest = _manifest(job_id)
+    manifest = read_manifest(job_id)
     store = current_services().store
     linked = tuple(file.model_copy(update={"url": store.link(file.key)}) for file in manifest.files)
     return json_response(manifest.model_copy(update={"files": linked}))
@@ -49,7 +50,7 @@ def show_result(job_id: str) -> Response:
         scope=Scope.READ,
         responses={307: None},
         problems={
-            **_NO_RESULT,
+            **NO_RESULT,
             404: ("job_not_found", "result_not_found", "file_not_found"),
             503: ("store_unavailable", "store_misconfigured"),
         },
@@ -57,13 +58,14 @@ def show_result(job_id: str) -> Response:
     )
 )
 def fetch_file(job_id: str, name: str) -> Response:
-    for file in _manifest(job_id).files:
+    for file in read_manifest(job_id).files:
         if file.name == name:
             return Response(status=307, headers={"Location": current_services().store.link(file.key)})
     raise NotFound("file_not_found", "The result has no file with this name; GET …/result lists them.")
 
 
-def _manifest(job_id: str) -> Manifest:
+def read_manifest(job_id: str) -> Manifest:
+    """Return the result of the tenant's job.  Raises NotFound, Conflict, RecordUnreadable, and as Store does."""
     try:
         record = find_job(job_id)
     except NotFound:

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from maskfleet.jobs.fleet import ClassLoad, ModelLoad, WorkerCounts
+from maskfleet.jobs.fleet import OUTPUTS, ClassLoad, ModelLoad, WorkerCounts
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
 from maskfleet.jobs.ledger.workers import WORKER_TTL_S, WorkerRegistry
 from maskfleet.jobs.queue import queue_name
@@ -34,12 +34,16 @@ class Fleet:
     def loads(self, models: Sequence[str], *, list_jobs: bool = False) -> Loads:
         """Return what the workers of these models have to do, and of others that workers have loaded.
 
+        models: OUTPUTS may be among them; it comes last.
+
         Raises QueueUnavailable.
         """
-        names = tuple(dict.fromkeys((*models, *sorted(self._worker_registry.loaded()))))
+        named = dict.fromkeys((*models, *sorted(self._worker_registry.loaded())))
+        names = tuple(sorted(named, key=lambda name: name == OUTPUTS))
         ask = {
             "ttl_s": WORKER_TTL_S,
             "list_jobs": list_jobs,
+            "shared": OUTPUTS,
             "models": [
                 {"name": name, "queues": [queue_name(name, priority) for priority in Priority]} for name in names
             ],
@@ -50,8 +54,8 @@ class Fleet:
         return Loads(loads, dict(zip(jobs[::2], jobs[1::2], strict=True)))
 
 
-def _load(model: str, answer: list[Any], now_ms: int) -> ModelLoad:  # Any: four counts, then a list for each class
-    starting, ready, draining, withdrawn, *classes = answer
+def _load(model: str, answer: list[Any], now_ms: int) -> ModelLoad:  # Any: five counts, then a list for each class
+    starting, ready, draining, withdrawn, elsewhere, *classes = answer
     return ModelLoad(
         model,
         tuple(
@@ -65,5 +69,5 @@ def _load(model: str, answer: list[Any], now_ms: int) -> ModelLoad:  # Any: four
             )
             for priority, (queued, oldest_ms, pace_ms, running, of_draining) in zip(Priority, classes, strict=True)
         ),
-        WorkerCounts(starting, ready, draining, withdrawn),
+        WorkerCounts(starting, ready, draining, withdrawn, elsewhere),
     )

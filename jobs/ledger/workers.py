@@ -8,6 +8,7 @@ from typing import cast
 
 import redis
 
+from maskfleet.jobs.fleet import OUTPUTS
 from maskfleet.jobs.ledger.connection import load_script, redis_errors
 
 #: A worker that has not announced itself for this long is no longer counted.
@@ -26,6 +27,7 @@ class WorkerSeen:
     took a message or renewed a lease, by Redis' clock; 0 when it announces itself.  fault: why it has withdrawn and
     takes no jobs; empty while it does.  loads: whether it still loads its model.  version: of its program; empty for
     one from before versions were announced.  start_s: how long its process took until it was ready; None before.
+    outputs: whether it takes jobs that need no model besides those of its own.
 
     What the registry adds: its state (``starting``, ``ready``, ``draining``, ``withdrawn``), since when it is in it,
     and how long ago it was seen.
@@ -41,6 +43,7 @@ class WorkerSeen:
     loads: bool = False
     version: str = ""
     start_s: float | None = None
+    outputs: bool = field(default=False, compare=False)
     state: str = field(default="", compare=False)
     since_ms: int | None = field(default=None, compare=False)
     seen_s_ago: int | None = field(default=None, compare=False)
@@ -71,6 +74,7 @@ class WorkerRegistry:
                     int(worker.loads),
                     worker.version,
                     "" if worker.start_s is None else f"{worker.start_s:.3f}",
+                    OUTPUTS if worker.outputs and worker.model != OUTPUTS else "",
                 ]
             )
 
@@ -82,6 +86,7 @@ class WorkerRegistry:
             if model is not None:
                 for state in _COUNTED:
                     pipeline.zrem(f"mf:{state}:{model}", node)
+                pipeline.zrem(f"mf:serving:{OUTPUTS}", node)
             pipeline.zrem(f"mf:host:{_host(node)}", node)
             pipeline.delete(f"mf:worker:{node}")
             pipeline.execute()

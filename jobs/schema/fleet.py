@@ -46,7 +46,7 @@ class FleetWorkers(Wire):
 
     starting: int = Field(description="They load the model.")
     idle: int
-    busy: int
+    busy: int = Field(description="They run jobs of this model.")
     draining: int = Field(description="They shut down, and take no more jobs.")
     withdrawn: int = Field(description="They take no jobs until their self-test passes.")
 
@@ -88,7 +88,7 @@ class ModelFleet(Wire):
             max_workers=most,
             workers=FleetWorkers(
                 starting=load.workers.starting,
-                idle=max(0, load.workers.ready - busy),
+                idle=max(0, load.workers.ready - busy - load.workers.elsewhere),
                 busy=busy,
                 draining=load.workers.draining,
                 withdrawn=load.workers.withdrawn,
@@ -135,5 +135,7 @@ class FleetModelQuery(Request):
     """Which model."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        None, description="A model's name as in `GET /v1/models`; the default one if left out."
+        None,
+        description="A model's name as in `GET /v1/models`; the default one if left out. `outputs` stands for the jobs "
+        "that need no model.",
     )

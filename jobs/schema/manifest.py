@@ -9,7 +9,11 @@ from pydantic import Field
 
 from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.record import ImageContent, ImageGeoreference, ImageValues, Metrics, ResultSummary
+from maskfleet.jobs.schema.spec import Inline
 from maskfleet.jobs.schema.wire import Wire
+
+#: The files by which a later job finds the masks again.
+COCO_FILE, MASKS_ZIP, MASKS_FOLDER = "coco.json", "masks.zip", "masks/"
 
 
 class ManifestFile(Wire):
@@ -32,6 +36,14 @@ class MaskSummary(Wire):
     stability_score: float
     prompt: int | None = Field(None, description="The number of its prompt, from 0; null in mode everything.")
     candidate: int | None = Field(None, description="Which of the three candidates, with multimask.")
+
+
+class SegmentedBy(Wire):
+    """The job that made the masks which another one wrote."""
+
+    job_id: str
+    mode: str
+    spec: dict[str, Any] | None = Field(None, description="All that it asked for, but its webhook.")  # Any: JSON
 
 
 class Manifest(Wire):
@@ -57,9 +69,7 @@ class Manifest(Wire):
         exclude_if=lambda georeference: georeference is None,
         description="Where a GeoTIFF lies on a map; absent for any other image.",
     )
-    image: ImageContent | None = Field(
-        None, description="The image, in mode `embed` or with `logits`: later jobs may name it."
-    )
+    image: ImageContent | None = Field(None, description="The image. Absent in results of earlier versions.")
     masks: tuple[MaskSummary, ...]
     files: tuple[ManifestFile, ...]
     inline: InlineMasks | None = Field(
@@ -68,10 +78,32 @@ class Manifest(Wire):
     inline_omitted: WhyNotInline | None = Field(
         None, exclude_if=lambda why: why is None, description="Why they are not here although it did."
     )
+    segmented_by: SegmentedBy | None = Field(
+        None,
+        exclude_if=lambda job: job is None,
+        description="The job that made the masks, in mode `export`; its outputs may be gone by now.",
+    )
     metrics: Metrics
 
-    def summary(self, folder: str, key: str) -> ResultSummary:
-        """Return what the job's record keeps of it.  folder: of all that the job wrote; key: the manifest's own."""
+    @property
+    def origin(self) -> SegmentedBy:
+        """The job that made the masks: this one, or the one that it wrote them for."""
+        return self.segmented_by or SegmentedBy(job_id=self.job_id, mode=self.mode, spec=self.spec)
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether all pixels of the masks can be read from the result, without the image and the model."""
+        names = {file.name for file in self.files}
+        is_inline = self.inline is not None and self.inline.form == Inline.RLE
+        pictures = sum(name.startswith(MASKS_FOLDER) for name in names)
+        return bool(names & {COCO_FILE, MASKS_ZIP}) or is_inline or pictures >= len(self.masks)
+
+    def summary(self, folder: str, key: str, *, image_named: bool = False) -> ResultSummary:
+        """Return what the job's record keeps of it.
+
+        folder: of all that the job wrote.  key: the manifest's own.  image_named: whether later jobs may name the
+        image.
+        """
         return ResultSummary(
             prefix=f"{folder}/",
             manifest_key=key,
@@ -79,5 +111,5 @@ class Manifest(Wire):
             best_score=max((mask.predicted_iou for mask in self.masks), default=None),
             metrics=self.metrics,
             image_values=self.image_values,
-            image=self.image,
+            image=self.image if image_named else None,
         )

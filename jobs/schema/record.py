@@ -20,6 +20,7 @@ from maskfleet.jobs.schema.spec import (
     BoxJob,
     EmbedJob,
     EverythingJob,
+    ExportJob,
     ImageSource,
     Output,
     PointJob,
@@ -33,7 +34,9 @@ from maskfleet.jobs.status import Stage, Status
 
 #: A job that makes masks.
 Spec = EverythingJob | PointJob | BoxJob
-AnySpec = Spec | EmbedJob
+#: A job that needs a model, and its image.
+ModelSpec = Spec | EmbedJob
+AnySpec = ModelSpec | ExportJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class SpecSummary(Wire):
     inline: str | None = None
     start_deadline_s: int = DEFAULT_START_DEADLINE_S
     metadata: dict[str, str] = Field(default_factory=dict)
+    #: Of a job of mode ``export``.
+    from_job: str | None = None
     #: Only of a job whose image others may name when it has ended: of mode ``embed``, or with logits, to be refined.
     image: RecordedSource | None = None
 
@@ -101,6 +106,8 @@ class EmbeddingOrigin(OpenEnum):
     COMPUTED = "computed"
     MEMORY = "memory"
     STORE = "store"
+    #: A job of mode ``export`` needs none.
+    NONE = "none"
 
 
 class Metrics(Wire):
@@ -124,7 +131,7 @@ class Metrics(Wire):
     embedding: EmbeddingOrigin = Field(
         EmbeddingOrigin.COMPUTED,
         description="Where the image's embedding came from: computed by this job, or left by an earlier one in the "
-        "worker's memory or in the store.",
+        "worker's memory or in the store; none in mode `export`.",
     )
 
 
@@ -246,6 +253,11 @@ class JobView(Wire):
     )
     file_name: str | None = Field(None, description="The image's name in results: `coco.json`, manifest, webhooks.")
     outputs: tuple[str, ...] = ()
+    from_job: str | None = Field(
+        None,
+        exclude_if=lambda job_id: job_id is None,
+        description="The job whose masks are written, of one of mode `export`.",
+    )
     spec: dict[str, Any] | None = Field(  # Any: JSON
         None,
         exclude_if=lambda spec: spec is None,
@@ -445,6 +457,7 @@ class JobRecord:
             source=self.source or None,
             file_name=self.file_name or None,
             outputs=() if self.summary.mode == "embed" else self.summary.outputs,
+            from_job=self.summary.from_job,
             created_at=utc_time(self.created_ms),
             started_at=utc_time(self.started_ms) if self.started_ms else None,
             ended_at=utc_time(self.ended_ms) if self.ended_ms else None,

@@ -28,16 +28,16 @@ from pydantic_core import PydanticCustomError
 from maskfleet.jobs.errors import FieldFault, InvalidRequest, RecordUnreadable
 from maskfleet.jobs.schema.base64_text import check_base64
 from maskfleet.jobs.schema.prompts import Prompt
-from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, ImageId, Request, S3Uri, Sha256, UploadId
+from maskfleet.jobs.schema.wire import RECORDED, HttpUrl, ImageId, JobId, Request, S3Uri, Sha256, UploadId
 
 #: Limits on one request.  A spec is kept in Redis, which holds small things only.
 MAX_PROMPTS = 1000
-DEFAULT_START_DEADLINE_S = 24 * 3600
 #: Every view of a batch lists the ids of all its jobs; for this many, that is about 40 kB.
 MAX_BATCH_IMAGES = 1000
 #: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
 MAX_METADATA_KEYS = 16
 DEFAULT_START_DEADLINE_S = 24 * 3600
+DEFAULT_RUN_TIMEOUT_S = 900
 
 
 class Output(StrEnum):
@@ -152,12 +152,19 @@ _SIGNING = re.compile(
     r"|token|access_token|key|api_key|apikey)=)[^&]*",
     re.IGNORECASE,
 )
+#: Stands for what signs a URL, where that is shown.
+_REDACTED = "REDACTED"
 
 
 def shown_url(url: str) -> str:
     """Return a URL without what signs it: who reads it learns which image it is, not how to fetch it."""
     address, question, query = url.partition("#")[0].partition("?")
-    return address + question + _SIGNING.sub(r"\1REDACTED", query)
+    return address + question + _SIGNING.sub(rf"\1{_REDACTED}", query)
+
+
+def is_signed(shown: str) -> bool:
+    """Return whether a URL lacks what signed it, as ``shown_url`` returns it."""
+    return any(found[0].endswith(f"={_REDACTED}") for found in _SIGNING.finditer(shown.partition("?")[2]))
 
 
 def file_name_of(source: str) -> str:
@@ -292,6 +299,10 @@ Metadata = Annotated[
     ],
     Field(max_length=MAX_METADATA_KEYS),
 ]
+StartDeadline = Annotated[
+    int, Field(ge=1, le=7 * 24 * 3600, description="Seconds after which the job expires if not started.")
+]
+RunTimeout = Annotated[int, Field(ge=1, le=3600, description="Seconds that one attempt may run; then the job fails.")]
 
 
 class JobOptions(Request):
@@ -299,13 +310,8 @@ class JobOptions(Request):
 
     model: str | None = Field(None, max_length=200, description="One of `GET /v1/models`. Default: the server's first.")
     priority: Priority = Priority.NORMAL
-    start_deadline_s: int = Field(
-        DEFAULT_START_DEADLINE_S,
-        ge=1,
-        le=7 * 24 * 3600,
-        description="Seconds after which the job expires if not started.",
-    )
-    run_timeout_s: int = Field(900, ge=1, le=3600, description="Seconds that one attempt may run; then the job fails.")
+    start_deadline_s: StartDeadline = DEFAULT_START_DEADLINE_S
+    run_timeout_s: RunTimeout = DEFAULT_RUN_TIMEOUT_S
     metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")
 
 
@@ -386,9 +392,13 @@ class _MaskJob(MaskOptions, _Inline):
     @field_validator("outputs")
     @classmethod
     def _masks_are_somewhere(cls, outputs: tuple[Output, ...], info: ValidationInfo) -> tuple[Output, ...]:
-        if not outputs and info.data.get("inline") is None:
-            raise PydanticCustomError("too_short", "Name at least one output, or ask for the masks with inline.")
-        return outputs
+        return _some_masks(outputs, info)
+
+
+def _some_masks(outputs: tuple[Output, ...], info: ValidationInfo) -> tuple[Output, ...]:
+    if not outputs and info.data.get("inline") is None:
+        raise PydanticCustomError("too_short", "Name at least one output, or ask for the masks with inline.")
+    return outputs
 
 
 #: Stands for an image that was left out, until it is known why.
@@ -467,8 +477,54 @@ class EmbedJob(EmbedRequest):
         return ()
 
 
+class ExportRequest(_Inline):
+    """The outputs that are to be made of an earlier job's masks."""
+
+    # After inline, which its check reads.
+    outputs: tuple[Output, ...] = Field(
+        (),
+        validate_default=True,
+        description="The formats to write; may be empty with `inline`. Any but `logits`, which only the model makes.",
+    )
+    overlay_format: OverlayFormat = Field(
+        OverlayFormat.PNG, description="The format of output `overlay`. webp and jpeg are lossy and much smaller."
+    )
+    priority: Priority = Priority.NORMAL
+    start_deadline_s: StartDeadline = DEFAULT_START_DEADLINE_S
+    run_timeout_s: RunTimeout = DEFAULT_RUN_TIMEOUT_S
+    metadata: Metadata = Field(default_factory=dict, description="Your own strings, returned with the job.")
+    webhook: Webhook | None = None
+
+    @field_validator("outputs")
+    @classmethod
+    def _masks_are_somewhere(cls, outputs: tuple[Output, ...], info: ValidationInfo) -> tuple[Output, ...]:
+        return _some_masks(outputs, info)
+
+    def job(self, from_job: str, image: ImageSource, model: str | None) -> ExportJob:
+        """Return the job that makes them.  image, model: of the earlier job."""
+        fields = {name: getattr(self, name) for name in ExportRequest.model_fields}
+        return ExportJob.model_construct(mode="export", from_job=from_job, image=image, model=model, **fields)
+
+
+class ExportJob(ExportRequest):
+    """Write an earlier job's masks in further formats.  It needs no model, and the image for an overlay alone."""
+
+    mode: Literal["export"]
+    from_job: JobId = Field(description="The job whose masks they are.")
+    image: ImageSource
+    model: str | None = Field(None, description="The one that made the masks; this job needs none.")
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return ()
+
+
 JobSpec = Annotated[EverythingJob | PointJob | BoxJob | EmbedJob, Field(discriminator="mode")]
-_ADAPTER: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob] = TypeAdapter(JobSpec)
+_SENT: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob] = TypeAdapter(JobSpec)
+#: A job that another route makes is not sent as it is recorded.
+_RECORDED: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob] = TypeAdapter(
+    Annotated[EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob, Field(discriminator="mode")]
+)
 
 
 def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob | EmbedJob:
@@ -478,7 +534,7 @@ def parse_spec(text: bytes | str) -> EverythingJob | PointJob | BoxJob | EmbedJo
     fault for each field.
     """
     try:
-        return _ADAPTER.validate_json(text, strict=True)
+        return _SENT.validate_json(text, strict=True)
     except ValidationError as error:
         raise invalid_request(error) from error
 
@@ -491,18 +547,18 @@ def parse_embed_request(text: bytes | str) -> EmbedRequest:
         raise invalid_request(error) from error
 
 
-def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob:
+def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob:
     """Read a spec that was validated when it was recorded, perhaps by a newer version, whose fields are ignored.
 
     Raises RecordUnreadable when it holds more than new fields, such as an output that this version cannot write.
     """
     try:
-        return _ADAPTER.validate_json(text, strict=True, extra="ignore", context=RECORDED)
+        return _RECORDED.validate_json(text, strict=True, extra="ignore", context=RECORDED)
     except ValidationError as error:
         raise RecordUnreadable("job", invalid_request(error).detail) from error
 
 
-def dump_spec(spec: EverythingJob | PointJob | BoxJob | EmbedJob) -> str:
+def dump_spec(spec: EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob) -> str:
     """Write a spec as JSON that ``parse_spec`` reads back."""
     return spec.model_dump_json(exclude_none=True)
 
@@ -527,5 +583,5 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
 
 def _pointer(location: tuple[int | str, ...]) -> str:
     # The tag of the union over modes is not part of the document.
-    path = location[1:] if location and location[0] in ("everything", "point", "box", "embed") else location
+    path = location[1:] if location and location[0] in ("everything", "point", "box", "embed", "export") else location
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)

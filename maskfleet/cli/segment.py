@@ -30,7 +30,7 @@ from maskfleet.jobs.status import Stage
 if TYPE_CHECKING:
     from maskfleet.jobs.settings import WorkerSettings
     from maskfleet.worker.sam.model import SegmentationModel
-    from maskfleet.worker.segment import Segmentation
+    from maskfleet.worker.segmentation import Segmentation
 
 
 @click.command(

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import AnySpec, Metrics
+from maskfleet.jobs.schema.record import Metrics, ModelSpec
 from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
@@ -32,7 +32,7 @@ BATCH_S = 0.02
 _lost: list[bool] = []
 
 
-def segment(photo: JobImage, spec: AnySpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:
+def segment(photo: JobImage, spec: ModelSpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:
     """Wait for each prompt, or for each point of the grid; report progress like the real one."""
     kind = spec.metadata.get("kind")
     watch.stage(Stage.EMBEDDING)

@@ -24,8 +24,7 @@ from maskfleet.worker.output.formats import coco_json, label_map_png, mask_files
 from maskfleet.worker.output.labels import label_files
 from maskfleet.worker.output.outlines import geojson_file, svg_file, yolo_file
 from maskfleet.worker.output.overlay import draw_overlay
-from maskfleet.worker.segment import Segmentation
-from maskfleet.worker.steps import SegmentMetrics
+from maskfleet.worker.segmentation import Segmentation, SegmentMetrics
 
 NO_METRICS = SegmentMetrics(0, 0, 0, 0, 0, 0, 0, 0, False, EmbeddingOrigin.COMPUTED)
 

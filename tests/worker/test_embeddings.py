@@ -27,7 +27,8 @@ from maskfleet.worker.image.decode import Photo, decode_photo
 from maskfleet.worker.sam.families.sam import Sam
 from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.sam.prompts import MaskInputs
-from maskfleet.worker.segment import NO_MASKS, Segmentation, embed_only, segment
+from maskfleet.worker.segment import NO_MASKS, embed_only, segment
+from maskfleet.worker.segmentation import Segmentation
 from tests.worker.checkpoints import LOW, save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
 

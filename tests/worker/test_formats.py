@@ -31,7 +31,8 @@ from maskfleet.worker.output import archive, labels
 from maskfleet.worker.output.formats import Artifact, make_artifacts
 from maskfleet.worker.output.overlay import colour_of
 from maskfleet.worker.sam.model import SegmentationModel
-from maskfleet.worker.segment import Segmentation, segment
+from maskfleet.worker.segment import segment
+from maskfleet.worker.segmentation import Segmentation
 from tests import references
 from tests.scenes import Scene, plain_scene
 from tests.worker import overlay_reference

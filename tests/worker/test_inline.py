@@ -17,8 +17,7 @@ from maskfleet.jobs.storage import result_prefix
 from maskfleet.worker.attempt import Workbench, attempt_next
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.output.inline import masks_inline
-from maskfleet.worker.segment import Segmentation
-from maskfleet.worker.steps import SegmentMetrics
+from maskfleet.worker.segmentation import Segmentation, SegmentMetrics
 
 POINTS = {"mode": "point", "prompts": [{"points": [[50, 50]]}, {"points": [[335, 44]]}]}
 

@@ -15,9 +15,10 @@ from torch.nn.functional import interpolate
 
 from maskfleet.jobs.schema.spec import EverythingParams
 from maskfleet.worker.image.decode import decode_photo
-from maskfleet.worker.masks import mask as masks
+from maskfleet.worker.masks import choice
+from maskfleet.worker.masks.choice import Cut, View
 from maskfleet.worker.masks.from_candidates import measure_masks
-from maskfleet.worker.masks.mask import Cut, Mask, View
+from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.masks.measure import Measures, stability
 from maskfleet.worker.masks.pending import PendingMask, PendingMasks
 from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
@@ -160,7 +161,7 @@ def pending_of(logits: torch.Tensor, cut: Cut, size_wh: tuple[int, int]) -> list
     candidates = at_hand(logits, torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)))
     batch = PromptBatch(None, None, None, tuple(range(len(logits))), ((),) * len(logits))
     frame = Frame((size_wh[1], size_wh[0]), (48, 64), (64, 64))
-    chosen = masks.choose_all(candidates)
+    chosen = choice.choose_all(candidates)
     made = list(measure_masks(candidates, chosen, batch, View(frame, whole(size_wh), size_wh, cut)))
     assert [(pending.row, pending.column) for pending in made] == list(np.ndindex(len(logits), 3))
     return made
@@ -178,7 +179,7 @@ def test_many_masks_are_made_some_at_a_time() -> None:
     for pending, low in zip(made, logits.flatten(0, 1), strict=True):
         large = interpolate(low[None, None], (64, 64), mode="bilinear")[..., :48, :64]
         pixels = interpolate(large, (180, 240), mode="bilinear")[0, 0] > 0
-        assert np.array_equal(masks.decode_mask(pending.written()), pixels.numpy())
+        assert np.array_equal(decode_mask(pending.written()), pixels.numpy())
         assert pending.mask.area == int(pixels.sum())
 
 
@@ -189,7 +190,7 @@ def test_no_masks_are_made_when_no_candidate_is_promising() -> None:
     candidates = Candidates(torch.full((2, 3), 0.5), refuse)
     batch, frame = PromptBatch(None, None, None, (0, 1), ((), ())), Frame((30, 40), (48, 64), (64, 64))
 
-    chosen = masks.choose_promising(candidates, 0.5)
+    chosen = choice.choose_promising(candidates, 0.5)
 
     assert list(measure_masks(candidates, chosen, batch, View(frame, whole((40, 30)), (40, 30), Cut(0.0)))) == []
 
@@ -225,7 +226,7 @@ def test_the_best_candidate_is_the_first_of_the_highest_score(scores: np.ndarray
     assume(all(len(set(row)) == 3 for row in scores.tolist()))
     candidates = at_hand(torch.zeros(4, 3, 1, 1), torch.from_numpy(scores))
 
-    best = masks.choose_best(candidates)
+    best = choice.choose_best(candidates)
 
     assert best.rows.tolist() == [0, 1, 2, 3]
     assert best.columns.tolist() == [row.index(max(row)) for row in scores.tolist()]

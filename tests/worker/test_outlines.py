@@ -26,7 +26,7 @@ from maskfleet.worker.masks.rle import encode_rle
 from maskfleet.worker.output import labels, outlines
 from maskfleet.worker.output.formats import make_artifacts
 from maskfleet.worker.output.overlay import colour_of, opacity_of
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 from tests import references
 from tests.worker.test_painting import Bools, mask_of, segmentation_of
 

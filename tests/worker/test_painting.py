@@ -21,8 +21,7 @@ from maskfleet.worker.output.formats import label_map_png, mask_png
 from maskfleet.worker.output.painting import Blocks, mask_coverage
 from maskfleet.worker.output.png import BITS, RGB, filtered_paeth, write_png
 from maskfleet.worker.output.scaling import scaled_down
-from maskfleet.worker.segment import Segmentation
-from maskfleet.worker.steps import SegmentMetrics
+from maskfleet.worker.segmentation import Segmentation, SegmentMetrics
 from tests import references
 from tests.worker.png_reader import read_png
 

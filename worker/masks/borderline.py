@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import torch
 
+from maskfleet.worker.masks.choice import Chosen
 from maskfleet.worker.masks.from_candidates import measure_masks
-from maskfleet.worker.masks.mask import Chosen
 from maskfleet.worker.masks.pending import PendingMasks
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.prompts import PromptBatch

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from maskfleet.worker.masks.mask import Chosen, Mask, View
+from maskfleet.worker.masks.choice import Chosen, View
+from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.measure import keep_logits_window, measure, stability
 from maskfleet.worker.masks.pending import PendingMask
 from maskfleet.worker.masks.resampling import bilinear_map_of

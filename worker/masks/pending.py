@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from maskfleet.worker.masks.mask import Mask, View
+from maskfleet.worker.masks.choice import View
+from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.measure import NO_LOGITS_WINDOW, LogitsWindow, count_near, trace
 from maskfleet.worker.masks.resampling import BilinearMap
 from maskfleet.worker.masks.rle import encode_rle

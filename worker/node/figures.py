@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from maskfleet.jobs.ledger.outcomes import Reply
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.metrics_folder import MULTIPROCESS_DIR, MetricsFolder
-from maskfleet.jobs.schema.record import Metrics
+from maskfleet.jobs.schema.record import EmbeddingOrigin, Metrics
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.stages import Timings
 
@@ -185,7 +185,8 @@ class WorkerFigures:
             asked = getattr(getattr(spec, "params", None), "points_per_batch", 0)  # not every mode decodes points
             if 0 < metrics.points_per_batch < asked:
                 self._smaller.inc()
-            if origin := getattr(metrics, "embedding", None):  # of a few that the model names
+            origin = getattr(metrics, "embedding", None)  # of a few that the model names
+            if origin and origin is not EmbeddingOrigin.NONE:
                 self._embeddings.labels(str(origin)).inc()
 
 

@@ -19,7 +19,7 @@ from maskfleet.jobs.settings import WorkerSettings
 def announced_as_loading(worker_registry: WorkerRegistry, settings: WorkerSettings) -> Iterator[None]:
     """Announce the node until the block ends, from a thread: loading a model may take minutes."""
     node = WorkerSeen(
-        settings.node, settings.model_name, settings.device, os.getpid(), 0, loads=True, version=program_version()
+        settings.node, settings.serves, settings.device, os.getpid(), 0, loads=True, version=program_version()
     )
     over, outage = threading.Event(), OutageLog("announce")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.worker.output.artifacts import Artifact
@@ -39,3 +40,14 @@ class Archive:
         """Return the archive."""
         self._zip.close()
         return Artifact(self._name, "application/zip", self._buffer.getvalue())
+
+
+def unpacked(archive: bytes, folder: str) -> Iterator[bytes]:
+    """Yield the files of an archive that are in a folder, in their order.  Raises ValueError for no such archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+            for entry in packed.infolist():
+                if entry.filename.startswith(folder):
+                    yield packed.read(entry)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is no ZIP archive") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskfleet.jobs.schema.inline import InlineMasks, WhyNotInline
 from maskfleet.jobs.schema.manifest import MaskSummary
-from maskfleet.jobs.schema.record import AnySpec, Metrics
+from maskfleet.jobs.schema.record import Metrics, ModelSpec
 
 if TYPE_CHECKING:
     from maskfleet.worker.embeddings.job_image import JobImage
@@ -46,4 +46,4 @@ class Segmented:
 class SegmentStep(Protocol):
     """Segments an image as the spec says, and reports to the watch, which may raise to stop it."""
 
-    def __call__(self, photo: JobImage, spec: AnySpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented: ...
+    def __call__(self, photo: JobImage, spec: ModelSpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented: ...

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.manifest import COCO_FILE, MASKS_FOLDER, MASKS_ZIP
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import Output, OverlayFormat
 from maskfleet.worker.image.decode import AnyPhoto
@@ -27,7 +28,7 @@ from maskfleet.worker.output.overlay import draw_overlay
 from maskfleet.worker.output.painting import mask_bits
 from maskfleet.worker.output.png import BITS, RGB, filtered_paeth, filtered_up, write_png
 from maskfleet.worker.sam.mask_input import LOGITS_FOLDER
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 
 #: The ids of the one image and the one category of a COCO dataset.  Not 0, which pycocotools takes for "none".
 IMAGE_ID = CATEGORY_ID = 1
@@ -66,7 +67,7 @@ def make_artifacts(
         wanted = together.intersection(spec.outputs)
         written |= wanted
         if output is Output.COCO:
-            yield Artifact("coco.json", "application/json", coco_json(segmentation, name))
+            yield Artifact(COCO_FILE, "application/json", coco_json(segmentation, name))
         elif output is Output.COCO_POLYGONS:
             yield coco_polygons_file(_dataset(segmentation, name, polygons_of))
         elif together is _MASK_FILES:
@@ -109,7 +110,7 @@ def _dataset(segmentation: Segmentation, file_name: str, shape: Callable[[int, M
         if form := shape(number, mask):
             yield separator + json.dumps(_record(number, mask, parent, form))
             separator = ",\n"
-    yield f'\n],\n"metrics": {json.dumps(asdict(segmentation.metrics))}}}\n'
+    yield f'\n],\n"metrics": {json.dumps(_known(asdict(segmentation.metrics)))}}}\n'
 
 
 def _run_length(_: int, mask: Mask) -> dict[str, object]:
@@ -121,9 +122,9 @@ def mask_files(segmentation: Segmentation, wanted: Collection[Output]) -> Iterat
 
     wanted: the files themselves (``png``), one archive of them (``masks_zip``), or both.
     """
-    archive = Archive("masks.zip") if Output.MASKS_ZIP in wanted else None
+    archive = Archive(MASKS_ZIP) if Output.MASKS_ZIP in wanted else None
     for number, mask in enumerate(segmentation.masks):
-        file = Artifact(_numbered("masks/", number, segmentation, "png"), "image/png", mask_png(mask))
+        file = Artifact(_numbered(MASKS_FOLDER, number, segmentation, "png"), "image/png", mask_png(mask))
         if archive:
             archive.add(file)
         if Output.PNG in wanted:
@@ -184,6 +185,10 @@ def warm_up() -> None:
 def _numbered(folder: str, number: int, segmentation: Segmentation, suffix: str) -> str:
     digits = max(4, len(str(len(segmentation.masks) - 1)))
     return f"{folder}{number:0{digits}}.{suffix}"
+
+
+def _known(metrics: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _image(segmentation: Segmentation, file_name: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ from maskfleet.jobs.schema.inline import MAX_INLINE_BYTES, InlineMask, InlineMas
 from maskfleet.jobs.schema.spec import Inline
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.polygons import Polygon, mask_polygons
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 
 #: What a corner takes at least, as JSON: two digits, two commas.
 _CORNER_BYTES = 4

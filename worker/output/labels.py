@@ -12,7 +12,7 @@ from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.painting import Bytes, Labels, measure_labels, paint_label
 from maskfleet.worker.output.png import GREY_16, RGB, filtered_up, write_png
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 
 #: The ids of a 16-bit label map, not counting 0, the background.
 MAX_LABELS = 65_535

@@ -13,7 +13,7 @@ from maskfleet.worker.masks.polygons import MAX_RUNS, Piece, Polygon, mask_piece
 from maskfleet.worker.output.artifacts import Artifact
 from maskfleet.worker.output.geometries import PIXELS, Place, crs_member, geometry_of
 from maskfleet.worker.output.overlay import colour_of, opacity_of
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 
 #: A file is in memory until it is uploaded.
 MAX_OUTLINE_BYTES = 256 * 2**20
