@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from celery import Task, current_app, shared_task
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
-from maskfleet.jobs.errors import JobError, QueueUnavailable
+from maskfleet.jobs.errors import JobError, NodeFault, QueueUnavailable
 from maskfleet.jobs.ledger.connection import connect
 from maskfleet.jobs.ledger.epoch import Epoch
 from maskfleet.jobs.ledger.jobs import Ledger
@@ -34,10 +34,14 @@ from maskfleet.worker.node.importing import uncollected
 from maskfleet.worker.node.loading import announced_as_loading
 
 if TYPE_CHECKING:
+    from maskfleet.jobs.schema.record import ModelSpec
     from maskfleet.jobs.storage import Store
     from maskfleet.worker.attempt import Workbench
+    from maskfleet.worker.embeddings.job_image import JobImage
     from maskfleet.worker.image.sandbox import Sandbox
-    from maskfleet.worker.output.artifacts import SegmentStep
+    from maskfleet.worker.output.artifacts import Segmented, SegmentStep
+    from maskfleet.worker.sam.prompts import MaskInputs
+    from maskfleet.worker.steps import Watch
 
 logger = get_logger()
 
@@ -108,6 +112,8 @@ def set_up_logs(**_: object) -> None:
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
     """Connect to the services, load the model and compile the mask kernels."""
+    if not settings.has_model:
+        return _bench_without_model(settings)
     with uncollected():
         import torch
 
@@ -147,6 +153,29 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     bench = replace(workbench_for(segment, settings, store, sandbox), test_model=test_model)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)
     return bench
+
+
+def _bench_without_model(settings: WorkerSettings) -> Workbench:
+    """Connect to the services and compile the kernels that write masks; neither torch nor a model is loaded."""
+    with uncollected():
+        from maskfleet.worker import export  # noqa: F401  (so that the first job need not)
+        from maskfleet.worker.image.sandbox import Sandbox
+        from maskfleet.worker.masks import rle
+        from maskfleet.worker.output import formats
+
+    figures().reached(StartStage.IMPORT)
+    started = time.monotonic()
+    sandbox = Sandbox()
+    rle.warm_up()
+    formats.warm_up()
+    bench = workbench_for(_no_model, settings, sandbox=sandbox)
+    logger.info("kernels_loaded", device=settings.device, load_s=time.monotonic() - started)
+    return bench
+
+
+def _no_model(photo: JobImage, spec: ModelSpec, watch: Watch, mask_inputs: MaskInputs) -> Segmented:  # noqa: ARG001
+    """Refuse a job that is not of this node's queues."""
+    raise NodeFault("no_model", "This worker has no model, and takes only jobs that need none.")
 
 
 def workbench_for(

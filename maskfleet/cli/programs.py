@@ -34,8 +34,9 @@ def api_command(host: str | None, port: int | None) -> None:
     "--devices",
     default="all",
     show_default=True,
-    metavar="all|0,2|cpu",
-    help="Every GPU, the GPUs with these numbers, or the CPU.",
+    metavar="all|0,2|cpu|none",
+    help="Every GPU, the GPUs with these numbers, the CPU; or none, for a worker that takes only jobs which need no "
+    "model, such as exports.",
 )
 @click.option(
     "--slots-per-device",
@@ -53,11 +54,13 @@ def api_command(host: str | None, port: int | None) -> None:
 def worker_command(devices: str, slots_per_device: int | None, tune: bool) -> None:
     require("worker")
     from maskfleet.jobs.logs import configure_logs
-    from maskfleet.jobs.settings import WorkerSettings
+    from maskfleet.jobs.settings import NO_DEVICE, WorkerSettings
     from maskfleet.worker.node.device import NoSuchDevice
     from maskfleet.worker.node.fleet import TooManyNodes, run_fleet
     from maskfleet.worker.node.memory import TooLittleMemory
 
+    if tune and devices == NO_DEVICE:
+        raise click.UsageError("--tune measures a model; with --devices none there is none.")
     if tune and slots_per_device:
         raise click.UsageError("--tune tries several numbers of slots: leave --slots-per-device out.")
     settings = WorkerSettings()

@@ -43,6 +43,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"models": {"more": {"model": "facebook/sam-vit-base"}}, "defaultModel": "base"},
         "the same model",
     ),
+    "a model that is called as the workers without one": (
+        {"outputs": {"replicas": 1}, "models": {"outputs": {"model": "a/b"}}, "defaultModel": "base"},
+        "outputs.replicas",
+    ),
     "several models and no default": ({"models": {"more": {"model": "a/b"}}}, "defaultModel"),
     "a default that does not exist": ({"defaultModel": "huge"}, "huge"),
     "no Redis": ({"redis": {"host": ""}}, "host"),
@@ -158,7 +162,7 @@ def test_the_defaults_fit_the_schema_and_the_model_overrides_all_of_workers(char
     values = read_values(chart / "values.yaml")
 
     assert set(schema["properties"]) - {"global"} == set(values)
-    for program in ("api", "courier", "operator", "workers"):
+    for program in ("api", "courier", "operator", "workers", "outputs"):
         assert set(schema["properties"][program]["properties"]) == set(values[program])
     # A service account is one of all workers.
     assert set(schema["definitions"]["model"]["properties"]) == {"model", "revision", *values["workers"]} - {

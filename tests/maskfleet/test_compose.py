@@ -25,6 +25,7 @@ from tests.compose_file import read_compose
 SETTINGS: dict[str, type[SharedSettings]] = {
     "api": ApiSettings,
     "worker": WorkerSettings,
+    "outputs": WorkerSettings,
     "courier": CourierSettings,
     "buckets": ApiSettings,
     "operator": SharedSettings,
@@ -61,7 +62,17 @@ def dockerfile(request: pytest.FixtureRequest, repository: Path) -> list[tuple[s
 
 
 def test_the_programs_are_the_local_stacks(compose: dict[str, Any]) -> None:
-    assert set(compose) == {"api", "worker", "courier", "redis", "s3", "buckets", "operator"}
+    assert set(compose) == {"api", "worker", "outputs", "courier", "redis", "s3", "buckets", "operator"}
+
+
+def test_the_worker_without_a_model_is_the_worker_but_for_that(compose: dict[str, Any], tls: dict[str, Any]) -> None:
+    worker, outputs = compose["worker"], compose["outputs"]
+
+    check_command(outputs["command"])
+    assert (outputs["command"], outputs["profiles"]) == (["worker", "--devices", "none"], ["outputs"])
+    shared = ("image", "init", "stop_grace_period", "depends_on", "restart")
+    assert {name: outputs[name] for name in shared} == {name: worker[name] for name in shared}
+    assert tls["outputs"] == tls["worker"]
 
 
 @pytest.mark.parametrize("program", ["api", "worker", "courier"])

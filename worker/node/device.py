@@ -9,6 +9,8 @@ from typing import Any
 
 import pynvml
 
+from maskfleet.jobs.settings import NO_DEVICE
+
 
 class NoSuchDevice(ValueError):
     """The requested device does not exist; the message says which do."""
@@ -23,7 +25,8 @@ OPENMP_PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 class Device:
     """A device for one worker node.
 
-    label: ``cpu``, or such as ``gpu0``.  kind: ``cpu`` or ``cuda``.  visible: its CUDA_VISIBLE_DEVICES.
+    label: ``cpu``, ``outputs``, or such as ``gpu0``.  kind: ``cpu``, ``cuda`` or ``none``.
+    visible: its CUDA_VISIBLE_DEVICES.
     """
 
     label: str
@@ -39,16 +42,20 @@ class Device:
 
 
 CPU = Device("cpu", "cpu", "", "CPU")
+#: Of nodes that take only jobs which need no model.
+NONE = Device("outputs", NO_DEVICE, "", "no model")
 
 
 def choose_devices(selection: str, environment: Mapping[str, str]) -> tuple[Device, ...]:
-    """Return the devices for ``cpu``, ``all`` or numbers such as ``0,2``.
+    """Return the devices for ``cpu``, ``none``, ``all`` or numbers such as ``0,2``.
 
     If CUDA_VISIBLE_DEVICES is set, ``all`` and the numbers refer to its entries, as in CUDA itself.
     Raises NoSuchDevice.
     """
     if selection == "cpu":
         return (CPU,)
+    if selection == NO_DEVICE:
+        return (NONE,)
     devices = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
     if not devices:
         raise NoSuchDevice("No GPU found. Use `--devices cpu` to run on the CPU.")
@@ -89,7 +96,7 @@ def list_gpus(visible: str | None) -> tuple[Device, ...]:
 
 def gpu_busy(device: Device) -> float | None:
     """Return the share of the last moments, 0 to 1, in which a GPU computed; None on a CPU or if it does not say."""
-    if device.kind == CPU.kind:
+    if device.kind != "cuda":
         return None
     with _driver():
         try:

@@ -37,8 +37,8 @@ def run_fleet(
 ) -> None:
     """Run the nodes of each device until SIGTERM or SIGINT, on which each finishes its job; a second signal kills them.
 
-    selection: ``cpu``, ``all`` or numbers such as ``0,2``.  settings: ``slots_per_device`` nodes share each of these
-    devices; the first node's health check is at ``health_port``, those of the others at the ports after it.
+    selection: ``cpu``, ``none``, ``all`` or numbers such as ``0,2``.  settings: ``slots_per_device`` nodes share each
+    of these devices; the first node's health check is at ``health_port``, those of the others at the ports after it.
     Raises NoSuchDevice, TooManyNodes, TooLittleMemory.
     """
     signals = StopSignals()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maskfleet.jobs.logs import get_logger
 from maskfleet.jobs.settings import WorkerSettings
-from maskfleet.worker.node.device import CPU, Device, free_gpu_memory
+from maskfleet.worker.node.device import CPU, NONE, Device, free_gpu_memory
 from maskfleet.worker.node.machine import ROOT, available_memory
 
 logger = get_logger()
@@ -54,15 +54,15 @@ def check_memory(devices: Iterable[Device], slots: int, settings: WorkerSettings
     available is not checked: the log says so.
     """
     devices = tuple(devices)
-    weights = weights_bytes(settings.model, settings.model_revision)
+    weights = weights_bytes(settings.model, settings.model_revision) if devices != (NONE,) else 0
     if weights is None:
         logger.warning("weights_not_counted", why="the model is not on this machine yet", model=settings.model)
         weights = 0
     for device in devices:
-        if device.kind != CPU.kind:
+        if device.kind not in (CPU.kind, NONE.kind):
             card = f"the GPU {device.label} ({device.model})"
             _check(card, free_gpu_memory(device), slots, _on_card(weights, settings.precision))
-    on_cpu = any(device.kind == CPU.kind for device in devices)
+    on_cpu = any(device.kind in (CPU.kind, NONE.kind) for device in devices)
     # On a GPU's host the weights pass through memory as each worker loads them.
     host = SlotMemory(weights if on_cpu else 0, PROCESS_BYTES + (CPU_JOB_BYTES if on_cpu else 0))
     _check("this machine", available_memory(root), slots, host, devices=len(devices))
