@@ -41,8 +41,8 @@ priority_option = click.option(
     type=Named([str(priority) for priority in Priority]),
     help="interactive needs a key with the scope jobs:interactive.  [default: normal]",
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print the job as one line of JSON.")
-_timeout_option = click.option(
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the job as one line of JSON.")
+timeout_option = click.option(
     "--timeout", "timeout_s", type=float, metavar="SECONDS", help="Stop waiting after this time."
 )
 
@@ -85,8 +85,8 @@ _timeout_option = click.option(
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Wait, and write the result's files to this folder."
 )
-@_timeout_option
-@_json_option
+@timeout_option
+@json_option
 @server_options
 @click.pass_context
 def submit_command(
@@ -133,13 +133,13 @@ def submit_command(
             job = submit(client, spec, found.photos[0], idempotency_key)
         note_demo(job)
         if and_wait or out is not None:
-            job = _wait(client, job.id, timeout_s)
+            job = wait_for_job(client, job.id, timeout_s)
             if options.get("inline") is not None:
                 job = client.get(job.id)
         if out is not None and job.status == "succeeded":
-            _fetch(client, job.id, out)
+            fetch_files(client, job.id, out)
     if as_json or and_wait or out is not None:
-        _end(job, as_json=as_json, must_succeed=and_wait or out is not None, out=out)
+        end_job(job, as_json=as_json, must_succeed=and_wait or out is not None, out=out)
     else:
         click.echo(job.id)
 
@@ -178,7 +178,7 @@ def _submit_each(
         if not and_wait:
             click.echo(job.model_dump_json() if as_json else job.id)
     for job in jobs if and_wait else ():
-        ended = _wait(client, job.id, timeout_s)
+        ended = wait_for_job(client, job.id, timeout_s)
         click.echo(ended.model_dump_json() if as_json else summary(ended))
         status = status if ended.status == "succeeded" else EXIT_SERVICE
     return status
@@ -186,52 +186,52 @@ def _submit_each(
 
 @click.command("status")
 @click.argument("job_id", metavar="ID")
-@_json_option
+@json_option
 @server_options
 def status_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Show the job ID."""
     with reporting_errors(), connect(api_url, api_key) as client:
         job = client.get(job_id)
-    _end(job, as_json=as_json, must_succeed=False)
+    end_job(job, as_json=as_json, must_succeed=False)
 
 
 @click.command("wait")
 @click.argument("job_id", metavar="ID")
-@_timeout_option
-@_json_option
+@timeout_option
+@json_option
 @server_options
 def wait_command(job_id: str, timeout_s: float | None, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Wait until the job ID has ended; the exit status is 0 when it succeeded."""
     with reporting_errors(), connect(api_url, api_key) as client:
-        job = _wait(client, job_id, timeout_s)
-    _end(job, as_json=as_json, must_succeed=True)
+        job = wait_for_job(client, job_id, timeout_s)
+    end_job(job, as_json=as_json, must_succeed=True)
 
 
 @click.command("cancel")
 @click.argument("job_id", metavar="ID")
-@_json_option
+@json_option
 @server_options
 def cancel_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Cancel the job ID: at once when it is queued, within seconds when it runs."""
     with reporting_errors(), connect(api_url, api_key) as client:
         job = client.cancel(job_id)
-    _end(job, as_json=as_json, must_succeed=False)
+    end_job(job, as_json=as_json, must_succeed=False)
 
 
 @click.command("retry")
 @click.argument("job_id", metavar="ID")
-@_json_option
+@json_option
 @server_options
 def retry_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Queue the failed job ID again."""
     with reporting_errors(), connect(api_url, api_key) as client:
         job = client.retry(job_id)
-    _end(job, as_json=as_json, must_succeed=False)
+    end_job(job, as_json=as_json, must_succeed=False)
 
 
 @click.command("delete")
 @click.argument("job_id", metavar="ID")
-@_json_option
+@json_option
 @server_options
 def delete_command(job_id: str, as_json: bool, api_url: str | None, api_key: str | None) -> None:
     """Delete the ended job ID and everything it wrote, but not the image that was sent with it."""
@@ -252,7 +252,7 @@ def fetch_command(job_id: str, out: Path | None, as_json: bool, api_url: str | N
     """Download the result of the job ID and check each file's sha256.  Prints the files' paths."""
     folder = out or Path(job_id)
     with reporting_errors(), connect(api_url, api_key) as client:
-        manifest = _fetch(client, job_id, folder)
+        manifest = fetch_files(client, job_id, folder)
     if as_json:
         click.echo(manifest.model_dump_json(exclude={"files": {"__all__": {"url"}}}))
         return
@@ -261,7 +261,7 @@ def fetch_command(job_id: str, out: Path | None, as_json: bool, api_url: str | N
     click.echo(folder / "manifest.json")
 
 
-def _fetch(client: Client, job_id: str, folder: Path) -> Manifest:
+def fetch_files(client: Client, job_id: str, folder: Path) -> Manifest:
     with progress_bars() as bars:
         task = bars.add_task("fetching", total=None)
         return client.fetch(
@@ -271,13 +271,13 @@ def _fetch(client: Client, job_id: str, folder: Path) -> Manifest:
         )
 
 
-def _wait(client: Client, job_id: str, timeout_s: float | None) -> Job:
+def wait_for_job(client: Client, job_id: str, timeout_s: float | None) -> Job:
     with progress_bars() as bars:
         task = bars.add_task(job_id, total=None)
         return client.wait(job_id, timeout_s=timeout_s, on_progress=lambda job: show_progress(bars, task, job))
 
 
-def _end(job: JobView, *, as_json: bool, must_succeed: bool, out: Path | None = None) -> None:
+def end_job(job: JobView, *, as_json: bool, must_succeed: bool, out: Path | None = None) -> None:
     """Print a job, and what to do next; exit with status 1 if it had to succeed and did not."""
     if as_json:
         click.echo(job.model_dump_json())

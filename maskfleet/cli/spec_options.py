@@ -37,6 +37,11 @@ DEFAULT_OUTPUTS = (Output.COCO, Output.OVERLAY)
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[EverythingJob | PointJob | BoxJob, Field(discriminator="mode")])
 _PARAMS: dict[str, FieldInfo] = {**PromptParams.model_fields, **EverythingParams.model_fields}
 _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: click passes the options by name
+overlay_format_option = click.option(
+    "--overlay-format",
+    type=Named([str(name) for name in OverlayFormat]),
+    help=f"What to write the overlay as.  [default: {OverlayFormat.PNG}]",
+)
 
 
 def spec_options(command: _Function) -> _Function:
@@ -71,11 +76,7 @@ def spec_options(command: _Function) -> _Function:
             metavar="NAME,…",
             help=f"What to write: any of {', '.join(Output)}.  [default: {','.join(DEFAULT_OUTPUTS)}]",
         ),
-        click.option(
-            "--overlay-format",
-            type=Named([str(name) for name in OverlayFormat]),
-            help=f"What to write the overlay as.  [default: {OverlayFormat.PNG}]",
-        ),
+        overlay_format_option,
         *(_param_option(name, field) for name, field in _PARAMS.items()),
     ]
     for option in reversed(options):
@@ -103,7 +104,7 @@ def build_spec(
     _check_prompts(mode, point, label, box)
     if point or label or box:
         document["prompts"] = _prompts(point, label, box)
-    document["outputs"] = DEFAULT_OUTPUTS if outputs is None else _outputs(outputs)
+    document["outputs"] = DEFAULT_OUTPUTS if outputs is None else output_names(outputs)
     given = {name: value for name, value in options.items() if value is not None}
     # A flag that is off counts as not given: the mode may not have it.
     params = {name: value for name, value in given.items() if name in _PARAMS and value is not False}
@@ -165,7 +166,8 @@ def _check_prompts(mode: str, point: Sequence[str], label: Sequence[str], box: S
         )
 
 
-def _outputs(text: str) -> list[str]:
+def output_names(text: str) -> list[str]:
+    """Return the outputs that an option names.  Raises InvalidRequest (``invalid_spec``)."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for number, name in enumerate(names):
         if name not in list(Output):

@@ -30,6 +30,7 @@ from maskfleet.client.job import Job
 from maskfleet.client.masks import Masks
 from maskfleet.client.retries import MAX_TRIES, OnRetry
 from maskfleet.client.submission import (
+    ExportFields,
     JobFields,
     JobOptionFields,
     Photo,
@@ -38,6 +39,7 @@ from maskfleet.client.submission import (
     complete,
     document_of,
     embed_request,
+    export_request,
     image_type,
     known_image,
     one_object,
@@ -205,6 +207,34 @@ class Client:
         Raises Conflict while it is being encoded, NotFound if it is unknown or already deleted.
         """
         self._transport.call("DELETE", f"/v1/images/{image_id}")
+
+    def export(
+        self,
+        job_id: str,
+        outputs: Sequence[str] = (),
+        *,
+        idempotency_key: str | None = None,
+        held_s: int = 0,
+        **fields: Unpack[ExportFields],
+    ) -> Job:
+        """Write a job's masks in further formats: a new job, which needs no GPU.
+
+        outputs: such as ``["svg", "geojson"]``; all but ``logits``.  held_s: as for ``submit``.
+        Raises Refused (``invalid_spec``, …), NotFound, Conflict (``masks_not_kept``, …).
+        """
+        try:
+            body = export_request(outputs, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
+        path = f"/v1/jobs/{job_id}/export"
+        try:
+            held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
+            return self._job(self._transport.call("POST", path, data=body, headers=held, held_s=held_s))
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            return self._job(self._transport.call("POST", path, data=body, headers=headers))
 
     def _job(self, body: bytes) -> Job:
         return Job.of(JobView.model_validate_json(body), self)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from pydantic import PrivateAttr
 
@@ -12,6 +12,7 @@ from maskfleet.client.errors import ApiError, JobFailed, Refused
 from maskfleet.client.job_handle import JobHandle, coco_of, overlay_of
 from maskfleet.client.masks import Masks
 from maskfleet.client.pictures import picture_of
+from maskfleet.client.submission import ExportFields
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobView
 
@@ -44,6 +45,25 @@ class Job(JobHandle):
     def cancel(self) -> Job:
         """Cancel the job.  See ``Client.cancel``."""
         return self._client.cancel(self.id)
+
+    def export(
+        self,
+        outputs: Sequence[str] = (),
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **fields: Unpack[ExportFields],
+    ) -> Job:
+        """Write its masks in further formats, once it has succeeded; return the job that does it, once that has, too.
+
+        outputs: such as ``["svg", "geojson"]``.  wait: False waits for neither.  See ``Client.export``.
+        Raises JobFailed, WaitTimeout after ``timeout_s``, and as ``Client.export``.
+        """
+        if not wait:
+            return self._client.export(self.id, outputs, **fields)
+        job = self._succeeded(timeout_s)
+        made = self._client.export(job.id, outputs, **fields)
+        return made._succeeded(timeout_s)
 
     def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
         """Download its files into a folder.  See ``Client.fetch``."""

@@ -18,6 +18,7 @@ from maskfleet.jobs.schema.spec import (
     IMAGE_COMES_BESIDE,
     EmbedRequest,
     EverythingParams,
+    ExportRequest,
     ImageSource,
     JobSpec,
     PromptParams,
@@ -39,6 +40,18 @@ class JobOptionFields(TypedDict, total=False):
     """The fields of a job of any mode besides its image, as keywords; see ``maskfleet.jobs.schema.spec``."""
 
     model: str
+    priority: Literal["interactive", "normal", "bulk"]
+    start_deadline_s: int
+    run_timeout_s: int
+    webhook: Webhook | Mapping[str, Any]  # Any: a URL and a list of names
+    metadata: Mapping[str, str]
+
+
+class ExportFields(TypedDict, total=False):
+    """The fields of an export besides its outputs, as keywords; see ``maskfleet.jobs.schema.spec``."""
+
+    overlay_format: Literal["png", "webp", "jpeg"]
+    inline: Literal["rle", "polygons"]
     priority: Literal["interactive", "normal", "bulk"]
     start_deadline_s: int
     run_timeout_s: int
@@ -125,6 +138,15 @@ def embed_request(source: ImageSource, fields: JobOptionFields) -> EmbedRequest:
         return EmbedRequest.model_validate({**fields, "image": source})
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def export_request(outputs: Sequence[str], fields: ExportFields) -> bytes:
+    """Serialise what is to be made of a job's masks.  Raises InvalidRequest (``invalid_spec``)."""
+    try:
+        asked = ExportRequest.model_validate({**fields, "outputs": tuple(outputs)})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    return asked.model_dump_json(exclude_unset=True, exclude_none=True).encode()
 
 
 def one_object(

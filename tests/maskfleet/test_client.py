@@ -58,6 +58,27 @@ def photos(running_stack: StackLine) -> Store:
     )
 
 
+def test_a_jobs_masks_are_written_in_further_formats_later(client: Client, coins: Path, tmp_path: Path) -> None:
+    job = client.submit(photo=coins, **BOXES, outputs=["coco"])
+
+    made = job.export(outputs=["svg", "coco", "overlay"], overlay_format="webp")
+    at_once = job.export(["png"], wait=False, metadata={"order": "42"})
+    manifest = made.fetch(tmp_path)
+
+    assert (made.from_job, made.mode, made.status) == (job.id, "export", "succeeded")
+    assert [file.name for file in manifest.files] == ["outlines.svg", "coco.json", "overlay.webp"]
+    assert (tmp_path / "coco.json").read_bytes() == client.read(client.result(job.id).files[0])
+    assert len(made.masks()) == 2
+    assert made.overlay().format == "WEBP"
+    assert (at_once.wait(timeout_s=60).status, at_once.metadata) == ("succeeded", {"order": "42"})
+    with pytest.raises(Refused, match="logits_not_exported"):
+        job.export(["logits"])
+    with pytest.raises(Refused, match="invalid_spec"):
+        client.export(job.id, [])
+    with pytest.raises(NotFound):
+        client.export(f"job_{'0' * 32}", ["svg"])
+
+
 def test_a_click_is_answered_with_its_masks(client: Client, coins: Path) -> None:
     clicks: list[JobFields] = [{**BOXES, "outputs": [], "inline": form} for form in ("rle", "polygons")]
 

@@ -92,6 +92,19 @@ def test_a_photo_is_encoded_and_then_named_by_its_id(cli: Cli, server: dict[str,
     assert json.loads(shown.stdout)["image_id"].startswith("img_")
 
 
+def test_a_job_is_exported_into_a_folder(cli: Cli, server: dict[str, str], coins: Path, tmp_path: Path) -> None:
+    job = cli("submit", coins, "--point", "45,124", "--wait", "--json", **server)
+    job_id = json.loads(job.stdout)["id"]
+
+    made = cli("export", job_id, "--outputs", "svg,geojson", "--out", tmp_path / "out", **server)
+    wrong = cli("export", job_id, "--outputs", "tiff", **server)
+
+    assert made.returncode == 0, made.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"outlines.svg", "outlines.geojson", "manifest.json"}
+    assert (wrong.returncode, wrong.stderr[:9]) == (2, "invalid_s")
+
+
 def test_an_image_that_cannot_be_encoded_ends_with_its_reason(cli: Cli, server: dict[str, str]) -> None:
     answer = cli("embed", "s3://photos/nothing.png", "--wait", **server)
 

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "batch": ["photo.png"],
     "upload": ["photo.png"],
     "embed": ["photo.png"],
+    "export": ["job_1", "--outputs", "svg"],
     "jobs": [],
     "models": [],
     "completion": ["bash"],

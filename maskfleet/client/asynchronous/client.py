@@ -24,6 +24,7 @@ from maskfleet.client.files import Expected, is_fetched
 from maskfleet.client.masks import Masks
 from maskfleet.client.retries import MAX_TRIES, OnRetry
 from maskfleet.client.submission import (
+    ExportFields,
     JobFields,
     JobOptionFields,
     Photo,
@@ -32,6 +33,7 @@ from maskfleet.client.submission import (
     complete,
     document_of,
     embed_request,
+    export_request,
     image_type,
     known_image,
     one_object,
@@ -182,6 +184,34 @@ class AsyncClient:
         Raises Conflict while it is being encoded, NotFound if it is unknown or already deleted.
         """
         await self._transport.call("DELETE", f"/v1/images/{image_id}")
+
+    async def export(
+        self,
+        job_id: str,
+        outputs: Sequence[str] = (),
+        *,
+        idempotency_key: str | None = None,
+        held_s: int = 0,
+        **fields: Unpack[ExportFields],
+    ) -> AsyncJob:
+        """Write a job's masks in further formats: a new job, which needs no GPU.
+
+        outputs: such as ``["svg", "geojson"]``; all but ``logits``.  held_s: as for ``submit``.
+        Raises Refused (``invalid_spec``, …), NotFound, Conflict (``masks_not_kept``, …).
+        """
+        try:
+            body = export_request(outputs, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
+        path = f"/v1/jobs/{job_id}/export"
+        try:
+            held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
+            return self._job(await self._transport.call("POST", path, data=body, headers=held, held_s=held_s))
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            return self._job(await self._transport.call("POST", path, data=body, headers=headers))
 
     def _job(self, body: bytes) -> AsyncJob:
         return AsyncJob.of(JobView.model_validate_json(body), self)

@@ -5,9 +5,9 @@ For asyncio.  Made from ``maskfleet.client.job`` by ``make async-client``; chang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from pydantic import PrivateAttr
 
@@ -15,6 +15,7 @@ from maskfleet.client.errors import JobFailed, Refused
 from maskfleet.client.job_handle import JobHandle, coco_of, overlay_of
 from maskfleet.client.masks import Masks
 from maskfleet.client.pictures import picture_of
+from maskfleet.client.submission import ExportFields
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobView
 
@@ -49,6 +50,25 @@ class AsyncJob(JobHandle):
     async def cancel(self) -> AsyncJob:
         """Cancel the job.  See ``Client.cancel``."""
         return await self._client.cancel(self.id)
+
+    async def export(
+        self,
+        outputs: Sequence[str] = (),
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **fields: Unpack[ExportFields],
+    ) -> AsyncJob:
+        """Write its masks in further formats, once it has succeeded; return the job that does it, once that has, too.
+
+        outputs: such as ``["svg", "geojson"]``.  wait: False waits for neither.  See ``Client.export``.
+        Raises JobFailed, WaitTimeout after ``timeout_s``, and as ``Client.export``.
+        """
+        if not wait:
+            return await self._client.export(self.id, outputs, **fields)
+        job = await self._succeeded(timeout_s)
+        made = await self._client.export(job.id, outputs, **fields)
+        return made._succeeded(timeout_s)
 
     async def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
         """Download its files into a folder.  See ``Client.fetch``."""
