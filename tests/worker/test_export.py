@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
@@ -17,6 +18,7 @@ from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store, manifest_key, result_prefix
 from maskfleet.worker.attempt import Workbench, attempt_next
 from tests.conftest import PHOTOS_BUCKET
+from tests.worker.test_georeference import SCALE, TIE, UTM_33, geotiff
 
 #: All that can be made later, in another order than their own.
 LATER = [output for output in reversed(Output) if output is not Output.LOGITS]
@@ -91,6 +93,19 @@ def test_what_is_exported_is_what_the_job_would_have_written(
         assert later.origin.job_id == earlier.job_id
         assert later.inline is not None
         assert later.metrics.embedding is EmbeddingOrigin.NONE
+
+
+def test_what_is_exported_of_a_geotiff_is_on_the_map_too(bench: Workbench) -> None:
+    photo = geotiff(np.full((60, 80), 90, np.uint8), t33550=SCALE, t33922=TIE, t34735=UTM_33)
+    spec = {"mode": "point", "prompts": [{"points": [[30, 30]]}]}
+    at_once = segment(bench, photo, spec, ["geojson", "label_map"])
+    earlier = segment(bench, photo, spec, ["coco"])
+
+    later = written(bench, export(bench, earlier, "geojson", "label_map"))
+
+    assert later.georeference == at_once.georeference
+    assert objects(bench, later) == objects(bench, at_once)
+    assert objects(bench, later).keys() == {"outlines.geojson", "label_map.png", "label_map.tif"}
 
 
 def test_an_export_can_be_exported(bench: Workbench, coins: bytes) -> None:

@@ -21,7 +21,7 @@ from maskfleet.worker.image.georeference import Georeference, Transform, checked
 from maskfleet.worker.image.sandbox import Sandbox
 from maskfleet.worker.output.formats import make_artifacts
 from maskfleet.worker.sam.model import SegmentationModel
-from maskfleet.worker.segment import Segmentation
+from maskfleet.worker.segmentation import Segmentation
 from tests.worker.test_known_images import COMPUTED, STORE, new_worker, origin_of, run, uploaded
 from tests.worker.test_outlines import masks_of_every_kind
 
