@@ -48,6 +48,7 @@ class Batches:
         self._redis = client
         self._take = load_script(client, "take_batch")
         self._collect = load_script(client, "collect_batch")
+        self._count = load_script(client, "count_batch")
         self._finish = load_script(client, "finish_batch")
         self._cancel = load_script(client, "cancel_batch")
         self._delete = load_script(client, "delete_batch")
@@ -107,6 +108,11 @@ class Batches:
             pipeline.llen(f"mf:batch_ended:{batch_id}")
             open_jobs, to_collect = pipeline.execute()
         return open_jobs, to_collect
+
+    def note_found(self, batch_id: str, found: int) -> None:
+        """Note how many images the source of a batch has; those that became jobs are among them."""
+        with redis_errors():
+            self._count(args=[batch_id, found])
 
     def page_count(self, batch_id: str) -> int:
         """Return how many pages there are."""

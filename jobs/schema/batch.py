@@ -70,6 +70,11 @@ class ExpansionView(Wire):
 
     state: Expansion = Field(description="`open` while there may be more images; `failed` if the rest cannot be read.")
     listed: int = Field(description="Images, or lines of the manifest, found so far.")
+    found: int | None = Field(
+        None,
+        description="How many there are in all. Those of a prefix are counted ahead of the jobs, a thousand a second; "
+        "null until that is done, and of a manifest until its end.",
+    )
     expanded: int = Field(description="Those that became jobs.")
     rejected: int = Field(description="Those that could not; they count as failed, and are listed with the failures.")
     error: BatchError | None = None
@@ -175,6 +180,7 @@ class BatchRecord:
     expansion: Expansion | None = None
     cursor: str = ""
     listed: int = 0
+    found: int | None = None
     rejected: int = 0
     annotations: int = 0
     collected_ms: int = 0
@@ -208,6 +214,7 @@ class BatchRecord:
             expansion=Expansion(fields["expansion"]) if "expansion" in fields else None,
             cursor=fields.get("cursor", ""),
             listed=int(fields.get("listed", 0)),
+            found=int(fields["found"]) if "found" in fields else None,
             rejected=int(fields.get("rejected", 0)),
             annotations=int(fields.get("annotations", 0)),
             collected_ms=int(fields.get("collected_ms", 0)),
@@ -246,9 +253,12 @@ class BatchRecord:
     def _expansion_view(self) -> ExpansionView | None:
         if self.expansion is None:
             return None
+        found = self.listed if self.expansion is Expansion.DONE else self.found
         return ExpansionView(
             state=self.expansion,
             listed=self.listed,
+            # Objects that came after they were counted are among those listed.
+            found=None if found is None else max(found, self.listed),
             expanded=self.listed - self.rejected,
             rejected=self.rejected,
             error=self.error,

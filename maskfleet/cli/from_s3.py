@@ -155,14 +155,13 @@ class _Batch:
         return sent
 
     def _wait(self, batch_id: str) -> BatchView:
-        """Wait for the batch with a bar.  While the server still finds images, nobody knows how many there are."""
+        """Wait for the batch with a bar; how long it will take is shown once the server has counted the images."""
         with bars_with_time_left() as bars:
             bar = bars.add_task("images", total=None)
 
             def show(batch: BatchView) -> None:
-                is_open = batch.expansion is None or batch.expansion.state == Expansion.OPEN
-                about = f"images, {batch.total:,} found so far" if is_open else "images"
-                bars.update(bar, description=about, completed=batch.done, total=None if is_open else batch.total)
+                found = batch.expansion.found if batch.expansion else None
+                bars.update(bar, completed=batch.done, total=found)
 
             return self._client.wait_batch(batch_id, on_progress=show)
 

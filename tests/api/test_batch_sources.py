@@ -21,12 +21,13 @@ from maskfleet.jobs.ledger.jobs import Ledger
 from maskfleet.jobs.ledger.reconciler import Reconciler
 from maskfleet.jobs.messages import Bells, Publisher
 from maskfleet.jobs.schema.batch import BatchRecord, BatchView, Expansion
-from maskfleet.jobs.schema.batch_spec import BatchPlan
+from maskfleet.jobs.schema.batch_spec import BatchPlan, BatchSource
 from maskfleet.jobs.schema.manifest import Manifest, ManifestFile
 from maskfleet.jobs.schema.record import ImageGeoreference, JobRecord, Metrics
 from maskfleet.jobs.settings import CourierSettings, SharedSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, manifest_key, result_prefix
 from maskfleet.worker.courier.batches import MERGES_AT_ONCE, BatchWork
+from maskfleet.worker.courier.listing import count_after
 from tests.api.caller import Caller, check_problem
 from tests.api.conftest import KEYS, SettingsMaker
 from tests.conftest import PHOTOS_BUCKET, WEBHOOK_MASTER
@@ -263,6 +264,46 @@ def test_no_more_jobs_than_the_window_are_open_at_once(
     assert most == 10
     assert ended == [f"s3://{PHOTOS_BUCKET}/{number}.png" for number in range(25)]
     assert look(apiary, sent).counts.succeeded == 25
+
+
+def test_callers_learn_how_many_images_there_will_be(
+    apiary: Caller, photos: Photos, make_work: Callable[..., BatchWork], redis_client: redis.Redis
+) -> None:
+    photos.put("a.png", "b.txt", "c.png", "deep/d.png", "deep/")
+    sent = send(apiary, source={"prefix": photos.uri, "pattern": "*.png"})
+    work = make_work(batch_window=1)
+
+    step(work, redis_client)
+    counted = look(apiary, sent).expansion
+    photos.put("e.png", "f.png")
+    canceled = BatchView.model_validate_json(apiary.post(f"/v1/batches/{sent.id}/cancel").data).expansion
+
+    assert sent.expansion is not None
+    assert counted is not None
+    assert canceled is not None
+    assert [(one.listed, one.found) for one in (sent.expansion, counted, canceled)] == [(0, None), (1, 3), (1, 3)]
+
+
+def test_images_are_counted_page_by_page(photos: Photos, shared_fields: dict[str, str], store: Store) -> None:
+    photos.put("a.png", "b.txt", "c.png", "d.png")
+    plan = BatchPlan(
+        source=BatchSource(prefix=photos.uri, pattern="*.png"),
+        spec="",
+        queue=QUEUE,
+        bucket="maskfleet",
+        start_deadline_s=1,
+        max_in_flight=1,
+        max_bytes=1,
+        coco=True,
+    )
+    settings = CourierSettings(**shared_fields, allowed_buckets=PHOTOS_BUCKET)
+    counts, after = [], ""
+
+    while not counts or after:
+        count, after = count_after(plan, after, 2, tenant="apiary", store=store, settings=settings)
+        counts.append(count)
+
+    assert counts == [1, 2]
 
 
 def _lines(count: int) -> Iterator[Json]:

@@ -114,6 +114,7 @@ class FullLedger:
             idempotency_ttl_s=0,
         ).job_ids
         self._ledger.succeed(self._claim(first), RESULT)
+        batches.note_found(expanding, 9)
         page = Page(f"batches/{TENANT}/{expanding}/pages/1", 1, 1, 0)
         assert batches.collect(expanding, 0, 1, page, (), kept_s=DAY_S)
         failed = BatchStep(

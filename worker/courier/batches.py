@@ -25,7 +25,7 @@ from maskfleet.jobs.schema.record import AnySpec, SpecSummary
 from maskfleet.jobs.schema.spec import dump_spec, file_name_of
 from maskfleet.jobs.settings import CourierSettings
 from maskfleet.jobs.storage import Store, batch_prefix, result_prefix
-from maskfleet.worker.courier.listing import Found, grouped, look
+from maskfleet.worker.courier.listing import Found, count_after, grouped, look
 from maskfleet.worker.courier.merge import PAGE, Outcome, collect_page, write_files
 
 logger = get_logger()
@@ -42,6 +42,8 @@ COLLECTED_WITHIN_S = 10.0
 MOST_UNCOLLECTED = 4
 #: Batches whose files are made at once: each takes a connection, and memory for a part of an upload.
 MERGES_AT_ONCE = 3
+#: Batches whose images are being counted: so many counts are kept.
+MOST_COUNTS = 1000
 #: After an error of the store or the ledger, and while the tenant's quota is used up.
 PAUSE_S = 5.0
 
@@ -67,6 +69,8 @@ class BatchWork:
         self._bells = bells
         self._settings = settings
         self._merges = threading.BoundedSemaphore(MERGES_AT_ONCE)
+        #: How many images a prefix has up to a key.  They are only kept here: another courier counts anew.
+        self._counts: dict[str, tuple[int, str]] = {}
 
     def run(self, is_over: Callable[[], bool] = lambda: False, begin: Begin = _now) -> int:
         """Take a step of each batch that is due; return how many there were.  Raises QueueUnavailable.
@@ -111,6 +115,8 @@ class BatchWork:
         pause_s = self._expand(batch, plan) if batch.expansion is Expansion.OPEN else 0.0
         more = self._collect(batch_id, plan)
         batch = self._batches.read(batch_id)
+        if batch is not None and batch.expansion is Expansion.OPEN and batch.found is None and plan.source.prefix:
+            self._count(batch, plan)
         if more:
             return 0.0
         if batch is not None and self._is_collected(batch) and self._merges.acquire(blocking=False):
@@ -174,6 +180,17 @@ class BatchWork:
             if not seen.found:  # a long way through what does not match: the next step goes on
                 return 0.0
         return 0.0
+
+    def _count(self, batch: BatchRecord, plan: BatchPlan) -> None:
+        """Look further ahead than the jobs do, so that callers learn how many there will be."""
+        count, after = self._counts.pop(batch.id, (0, ""))
+        more, after = count_after(plan, after, tenant=batch.tenant, store=self._store, settings=self._settings)
+        if not after:
+            self._batches.note_found(batch.id, count + more)
+            return
+        self._counts[batch.id] = count + more, after
+        if len(self._counts) > MOST_COUNTS:  # of batches that others look after
+            del self._counts[next(iter(self._counts))]
 
     def _create(self, batch: BatchRecord, plan: BatchPlan, run: tuple[Found, ...], step: BatchStep) -> Created:
         specs: list[AnySpec] = [one.spec for one in run if one.spec is not None]

@@ -79,12 +79,29 @@ def _look_at_prefix(
         if len(found) == most:
             return Listed(tuple(found), cursor, ends=False)
         cursor = item.key
-        name = item.key.rpartition("/")[2]
-        # A key that ends with a slash is how consoles show an empty folder.
-        if not name or not fnmatchcase(name, plan.source.pattern):
+        if not _is_meant(item.key, plan.source.pattern):
             continue
         found.append(_of_object(bucket, item.key, template, listed + len(found) + 1))
     return Listed(tuple(found), cursor, ends=not more)
+
+
+def count_after(
+    plan: BatchPlan, after: str, most: int = LISTED_AT_ONCE, *, tenant: str, store: Store, settings: SharedSettings
+) -> tuple[int, str]:
+    """Count the images among the next objects under a prefix; return the last key, too: empty if there are no more.
+
+    Raises JobError if the source cannot be read.
+    """
+    bucket, prefix = allowed_prefix(plan.source.prefix or "", tenant, settings)
+    objects, more = store.listed_after(bucket, prefix, after, most)
+    count = sum(_is_meant(item.key, plan.source.pattern) for item in objects)
+    return count, objects[-1].key if objects and more else ""
+
+
+def _is_meant(key: str, pattern: str) -> bool:
+    name = key.rpartition("/")[2]
+    # A key that ends with a slash is how consoles show an empty folder.
+    return bool(name) and fnmatchcase(name, pattern)
 
 
 def _of_object(bucket: str, key: str, template: AnySpec, number: int) -> Found:
