@@ -68,8 +68,8 @@ fields):
     webhook_secrets:{tenant}  zset  generation of the tenant's secret → until when it signs  (webhook_secrets.py)
     workers               zset    node → last seen, in seconds; a courier drops those gone for long    (workers.py)
     host:{host}           zset    the same, of one machine; expires unless renewed
-    serving:{model}       zset    the same, of those that have a model loaded, and of ``outputs`` those that take jobs which
-                                  need none; expires unless renewed
+    serving:{model}       zset    the same, of those that have a model loaded, and of ``outputs`` those that
+                                  take jobs which need none; expires unless renewed
     withdrawn:{model}     zset    the same, of those that take no jobs; expires unless renewed
     starting:{model}      zset    the same, of those that load it; expires unless renewed
     draining_nodes:{model}  zset  the same, of those that shut down; expires unless renewed

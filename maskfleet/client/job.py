@@ -61,9 +61,9 @@ class Job(JobHandle):
         """
         if not wait:
             return self._client.export(self.id, outputs, **fields)
-        job = self._succeeded(timeout_s)
-        made = self._client.export(job.id, outputs, **fields)
-        return made._succeeded(timeout_s)
+        self._succeeded(timeout_s)
+        job = self._client.export(self.id, outputs, **fields)
+        return job._succeeded(timeout_s)
 
     def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
         """Download its files into a folder.  See ``Client.fetch``."""

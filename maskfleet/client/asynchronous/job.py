@@ -66,9 +66,9 @@ class AsyncJob(JobHandle):
         """
         if not wait:
             return await self._client.export(self.id, outputs, **fields)
-        job = await self._succeeded(timeout_s)
-        made = await self._client.export(job.id, outputs, **fields)
-        return made._succeeded(timeout_s)
+        await self._succeeded(timeout_s)
+        job = await self._client.export(self.id, outputs, **fields)
+        return await job._succeeded(timeout_s)
 
     async def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
         """Download its files into a folder.  See ``Client.fetch``."""
