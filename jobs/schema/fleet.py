@@ -46,7 +46,7 @@ class FleetWorkers(Wire):
 
     starting: int = Field(description="They load the model.")
     idle: int
-    busy: int = Field(description="They run jobs of this model.")
+    busy: int
     draining: int = Field(description="They shut down, and take no more jobs.")
     withdrawn: int = Field(description="They take no jobs until their self-test passes.")
 
@@ -75,7 +75,7 @@ class ModelFleet(Wire):
         """Return a model's view."""
         desired: DesiredWorkers = desired_workers(load, rules)
         fewest, most = rules.bounds(load.model)
-        busy = load.kept
+        busy = load.kept + load.workers.elsewhere
         return cls(
             model=load.model,
             desired_workers=desired.workers,
@@ -88,7 +88,7 @@ class ModelFleet(Wire):
             max_workers=most,
             workers=FleetWorkers(
                 starting=load.workers.starting,
-                idle=max(0, load.workers.ready - busy - load.workers.elsewhere),
+                idle=max(0, load.workers.ready - busy),
                 busy=busy,
                 draining=load.workers.draining,
                 withdrawn=load.workers.withdrawn,
