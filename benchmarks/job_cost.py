@@ -101,6 +101,12 @@ class _Counted:
             self._fleet.photos.put(key, self._picture(), "image/png")
             count("first job of an object in S3", lambda key=key: self._run(photo=f"s3://photos/{key}"))
             count("second job of an object in S3", lambda key=key: self._run(photo=f"s3://photos/{key}"))
+            bulk = f"bulk-{key}"
+            self._fleet.photos.put(bulk, self._picture(), "image/png")
+            count(
+                "first job of an object in S3, priority bulk",
+                lambda bulk=bulk: self._run(photo=f"s3://photos/{bulk}", priority="bulk"),
+            )
         self._fleet.start_nodes()
         self._run(image=self._client.upload(self._picture()))
         self._settled()

@@ -41,6 +41,8 @@ class CountingProxy(Proxy):
         path, _, query = target.partition("?")
         parts = unquote(path).strip("/").split("/")
         about = "list" if "list-type" in query else parts[-1] if parts[-1] == "manifest.json" else "/".join(parts[1:2])
+        if parts[0] != BUCKETS[0]:
+            about = parts[0]
         if len(parts) > 3 and parts[1] == "embeddings" and parts[3] == "sources":
             about = "embeddings/sources"
         self.counted[f"{method} {about or 'bucket'}"] += 1
