@@ -58,6 +58,8 @@ SENDERS, FOLLOWERS = 6, 2
 OF_SECOND = 0.1
 SECOND_TENANT = next(tenant for tenant in TENANTS if tenant != TENANT)
 AGAIN_S = 0.3
+#: The pause between two looks at open jobs: without one, asking takes as much of the processor as the jobs do.
+LOOK_S = 0.5
 #: A job of any kind ends within this time while nothing is broken, even on a busy machine.
 REFERENCE_S = 60.0
 
@@ -270,7 +272,7 @@ class Callers:
 
     def _watch(self, over: threading.Event) -> None:
         pick = random.Random(0)
-        while not over.wait(0.1):
+        while not over.wait(LOOK_S):
             with self._news:
                 open_jobs = list(self._open)[:200]
                 looked_at = pick.sample(open_jobs, min(8, len(open_jobs))) + open_jobs[:8]

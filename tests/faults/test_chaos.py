@@ -14,7 +14,7 @@ from tests.faults.schedule import ALL, AT_THE_END, EMPTIED
 
 @pytest.mark.timeout(900)  # some thirty faults, one after another
 def test_nothing_is_lost_doubled_or_stuck_under_any_fault(tmp_path: Path) -> None:
-    plan = Plan(jobs=150, seconds=60, seed=1, faults=ALL, gap_s=0.5, patience_s=100, empties=True)
+    plan = Plan(jobs=150, seconds=90, seed=1, faults=ALL, gap_s=0.5, patience_s=100, empties=True)
 
     with Laboratory(tmp_path) as lab:
         verdict = run(lab, plan, print)
