@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from maskfleet.worker.image.decode import Photo
 from maskfleet.worker.sam.candidates import Candidates, decode_with_library
+from maskfleet.worker.sam.crops import whole
 from maskfleet.worker.sam.families.library import in_float32
 from maskfleet.worker.sam.fast.sam import FastSam
 from maskfleet.worker.sam.fast.sam2 import FastSam2
-from maskfleet.worker.sam.prompts import PADDING, PromptBatch
+from maskfleet.worker.sam.model import SegmentationModel
+from maskfleet.worker.sam.prompts import PADDING, PromptBatch, grid_batches
 from tests.worker.networks import random_embeddings, random_network, random_sam2
 
 #: Small and odd; ViT-B's decoder.
@@ -279,3 +283,20 @@ def test_maps_of_other_sizes_than_the_upscalings_are_told() -> None:
     network.backbone_feature_sizes = [[20, 20], [10, 10], [10, 10]]
 
     assert "[10, 10]]" in (FastSam2.unsuited(network) or "")
+
+
+def test_a_masks_logits_are_the_same_bits_whatever_others_are_wanted(
+    model: SegmentationModel, example: Callable[[str], Photo]
+) -> None:
+    """Else a mask would depend on the thresholds that choose the others."""
+    photo = example("coins.png")
+    embedding = model.family.embed(photo.pixels)
+    batch = next(iter(grid_batches(whole(photo.size_wh, 8), embedding.frame, 40)))
+    candidates = model.family.decode(embedding, batch)
+    rows, columns = torch.ones(candidates.predicted_iou.shape).nonzero(as_tuple=True)
+    everyone = candidates.logits(rows, columns)
+
+    for share in (0.02, 0.1, 0.3, 0.6, 0.9):
+        some = torch.rand(len(rows), generator=torch.Generator().manual_seed(7)) < share
+
+        assert torch.equal(candidates.logits(rows[some], columns[some]), everyone[some])

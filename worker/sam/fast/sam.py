@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from maskfleet.worker.sam.candidates import Candidates, at_hand
 from maskfleet.worker.sam.fast.core_pool import CorePool, in_parts
@@ -35,6 +36,9 @@ HELD_ON_CPU_BYTES = 32 * 2**20
 _HELD_BYTES = {"cpu": HELD_ON_CPU_BYTES, "cuda": 2 * 2**30}
 #: A prompt of one point has two tokens: the point, and "not a point".
 _POINT_TOKENS = 2
+#: Vectors that a prompt's image is multiplied by, at least; those for masks that nobody wants are zeros.  A product's
+#: rounding may depend on its shape, and a mask must not depend on which others are wanted.
+_VECTORS = 3
 
 
 class FastSam:
@@ -178,14 +182,15 @@ class FastSam:
             masks = torch.tensor(filled)
             tokens = (self._iou_place + 1 + masks).to(made.device, non_blocking=True)
             attended = self._two_way.final_attention(state, layer_output, prompts, tokens, exactly=True)
-            vectors = self._upscaling.vectors(attended, masks)
+            vectors = pad(self._upscaling.vectors(attended, masks), (0, 0, 0, max(0, _VECTORS - most)))
 
             def work(part: Sequence[int], scratch: Scratch) -> None:
                 counts = [len(masks_of[prompts[number]]) for number in part]
                 image = layer_output.image.take([prompts[number] for number in part])
-                own = vectors[part[0] : part[-1] + 1, : max(counts)]
+                own = vectors[part[0] : part[-1] + 1]
                 upscaled = self._upscaling.logits(state, image, own, scratch).flatten(0, 1)
-                wanted = [place * max(counts) + mask for place, count in enumerate(counts) for mask in range(count)]
+                step = vectors.shape[1]
+                wanted = [place * step + mask for place, count in enumerate(counts) for mask in range(count)]
                 made[places[part[0]] : places[part[-1] + 1]] = upscaled[run_or_indices(wanted, made.device)]
 
             self._core_pool.each(work, in_parts(range(len(prompts)), self._together))

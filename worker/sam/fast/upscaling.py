@@ -11,6 +11,7 @@ is a table.  What either convolution adds at each output, in SAM 2 from finer ma
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Upscaling:
     def __init__(self, decoder: Any, folded: FoldedDecoder) -> None:
         self._folded = folded
         self._norm = decoder.upscale_layer_norm
-        self._towers = decoder.output_hypernetworks_mlps
+        self._towers = [copy.deepcopy(tower).double() for tower in decoder.output_hypernetworks_mlps]
 
     def vectors(self, tokens: Tensor, masks: Tensor) -> Tensor:
         """Return the vectors that produce masks.
@@ -42,7 +43,7 @@ class Upscaling:
         vectors = flat.new_empty(len(flat), self._folded.upscale2.shape[2] // 2)
         for number, tower in enumerate(self._towers):
             here = (masks.flatten() == number).nonzero()[:, 0].to(tokens.device, non_blocking=True)
-            vectors[here] = tower(flat[here])
+            vectors[here] = tower(flat[here].double()).float()
         return vectors.view(*masks.shape, -1)
 
     def logits(self, state: ImageState, image: LowRankImage, vectors: Tensor, scratch: Scratch) -> Tensor:
@@ -55,7 +56,11 @@ class Upscaling:
         out = scratch.take("masks", prompts, masks, height, 4, 4 * width)
         rows_at_once = max(1, _CACHED_POSITIONS // width) if vectors.device.type == "cpu" else height
         for upper in (0, 1):
-            on_basis = torch.matmul(image.basis, self._folded.upscale1[upper])
+            weights = self._folded.upscale1[upper]
+            if vectors.device.type == "cpu":  # prompt by prompt: rounding must not depend on which others are wanted
+                on_basis = torch.stack([basis @ weights for basis in image.basis])
+            else:
+                on_basis = torch.matmul(image.basis, weights)
             for top in range(0, height, rows_at_once):
                 rows = slice(top, min(top + rows_at_once, height))
                 positions = slice(rows.start * width, rows.stop * width)
