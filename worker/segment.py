@@ -12,14 +12,14 @@ from types import MappingProxyType
 
 from maskfleet.jobs.prompt_checks import check_mask_input_sizes, fit_prompts
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, Output, PointJob
+from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, EverythingParams, Output, PointJob
+from maskfleet.worker.candidates.keeping import Keeping
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
 from maskfleet.worker.masks.choice import Chosen, Cut, View, choose_all, choose_best, choose_promising
 from maskfleet.worker.masks.from_candidates import measure_masks
 from maskfleet.worker.masks.memory import give_back
-from maskfleet.worker.masks.pending import PendingMasks
-from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, smaller_crop_of_overlapping
+from maskfleet.worker.masks.suppression import better_of_overlapping, is_cut_off, is_good, smaller_crop_of_overlapping
 from maskfleet.worker.measuring_thread import MeasuringThread
 from maskfleet.worker.sam.candidates import Candidates
 from maskfleet.worker.sam.crops import Crop, count_grid_batches, lay_out, whole
@@ -60,7 +60,8 @@ def segment(
         spec = spec.model_copy(update={"prompts": fit_prompts(spec.prompts, photo.size_wh)})
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
-    steps = Steps(model, spec.params.points_per_batch, watch, bounds, known)
+    keeping = Keeping() if isinstance(spec, EverythingJob) and spec.params.keep_candidates else None
+    steps = Steps(model, spec.params.points_per_batch, watch, bounds, known, keeping)
     if isinstance(spec, EverythingJob):
         return _segment_everything(photo, spec, steps)
     return _segment_prompts(photo, spec, mask_inputs, steps)
@@ -90,21 +91,23 @@ def _segment_everything(photo: AnyPhoto, spec: EverythingJob, steps: Steps) -> S
         choose = better_of_overlapping if all_at_once else smaller_crop_of_overlapping
         steps.pending.keep(partial(choose, iou_thresh=params.crops_nms_thresh))
 
-    return Segmentation(photo.size_wh, steps.pending.written(), steps.metrics())
+    kept = steps.keeping.gathered(crops, photo.size_wh, params) if steps.keeping else None
+    return Segmentation(photo.size_wh, steps.pending.written(), steps.metrics(), kept)
 
 
 def _segment_crop(photo: AnyPhoto, crop: Crop, spec: EverythingJob, steps: Steps, *, suppress: bool) -> None:
     """Add the masks of one crop.  suppress: those that overlap another of the same crop."""
     params, first = spec.params, len(steps.pending)
+    first_kept = steps.keeping.begin_crop() if steps.keeping else 0
 
     # Embed
     embedding = steps.embed(photo, crop)
-    cut = Cut(params.mask_threshold, params.stability_score_offset, params.stability_score_thresh)
+    cut = Cut(params.mask_threshold, params.stability_score_offset, params.lowest_stability_score_thresh)
     view = View(embedding.frame, crop, photo.size_wh, cut, Output.LOGITS in spec.outputs)
 
     # Decode the grid, filter by predicted IoU, measure on the original's pixels
     batches = grid_batches(crop, embedding.frame, steps.points_per_batch)
-    _decode_grid(steps, embedding, view, batches, params.pred_iou_thresh)
+    _decode_grid(steps, embedding, view, batches, params)
 
     # Suppress masks that overlap
     if suppress:
@@ -113,30 +116,43 @@ def _segment_crop(photo: AnyPhoto, crop: Crop, spec: EverythingJob, steps: Steps
     # Decode borderline masks again, in the batches that the library decodes them in
     embedding = steps.model.family.for_library(embedding)  # lets go of what the fast decoder prepared
     slot_of = partial(grid_slot, points=crop.points_per_side**2, points_per_batch=params.points_per_batch)
-    _decode_borderline_again(steps, embedding, slot_of, first=first)
+    _decode_borderline_again(steps, embedding, slot_of, first=first, first_kept=first_kept)
 
 
 def _decode_grid(
-    steps: Steps, embedding: Embedding, view: View, batches: Iterable[PromptBatch], pred_iou_thresh: float
+    steps: Steps, embedding: Embedding, view: View, batches: Iterable[PromptBatch], params: EverythingParams
 ) -> None:
-    """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off."""
+    """Decode batches and add the masks of good candidates: stable ones, which their crop does not cut off.
+
+    More are measured if candidates are kept.
+    """
     # A GPU decodes the next batch while this machine's cores measure the masks of the one before.
     wanted = steps.model.device.type != "cpu"
     with turns(StageName.MEASURE) as measure, MeasuringThread(wanted=wanted) as measuring:
         for batch, candidates in steps.decode(embedding, batches):
-            chosen = steps.count(choose_promising(candidates, pred_iou_thresh))
+            chosen = steps.count(choose_promising(candidates, params.lowest_pred_iou_thresh))
             if measuring.wanted:
                 candidates = candidates.on_host(chosen.rows, chosen.columns)
-            measuring.run(partial(_measure_whole, measure, steps.pending, view, batch, candidates, chosen))
+            measuring.run(partial(_measure_whole, measure, steps, view, batch, candidates, chosen, params))
 
 
 def _measure_whole(
-    measure: Turns, pending: PendingMasks, view: View, batch: PromptBatch, candidates: Candidates, chosen: Chosen
+    measure: Turns,
+    steps: Steps,
+    view: View,
+    batch: PromptBatch,
+    candidates: Candidates,
+    chosen: Chosen,
+    params: EverythingParams,
 ) -> None:
     with measure.turn():
         for mask in measure_masks(candidates, chosen, batch, view):
-            if not is_cut_off(mask.mask, view.size_wh):
-                pending.add(mask)
+            if is_cut_off(mask.mask, view.size_wh):
+                continue
+            if steps.keeping:
+                steps.keeping.add(mask)
+            if is_good(mask.mask, params):
+                steps.pending.add(mask)
 
 
 def _segment_prompts(photo: AnyPhoto, spec: PointJob | BoxJob, mask_inputs: MaskInputs, steps: Steps) -> Segmentation:
@@ -184,23 +200,30 @@ def _decode_borderline_again(
     slot_of: Callable[[int], BatchSlot],
     *,
     first: int = 0,
+    first_kept: int = 0,
     multimask: bool = True,
 ) -> None:
     """Replace the masks from first on that have too many borderline pixels by the library's own.
 
-    embedding: for the library's decoder.  slot_of: of a prompt's index, where the library decodes it.
+    embedding: for the library's decoder.  slot_of: of a prompt's index, where the library decodes it.  first_kept: the
+    same as first, among the kept candidates.
     """
     if not steps.model.family.rounds_otherwise:
         return
-    places_of = borderline_prompts(steps.pending, first, steps.bounds.borderline_pixels)
-    if not places_of:
+    found = [(steps.pending, first), *([(steps.keeping.pending, first_kept)] if steps.keeping else [])]
+    places_of = [(masks, borderline_prompts(masks, start, steps.bounds.borderline_pixels)) for masks, start in found]
+    prompts = {
+        index: masks[places[0]].prompt_alone() for masks, groups in places_of for index, places in groups.items()
+    }
+    if not prompts:
         return
     give_back()  # the library's decoder takes some 40 MB a prompt, in pieces that find no room among those freed before
     with turns(StageName.DECODE_PROMPTS) as decode, turns(StageName.MEASURE) as measure:
-        for index, places in places_of.items():
-            prompt = steps.pending[places[0]].prompt_alone()
+        for index, prompt in prompts.items():
             with decode.turn():
                 candidates = steps.decode_again(embedding, prompt, slot_of(index), multimask=multimask)
             with measure.turn():
-                measure_again(steps.pending, places, prompt, candidates)
+                for masks, groups in places_of:
+                    if index in groups:
+                        measure_again(masks, groups[index], prompt, candidates)
     give_back()

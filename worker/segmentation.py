@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskfleet.jobs.schema.record import EmbeddingOrigin
+from maskfleet.worker.candidates.kept import KeptCandidates
 from maskfleet.worker.masks.mask import Mask
 
 
@@ -35,8 +36,11 @@ class SegmentMetrics:
 class Segmentation:
     """The masks of a photo: in mode everything by score or, with crops, by crop (``crops_suppression``), else in the
     order of the prompts.
+
+    candidates: those of mode everything, if the job keeps them.
     """
 
     size_wh: tuple[int, int]
     masks: tuple[Mask, ...]
     metrics: SegmentMetrics
+    candidates: KeptCandidates | None = None

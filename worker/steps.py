@@ -10,6 +10,7 @@ from typing import Protocol
 
 from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.status import Stage
+from maskfleet.worker.candidates.keeping import Keeping
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
 from maskfleet.worker.masks.choice import Chosen
@@ -75,7 +76,7 @@ class Steps:
     """One job's work on a model: does each step, counts and times it, and reports to the watch.
 
     points_per_batch: as many of those that were asked for as fit.  known: that of the whole image; None if it is not
-    kept.  pending: the masks found so far.
+    kept.  pending: the masks found so far.  keeping: the candidates, if the job keeps them.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Steps:
         watch: Watch,
         bounds: Bounds,
         known: KnownEmbedding | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.model = model
         self.bounds = bounds
         self.points_per_batch = batch_that_fits(model, points_per_batch)
         self.pending = PendingMasks(bounds.logits_window_bytes)
+        self.keeping = keeping
         self._watch = watch
         self._known = known
         self._origin = EmbeddingOrigin.COMPUTED

@@ -36,6 +36,8 @@ MAX_PROMPTS = 1000
 MAX_BATCH_IMAGES = 1000
 #: Keys and values of the longest, in ASCII, are 9 kB, so that they fit a webhook's body (`events.MAX_BODY_BYTES`).
 MAX_METADATA_KEYS = 16
+#: Below these are candidates that few want to see, and that cost most: see docs/decisions/0072.
+KEEP_PRED_IOU_THRESH, KEEP_STABILITY_SCORE_THRESH = 0.8, 0.9
 DEFAULT_START_DEADLINE_S = 24 * 3600
 DEFAULT_RUN_TIMEOUT_S = 900
 
@@ -242,7 +244,7 @@ class ImageSource(Request):
 class EverythingParams(Request):
     """Parameters of mode ``everything``: names, meanings and defaults of transformers' mask-generation pipeline.
 
-    ``crops_suppression`` is our own.
+    ``crops_suppression``, ``min_mask_area`` and the three about candidates are our own.
     """
 
     points_per_batch: int = Field(64, ge=1, le=4096, description="Points decoded at once.")
@@ -267,12 +269,43 @@ class EverythingParams(Request):
         "within each crop by predicted IoU, then across all crops in favour of smaller ones. library, as in "
         "transformers: once across all crops by predicted IoU.",
     )
+    min_mask_area: int = Field(
+        0, ge=0, le=10**9, description="Masks with fewer pixels are dropped, before those that overlap."
+    )
     crop_overlap_ratio: float = Field(
         512 / 1500, ge=0, lt=1, description="How far crops overlap, as a fraction of the image."
     )
     crop_n_points_downscale_factor: int = Field(
         1, ge=1, le=8, description="The grid's side is divided by this at each layer."
     )
+    keep_candidates: bool = Field(
+        False,
+        description="Also keep the candidates that the thresholds drop, so that the result can be filtered again with "
+        "other thresholds: `POST /v1/jobs/{id}/refilter`.",
+    )
+    keep_pred_iou_thresh: float = Field(
+        KEEP_PRED_IOU_THRESH,
+        ge=0,
+        le=1,
+        description="Candidates whose predicted IoU is not above this, nor above `pred_iou_thresh`, are not kept.",
+    )
+    keep_stability_score_thresh: float = Field(
+        KEEP_STABILITY_SCORE_THRESH,
+        ge=0,
+        le=1,
+        description="Candidates less stable than this, and than `stability_score_thresh`, are not kept.",
+    )
+
+    @property
+    def lowest_pred_iou_thresh(self) -> float:
+        """The lowest threshold that masks may be filtered again with."""
+        return min(self.pred_iou_thresh, self.keep_pred_iou_thresh) if self.keep_candidates else self.pred_iou_thresh
+
+    @property
+    def lowest_stability_score_thresh(self) -> float:
+        """The lowest threshold that masks may be filtered again with."""
+        own = self.stability_score_thresh
+        return min(own, self.keep_stability_score_thresh) if self.keep_candidates else own
 
 
 class PromptParams(Request):

@@ -68,8 +68,12 @@ def test_everything_has_the_defaults_of_the_guides_pipeline() -> None:
         "crops_n_layers": 0,
         "crops_nms_thresh": 0.7,
         "crops_suppression": "original",
+        "min_mask_area": 0,
         "crop_overlap_ratio": 512 / 1500,
         "crop_n_points_downscale_factor": 1,
+        "keep_candidates": False,
+        "keep_pred_iou_thresh": 0.8,
+        "keep_stability_score_thresh": 0.9,
     }
 
 

@@ -99,12 +99,19 @@ def test_every_param_given_reaches_the_spec(run: Run) -> None:
         "crops_suppression": "library",
         "crop_overlap_ratio": 0.25,
         "crop_n_points_downscale_factor": 2,
+        "min_mask_area": 9,
+        "keep_pred_iou_thresh": 0.25,
+        "keep_stability_score_thresh": 0.125,
     }
-    assert set(given) == set(EverythingParams.model_fields)
+    assert {*given, "keep_candidates"} == set(EverythingParams.model_fields)
 
-    answer = run(*(part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))))
+    answer = run(
+        *(part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))),
+        "--keep-candidates",
+    )
 
-    assert parse_spec(answer.stdout).params == EverythingParams(**given)  # type: ignore[arg-type]  # by name
+    params = EverythingParams(**given, keep_candidates=True)  # type: ignore[arg-type]  # by name
+    assert parse_spec(answer.stdout).params == params
 
 
 @pytest.mark.parametrize(

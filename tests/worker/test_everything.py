@@ -17,6 +17,7 @@ from maskfleet.worker.masks.mask import Mask, decode_mask
 from maskfleet.worker.sam.model import SegmentationModel, batch_that_fits
 from maskfleet.worker.segment import segment
 from tests.worker.conftest import everything
+from tests.worker.truth import OURS
 
 Example = Callable[[str], Photo]
 
@@ -60,7 +61,7 @@ def test_the_masks_are_those_of_the_pipeline(
         Image.open(repository / "examples" / name),
         output_rle_mask=True,
         output_bboxes_mask=True,
-        **spec.params.model_dump(exclude={"crops_suppression"}),
+        **spec.params.model_dump(exclude=OURS),
     )
 
     ours = segment(example(name), spec, model).masks
@@ -180,7 +181,7 @@ def test_the_parameters_are_the_pipelines_own() -> None:
             if parameter.default is not inspect.Parameter.empty and parameter.default is not None:
                 theirs[name] = parameter.default
 
-    assert EverythingParams().model_dump(exclude={"crops_suppression"}) == pytest.approx(theirs)
+    assert EverythingParams().model_dump(exclude=OURS) == pytest.approx(theirs)
 
 
 class StoppedError(Exception):

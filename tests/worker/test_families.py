@@ -33,6 +33,7 @@ from maskfleet.worker.sam.model import SegmentationModel, load_model
 from maskfleet.worker.segment import segment
 from tests.worker.checkpoints import save_tiny
 from tests.worker.conftest import MAX_PIXELS, boxes, everything, points
+from tests.worker.truth import OURS
 
 #: The library's own modules run if a checkpoint's architecture is unknown.
 THROUGH_LIBRARY: dict[str, type[Family]] = {"library_sam": LibrarySam, "library_sam2": LibrarySam2}
@@ -371,7 +372,7 @@ def _pipeline(model: Checkpoint, photo: Photo, params: dict[str, Any]) -> Any:
         Image.fromarray(photo.pixels),
         output_rle_mask=True,
         output_bboxes_mask=True,
-        **everything(**params).params.model_dump(exclude={"crops_suppression"}),
+        **everything(**params).params.model_dump(exclude=OURS),
     )
 
 

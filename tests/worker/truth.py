@@ -37,6 +37,14 @@ MOST_PIXELS = 5
 #: How far the library's logits at these pixels may be from the threshold.
 NEAR = 1e-3
 SCORE_TOLERANCE = 1e-5
+#: The parameters of mode everything that the library's pipeline does not have.
+OURS = {
+    "crops_suppression",
+    "min_mask_area",
+    "keep_candidates",
+    "keep_pred_iou_thresh",
+    "keep_stability_score_thresh",
+}
 
 _SOMEWHERE = ImageSource(s3_uri="s3://photos/any.png")
 _COINS = Path(__file__).parents[2] / "examples" / "coins.png"
@@ -78,7 +86,7 @@ class Truth:
             image,
             output_rle_mask=True,
             output_bboxes_mask=True,
-            **job.params.model_dump(exclude={"crops_suppression"}),
+            **job.params.model_dump(exclude=OURS),
         )
 
         ours = segment(_photo(image), job, self._ours).masks

@@ -1,15 +1,40 @@
-"""Which masks are kept: those that a crop's edge does not cut off, and the better ones of those that overlap."""
+"""Which masks are kept: good ones that no crop's edge cuts off, and the better ones of those that overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from maskfleet.jobs.schema.spec import EverythingParams
 from maskfleet.worker.masks.mask import Mask
 
 #: A box this near its crop's edge, in pixels, counts as cut off by it; from the original's generator.
 _EDGE_TOLERANCE_PX = 20
+
+
+def is_good(mask: Mask, params: EverythingParams) -> bool:
+    """Return whether a mask passes the thresholds for a mask by itself."""
+    predicted_iou, stability_score = np.array([[mask.predicted_iou], [mask.stability_score]], np.float32)
+    return bool(are_good(predicted_iou, stability_score, np.array([mask.area]), params)[0])
+
+
+def are_good(
+    predicted_iou: npt.NDArray[np.float32],
+    stability_score: npt.NDArray[np.float32],
+    area: npt.NDArray[np.int64],
+    params: EverythingParams,
+) -> npt.NDArray[np.bool_]:
+    """Return which of N masks pass the thresholds for a mask by itself.  A threshold of 0 lets every mask pass."""
+    good = area >= params.min_mask_area
+    for scores, threshold in (
+        (predicted_iou, params.pred_iou_thresh),
+        (stability_score, params.stability_score_thresh),
+    ):
+        if threshold > 0:
+            good &= scores > np.float32(threshold)  # float32 against float32, as torch compares
+    return good
 
 
 def is_cut_off(mask: Mask, size_wh: tuple[int, int]) -> bool:

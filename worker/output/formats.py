@@ -15,6 +15,7 @@ from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.manifest import COCO_FILE, MASKS_FOLDER, MASKS_ZIP
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import Output, OverlayFormat
+from maskfleet.worker.candidates.kept import candidates_file
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks import containment
 from maskfleet.worker.masks.containment import parents
@@ -45,7 +46,7 @@ _WEBP_METHOD = 2
 def make_artifacts(
     photo: AnyPhoto, spec: Spec, segmentation: Segmentation, file_name: str | None = None
 ) -> Iterator[Artifact]:
-    """Yield the outputs that the spec names, one file at a time.
+    """Yield the outputs that the spec names, one file at a time, and then the candidates, if they were kept.
 
     file_name: the image's, for the COCO dataset; without one, it is made from the spec's source.
     Raises InvalidRequest: ``too_many_masks`` if a label map has too few ids, ``archive_too_large`` and
@@ -85,6 +86,8 @@ def make_artifacts(
             yield from mask_logits(segmentation)
         else:
             yield overlay_file(draw_overlay(photo, spec, segmentation.masks), spec.overlay_format)
+    if segmentation.candidates is not None:
+        yield candidates_file(segmentation.candidates)
 
 
 def coco_json(segmentation: Segmentation, file_name: str) -> bytes:
