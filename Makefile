@@ -58,6 +58,24 @@ test-typescript: setup
 test-notebook: setup
 	$(BIN)/python -m pytest tests/notebook/check_notebook.py
 
+# The tools that read coco.json: FiftyOne, CVAT, Label Studio, each in an environment
+# of its own, in which every package is pinned, so that none is chosen.
+TOOLS := fiftyone cvat label_studio
+build/integrations/%/.installed: tests/integrations/%.txt
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $<
+	touch $@
+
+.PHONY: test-integrations
+test-integrations: setup $(TOOLS:%=build/integrations/%/.installed)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/integrations/wheel .
+	for tool in $(TOOLS); do \
+		build/integrations/$$tool/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+			build/integrations/wheel/maskfleet-*.whl || exit 1; \
+	done
+	$(BIN)/python -m pytest -s tests/integrations/check_integrations.py
+
 .PHONY: notebook
 notebook: setup
 	$(BIN)/python -m tests.notebook.keep
