@@ -58,9 +58,10 @@ test-typescript: setup
 test-notebook: setup
 	$(BIN)/python -m pytest tests/notebook/check_notebook.py
 
-# The tools that read coco.json: FiftyOne, CVAT, Label Studio, each in an environment
-# of its own, in which every package is pinned, so that none is chosen.
-TOOLS := fiftyone cvat label_studio
+# The tools that read coco.json, and what runs within them: FiftyOne, CVAT, Label Studio, napari, each in an environment
+# of its own, in which every package is pinned, so that none is chosen.  napari's windows need Xvfb and the libraries of
+# X and OpenGL (Debian: see .ci/run).
+TOOLS := fiftyone cvat label_studio napari
 build/integrations/%/.installed: tests/integrations/%.txt
 	rm -rf $(@D)
 	$(BIN)/python -m venv $(@D)
@@ -74,6 +75,8 @@ test-integrations: setup $(TOOLS:%=build/integrations/%/.installed)
 		build/integrations/$$tool/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
 			build/integrations/wheel/maskfleet-*.whl || exit 1; \
 	done
+	build/integrations/napari/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--force-reinstall ./integrations/napari
 	$(BIN)/python -m pytest -s tests/integrations/check_integrations.py
 
 .PHONY: notebook

@@ -28,7 +28,7 @@ def result(running_stack: StackLine, repository: Path, tmp_path_factory: pytest.
     return folder
 
 
-@pytest.mark.parametrize("tool", ["fiftyone", "cvat", "label_studio"])
+@pytest.mark.parametrize("tool", ["fiftyone", "cvat", "label_studio", "napari"])
 def test_maskfleet_works_with(
     tool: str, running_stack: StackLine, result: Path, repository: Path, tmp_path: Path
 ) -> None:
@@ -38,14 +38,17 @@ def test_maskfleet_works_with(
         "HOME": str(tmp_path),
         "PYTHONDONTWRITEBYTECODE": "",
         "FIFTYONE_DO_NOT_TRACK": "true",
+        "QT_QPA_PLATFORM": "xcb",
         "MASKFLEET_API_URL": running_stack.api_url,
         "MASKFLEET_API_KEY": running_stack.api_key,
         "INTEGRATIONS_RESULT": str(result),
     }
     python = repository / "build" / "integrations" / tool / "bin" / "python"
+    # napari draws with OpenGL, which Qt's platform "offscreen" has not.
+    screen = ["xvfb-run", "--auto-servernum", "--server-args=-screen 0 1280x1024x24"] if tool == "napari" else []
 
     ran = subprocess.run(
-        [python, "-m", "pytest", "-c", HERE / "pytest.ini", *sorted(HERE.glob(f"test_{tool}*.py"))],
+        [*screen, python, "-m", "pytest", "-c", HERE / "pytest.ini", *sorted(HERE.glob(f"test_{tool}*.py"))],
         env=environment,
         cwd=tmp_path,
         timeout=240,

@@ -1,0 +1,1 @@
+"""Segment Anything in napari, run by a maskfleet service."""
