@@ -56,6 +56,6 @@ def _rgb(band: Image.Image) -> Image.Image:
     pipeline drops alpha first, which reveals colours that nobody was meant to see.
     """
     if not ("A" in band.getbands() or "a" in band.getbands() or "transparency" in band.info):
-        return band.convert("RGB")
+        return band if band.mode == "RGB" else band.convert("RGB")  # which would copy it
     seen = band.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
