@@ -169,6 +169,22 @@ def test_a_worker_that_has_withdrawn_is_shown_with_its_reason(doctor: Doctor, wo
     assert "A model that is wrong" in found["workers"]["mend"]
 
 
+def test_jobs_that_need_no_model_and_that_no_worker_takes_are_found(
+    doctor: Doctor, worker_registry: WorkerRegistry
+) -> None:
+    worker_registry.announce(WorkerSeen("sam-cpu@host", "sam-demo", "cpu", 1, 0))
+    nobody = doctor()["workers"]
+
+    worker_registry.announce(WorkerSeen("sam-cpu@host", "sam-demo", "cpu", 1, 0, outputs=True))
+
+    assert (nobody["state"], nobody["detail"]) == (
+        "warning",
+        "No worker takes the jobs that need no model; exports wait.",
+    )
+    assert "MASKFLEET_SERVE_OUTPUTS" in nobody["mend"]
+    assert "need no model" not in doctor()["workers"]["detail"]
+
+
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
 @pytest.mark.parametrize("off", ["+2m", "-2h"])
 def test_a_clock_that_is_off_is_found(settings: dict[str, str], tmp_path: Path, off: str) -> None:

@@ -13,6 +13,7 @@ from maskfleet.cli.checks.answers import status_of
 from maskfleet.cli.checks.finding import Finding, State, address, timed, without_secrets
 from maskfleet.cli.checks.read_settings import Settings
 from maskfleet.jobs.errors import JobError, NotFound, QueueUnavailable, StoreMisconfigured, StoreUnavailable
+from maskfleet.jobs.fleet import OUTPUTS
 from maskfleet.jobs.ledger.api_keys import KeyStore
 from maskfleet.jobs.ledger.connection import check_writes, connect
 from maskfleet.jobs.ledger.version import SCHEMA, Migration, upgrade
@@ -161,7 +162,8 @@ def check_workers(settings: Settings, redis_answers: bool) -> Iterator[Finding]:
         yield Finding("workers", State.SKIPPED, "Redis cannot be used.")
         return
     try:
-        seen = WorkerRegistry(connect(settings.api)).workers(loading=True)
+        registry = WorkerRegistry(connect(settings.api))
+        seen, for_outputs = registry.workers(loading=True), registry.serving(OUTPUTS)
     except QueueUnavailable as error:
         yield Finding("workers", State.SKIPPED, f"This Redis user may not see them ({error.reason}).")
         return
@@ -182,6 +184,10 @@ def check_workers(settings: Settings, redis_answers: bool) -> Iterator[Finding]:
         detail = "No worker is ready; jobs wait."
         yield Finding("workers", State.WARNING, detail, "A starting one needs a moment; else see the worker's log.")
     else:
+        if not for_outputs:
+            detail = "No worker takes the jobs that need no model; exports wait."
+            mend = "Leave MASKFLEET_SERVE_OUTPUTS on for some workers, or run `maskfleet worker --devices none`."
+            yield Finding("workers", State.WARNING, detail, mend)
         ready = sum(worker.state == "ready" for worker in seen)
         yield Finding("workers", State.OK, f"{ready} ready, for {', '.join(sorted(served))}.")
 
