@@ -70,6 +70,7 @@ build/integrations/%/.installed: tests/integrations/%.txt
 
 .PHONY: test-integrations
 test-integrations: setup $(TOOLS:%=build/integrations/%/.installed)
+	rm -rf build/integrations/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/integrations/wheel .
 	for tool in $(TOOLS); do \
 		build/integrations/$$tool/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \

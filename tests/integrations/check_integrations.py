@@ -48,7 +48,7 @@ def test_maskfleet_works_with(
     screen = ["xvfb-run", "--auto-servernum", "--server-args=-screen 0 1280x1024x24"] if tool == "napari" else []
 
     ran = subprocess.run(
-        [*screen, python, "-m", "pytest", "-c", HERE / "pytest.ini", *sorted(HERE.glob(f"test_{tool}*.py"))],
+        [*screen, python, "-m", "pytest", "-c", HERE / "tools.ini", *sorted(HERE.glob(f"test_{tool}*.py"))],
         env=environment,
         cwd=tmp_path,
         timeout=240,
