@@ -226,24 +226,39 @@ def test_a_batch_that_was_stopped_goes_on_with_the_job_that_it_had_sent() -> Non
     ]
 
 
+def interrupted(server: ScriptedServer, word: str, *, asked: int) -> tuple[int, str]:
+    """Press Ctrl-C in a batch once the server was asked so often; return the exit status and stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    # A shell's background job, as the suite may be, inherits SIGINT as ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from maskfleet.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code, "batch", word, "--api-url", server.url, "--api-key", "mf_1"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as batch:
+        wait_until(lambda: len(server.asked) >= asked, 60)
+        batch.send_signal(signal.SIGINT)
+        _, said = batch.communicate(timeout=60)
+    return batch.returncode, said
+
+
 def test_ctrl_c_ends_a_batch_at_once_and_keeps_the_job_that_it_had_sent() -> None:
     with ScriptedServer(as_answer(MODELS), as_answer(REAL, 202), as_answer(REAL)) as server:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-        # A shell's background job, as the suite may be, inherits SIGINT as ignored.
-        code = (
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "from maskfleet.cli.main import main; main()"
-        )
-        command = [sys.executable, "-c", code, "batch", "a.png", "--api-url", server.url, "--api-key", "mf_1"]
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as batch:
-            wait_until(lambda: len(server.asked) > 2, 60)  # it waits for its job
-            batch.send_signal(signal.SIGINT)
-            _, said = batch.communicate(timeout=60)
+        status, said = interrupted(server, "a.png", asked=3)  # it waits for its job
 
-    assert batch.returncode == 130
+    assert status == 130
     assert said.endswith("Interrupted.\nThe same command goes on from here.\n")
     *_, last = Path("masks-out/progress.jsonl").read_text().splitlines()
     assert (json.loads(last)["status"], json.loads(last)["job_id"]) == ("sent", JOB.id)
+
+
+def test_ctrl_c_leaves_the_batch_of_a_folder_in_s3_to_the_server() -> None:
+    made = OF_S3.model_dump_json().encode()
+    with ScriptedServer(as_answer(MODELS), Answer(202, made), Answer(200, made)) as server:
+        status, said = interrupted(server, "s3://photos/2026/", asked=3)  # it waits for its batch
+
+    assert status == 130
+    assert said.endswith("Interrupted. The server goes on; the same command comes back to it.\n")
 
 
 def test_a_batch_repeats_a_call_whose_answer_was_lost_under_the_same_key() -> None:
