@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -125,16 +126,44 @@ def _file(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-@pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """Take back what a command that ran in this process set for the logs: levels and handlers are global."""
+@contextmanager
+def process_as_before() -> Iterator[None]:
+    """Take back what a command or a request in this process changes of it, and would change for all later tests.
+
+    Settings of the logs and what is bound to their lines, the environment, the umask, and what Ctrl-C and SIGTERM do.
+    """
     config, root = structlog.get_config(), logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    yield
-    if structlog.get_config() != config:
-        structlog.configure(**config)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    environment, umask = dict(os.environ), _umask()
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        structlog.contextvars.clear_contextvars()
+        if structlog.get_config() != config:
+            structlog.configure(**config)
+            root.handlers[:] = handlers
+            root.setLevel(level)
+        for name in {name for name, _ in os.environ.items() ^ environment.items()} - {"PYTEST_CURRENT_TEST"}:
+            if name in environment:
+                os.environ[name] = environment[name]
+            else:
+                del os.environ[name]
+        os.umask(umask)
+        for number, handler in signals.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))  # it can only be read by setting it
+    return mask
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    with process_as_before():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,7 +176,7 @@ def _no_log_of_the_suite_shows_a_secret(tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_from_outside(_process_as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the shell's own MASKFLEET_* settings out of the tests."""
     for name in [name for name in os.environ if name.startswith("MASKFLEET_")]:
         monkeypatch.delenv(name)
