@@ -30,6 +30,8 @@ from tests.waiting import wait_until
 
 SPEC = '{"mode":"box","image":{"upload_id":"%s"},"prompts":[{"box":[20,20,80,80]}]}'
 SLOW_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_batch":1}}'
+#: A quarter of that, for the job whose process is killed as soon as it has begun, and which is then done.
+KILLED_SPEC = '{"mode":"everything","image":{"upload_id":"%s"},"params":{"points_per_crop":16,"points_per_batch":1}}'
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_a_node_works_outlives_its_child_and_ends_when_told(
     assert figures()['maskfleet_worker_stage_seconds_sum{stage="embed"}'] > 0
 
     # Its child is killed mid-job: another one takes over, and the reaper hands the job back.
-    job_id = publish(ledger, store, redis_url, photo, SLOW_SPEC)
+    job_id = publish(ledger, store, redis_url, photo, KILLED_SPEC)
     wait_until(lambda: ledger.status(job_id) is Status.PROCESSING, 30)
     os.kill(first_child.pid, signal.SIGKILL)
     wait_until(lambda: [one.state for one in worker_registry.workers(loading=True)] == ["starting"], 60)
