@@ -18,10 +18,23 @@ def kernel(function: _Function) -> _Function:
     The compiled code is cached in ``__pycache__``, else in the user's cache folder or in NUMBA_CACHE_DIR.  If none of
     them is writable, as in a container without a home, each process compiles again, which takes seconds at its start.
     """
+    return _compiled(function, inlined=False)
+
+
+def inlined(function: _Function) -> _Function:
+    """Compile a part of kernels into each place where one calls it.
+
+    A call passes every array's address, sizes and strides, one by one; with an image's tables that takes as long as
+    some hundred values.
+    """
+    return _compiled(function, inlined=True)
+
+
+def _compiled(function: _Function, *, inlined: bool) -> _Function:
     try:
-        compiled = njit(nogil=True, cache=True, error_model="numpy")(function)
+        compiled = njit(nogil=True, cache=True, error_model="numpy", forceinline=inlined)(function)
     except RuntimeError:  # "cannot cache function …: no locator available for file …"
-        compiled = njit(nogil=True, error_model="numpy")(function)
+        compiled = njit(nogil=True, error_model="numpy", forceinline=inlined)(function)
     return cast("_Function", compiled)
 
 

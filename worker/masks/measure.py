@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfleet.worker.masks.resampling import BilinearMap, one_step
-from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_transposed, trace_mask
+from maskfleet.worker.masks.scanline import Cuts, Floats, Integers, measure_masks, measure_window, trace_mask
 
 #: How far values must exceed a cut so that their mixes surely do: a fraction of the cut, and for cuts of 0 a least
 #: distance, below which products would underflow.
@@ -114,9 +114,8 @@ def count_near(logits_window: LogitsWindow, bilinear_map: BilinearMap, threshold
     if logits_window.window[1] < logits_window.window[0]:
         return 0
     cuts, areas = _cuts(threshold - distance, threshold, threshold + distance), np.zeros(3, np.int64)
-    measure_transposed(
-        logits_window.transposed, logits_window.window, bilinear_map.grid, cuts, areas, np.zeros(4, np.int64)
-    )
+    values = np.ascontiguousarray(logits_window.transposed.T)
+    measure_window(values, logits_window.window, bilinear_map.grid, cuts, areas, np.zeros(4, np.int64))
     return int(areas[0] - areas[2])
 
 

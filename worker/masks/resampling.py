@@ -45,13 +45,15 @@ _MASKS_BY_TORCH = 8
 class Taps(NamedTuple):
     """One bilinear step along one axis: output i is input[first[i]] · first_weight[i] + the same of the second.
 
-    If one of the products is not rounded, it is the first.
+    If one of the products is not rounded, it is the first.  same_until: for each output, the next one that
+    mixes other inputs.
     """
 
     first: Indices
     first_weight: Floats
     second: Indices
     second_weight: Floats
+    same_until: Indices
 
 
 class Axis(NamedTuple):
@@ -59,8 +61,8 @@ class Axis(NamedTuple):
 
     outer: original ← middle.  inner: middle ← low resolution.  band_start, band_end: the low-resolution coordinates,
     both inclusive, that an output depends on.  first_from, end_until: for each low-resolution coordinate, the first
-    output whose band begins there or later, and the first whose band ends later.  same_until: for each output, the next
-    one with other middle coordinates.  reach: how far a band goes beyond its first coordinate, at most.
+    output whose band begins there or later, and the first whose band ends later.  reach: how far a band goes beyond its
+    first coordinate, at most.
     """
 
     outer: Taps
@@ -69,7 +71,6 @@ class Axis(NamedTuple):
     band_end: Indices
     first_from: Indices
     end_until: Indices
-    same_until: Indices
     reach: int
 
 
@@ -158,19 +159,9 @@ def _axis(start: int, steps: list[tuple[int, int]], rounding: Rounding) -> Axis:
     inner, outer = taps
     band_start = np.minimum(inner.first, inner.second)[np.minimum(outer.first, outer.second)]
     band_end = np.maximum(inner.first, inner.second)[np.maximum(outer.first, outer.second)]
-    changes = np.append(np.flatnonzero(_changes(outer.first, outer.second)), size)
-    same_until = changes[np.searchsorted(changes, np.arange(size), side="right")]
     first_from = np.searchsorted(band_start, np.arange(start))
     end_until = np.searchsorted(band_end, np.arange(start), side="right")
-    return Axis(
-        outer, inner, band_start, band_end, first_from, end_until, same_until, int((band_end - band_start).max())
-    )
-
-
-def _changes(*tables: Indices) -> npt.NDArray[np.bool_]:
-    changed = np.ones(len(tables[0]), dtype=np.bool_)
-    changed[1:] = np.any([np.diff(table) != 0 for table in tables], axis=0)
-    return changed
+    return Axis(outer, inner, band_start, band_end, first_from, end_until, int((band_end - band_start).max()))
 
 
 def _taps(size: int, to: int, kept: int, rounding: Rounding) -> Taps:
@@ -178,7 +169,7 @@ def _taps(size: int, to: int, kept: int, rounding: Rounding) -> Taps:
     ones, zeros = np.ones(kept, dtype=np.float32), np.zeros(kept, dtype=np.float32)
     if size == to:
         same = np.arange(kept)
-        return Taps(same, ones, same, zeros)
+        return Taps(same, ones, same, zeros, same + 1)
     half = np.float32(0.5)
     scale, middles = np.float32(size) / np.float32(to), np.arange(kept, dtype=np.float32) + half
     # A product of two float32 is exact in float64, which leaves one rounding: that of the fused operation.
@@ -190,8 +181,14 @@ def _taps(size: int, to: int, kept: int, rounding: Rounding) -> Taps:
     fraction = np.clip(source - first.astype(np.float32), 0, 1).astype(np.float32)
     second = np.minimum(first + 1, size - 1)
     if rounding is Rounding.SECOND:
-        return Taps(second, fraction, first, ones - fraction)
-    return Taps(first, ones - fraction, second, fraction)
+        return Taps(second, fraction, first, ones - fraction, _same_until(first))
+    return Taps(first, ones - fraction, second, fraction, _same_until(first))
+
+
+def _same_until(first: Indices) -> Indices:
+    """Return for each output the next one with other inputs.  first: the lower of its two, which the other follows."""
+    ends = np.append(np.flatnonzero(np.diff(first)) + 1, len(first))
+    return ends[np.searchsorted(ends, np.arange(len(first)), side="right")]
 
 
 class Rounding(Enum):
