@@ -6,7 +6,11 @@ No card is needed: `benchmarks.device_side` stands in for one, by the times of C
 nodes, Redis, S3 behind a proxy that makes each request 30 ms late, and photographs of 12 megapixels as JPEG, with the
 default parameters and outputs.  For each card and each number of workers jobs are sent so that some always wait; from
 the moment at which every worker has done one, the device's computing time is summed.  Idle is what is left of the wall
-clock.  "before" is one worker whose files go up one at a time, as it was until both were changed.
+clock.  "before" is one worker whose files go up one at a time, as it was until both were changed; it is left out, like
+the files below, when the workers are named by ``--slots``.
+
+Processor time is counted for the workers with the processes that decode images, and apart from them for what only the
+benchmark runs on the same cores: Redis, S3, and this process, with the proxy and the sender of the jobs.
 
 First, three hundred small files of one result go up, one at a time and side by side.
 """
@@ -80,7 +84,7 @@ CARDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cards", nargs="+", choices=tuple(CARDS), default=list(CARDS))
-    parser.add_argument("--slots", nargs="+", type=int, default=list(SLOTS))
+    parser.add_argument("--slots", nargs="+", type=int, help="workers on the card; by default 1 to 4")
     parser.add_argument("--seconds", type=float, default=30.0, help="for how long each is measured, at least")
     options = parser.parse_args()
     figures: dict[str, object] = {}
@@ -90,12 +94,15 @@ def main() -> None:
         way = exits.enter_context(Proxy(int(at_hand.s3_endpoint.rpartition(":")[2])))
         way.set(Fault(Mode.LATENCY, delay_s=REQUEST_S))
         settings = at_hand.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{way.port}", "model": str(MODEL)})
-        figures[f"{FILES} files, s"] = show("uploads", measure_uploads(Store(settings), way))
+        if not options.slots:
+            figures[f"{FILES} files, s"] = show("uploads", measure_uploads(Store(settings), way))
         bench = Bench(at_hand.model_copy(update={"model": str(MODEL)}), settings, photograph(), folder, options.seconds)
         for card in options.cards:
-            rows = {"before": bench.measure(card, 1, uploads_at_once=1)}
-            show(f"{card}, before", rows["before"])
-            for slots in options.slots:
+            rows: dict[str, object] = {}
+            if not options.slots:
+                rows["before"] = bench.measure(card, 1, uploads_at_once=1)
+                show(f"{card}, before", rows["before"])
+            for slots in options.slots or SLOTS:
                 rows[str(slots)] = bench.measure(card, slots)
                 show(f"{card}, {slots}", rows[str(slots)])
             figures[card] = rows
@@ -168,9 +175,10 @@ class Bench:
         try:
             await_nodes(WorkerRegistry(connect(self.at_hand)), node_names(CPU, slots), check)
             stream.warm_up(slots, check, deadline_s=900)
-            cpu, cpu_s = CpuClock(), cpu_s_of(fleet.pid)
+            cpu, cpu_s, else_s = CpuClock(), cpu_s_of(fleet.pid), cpu_s_of(os.getpid(), besides=fleet.pid)
             done = stream.measure(slots, check, least_s=self.seconds, least_jobs=4 * slots, deadline_s=900)
             cores, cpu_s = cpu.busy(), cpu_s_of(fleet.pid) - cpu_s
+            else_s = cpu_s_of(os.getpid(), besides=fleet.pid) - else_s
         finally:
             stream.cancel()
             stop_child(fleet, grace_s=30)
@@ -188,15 +196,17 @@ class Bench:
                 for stage in ("fetch_s", "embed_s", "decode_s", "write_s")
             },
             "cpu_s a job": round(cpu_s / done.jobs, 3),
+            "servers' cpu_s a job": round(else_s / done.jobs, 3),
             "cores busy": round(cores, 2) if cores is not None else None,
         }
 
 
-def cpu_s_of(pid: int) -> float:
-    """Return the processor time of the workers, with the processes that decode images."""
-    fleet = psutil.Process(pid)
-    times = [process.cpu_times() for process in (fleet, *fleet.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+def cpu_s_of(pid: int, *, besides: int | None = None) -> float:
+    """Return the processor time of a process and those that it started.  besides: the one that is left out with its."""
+    process = psutil.Process(pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    total = sum(one.user + one.system for one in times)
+    return total - cpu_s_of(besides) if besides is not None else total
 
 
 def busy_s(folder: Path, began: float, ended: float) -> float:
