@@ -52,8 +52,8 @@ from maskfleet.jobs.schema.prompts import Prompt
 from maskfleet.jobs.schema.record import AnySpec, JobRecord, JobView
 from maskfleet.jobs.schema.spec import (
     IMAGE_COMES_BESIDE,
+    DerivedJob,
     EverythingJob,
-    ExportJob,
     ImageSource,
     JobOptions,
     dump_spec,
@@ -122,7 +122,7 @@ def admit_job(
 
 
 def admit_derived(
-    spec: ExportJob, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
+    spec: DerivedJob, tenant: str, idempotency_key: str, services: Services, address: str, origin: Origin
 ) -> Admitted[JobView]:
     """Record a job on what an earlier one wrote, which needs no model, and ring for a worker."""
     spec_json = dump_spec(spec)

@@ -83,6 +83,7 @@ _EXAMPLE_BATCH: Json = {
 #: Of the other bodies, by their model.
 _EXAMPLES: dict[str, Json] = {
     "ExportRequest": {"outputs": ["geojson", "svg"]},
+    "RefilterRequest": {"params": {"pred_iou_thresh": 0.9, "min_mask_area": 100}, "inline": "rle"},
     "UploadRequest": {"content_type": "image/png", "size": 166},
     "TokenRequest": {"ttl_s": 600},
     "PingRequest": {},

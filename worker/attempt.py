@@ -29,7 +29,7 @@ from maskfleet.jobs.messages import Bells
 from maskfleet.jobs.queue import is_of_outputs, model_queues, node_queues, served_by
 from maskfleet.jobs.schema.image import ImageFacts
 from maskfleet.jobs.schema.record import JobRecord, ResultSummary
-from maskfleet.jobs.schema.spec import EmbedJob, ExportJob
+from maskfleet.jobs.schema.spec import DerivedJob, EmbedJob
 from maskfleet.jobs.schema.wire import utc_time
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.jobs.status import Stage
@@ -60,7 +60,7 @@ FINISH_PATIENCE_S = 900.0
 #: For so long a job that this node handed back for its own fault is left to the other nodes, once it is due again.
 AVOID_S = 30.0
 #: Jobs of these modes are not called to the node that has the image, or leave no image there.
-_IMAGE_NOT_HELD = {"everything", "export"}
+_IMAGE_NOT_HELD = {"everything", "export", "refilter"}
 #: For so long after a job it is called to others of the same image, which it keeps in memory as far as there is room.
 IMAGE_HELD_S = 600.0
 
@@ -187,7 +187,7 @@ def _do(record: JobRecord, bench: Workbench, lease: Lease) -> Done:
         raise StoreMisconfigured("a worker has another bucket than the API.")
     if record.fence > 1 and (done := earlier_result(record, bench.store)):
         return Done(done)
-    if isinstance(record.spec, ExportJob):
+    if isinstance(record.spec, DerivedJob):
         return Done(_export(record, record.spec, bench, lease))
     photo = _image_of(record, bench, lease)
     started = time.monotonic()
@@ -217,8 +217,8 @@ def _image_of(record: JobRecord, bench: Workbench, lease: Lease) -> JobImage:
     return JobImage(reader, bench.known_images)
 
 
-def _export(record: JobRecord, spec: ExportJob, bench: Workbench, lease: Lease) -> ResultSummary:
-    """Write an earlier job's masks in further formats."""
+def _export(record: JobRecord, spec: DerivedJob, bench: Workbench, lease: Lease) -> ResultSummary:
+    """Write an earlier job's masks in further formats, or others of its candidates."""
     from maskfleet.worker.export import EarlierResult, export  # for few jobs
 
     started = time.monotonic()

@@ -1,4 +1,7 @@
-"""An earlier job's masks in further formats, from what it wrote; only an overlay needs the image, and none a model."""
+"""An earlier job's masks in further formats, or others of its candidates, from what it wrote.
+
+Only an overlay needs the image, and none a model.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from maskfleet.jobs.errors import InvalidImage, InvalidRequest, NotFound, Record
 from maskfleet.jobs.prompt_checks import fit_prompts
 from maskfleet.jobs.schema.inline import Rle
 from maskfleet.jobs.schema.manifest import (
+    CANDIDATES_FILE,
     COCO_FILE,
     MASKS_FOLDER,
     MASKS_ZIP,
@@ -28,9 +32,19 @@ from maskfleet.jobs.schema.manifest import (
     MaskSummary,
 )
 from maskfleet.jobs.schema.record import EmbeddingOrigin, ImageContent, Metrics, Spec
-from maskfleet.jobs.schema.spec import EmbedJob, ExportJob, Inline, Output, read_spec
+from maskfleet.jobs.schema.spec import (
+    DerivedJob,
+    EmbedJob,
+    EverythingParams,
+    Inline,
+    Output,
+    RefilterJob,
+    read_spec,
+)
 from maskfleet.jobs.schema.wire import key_fault
 from maskfleet.jobs.storage import Store, manifest_key, result_prefix
+from maskfleet.worker.candidates.kept import read_candidates
+from maskfleet.worker.candidates.refilter import refilter
 from maskfleet.worker.embeddings.job_image import JobImage, georeference_from
 from maskfleet.worker.image.georeference import Georeference
 from maskfleet.worker.image.values import Pixels, ValueRange
@@ -97,13 +111,24 @@ class EarlierResult:
     def image(self) -> EarlierImage:
         return EarlierImage(self.manifest)
 
-    def spec(self, export: ExportJob) -> Spec:
-        """Return the spec that the masks were made by, with the outputs that are asked for now."""
+    def spec(self, job: DerivedJob) -> Spec:
+        """Return the spec that the masks were made by, with the outputs, and the thresholds, that are asked for now."""
         spec = read_spec(json.dumps(self.manifest.origin.spec))
-        if isinstance(spec, EmbedJob | ExportJob):
-            raise _not_kept(export.from_job)
-        asked = ("outputs", "overlay_format", "inline", "image")
-        return spec.model_copy(update={name: getattr(export, name) for name in asked})
+        if isinstance(spec, EmbedJob | DerivedJob):
+            raise _not_kept(job.from_job)
+        asked = ("outputs", "overlay_format", "inline", "image", *(("params",) if job.mode == "refilter" else ()))
+        return spec.model_copy(update={name: getattr(job, name) for name in asked})
+
+    def refiltered(self, params: EverythingParams) -> Segmentation:
+        """Return the masks of a full run with these parameters.
+
+        Raises InvalidRequest (``candidates_not_kept``), RecordUnreadable, and as Store does.
+        """
+        file = next((file for file in self.manifest.files if file.name == CANDIDATES_FILE), None)
+        if file is None:
+            raise InvalidRequest("candidates_not_kept", f"{self.manifest.job_id} kept no candidates.", status=409)
+        masks = refilter(read_candidates(self._read(file)), params)
+        return Segmentation(self.image.size_wh, masks, _metrics(self.manifest.metrics))
 
     def segmentation(self, spec: Spec) -> Segmentation:
         """Return the masks, from what holds most of them: coco.json, else the manifest itself, else their PNGs.
@@ -156,15 +181,15 @@ class EarlierResult:
 
 
 def export(
-    job: ExportJob, earlier: EarlierResult, open_image: Callable[[], JobImage]
+    job: DerivedJob, earlier: EarlierResult, open_image: Callable[[], JobImage]
 ) -> tuple[Segmented, EarlierImage | JobImage]:
-    """Return what is to be written of an earlier job's masks, and what is known of the image.
+    """Return what is to be written of an earlier job's masks or candidates, and what is known of the image.
 
     open_image: fetches it; called if the overlay is asked for.  Raises InvalidImage if it is gone or has changed,
     InvalidRequest, NotFound, RecordUnreadable, and as Store does.
     """
     spec = earlier.spec(job)
-    segmentation = earlier.segmentation(spec)
+    segmentation = earlier.refiltered(job.params) if isinstance(job, RefilterJob) else earlier.segmentation(spec)
     image = _same_image(open_image, earlier.image, job.from_job) if Output.OVERLAY in job.outputs else earlier.image
     return segmented(image, spec, segmentation, _NO_WORK), image
 

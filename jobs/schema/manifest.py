@@ -14,6 +14,8 @@ from maskfleet.jobs.schema.wire import Wire
 
 #: The files by which a later job finds the masks again.
 COCO_FILE, MASKS_ZIP, MASKS_FOLDER = "coco.json", "masks.zip", "masks/"
+#: And the candidates.
+CANDIDATES_FILE = "candidates.npz"
 
 
 class ManifestFile(Wire):
@@ -81,7 +83,7 @@ class Manifest(Wire):
     segmented_by: SegmentedBy | None = Field(
         None,
         exclude_if=lambda job: job is None,
-        description="The job that made the masks, in mode `export`; its outputs may be gone by now.",
+        description="The job that made the masks, in modes `export` and `refilter`; its outputs may be gone by now.",
     )
     metrics: Metrics
 

@@ -18,9 +18,9 @@ from maskfleet.jobs.schema.inline import InlineMasks, InlineOmitted
 from maskfleet.jobs.schema.spec import (
     DEFAULT_START_DEADLINE_S,
     BoxJob,
+    DerivedJob,
     EmbedJob,
     EverythingJob,
-    ExportJob,
     ImageSource,
     Output,
     PointJob,
@@ -36,7 +36,7 @@ from maskfleet.jobs.status import Stage, Status
 Spec = EverythingJob | PointJob | BoxJob
 #: A job that needs a model, and its image.
 ModelSpec = Spec | EmbedJob
-AnySpec = ModelSpec | ExportJob
+AnySpec = ModelSpec | DerivedJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class SpecSummary(Wire):
     inline: str | None = None
     start_deadline_s: int = DEFAULT_START_DEADLINE_S
     metadata: dict[str, str] = Field(default_factory=dict)
-    #: Of a job of mode ``export``.
+    #: Of a job of mode ``export`` or ``refilter``.
     from_job: str | None = None
     #: Only of a job whose image others may name when it has ended: of mode ``embed``, or with logits, to be refined.
     image: RecordedSource | None = None
@@ -106,7 +106,7 @@ class EmbeddingOrigin(OpenEnum):
     COMPUTED = "computed"
     MEMORY = "memory"
     STORE = "store"
-    #: A job of mode ``export`` needs none.
+    #: A job of mode ``export`` or ``refilter`` needs none.
     NONE = "none"
 
 
@@ -131,7 +131,7 @@ class Metrics(Wire):
     embedding: EmbeddingOrigin = Field(
         EmbeddingOrigin.COMPUTED,
         description="Where the image's embedding came from: computed by this job, or left by an earlier one in the "
-        "worker's memory or in the store; none in mode `export`.",
+        "worker's memory or in the store; none in modes `export` and `refilter`.",
     )
 
 
@@ -256,7 +256,7 @@ class JobView(Wire):
     from_job: str | None = Field(
         None,
         exclude_if=lambda job_id: job_id is None,
-        description="The job whose masks are written, of one of mode `export`.",
+        description="The job whose masks are written, of one of mode `export`; whose candidates, of `refilter`.",
     )
     spec: dict[str, Any] | None = Field(  # Any: JSON
         None,

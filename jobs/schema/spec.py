@@ -510,9 +510,7 @@ class EmbedJob(EmbedRequest):
         return ()
 
 
-class ExportRequest(_Inline):
-    """The outputs that are to be made of an earlier job's masks."""
-
+class _DerivedRequest(_Inline):
     # After inline, which its check reads.
     outputs: tuple[Output, ...] = Field(
         (),
@@ -533,16 +531,8 @@ class ExportRequest(_Inline):
     def _masks_are_somewhere(cls, outputs: tuple[Output, ...], info: ValidationInfo) -> tuple[Output, ...]:
         return _some_masks(outputs, info)
 
-    def job(self, from_job: str, image: ImageSource, model: str | None) -> ExportJob:
-        """Return the job that makes them.  image, model: of the earlier job."""
-        fields = {name: getattr(self, name) for name in ExportRequest.model_fields}
-        return ExportJob.model_construct(mode="export", from_job=from_job, image=image, model=model, **fields)
 
-
-class ExportJob(ExportRequest):
-    """Write an earlier job's masks in further formats.  It needs no model, and the image for an overlay alone."""
-
-    mode: Literal["export"]
+class _DerivedJob(Request):
     from_job: JobId = Field(description="The job whose masks they are.")
     image: ImageSource
     model: str | None = Field(None, description="The one that made the masks; this job needs none.")
@@ -552,11 +542,93 @@ class ExportJob(ExportRequest):
         return ()
 
 
+class ExportRequest(_DerivedRequest):
+    """The outputs that are to be made of an earlier job's masks."""
+
+    def job(self, from_job: str, image: ImageSource, model: str | None) -> ExportJob:
+        """Return the job that makes them.  image, model: of the earlier job."""
+        fields = {name: getattr(self, name) for name in _DerivedRequest.model_fields}
+        return ExportJob.model_construct(mode="export", from_job=from_job, image=image, model=model, **fields)
+
+
+class ExportJob(_DerivedJob, _DerivedRequest):
+    """Write an earlier job's masks in further formats.  It needs no model, and the image for an overlay alone."""
+
+    mode: Literal["export"]
+
+
+class Thresholds(Request):
+    """Thresholds of mode ``everything`` that kept candidates may be filtered again with; those left out stay."""
+
+    pred_iou_thresh: float | None = Field(
+        None, ge=0, le=1, description="Masks whose predicted IoU is not above this are dropped."
+    )
+    stability_score_thresh: float | None = Field(
+        None, ge=0, le=1, description="Masks less stable than this are dropped."
+    )
+    crops_nms_thresh: float | None = Field(
+        None, ge=0, le=1, description="Box IoU above which the lower-scored mask is dropped."
+    )
+    min_mask_area: int | None = Field(None, ge=0, le=10**9, description="Masks with fewer pixels are dropped.")
+
+    def on(self, params: EverythingParams) -> EverythingParams:
+        """Return the parameters that a full run with these thresholds would have.
+
+        params: of the job that kept its candidates.  Raises InvalidRequest (``threshold_not_kept``) for a threshold
+        below which it kept none.
+        """
+        given = self.model_dump(exclude_none=True)
+        lowest = {
+            "pred_iou_thresh": params.lowest_pred_iou_thresh,
+            "stability_score_thresh": params.lowest_stability_score_thresh,
+        }
+        for name, least in lowest.items():
+            if given.get(name, least) < least:
+                raise InvalidRequest.at(
+                    f"/params/{name}",
+                    "threshold_not_kept",
+                    f"The job kept no candidates below {least:g}. Give {least:g} or more, or send the image again as a "
+                    f"new job, with keep_{name} as low as this.",
+                )
+        return params.model_copy(update={**given, "keep_candidates": False})
+
+
+class RefilterRequest(_DerivedRequest):
+    """The thresholds that an earlier job's candidates are to be filtered with, and the outputs."""
+
+    outputs: tuple[Output, ...] = Field(
+        (Output.COCO,),
+        description="The formats to write; may be empty with `inline`. Any but `logits`, which only the model makes.",
+    )
+    params: Thresholds = Thresholds()
+
+    def job(self, from_job: str, image: ImageSource, model: str | None, params: EverythingParams) -> RefilterJob:
+        """Return the job that does it.  image, model, params: of the earlier job.  Raises as ``Thresholds.on``."""
+        fields = {name: getattr(self, name) for name in _DerivedRequest.model_fields}
+        return RefilterJob.model_construct(
+            mode="refilter", from_job=from_job, image=image, model=model, params=self.params.on(params), **fields
+        )
+
+
+class RefilterJob(_DerivedJob, _DerivedRequest):
+    """Filter an earlier job's candidates with other thresholds.  It needs no model, and the image for an overlay alone.
+
+    params: as if the masks had been made with them.
+    """
+
+    mode: Literal["refilter"]
+    params: EverythingParams
+
+
+#: A job on what an earlier one wrote, which needs no model.
+DerivedJob = ExportJob | RefilterJob
+
+
 JobSpec = Annotated[EverythingJob | PointJob | BoxJob | EmbedJob, Field(discriminator="mode")]
 _SENT: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob] = TypeAdapter(JobSpec)
 #: A job that another route makes is not sent as it is recorded.
-_RECORDED: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob] = TypeAdapter(
-    Annotated[EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob, Field(discriminator="mode")]
+_RECORDED: TypeAdapter[EverythingJob | PointJob | BoxJob | EmbedJob | DerivedJob] = TypeAdapter(
+    Annotated[EverythingJob | PointJob | BoxJob | EmbedJob | DerivedJob, Field(discriminator="mode")]
 )
 
 
@@ -580,7 +652,7 @@ def parse_embed_request(text: bytes | str) -> EmbedRequest:
         raise invalid_request(error) from error
 
 
-def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob:
+def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob | DerivedJob:
     """Read a spec that was validated when it was recorded, perhaps by a newer version, whose fields are ignored.
 
     Raises RecordUnreadable when it holds more than new fields, such as an output that this version cannot write.
@@ -591,7 +663,7 @@ def read_spec(text: str) -> EverythingJob | PointJob | BoxJob | EmbedJob | Expor
         raise RecordUnreadable("job", invalid_request(error).detail) from error
 
 
-def dump_spec(spec: EverythingJob | PointJob | BoxJob | EmbedJob | ExportJob) -> str:
+def dump_spec(spec: EverythingJob | PointJob | BoxJob | EmbedJob | DerivedJob) -> str:
     """Write a spec as JSON that ``parse_spec`` reads back."""
     return spec.model_dump_json(exclude_none=True)
 
@@ -614,7 +686,11 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     return InvalidRequest("invalid_spec", f"{first.pointer or '/'}: {first.detail}", faults=faults)
 
 
+#: Tags of the unions over modes, which begin the locations of faults.
+_MODES = ("everything", "point", "box", "embed", "export", "refilter")
+
+
 def _pointer(location: tuple[int | str, ...]) -> str:
     # The tag of the union over modes is not part of the document.
-    path = location[1:] if location and location[0] in ("everything", "point", "box", "embed", "export") else location
+    path = location[1:] if location and location[0] in _MODES else location
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,23 +14,30 @@ from maskfleet.cli.terminal import Named, reporting_errors
 from maskfleet.client.submission import ExportFields
 from maskfleet.jobs.schema.spec import Inline, Output
 
+if TYPE_CHECKING:
+    from maskfleet import Client, Job
+
 _MADE_LATER = ", ".join(output for output in Output if output is not Output.LOGITS)
-
-
-@click.command("export")
-@click.argument("job_id", metavar="ID")
-@click.option("--outputs", metavar="NAME,…", default="", help=f"What to write: any of {_MADE_LATER}.")
-@overlay_format_option
-@click.option(
+outputs_option = click.option("--outputs", metavar="NAME,…", default="", help=f"What to write: any of {_MADE_LATER}.")
+inline_option = click.option(
     "--inline",
     type=Named([str(form) for form in Inline]),
     help="Show the masks in the new job itself; with --wait and --json.",
 )
-@priority_option
-@click.option("--wait", "and_wait", is_flag=True, help="Wait until the new job has ended.")
-@click.option(
+wait_option = click.option("--wait", "and_wait", is_flag=True, help="Wait until the new job has ended.")
+out_option = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Wait, and write the result's files to this folder."
 )
+
+
+@click.command("export")
+@click.argument("job_id", metavar="ID")
+@outputs_option
+@overlay_format_option
+@inline_option
+@priority_option
+@wait_option
+@out_option
 @timeout_option
 @json_option
 @server_options
@@ -54,11 +62,17 @@ def export_command(
     fields: ExportFields = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]  # click's choices are these names
     with reporting_errors(option_of), connect(api_url, api_key) as client:
         job = client.export(job_id, output_names(outputs), **fields)
-        if and_wait or out is not None:
-            job = wait_for_job(client, job.id, timeout_s)
-            if out is not None and job.status == "succeeded":
-                fetch_files(client, job.id, out)
-    if and_wait or out is not None:
-        end_job(job, as_json=as_json, must_succeed=True, out=out)
-    else:
+        show_made(client, job, and_wait=and_wait, out=out, timeout_s=timeout_s, as_json=as_json)
+
+
+def show_made(
+    client: Client, job: Job, *, and_wait: bool, out: Path | None, timeout_s: float | None, as_json: bool
+) -> None:
+    """Print a job that was made of an earlier one: its id, or how it ended."""
+    if not and_wait and out is None:
         click.echo(job.model_dump_json() if as_json else job.id)
+        return
+    job = wait_for_job(client, job.id, timeout_s)
+    if out is not None and job.status == "succeeded":
+        fetch_files(client, job.id, out)
+    end_job(job, as_json=as_json, must_succeed=True, out=out)

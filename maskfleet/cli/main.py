@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("maskfleet.cli.jobs:delete_command", "Delete an ended job and its results."),
     "fetch": ("maskfleet.cli.jobs:fetch_command", "Download a job's result."),
     "export": ("maskfleet.cli.exports:export_command", "Write a job's masks in further formats, without a GPU."),
+    "refilter": ("maskfleet.cli.refilter:refilter_command", "Filter a job's candidates again, without a GPU."),
     "overlay": ("maskfleet.cli.pictures:overlay_command", "Show a job's picture in the terminal."),
     "open": ("maskfleet.cli.pictures:open_command", "Open the server's page, or a job on it."),
     "models": ("maskfleet.cli.listing:models_command", "List the server's models."),

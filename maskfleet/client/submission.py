@@ -22,6 +22,8 @@ from maskfleet.jobs.schema.spec import (
     ImageSource,
     JobSpec,
     PromptParams,
+    RefilterRequest,
+    Thresholds,
     Webhook,
     file_name_of,
     invalid_request,
@@ -140,10 +142,31 @@ def embed_request(source: ImageSource, fields: JobOptionFields) -> EmbedRequest:
         raise invalid_request(error) from error
 
 
+class RefilterFields(ExportFields, total=False):
+    """The fields of a job that filters again besides its outputs, as keywords: thresholds, and those of an export."""
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    crops_nms_thresh: float
+    min_mask_area: int
+
+
 def export_request(outputs: Sequence[str], fields: ExportFields) -> bytes:
     """Serialise what is to be made of a job's masks.  Raises InvalidRequest (``invalid_spec``)."""
     try:
         asked = ExportRequest.model_validate({**fields, "outputs": tuple(outputs)})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    return asked.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+
+
+def refilter_request(outputs: Sequence[str] | None, fields: RefilterFields) -> bytes:
+    """Serialise what a job's candidates are to be filtered with.  Raises InvalidRequest (``invalid_spec``)."""
+    thresholds = {name: value for name, value in fields.items() if name in Thresholds.model_fields}
+    others = {name: value for name, value in fields.items() if name not in thresholds}
+    given = {} if outputs is None else {"outputs": tuple(outputs)}
+    try:
+        asked = RefilterRequest.model_validate({**others, **given, "params": thresholds})
     except ValidationError as error:
         raise invalid_request(error) from error
     return asked.model_dump_json(exclude_unset=True, exclude_none=True).encode()

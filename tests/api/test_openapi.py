@@ -124,8 +124,9 @@ def test_every_body_that_can_be_tried_out_has_an_example_that_works(document: Js
             assert content.get("example") is not None, path
             tried[path] = apiary.post(path, content["example"])
 
-    no_endpoint, of_no_job = tried.pop("/v1/webhooks/ping"), tried.pop("/v1/jobs/{job_id}/export")
-    assert of_no_job.json["code"] == "job_not_found"
+    no_endpoint = tried.pop("/v1/webhooks/ping")
+    of_no_job = [tried.pop(f"/v1/jobs/{{job_id}}/{action}") for action in ("export", "refilter")]
+    assert {answer.json["code"] for answer in of_no_job} == {"job_not_found"}
     assert {path: answer.text for path, answer in tried.items() if answer.status_code >= 300} == {}
     assert {"/v1/jobs", "/v1/images", "/v1/batches", "/v1/uploads"} <= tried.keys()
     check_problem(no_endpoint, 422, "invalid_ping")  # of a tenant without an endpoint

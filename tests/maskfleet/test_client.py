@@ -58,6 +58,24 @@ def photos(running_stack: StackLine) -> Store:
     )
 
 
+def test_a_jobs_candidates_are_filtered_with_other_thresholds(client: Client, coins: Path) -> None:
+    grid = {"points_per_crop": 4, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.7}
+    job = client.submit(photo=coins, mode="everything", params={**grid, "keep_candidates": True}, outputs=["coco"])
+    full = client.submit(photo=coins, mode="everything", params={**grid, "crops_nms_thresh": 0.1}, outputs=["coco"])
+
+    made = job.refilter(crops_nms_thresh=0.1)
+    at_once = client.refilter(job.id, [], min_mask_area=10**6, inline="rle", held_s=20)
+
+    assert (made.from_job, made.mode, made.status) == (job.id, "refilter", "succeeded")
+    assert made.masks().scores.tolist() == full.masks().scores.tolist()
+    assert len(job.masks()) > len(made.masks()) > 0
+    assert len(at_once.wait().masks()) == 0
+    with pytest.raises(Refused, match="threshold_not_kept"):
+        job.refilter(pred_iou_thresh=0.6)
+    with pytest.raises(Conflict, match="candidates_not_kept"):
+        full.refilter(pred_iou_thresh=0.9)
+
+
 def test_a_jobs_masks_are_written_in_further_formats_later(client: Client, coins: Path, tmp_path: Path) -> None:
     job = client.submit(photo=coins, **BOXES, outputs=["coco"])
 

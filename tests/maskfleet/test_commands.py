@@ -92,6 +92,23 @@ def test_a_photo_is_encoded_and_then_named_by_its_id(cli: Cli, server: dict[str,
     assert json.loads(shown.stdout)["image_id"].startswith("img_")
 
 
+def test_a_jobs_candidates_are_filtered_again_into_a_folder(
+    cli: Cli, server: dict[str, str], coins: Path, tmp_path: Path
+) -> None:
+    grid = ("--points-per-crop", "4", "--pred-iou-thresh", "0.5", "--stability-score-thresh", "0.5")
+    job = cli("submit", coins, *grid, "--keep-candidates", "--wait", "--json", **server)
+    job_id = json.loads(job.stdout)["id"]
+
+    made = cli("refilter", job_id, "--min-mask-area", "2000", "--out", tmp_path / "out", **server)
+    below = cli("refilter", job_id, "--pred-iou-thresh", "0.4", **server)
+
+    assert made.returncode == 0, made.stderr
+    areas = [one["area"] for one in json.loads((tmp_path / "out" / "coco.json").read_text())["annotations"]]
+    assert min(areas) >= 2000
+    assert below.returncode == 2
+    assert "Give 0.5 or more" in below.stderr
+
+
 def test_a_job_is_exported_into_a_folder(cli: Cli, server: dict[str, str], coins: Path, tmp_path: Path) -> None:
     job = cli("submit", coins, "--point", "45,124", "--wait", "--json", **server)
     job_id = json.loads(job.stdout)["id"]

@@ -45,6 +45,7 @@ ARGUMENTS = {
     "upload": ["photo.png"],
     "embed": ["photo.png"],
     "export": ["job_1", "--outputs", "svg"],
+    "refilter": ["job_1", "--pred-iou-thresh", "0.9"],
     "jobs": [],
     "models": [],
     "completion": ["bash"],

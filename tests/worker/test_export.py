@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from maskfleet.jobs.ledger.outcomes import NewJobs
-from maskfleet.jobs.schema.manifest import Manifest
+from maskfleet.jobs.schema.manifest import CANDIDATES_FILE, Manifest
 from maskfleet.jobs.schema.record import EmbeddingOrigin, JobRecord
-from maskfleet.jobs.schema.spec import ExportRequest, Output, dump_spec, read_spec
+from maskfleet.jobs.schema.spec import EverythingParams, ExportRequest, Output, RefilterRequest, dump_spec, read_spec
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.status import Status
 from maskfleet.jobs.storage import Store, manifest_key, result_prefix
@@ -202,3 +202,38 @@ def test_an_image_of_another_size_is_another_image(bench: Workbench, coins: byte
 
     assert record.error is not None
     assert record.error.code == "image_changed"
+
+
+@pytest.mark.parametrize("params", [{"pred_iou_thresh": 0.85, "min_mask_area": 9}, {"crops_nms_thresh": 0.2}], ids=str)
+def test_candidates_filtered_again_are_written_as_a_full_run_writes_its_masks(
+    bench: Workbench, coins: bytes, params: dict[str, Any]
+) -> None:
+    keeping = {**GRID, "params": {**GRID["params"], "keep_candidates": True}}
+    job = segment(bench, coins, keeping, ["svg"])
+    full = segment(bench, coins, {**GRID, "params": {**GRID["params"], **params}}, LATER)
+    image = read_spec(json.dumps(job.spec)).image.model_copy(update={"sha256": job.image.sha256 if job.image else None})
+    own = EverythingParams.model_validate(keeping["params"])
+    asked = RefilterRequest.model_validate({"params": params, "outputs": LATER, "inline": "rle"})
+
+    later = written(bench, run(bench, dump_spec(asked.job(job.job_id, image, job.model, own)), "sam.outputs.normal"))
+
+    found, expected = objects(bench, later), objects(bench, full)
+    assert list(found) == list(expected)
+    assert {name for name in expected if found[name] != expected[name]} == {"coco.json", "coco_polygons.json"}
+    annotations = [json.loads(files["coco.json"])["annotations"] for files in (found, expected)]
+    assert annotations[0] == annotations[1]
+    assert 0 < len(later.masks) != len(job.masks)
+    assert (later.masks, later.origin.job_id) == (full.masks, job.job_id)
+    assert later.spec is not None
+    assert later.spec["params"]["crops_nms_thresh"] == params.get("crops_nms_thresh", 0.7)
+
+
+def test_candidates_that_are_gone_fail_the_job_at_once(bench: Workbench, coins: bytes) -> None:
+    job = segment(bench, coins, {**GRID, "params": {**GRID["params"], "keep_candidates": True}}, ["svg"])
+    bench.store.delete([file.key for file in job.files if file.name == CANDIDATES_FILE])
+    image = read_spec(json.dumps(job.spec)).image
+    asked = RefilterRequest().job(job.job_id, image, job.model, EverythingParams(keep_candidates=True))
+
+    record = run(bench, dump_spec(asked), "sam.outputs.normal")
+
+    assert (record.attempt, record.error.code if record.error else "") == (1, "result_not_found")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from maskfleet.jobs.errors import InvalidRequest
+from maskfleet.jobs.schema.manifest import CANDIDATES_FILE
 from maskfleet.jobs.schema.spec import EverythingParams
-from maskfleet.worker.candidates.kept import CANDIDATES_FILE, KeptCandidates, gather
+from maskfleet.worker.candidates.kept import KeptCandidates, gather
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.masks.pending import PendingMask, PendingMasks
 from maskfleet.worker.sam.crops import Crop

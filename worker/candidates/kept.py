@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfleet.jobs.errors import RecordUnreadable
+from maskfleet.jobs.schema.manifest import CANDIDATES_FILE
 from maskfleet.worker.masks.mask import Mask
 from maskfleet.worker.output.artifacts import Artifact
 
-CANDIDATES_FILE = "candidates.npz"
 #: Of the file's arrays and their meaning; a file of another format is not read.
 FORMAT = 1
 

@@ -28,6 +28,7 @@ from maskfleet.client.submission import (
     JobFields,
     JobOptionFields,
     Photo,
+    RefilterFields,
     batch_document,
     bytes_of,
     complete,
@@ -37,6 +38,7 @@ from maskfleet.client.submission import (
     image_type,
     known_image,
     one_object,
+    refilter_request,
     source_of,
 )
 from maskfleet.jobs.errors import InvalidRequest
@@ -203,8 +205,32 @@ class AsyncClient:
             body = export_request(outputs, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error
+        return await self._derive(f"/v1/jobs/{job_id}/export", body, idempotency_key, held_s)
+
+    async def refilter(
+        self,
+        job_id: str,
+        outputs: Sequence[str] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        held_s: int = 0,
+        **fields: Unpack[RefilterFields],
+    ) -> AsyncJob:
+        """Filter a job's candidates with other thresholds: a new job, which needs no GPU.
+
+        The job must have been sent with ``keep_candidates``.  outputs: ``["coco"]`` unless given; all but ``logits``.
+        held_s: as for ``submit``.  fields: the thresholds that are to be others, and those of ``export``.
+        Raises Refused (``threshold_not_kept``, …), NotFound, Conflict (``candidates_not_kept``, …).
+        """
+        try:
+            body = refilter_request(outputs, fields)
+        except InvalidRequest as error:
+            raise refused_here(error) from error
+        return await self._derive(f"/v1/jobs/{job_id}/refilter", body, idempotency_key, held_s)
+
+    async def _derive(self, path: str, body: bytes, idempotency_key: str | None, held_s: int) -> AsyncJob:
+        """Make a job on what an earlier one wrote."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
-        path = f"/v1/jobs/{job_id}/export"
         try:
             held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
             return self._job(await self._transport.call("POST", path, data=body, headers=held, held_s=held_s))

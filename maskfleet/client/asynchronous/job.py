@@ -15,7 +15,7 @@ from maskfleet.client.errors import JobFailed, Refused
 from maskfleet.client.job_handle import JobHandle, coco_of, overlay_of
 from maskfleet.client.masks import Masks
 from maskfleet.client.pictures import picture_of
-from maskfleet.client.submission import ExportFields
+from maskfleet.client.submission import ExportFields, RefilterFields
 from maskfleet.jobs.schema.manifest import Manifest
 from maskfleet.jobs.schema.record import JobView
 
@@ -68,6 +68,26 @@ class AsyncJob(JobHandle):
             return await self._client.export(self.id, outputs, **fields)
         await self._succeeded(timeout_s)
         job = await self._client.export(self.id, outputs, **fields)
+        return await job._succeeded(timeout_s)
+
+    async def refilter(
+        self,
+        outputs: Sequence[str] | None = None,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        **fields: Unpack[RefilterFields],
+    ) -> AsyncJob:
+        """Filter its candidates with other thresholds; return the job that does it, once that has succeeded.
+
+        It must have been sent with ``keep_candidates``.  outputs: ``["coco"]`` unless given.  wait: False does not wait
+        for either job.  See ``Client.refilter``.  Raises JobFailed, WaitTimeout after ``timeout_s``, and as
+        ``Client.refilter``.
+        """
+        if not wait:
+            return await self._client.refilter(self.id, outputs, **fields)
+        await self._succeeded(timeout_s)
+        job = await self._client.refilter(self.id, outputs, **fields)
         return await job._succeeded(timeout_s)
 
     async def fetch(self, folder: str | Path, *, on_file: Callable[[str, int, int], object] | None = None) -> Manifest:
