@@ -37,7 +37,7 @@ test-browser: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser --durations=20
 
-# Georeferences, compared with GDAL's: with rasterio, which is no part of what is otherwise installed.
+# What needs rasterio, that is GDAL: georeferences compared with GDAL's, and `maskfleet raster`.
 .PHONY: test-geo
 test-geo: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,geo]'

@@ -13,6 +13,7 @@ EXTRAS = {
     "up": "stack,worker",
     "demo": "stack,worker",
     "segment": "worker",
+    "raster": "geo",
     "worker": "worker",
     "api": "server",
     "courier": "server",

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("maskfleet.cli.segment:segment_command", "Segment photos in this process, without a server."),
     "submit": ("maskfleet.cli.jobs:submit_command", "Send a job to a server."),
     "batch": ("maskfleet.cli.batch:batch_command", "Segment many photos through a server, into a folder."),
+    "raster": ("maskfleet.cli.raster:raster_command", "Segment a raster larger than a job, in tiles, onto the map."),
     "upload": ("maskfleet.cli.images:upload_command", "Upload photos, for jobs to name."),
     "embed": ("maskfleet.cli.images:embed_command", "Encode a photo in advance, so that clicks on it are fast."),
     "jobs": ("maskfleet.cli.listing:jobs_command", "List your jobs."),

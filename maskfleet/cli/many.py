@@ -68,9 +68,23 @@ class Run:
 
     options: a digest of what is asked for; results of other options are made again.
     work: does one photograph.  parallel: how many at once, each in a thread; with 1, all in this one.
+    thing: what a photograph is called.  join: makes one result of all that is done, and says in a few words what that
+    is; None for a COCO dataset.  After Ctrl-C it is not called.
     """
 
-    def __init__(self, out: Path, options: str, work: Work, *, parallel: int = 1, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        options: str,
+        work: Work,
+        *,
+        parallel: int = 1,
+        as_json: bool = False,
+        thing: str = "photo",
+        join: Callable[[Sequence[Entry]], str] | None = None,
+    ) -> None:
+        self._thing = thing
+        self._join = join
         self._out = out
         self._options = options
         self._work = work
@@ -93,24 +107,27 @@ class Run:
                     self._say(progress.entries[first[photo.name].photo], photo, None, before=True)
             skipped = len(photos) - len(waiting)
             if skipped:
-                click.echo(f"{counted(skipped, 'photo')} of {len(photos):,} had been done before.", err=True)
+                click.echo(f"{counted(skipped, self._thing)} of {len(photos):,} had been done before.", err=True)
             status, stopped = self._do(waiting, first, progress, skipped)
             known = [progress.entries.get(entry.photo, entry) for entry in first.values()]
             done = [entry for entry in known if self._is_done(entry, progress)]
-            images, annotations = merge_coco(self._out, ((entry.folder, self._out / entry.folder) for entry in done))
-        click.echo(
-            f"{images:,} of {counted(len(photos), 'photo')} done: {counted(annotations, 'mask')} in {self._out}, all "
-            f"together in {self._out / 'coco.json'}",
-            err=True,
-        )
+            if self._join is None:
+                joined = self._merge_coco(done)
+            else:
+                joined = self._join(done) if status != EXIT_INTERRUPTED else f"in {self._out}"
+        click.echo(f"{len(done):,} of {counted(len(photos), self._thing)} done: {joined}", err=True)
         failed = [entry for entry in known if entry.status == "failed"]
         if failed:
-            click.echo(f"{counted(len(failed), 'photo')} failed; the same command tries them again:", err=True)
+            click.echo(f"{counted(len(failed), self._thing)} failed; the same command tries them again:", err=True)
         for entry in failed:
             click.echo(f"  {printable(f'{entry.photo}: {entry.code}: {entry.detail}')}", err=True)
         if stopped:
             click.echo(f"{stopped}\nThe same command goes on from here.", err=True)
-        return status or (EXIT_SERVICE if images < len(photos) else 0)
+        return status or (EXIT_SERVICE if len(done) < len(photos) else 0)
+
+    def _merge_coco(self, done: Sequence[Entry]) -> str:
+        _, annotations = merge_coco(self._out, ((entry.folder, self._out / entry.folder) for entry in done))
+        return f"{counted(annotations, 'mask')} in {self._out}, all together in {self._out / 'coco.json'}"
 
     def _do(
         self, waiting: Sequence[NamedPhoto], first: dict[str, Entry], progress: ProgressFile, skipped: int
@@ -118,7 +135,7 @@ class Run:
         """Do the photographs; return an exit status other than 0 and the reason, if it was stopped before the end."""
         tasks = [(first[photo.name], self._task(photo, first[photo.name], progress)) for photo in waiting]
         with bars_with_time_left() as bars:
-            bar = bars.add_task("photos", total=len(waiting) + skipped, completed=skipped)
+            bar = bars.add_task(f"{self._thing}s", total=len(waiting) + skipped, completed=skipped)
             try:
                 for entry, task, outcome in self._in_threads(tasks) if self._parallel > 1 else self._in_turn(tasks):
                     if isinstance(outcome, ApiError) and _ends_all(outcome):
@@ -215,7 +232,7 @@ class Run:
     def _say(self, entry: Entry, photo: NamedPhoto, did: Did | None, *, before: bool = False) -> None:
         folder = self._out / entry.folder
         if self._as_json:
-            line: dict[str, object] = {"photo": photo.name, "status": entry.status}
+            line: dict[str, object] = {self._thing: photo.name, "status": entry.status}
             if entry.status == "failed":
                 line |= {"code": entry.code, "detail": entry.detail}
             else:

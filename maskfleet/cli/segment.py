@@ -73,7 +73,7 @@ def segment_command(
         spec = build_spec(image=ImageSource(base64=""), **options)  # type: ignore[arg-type]  # click's options, by name
         spec = spec.model_copy(update={"outputs": tuple(dict.fromkeys((Output.COCO, *spec.outputs)))})
         found = find_photos(words, leave_out=out)
-        segmenter = _Segmenter(spec, model, device)
+        segmenter = Segmenter(spec, model, device)
         if found.are_many:
             run = Run(out, digest_of(spec, segmenter.model_name), segmenter.do, as_json=as_json)
             context.exit(run.do(found.photos))
@@ -120,7 +120,7 @@ class _Made:
         }
 
 
-class _Segmenter:
+class Segmenter:
     """Segments photos with one model, which is loaded for the first photo whose prompts fit."""
 
     def __init__(self, spec: Spec, model: str | None, device: str) -> None:

@@ -84,6 +84,13 @@ def spec_options(command: _Function) -> _Function:
     return command
 
 
+def everything_options(command: _Function) -> _Function:
+    """Add the options of mode everything's params alone; pass them to ``build_spec``."""
+    for name, field in reversed(EverythingParams.model_fields.items()):
+        command = _param_option(name, field, among_modes=False)(command)
+    return command
+
+
 def build_spec(
     mode: str | None,
     image: ImageSource,
@@ -184,7 +191,7 @@ def _wrong(pointer: str, detail: str) -> InvalidRequest:
     return InvalidRequest.at(pointer, "invalid_spec", detail, fault="invalid_option")
 
 
-def _param_option(name: str, field: FieldInfo) -> Callable[[_Function], _Function]:
+def _param_option(name: str, field: FieldInfo, *, among_modes: bool = True) -> Callable[[_Function], _Function]:
     option = f"--{name.replace('_', '-')}"
     modes = [
         modes
@@ -193,10 +200,11 @@ def _param_option(name: str, field: FieldInfo) -> Callable[[_Function], _Functio
     ]
     if field.annotation is bool:
         return click.option(option, is_flag=True, help=f"{field.description}  [{', '.join(modes)}]")
+    where = f"{', '.join(modes)}; " if among_modes else ""
     choices = get_args(field.annotation)
     kind = Named(choices) if choices else int if field.annotation is int else float
     default = field.default if choices else f"{field.default:g}"
-    return click.option(option, type=kind, help=f"{field.description}  [{', '.join(modes)}; default: {default}]")
+    return click.option(option, type=kind, help=f"{field.description}  [{where}default: {default}]")
 
 
 def _prompts(points: Sequence[str], labels: Sequence[str], boxes: Sequence[str]) -> list[dict[str, object]]:

@@ -42,6 +42,7 @@ ARGUMENTS = {
     "ledger": ["upgrade"],
     "submit": ["photo.png"],
     "batch": ["photo.png"],
+    "raster": ["photo.png"],
     "upload": ["photo.png"],
     "embed": ["photo.png"],
     "export": ["job_1", "--outputs", "svg"],

@@ -79,6 +79,12 @@ def mask_pieces(counts: str, size_hw: tuple[int, int]) -> tuple[Piece, ...] | No
     return None if traced is None else _pieces(*traced, size_hw)
 
 
+def pieces_of_runs(column: Integers, top: Integers, bottom: Integers, size_hw: tuple[int, int]) -> tuple[Piece, ...]:
+    """Return the pieces of a mask that is given by its runs, each within one column, in order and apart."""
+    runs = _Runs(column, top, bottom)
+    return _pieces(_segments(runs), runs, size_hw)
+
+
 def _traced(counts: str, size_hw: tuple[int, int]) -> tuple[_Segments, _Runs] | None:
     if len(counts) > 4 * MAX_RUNS:
         return None
