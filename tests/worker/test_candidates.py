@@ -166,6 +166,14 @@ def test_a_file_that_is_no_archive_of_candidates_is_not_read(damage: bytes) -> N
         read_candidates(damage)
 
 
+def test_no_pickle_is_loaded_from_a_file_of_candidates() -> None:
+    file = io.BytesIO()
+    np.savez(file, format=np.array([object()], dtype=object))
+
+    with pytest.raises(RecordUnreadable):
+        read_candidates(file.getvalue())
+
+
 def test_an_image_without_candidates_has_a_file_without_rows(model: SegmentationModel, example: Example) -> None:
     spec = everything(points_per_crop=2, keep_candidates=True, keep_pred_iou_thresh=1.0, pred_iou_thresh=1.0)
 
