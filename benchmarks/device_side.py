@@ -24,6 +24,7 @@ from torch import Tensor
 
 from maskfleet.jobs.settings import WorkerSettings
 from maskfleet.worker.app import main, workbench_for
+from maskfleet.worker.device_lock import lock_of
 from maskfleet.worker.masks import mask
 from maskfleet.worker.node.fleet import run_fleet
 from maskfleet.worker.sam.candidates import Candidates
@@ -124,7 +125,8 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     mask.warm_up()
     # Not a CPU: so masks are measured beside the device's work, as with a card.
     model = SegmentationModel(settings.model_name, on_device, torch.device("meta"))
-    return workbench_for(partial(segment_and_format, model), settings)
+    device_lock = lock_of(settings.node, settings.slots_per_device)
+    return workbench_for(partial(segment_and_format, model, device_lock=device_lock), settings)
 
 
 if __name__ == "__main__":

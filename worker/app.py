@@ -118,6 +118,7 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
         import torch
 
         from maskfleet.jobs.storage import Store
+        from maskfleet.worker.device_lock import NOT_SHARED, lock_of
         from maskfleet.worker.embeddings.cache import EmbeddingCache
         from maskfleet.worker.golden import ModelTest, read_golden
         from maskfleet.worker.image.sandbox import Sandbox
@@ -148,7 +149,9 @@ def make_workbench(settings: WorkerSettings) -> Workbench:
     store, embeddings = Store(settings), None
     if settings.embedding_cache_bytes or settings.embedding_store:
         embeddings = EmbeddingCache(model, store if settings.embedding_store else None, settings.embedding_cache_bytes)
-    segment = partial(segment_and_format, model, embeddings=embeddings)
+    # On a CPU each worker has its own cores.
+    device_lock = NOT_SHARED if settings.device == "cpu" else lock_of(settings.node, settings.slots_per_device)
+    segment = partial(segment_and_format, model, embeddings=embeddings, device_lock=device_lock)
     test_model = ModelTest(model, read_golden(settings.model, settings.golden_file))
     bench = replace(workbench_for(segment, settings, store, sandbox), test_model=test_model)
     logger.info("model_loaded", model=settings.model_name, device=settings.device, load_s=time.monotonic() - started)

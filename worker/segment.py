@@ -14,6 +14,7 @@ from maskfleet.jobs.prompt_checks import check_mask_input_sizes, fit_prompts
 from maskfleet.jobs.schema.record import Spec
 from maskfleet.jobs.schema.spec import BoxJob, EverythingJob, EverythingParams, Output, PointJob
 from maskfleet.worker.candidates.keeping import Keeping
+from maskfleet.worker.device_lock import NOT_SHARED, DeviceLock
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import borderline_prompts, measure_again
 from maskfleet.worker.masks.choice import Chosen, Cut, View, choose_all, choose_best, choose_promising
@@ -48,11 +49,13 @@ def segment(
     mask_inputs: MaskInputs = NO_MASKS,
     bounds: Bounds = BOUNDS,
     known: KnownEmbedding | None = None,
+    device_lock: DeviceLock = NOT_SHARED,
 ) -> Segmentation:
     """Segment a photo as the spec says.
 
     mask_inputs: the logits that the prompts' ``mask_input`` name, by the index of the prompt.
     known: the photo's embedding, which is computed if it is not there yet; None if it is not kept.
+    device_lock: of the model's device; a grid of points waits for it, a few prompts do not.
     Raises InvalidPrompt for a prompt outside the photo or with a mask of another size than the model's, and whatever
     the watch raises.
     """
@@ -61,7 +64,7 @@ def segment(
     sizes = {index: logits.shape for index, logits in mask_inputs.items()}
     check_mask_input_sizes(spec.prompts, sizes, model.family.low_hw)
     keeping = Keeping() if isinstance(spec, EverythingJob) and spec.params.keep_candidates else None
-    steps = Steps(model, spec.params.points_per_batch, watch, bounds, known, keeping)
+    steps = Steps(model, spec.params.points_per_batch, watch, bounds, known, keeping, device_lock)
     if isinstance(spec, EverythingJob):
         return _segment_everything(photo, spec, steps)
     return _segment_prompts(photo, spec, mask_inputs, steps)
@@ -84,7 +87,8 @@ def _segment_everything(photo: AnyPhoto, spec: EverythingJob, steps: Steps) -> S
     all_at_once = params.crops_suppression == "library" and len(crops) > 1
 
     for crop in crops:
-        _segment_crop(photo, crop, spec, steps, suppress=not all_at_once)
+        with steps.device_lock.wanted():
+            _segment_crop(photo, crop, spec, steps, suppress=not all_at_once)
 
     # Suppress masks of different crops that overlap
     if len(crops) > 1:

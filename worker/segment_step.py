@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskfleet.jobs.schema.record import Metrics, ModelSpec
 from maskfleet.jobs.schema.spec import EmbedJob, EverythingJob, Priority
+from maskfleet.worker.device_lock import NOT_SHARED, DeviceLock
 from maskfleet.worker.embeddings.cache import EmbeddingCache, ImageEmbedding
 from maskfleet.worker.embeddings.job_image import JobImage
 from maskfleet.worker.output.artifacts import Segmented
@@ -23,16 +24,18 @@ def segment_and_format(
     mask_inputs: MaskInputs,
     *,
     embeddings: EmbeddingCache | None = None,
+    device_lock: DeviceLock = NOT_SHARED,
 ) -> Segmented:
     """Segment an image as a job asks; the files that it wants of it are made one at a time, as they are written.
 
-    embeddings: of images that were encoded before; None if none are kept.
+    embeddings: of images that were encoded before; None if none are kept.  device_lock: of the model's device, if
+    several workers share it.
     """
     known = _place_of(photo, spec, embeddings)
     keep = known.write if known is not None and _is_written(spec) else None
     if isinstance(spec, EmbedJob):
         return Segmented((), _metrics(embed_only(photo, model, watch, known)), iter(()), keep)
-    segmentation = segment(photo, spec, model, watch, mask_inputs, known=known)
+    segmentation = segment(photo, spec, model, watch, mask_inputs, known=known, device_lock=device_lock)
     return segmented(photo, spec, segmentation, _metrics(segmentation.metrics), keep)
 
 

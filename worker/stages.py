@@ -17,6 +17,8 @@ class StageName(StrEnum):
 
     FETCH = "fetch"
     DECODE_IMAGE = "decode_image"
+    #: Of workers that share a device, in mode everything.
+    WAIT_FOR_DEVICE = "wait_for_device"
     EMBED = "embed"
     DECODE_PROMPTS = "decode_prompts"
     MEASURE = "measure"

@@ -11,6 +11,7 @@ from typing import Protocol
 from maskfleet.jobs.schema.record import EmbeddingOrigin
 from maskfleet.jobs.status import Stage
 from maskfleet.worker.candidates.keeping import Keeping
+from maskfleet.worker.device_lock import NOT_SHARED, DeviceLock
 from maskfleet.worker.image.decode import AnyPhoto
 from maskfleet.worker.masks.borderline import MAX_BORDERLINE_PIXELS
 from maskfleet.worker.masks.choice import Chosen
@@ -76,7 +77,8 @@ class Steps:
     """One job's work on a model: does each step, counts and times it, and reports to the watch.
 
     points_per_batch: as many of those that were asked for as fit.  known: that of the whole image; None if it is not
-    kept.  pending: the masks found so far.  keeping: the candidates, if the job keeps them.
+    kept.  pending: the masks found so far.  keeping: the candidates, if the job keeps them.  device_lock: taken before
+    the device is used, where a block wants it.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Steps:
         bounds: Bounds,
         known: KnownEmbedding | None = None,
         keeping: Keeping | None = None,
+        device_lock: DeviceLock = NOT_SHARED,
     ) -> None:
         self.model = model
         self.bounds = bounds
         self.points_per_batch = batch_that_fits(model, points_per_batch)
         self.pending = PendingMasks(bounds.logits_window_bytes)
         self.keeping = keeping
+        self.device_lock = device_lock
         self._watch = watch
         self._known = known
         self._origin = EmbeddingOrigin.COMPUTED
@@ -114,9 +118,11 @@ class Steps:
         if known is not None and (found := known.find(photo.size_wh)):
             embedding, self._origin = found
             self._embed_s += time.perf_counter() - started
+            self.device_lock.take(self._check)
             return embedding
         left, top, right, bottom = crop.box_xyxy
         pixels = photo.pixels[top:bottom, left:right]  # perhaps fetched only now
+        self.device_lock.take(self._check)
         started = time.perf_counter()
         with stage(StageName.EMBED):
             embedding = self.model.family.embed(pixels)
@@ -171,6 +177,9 @@ class Steps:
         """Count the candidates whose masks are measured, and return them."""
         self._candidates += len(chosen.rows)
         return chosen
+
+    def _check(self) -> None:
+        self._watch.stage(Stage.EMBEDDING)
 
     def metrics(self) -> SegmentMetrics:
         return SegmentMetrics(
