@@ -378,7 +378,7 @@ def test_no_job_waits_for_the_compiler(repository: Path) -> None:
         "photo = Photo(np.full((400, 2100, 3), 90, np.uint8), (2100, 400), 'JPEG')\n"
         "image = ImageSource(s3_uri='s3://photos/any.jpg')\n"
         "spec = EverythingJob(mode='everything', image=image, outputs=tuple(Output))\n"
-        "assert len(list(formats.make_artifacts(photo, spec, found))) == 11\n"
+        "assert len(list(formats.make_artifacts(photo, spec, found))) == 12\n"
         "assert len(kernels) > 8 and compiled == {one: len(one.signatures) for one in kernels}, compiled\n"
     )
 
@@ -395,7 +395,7 @@ def test_every_output_works_on_images_of_odd_shapes(model: SegmentationModel, si
     for multimask in (False, True):
         spec = boxes({"box": [0, 0, *size_wh], "points": [[0, 0]]}, outputs=outputs, multimask=multimask)
         made = list(make_artifacts(photo, spec, segment(photo, spec, model)))
-        assert len(made) == (12 if multimask else 10)
+        assert len(made) == (13 if multimask else 11)
 
 
 def test_no_masks_make_valid_files(model: SegmentationModel, job_of: Callable[..., Done]) -> None:
