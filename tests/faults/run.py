@@ -17,7 +17,7 @@ from tests.faults.caller import Callers
 from tests.faults.faults import FaultKind, Scene
 from tests.faults.faults.on_queue import bells_lost
 from tests.faults.history import Accepted, Attempted, BatchAccepted, Believed, Counted, LeftOver
-from tests.faults.laboratory import TENANTS, Laboratory, Program
+from tests.faults.laboratory import STAND_IN, TENANTS, Laboratory, Program
 from tests.faults.promises import Verdict, check
 from tests.faults.schedule import AT_THE_END, EMPTIED, shuffled, strike
 
@@ -25,6 +25,8 @@ from tests.faults.schedule import AT_THE_END, EMPTIED, shuffled, strike
 SendAll = Callable[[int, float, threading.Event], None]
 #: How often a fault is tried until it finds something to break.
 TRIES = 5
+#: The batch that is sent last: more jobs than nodes can take at once.
+LAST = (f"some points of a grid on {STAND_IN}", 12)
 #: What a worker logs when the ledger confirmed the end of its attempt, and the outcome in the ledger.
 ENDS_LOGGED = {"job_succeeded": "succeeded", "job_canceled": "canceled"}
 
@@ -57,7 +59,10 @@ def run(lab: Laboratory, plan: Plan, say: Callable[[str], None] = lambda _: None
         scene = Scene(lab, random.Random(plan.seed), callers.hold, plan.frozen_s)
         send_under_fire(callers.send_all, scene, plan, say)
         if any(kind.act is bells_lost for kind in plan.faults):
-            say(strike(AT_THE_END, scene).effect)
+            with ThreadPoolExecutor(1) as sender:
+                sending = sender.submit(callers.send_batch, *LAST)  # so that there is a bell to lose
+                say(strike(AT_THE_END, scene).effect)
+                sending.result()
         await_end(lambda: callers.open_jobs() + _deliveries(lab), plan.patience_s, say)
     callers.look_at_all()
     _note_ledger(lab)

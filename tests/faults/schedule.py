@@ -89,7 +89,7 @@ OF_OURS = (
 ALL = (*OF_ANY_FLEET, *OF_OURS)
 #: Strikes once, early in a run: none of the promises to earlier jobs can be kept.
 EMPTIED = FaultKind(redis_emptied, "redis")
-#: Strikes once, after the last job was sent.
+#: Strikes once, as the last jobs are sent.
 AT_THE_END = FaultKind(bells_lost_at_the_end, "nothing")
 
 

@@ -23,7 +23,7 @@ def bells_lost(scene: Scene) -> Effect:
 
 
 def bells_lost_at_the_end(scene: Scene) -> Effect:
-    """Lose every message until no node has had a job for a while, when no new job will wake one."""
+    """Lose every message from the last jobs on until no node has had one for a while: no new job will wake it."""
     return _lost(scene, time.monotonic() + LAST_JOB_S, until_idle=True)
 
 
