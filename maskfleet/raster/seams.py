@@ -6,7 +6,8 @@ A mask is *cut off* if it comes within EDGE pixels of where its tile was cut.  T
    tile sees all that it shows, and more.
 2. Masks of two tiles are compared: as far as both tiles lie, but all of a mask counts if the other one is whole.  Pairs
    whose intersection is at least half of their union are the same object, the best pair first; each mask is paired
-   once, but a whole one with any number of those that are cut off.
+   once, but a whole one with any number of those that are cut off.  One that is dropped is paired as well, so that no
+   other is taken for it, but that changes nothing else.
    a. Two that are whole: the one with the higher score stays.
    b. A whole one and one that is cut off: the whole one stays.
    c. Two that are cut off are parts of one object, as are further parts of these: their union.
@@ -146,14 +147,16 @@ class Seams:
         """Return a tile's masks with what of them is in a zone, if anything is."""
         found = {}
         for mask, shown in enumerate(self.read(tile), self._first[tile]):
-            if not self._dropped[mask] and shown.box & zone:
+            if shown.box & zone:
                 seen = shown.spans.within(zone)
                 if len(seen.starts):
                     found[mask] = shown, seen
         return found
 
     def _join(self, one: int, other: int) -> None:
-        """Note that two masks are the same object."""
+        """Note that two masks are the same object, unless another tile shows more of one of them."""
+        if self._dropped[one] or self._dropped[other]:
+            return
         if self._cut[one] == self._cut[other]:
             first, second = sorted((self._root(one), self._root(other)))
             self._same[second] = first
