@@ -82,7 +82,8 @@ def stand_in(engine: Engine, image: str, work: Path) -> None:
 
 def build(engine: Engine, services: Mapping[str, Any], work: Path) -> list[Built]:
     """Build all images of the services, as their ``build`` says; return ours."""
-    wanted = {one["image"]: one.get("build") for one in services.values()}
+    wanted: dict[str, Any] = {one["image"]: one["build"] for one in services.values() if "build" in one}
+    wanted |= {one["image"]: None for one in services.values() if one["image"] not in wanted}
     for image in dict.fromkeys((*_bases(wanted), *(name for name, how in wanted.items() if how is None))):
         stand_in(engine, image, work)
     return [_build(engine, name, how, work) for name, how in wanted.items() if how is not None]
