@@ -275,7 +275,7 @@ class _Checked:
         # again and again; Celery waits longer and longer for a connection that cannot be made.
         try:
             self.client.execute_command(*WRITE_PROBE)  # type: ignore[attr-defined]  # kombu's
-        except Exception:
+        except Exception:  # raised again
             self._disconnect_pools()  # type: ignore[attr-defined]  # kombu's; as it does itself
             raise
 

@@ -117,7 +117,7 @@ class ModelTest:
             found = _segment_golden(self._model, golden_picture())
         except JobError as error:
             raise ModelWrong(f"It does not segment the golden picture: {error}", recorded=self._is_recorded) from error
-        except Exception as error:
+        except Exception as error:  # however the model fails, it is a model that fails
             if is_out_of_memory(error) and self._has_passed:
                 logger.warning("model_not_tested", reason="out of memory")
                 return

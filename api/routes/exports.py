@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 
 from flask import Blueprint, Response
 
-from maskfleet.api.admission import Admitted, admit_derived
-from maskfleet.api.inline import view_with_inline
+from maskfleet.api.admission import admit_derived
 from maskfleet.api.operation import Header, Operation, idempotency_key_header, operation
 from maskfleet.api.request_body import read_idempotency_key, read_json
 from maskfleet.api.request_context import origin
-from maskfleet.api.responses import json_response
-from maskfleet.api.routes.jobs import find_job, granted_wait_s, held, wait_for_end
+from maskfleet.api.routes.jobs import answer_when_ended
 from maskfleet.api.routes.results import NO_RESULT, read_manifest
 from maskfleet.api.services import Services, base_url, check_priority, current_services, tenant
 from maskfleet.api.sources import check_address, check_image_source
-from maskfleet.jobs.errors import Conflict, InvalidRequest, QueueUnavailable, RecordUnreadable
+from maskfleet.jobs.errors import Conflict, InvalidRequest, RecordUnreadable
 from maskfleet.jobs.ledger.api_keys import Scope
 from maskfleet.jobs.schema.manifest import CANDIDATES_FILE, Manifest
 from maskfleet.jobs.schema.record import JobView, Spec
@@ -85,7 +82,7 @@ def export_job(job_id: str) -> Response:
     _check_masks(manifest)
     image = _named_image(earlier_spec(manifest), manifest, asked, services)
     job = asked.job(job_id, image, manifest.model)
-    return answer_derived(lambda: admit_derived(job, tenant(), key, services, base_url(), origin()))
+    return answer_when_ended(partial(admit_derived, job, tenant(), key, services, base_url(), origin()))
 
 
 @blueprint.post("/jobs/<job_id>/refilter")
@@ -117,31 +114,7 @@ def refilter_job(job_id: str) -> Response:
     spec = _spec_with_candidates(manifest)
     image = _named_image(spec, manifest, asked, services)
     job = asked.job(job_id, image, manifest.model, spec.params)
-    return answer_derived(lambda: admit_derived(job, tenant(), key, services, base_url(), origin()))
-
-
-def answer_derived(admit: Callable[[], Admitted[JobView]]) -> Response:
-    """Record a job on what an earlier one wrote, and show it: once it has ended, if ``Prefer`` asks to wait."""
-    services, wait_s = current_services(), granted_wait_s()
-    # First the place, then the job: one that is refused has recorded nothing.
-    with held() if wait_s else nullcontext() as hold:
-        admitted = admit()
-        view, ended = admitted.view, False
-        if hold is not None:
-            wait_for_end(view.id, hold, wait_s)
-            try:
-                record = find_job(view.id)
-            except QueueUnavailable:
-                pass  # it was recorded: the caller must learn its id
-            else:
-                view, ended = view_with_inline(record, services), record.status.ended
-    response = json_response(view, status=200 if ended else 202)
-    response.headers["Location"] = view.urls.self
-    if hold is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s}"
-    if admitted.known:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+    return answer_when_ended(partial(admit_derived, job, tenant(), key, services, base_url(), origin()))
 
 
 def _check_asked(asked: ExportRequest | RefilterRequest) -> None:

@@ -6,13 +6,14 @@ import base64
 import binascii
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
-from maskfleet.api.admission import admit_job
+from maskfleet.api.admission import Admitted, admit_job
 from maskfleet.api.inline import view_with_inline
 from maskfleet.api.long_poll import Hold, preferred_wait_s
 from maskfleet.api.one_image import check_submission, limit_body, may_see, own_idempotency_key
@@ -84,19 +85,29 @@ logger = get_logger()
     )
 )
 def send_job() -> Response:
+    return answer_when_ended(_read_job())
+
+
+def _read_job() -> Callable[[], Admitted[JobView]]:
+    """Read the request, and return what records its job; nothing else holds the image, of up to max_image_bytes."""
     services = current_services()
     key = own_idempotency_key(read_idempotency_key())
     limit_body()
     submission = read_submission(services)
     check_submission(submission)
     check_priority(submission.spec.priority)
-    wait_s = granted_wait_s()
+    return partial(admit_job, submission, tenant(), key, services, base_url(), origin())
+
+
+def answer_when_ended(admit: Callable[[], Admitted[JobView]]) -> Response:
+    """Record a job and show it: once it has ended, if ``Prefer`` asks to wait.  admit: is let go of before."""
+    services, wait_s = current_services(), granted_wait_s()
     # First the place, then the job: one that is refused has recorded nothing.
     with held() if wait_s else nullcontext() as hold:
-        admitted = admit_job(submission, tenant(), key, services, base_url(), origin())
+        admitted = admit()
+        del admit
         view, ended = admitted.view, False
         if hold is not None:
-            del submission  # up to max_image_bytes
             wait_for_end(view.id, hold, wait_s)
             try:
                 record = find_job(view.id)

@@ -20,6 +20,14 @@ from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, Output, Priority
 #: Photos that are under way at once: enough for a few workers, and less than most quotas.
 PARALLEL = 8
 
+bulk_priority_option = click.option(
+    "--priority",
+    type=Named([str(priority) for priority in Priority]),
+    default=str(Priority.BULK),
+    show_default=True,
+    help="interactive needs a key with the scope jobs:interactive.",
+)
+
 
 @click.command(
     "batch",
@@ -41,13 +49,7 @@ PARALLEL = 8
 @photos_argument
 @spec_options
 @click.option("--model", help="One of the server's models.  [default: the first]")
-@click.option(
-    "--priority",
-    type=Named([str(priority) for priority in Priority]),
-    default=str(Priority.BULK),
-    show_default=True,
-    help="interactive needs a key with the scope jobs:interactive.",
-)
+@bulk_priority_option
 @click.option("--start-deadline-s", type=int, help="Let a job expire unless it starts within this time.")
 @click.option("--run-timeout-s", type=int, help="Fail a job if one attempt runs longer.")
 @click.option(

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskfleet.cli.batch import PARALLEL
+from maskfleet.cli.batch import PARALLEL, bulk_priority_option
 from maskfleet.cli.extras import require
 from maskfleet.cli.many import Did, Run, Task, Work
 from maskfleet.cli.photos import NamedPhoto
 from maskfleet.cli.progress_file import Entry
 from maskfleet.cli.server import say, server_of, server_options
 from maskfleet.cli.spec_options import build_spec, digest_of, everything_options, option_of
-from maskfleet.cli.terminal import Named, counted, reporting_errors, tell
+from maskfleet.cli.terminal import counted, reporting_errors, tell
 from maskfleet.cli.through_server import Seldom, ServerWork, note_model
 from maskfleet.jobs.errors import InvalidRequest
 from maskfleet.jobs.schema.record import Spec
-from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EverythingJob, Priority
+from maskfleet.jobs.schema.spec import IMAGE_COMES_BESIDE, EverythingJob
 from maskfleet.raster.layout import EDGE, Layout
 
 if TYPE_CHECKING:
@@ -80,13 +80,7 @@ _TILES = "tiles"
 )
 @everything_options
 @click.option("--model", help="One of the server's models; with --here a folder or a hub id.  [default: the first]")
-@click.option(
-    "--priority",
-    type=Named([str(priority) for priority in Priority]),
-    default=str(Priority.BULK),
-    show_default=True,
-    help="interactive needs a key with the scope jobs:interactive.",
-)
+@bulk_priority_option
 @click.option(
     "--parallel", type=click.IntRange(1, 64), default=PARALLEL, show_default=True, help="Tiles under way at once."
 )

@@ -253,14 +253,8 @@ class Client:
 
     def _derive(self, path: str, body: bytes, idempotency_key: str | None, held_s: int) -> Job:
         """Make a job on what an earlier one wrote."""
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
-        try:
-            held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
-            return self._job(self._transport.call("POST", path, data=body, headers=held, held_s=held_s))
-        except ApiError as error:
-            if error.code != "too_many_held":
-                raise
-            return self._job(self._transport.call("POST", path, data=body, headers=headers))
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        return self._job(self._post(path, headers, held_s, document=body))
 
     def _job(self, body: bytes) -> Job:
         return Job.of(JobView.model_validate_json(body), self)
@@ -273,26 +267,33 @@ class Client:
             image = spec.image.model_copy(update={"upload_id": self.upload(data)})
             spec = spec.model_copy(update={"image": image})
             data = None
-        try:
-            return self._post(path, spec, data, headers, held_s)
-        except ApiError as error:
-            if error.code != "too_many_held":
-                raise
-            return self._post(path, spec, data, headers, 0)  # the server has no room to hold this response
-
-    def _post(
-        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], held_s: int
-    ) -> bytes:
-        headers = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
         if data is None:
-            headers = {**headers, "Content-Type": "application/json"}
-            body = document_of(spec, with_image=True)
-            return self._transport.call("POST", path, data=body, headers=headers, held_s=held_s)
-        parts = {
+            return self._post(path, headers, held_s, document=document_of(spec, with_image=True))
+        form = {
             "job": ("job.json", document_of(spec, with_image=False), "application/json"),
             "image": (spec.image.file_name or "image", data, image_type(data)),
         }
-        return self._transport.call("POST", path, files=parts, headers=headers, held_s=held_s)
+        return self._post(path, headers, held_s, form=form)
+
+    def _post(
+        self,
+        path: str,
+        headers: dict[str, str],
+        held_s: int,
+        *,
+        document: bytes | None = None,
+        form: dict[str, tuple[str, bytes, str]] | None = None,
+    ) -> bytes:
+        if document is not None:
+            headers = {**headers, "Content-Type": "application/json"}
+        held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
+        try:
+            return self._transport.call("POST", path, data=document, files=form, headers=held, held_s=held_s)
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            # The server has no room to hold this response.
+            return self._transport.call("POST", path, data=document, files=form, headers=headers)
 
     def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
         """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.

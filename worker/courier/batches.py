@@ -254,9 +254,8 @@ class BatchWork:
                     self._batches.keep(batch.id, self._merge(batch, plan, is_over))
                 except JobError as error:  # Redis is down, as the tick says, too; the lease ends by itself
                     logger.warning("batch_postponed", code=error.code)
-                except (
-                    Exception
-                ):  # nothing above this thread would catch it; the batch is due again when its lease ends
+                # Nothing above this thread would catch it; the batch is due again when its lease ends.
+                except Exception:
                     logger.exception("merge_broke")
                 finally:
                     self._merges.release()

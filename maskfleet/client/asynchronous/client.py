@@ -230,14 +230,8 @@ class AsyncClient:
 
     async def _derive(self, path: str, body: bytes, idempotency_key: str | None, held_s: int) -> AsyncJob:
         """Make a job on what an earlier one wrote."""
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), "Content-Type": "application/json"}
-        try:
-            held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
-            return self._job(await self._transport.call("POST", path, data=body, headers=held, held_s=held_s))
-        except ApiError as error:
-            if error.code != "too_many_held":
-                raise
-            return self._job(await self._transport.call("POST", path, data=body, headers=headers))
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        return self._job(await self._post(path, headers, held_s, document=body))
 
     def _job(self, body: bytes) -> AsyncJob:
         return AsyncJob.of(JobView.model_validate_json(body), self)
@@ -250,26 +244,32 @@ class AsyncClient:
             image = spec.image.model_copy(update={"upload_id": await self.upload(data)})
             spec = spec.model_copy(update={"image": image})
             data = None
-        try:
-            return await self._post(path, spec, data, headers, held_s)
-        except ApiError as error:
-            if error.code != "too_many_held":
-                raise
-            return await self._post(path, spec, data, headers, 0)
-
-    async def _post(
-        self, path: str, spec: AnySpec | EmbedRequest, data: bytes | None, headers: dict[str, str], held_s: int
-    ) -> bytes:
-        headers = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
         if data is None:
-            headers = {**headers, "Content-Type": "application/json"}
-            body = document_of(spec, with_image=True)
-            return await self._transport.call("POST", path, data=body, headers=headers, held_s=held_s)
-        parts = {
+            return await self._post(path, headers, held_s, document=document_of(spec, with_image=True))
+        form = {
             "job": ("job.json", document_of(spec, with_image=False), "application/json"),
             "image": (spec.image.file_name or "image", data, image_type(data)),
         }
-        return await self._transport.call("POST", path, files=parts, headers=headers, held_s=held_s)
+        return await self._post(path, headers, held_s, form=form)
+
+    async def _post(
+        self,
+        path: str,
+        headers: dict[str, str],
+        held_s: int,
+        *,
+        document: bytes | None = None,
+        form: dict[str, tuple[str, bytes, str]] | None = None,
+    ) -> bytes:
+        if document is not None:
+            headers = {**headers, "Content-Type": "application/json"}
+        held = headers | ({"Prefer": f"wait={held_s}"} if held_s else {})
+        try:
+            return await self._transport.call("POST", path, data=document, files=form, headers=held, held_s=held_s)
+        except ApiError as error:
+            if error.code != "too_many_held":
+                raise
+            return await self._transport.call("POST", path, data=document, files=form, headers=headers)
 
     async def submit_batch(self, photos: Sequence[Photo], **fields: Unpack[JobFields]) -> BatchView:
         """Submit many photos as one batch whose jobs share these fields.  Every call creates a new batch.
