@@ -5,7 +5,6 @@ Label Studio's own server for backends runs it: ``label-studio-ml start``, see R
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,9 @@ from label_studio_ml.model import LabelStudioMLBase
 from label_studio_sdk._extensions.label_studio_tools.core.utils.io import get_local_path
 from label_studio_sdk.converter.brush import mask2rle
 
-from maskfleet import Client, Mask, Refused
-
-#: Images whose ids are remembered, by the sha256 of their bytes.
-MAX_KNOWN = 1000
+from maskfleet import Client
 
 client = Client(os.environ["MASKFLEET_API_URL"], os.environ["MASKFLEET_API_KEY"])
-known: dict[str, str] = {}
 
 
 class Maskfleet(LabelStudioMLBase):
@@ -42,7 +37,8 @@ class Maskfleet(LabelStudioMLBase):
         )
         image = tasks[0]["data"][tag["inputs"][0]["value"]]
         photo = Path(get_local_path(image, task_id=tasks[0].get("id"))).read_bytes()
-        mask = segment(photo, **prompt_of(drawn))
+        # Only the first click on a photograph sends it.
+        (mask,) = client.segment(photo, remember=True, outputs=[], **prompt_of(drawn))
         last = drawn[-1]
         region = {
             "id": uuid4().hex[:10],
@@ -74,20 +70,3 @@ def prompt_of(drawn: list[dict[str, Any]]) -> dict[str, Any]:
         elif shape["type"] == "rectanglelabels":
             box = (x, y, x + value["width"] * x_scale, y + value["height"] * y_scale)
     return {"points": points or None, "labels": labels or None, "box": box}
-
-
-def segment(photo: bytes, **prompt: Any) -> Mask:
-    """Return the mask of one object.  An image is sent once: later clicks on it name its id, and are fast."""
-    digest = hashlib.sha256(photo).hexdigest()
-    for attempt in range(2):
-        if digest not in known:
-            if len(known) >= MAX_KNOWN:
-                known.clear()
-            known[digest] = client.embed_image(photo).image_id
-        try:
-            return client.segment(image_id=known[digest], outputs=[], **prompt)[0]
-        except Refused as error:
-            if error.code != "image_not_known" or attempt:
-                raise
-            del known[digest]  # the service has forgotten it, which it does after a week
-    raise AssertionError

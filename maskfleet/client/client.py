@@ -38,6 +38,7 @@ from maskfleet.client.submission import (
     batch_document,
     bytes_of,
     complete,
+    digest_of,
     document_of,
     embed_request,
     export_request,
@@ -75,6 +76,8 @@ MULTIPART_BYTES = 8 * 2**20
 HELD_S, HELD_FOR_PROGRESS_S = 20, 1
 #: A ping takes a courier's tick and the receiver's time to respond, 15 s by default.
 HELD_FOR_PING_S = 20
+#: Photos whose ids a client remembers.
+MOST_REMEMBERED = 1000
 #: A batch is asked for this often at first, then less and less.
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = 0.2, 2.0, 1.5
 #: The store has an object under that name already.  Source: RFC 9110, section 15.5.13.
@@ -103,6 +106,8 @@ class Client:
         Raises Refused (``invalid_api_url``, ``invalid_api_key``).
         """
         self._transport = Transport(api_url, api_key, max_tries=max_tries, on_retry=on_retry)
+        #: The ids of photos that ``segment`` made known, by model and content.
+        self._remembered: dict[tuple[str | None, str], str] = {}
 
     @property
     def api_url(self) -> str:
@@ -154,6 +159,7 @@ class Client:
         labels: Sequence[Literal[0, 1]] | None = None,
         box: tuple[float, float, float, float] | None = None,
         image_id: str | None = None,
+        remember: bool = False,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
         **fields: Unpack[JobFields],
@@ -163,6 +169,8 @@ class Client:
         points: x, y on the object, or where ``labels`` is 0, off it.  box: x_min, y_min, x_max, y_max.  For several
         objects, give ``prompts``; these and all other fields are those of ``submit``.  The masks come inline, and the
         job also writes ``coco`` and ``overlay``, unless fields say otherwise.
+        remember: send the photo once; this client's later calls for the same picture name the image that the service
+        has, and are fast.
         Raises Refused (``invalid_spec``, …), JobFailed, WaitTimeout after ``timeout_s``, OSError when the photo cannot
         be read.
         """
@@ -170,10 +178,33 @@ class Client:
             fields = one_object(points, labels, box, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error
-        job = self.submit(
-            photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
-        )
+        if remember and photo is not None:
+            job = self._submit_known(photo, fields, idempotency_key, _held(timeout_s))
+        else:
+            job = self.submit(
+                photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
+            )
         return job.masks(timeout_s=timeout_s)
+
+    def _submit_known(self, photo: Photo, fields: JobFields, idempotency_key: str | None, held_s: int) -> Job:
+        """Submit a job on a photo that is made known first, and again if the service has forgotten it."""
+        model = fields.get("model")
+        if hasattr(photo, "read"):  # an open file, which can be read once
+            photo = bytes_of(photo)
+        known = model, digest_of(photo)
+        options: JobOptionFields = {"model": model} if model else {}
+        while True:
+            earlier = self._remembered.get(known)
+            image_id = earlier or self.embed_image(photo, **options).image_id
+            self._remembered[known] = image_id
+            if len(self._remembered) > MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            try:
+                return self.submit(image_id=image_id, idempotency_key=idempotency_key, held_s=held_s, **fields)
+            except Refused as error:
+                if error.code != "image_not_known" or earlier is None:
+                    raise
+                self._remembered.pop(known, None)
 
     def embed_image(
         self,

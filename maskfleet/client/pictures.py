@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +47,14 @@ def png_of(picture: PictureInMemory) -> bytes:
     # The pixels as they lie in memory: with its EXIF the picture might be turned on its way.
     image.save(written, "PNG", compress_level=1, exif=b"")
     return written.getvalue()
+
+
+def pixels_digest(picture: PictureInMemory) -> str:
+    """Return a word that is the same for the same pixels, without encoding them.  Raises MissingPackage."""
+    numpy = needed("numpy", ARRAYS, "Sending a picture from memory")
+    pixels = numpy.ascontiguousarray(numpy.asarray(picture))
+    kind = f"{getattr(picture, 'mode', '')} {pixels.shape} {pixels.dtype}"
+    return hashlib.sha256(kind.encode() + pixels.tobytes()).hexdigest()
 
 
 def _image_of(array: PictureInMemory) -> Image:

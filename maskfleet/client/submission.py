@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import IO, Any, Literal, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
-from maskfleet.client.pictures import PictureInMemory, png_of
+from maskfleet.client.pictures import PictureInMemory, pixels_digest, png_of
 from maskfleet.jobs.image_types import image_format, media_type
 from maskfleet.jobs.schema.batch_spec import Batch, BatchSpec
 from maskfleet.jobs.schema.prompts import Prompt
@@ -116,6 +117,15 @@ def bytes_of(photo: Photo) -> bytes:
     raise TypeError(
         f"A photo is a path, bytes, an open file, an array, Pillow's image or a URL; not {type(photo).__name__}."
     )
+
+
+def digest_of(photo: Photo) -> str:
+    """Return a word for a photo's content: the same for the same URL, bytes or pixels.  Raises as ``bytes_of``."""
+    if isinstance(photo, str) and photo.startswith(_URLS):
+        return photo
+    if hasattr(photo, "__array_interface__"):
+        return pixels_digest(photo)
+    return hashlib.sha256(bytes_of(photo)).hexdigest()
 
 
 def known_image(image_id: str) -> ImageSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +45,17 @@ def masks(result: Path) -> list[Bools]:
 def client() -> Iterator[Client]:
     with Client(os.environ["MASKFLEET_API_URL"], os.environ["MASKFLEET_API_KEY"]) as client:
         yield client
+
+
+@pytest.fixture
+def forget_images(client: Client) -> Callable[[], int]:
+    """A function that has the service forget the images that it knows since the test began; returns how many."""
+    earlier = {job.id for job in client.jobs()}
+
+    def forget() -> int:
+        made = [job for job in client.jobs() if job.mode == "embed" and job.id not in earlier]
+        for job in made:
+            client.delete_image(f"img_{job.id.removeprefix('job_')}")
+        return len(made)
+
+    return forget

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,7 +110,9 @@ def nuclio(integrations: Path) -> ModuleType:
     return handlers
 
 
-def test_the_nuclio_function_answers_cvats_requests(nuclio: ModuleType, coins: Path, client: Client) -> None:
+def test_the_nuclio_function_answers_cvats_requests(
+    nuclio: ModuleType, coins: Path, client: Client, forget_images: Callable[[], int]
+) -> None:
     context = nuclio_sdk.Context(logger=nuclio_sdk.Logger(logging.INFO))
     nuclio.init_context(context)
 
@@ -123,8 +126,7 @@ def test_the_nuclio_function_answers_cvats_requests(nuclio: ModuleType, coins: P
         return np.array(json.loads(response.body)["mask"])
 
     with_box, with_points = asked(box=BOX), asked(on=1, off=1)
-    (image_id,) = context.user_data.known.values()
-    client.delete_image(image_id)
+    sent = forget_images()
     forgotten = asked(on=1)
 
     (of_box,) = client.segment(coins, box=(*BOX[0], *BOX[1]))
@@ -132,4 +134,4 @@ def test_the_nuclio_function_answers_cvats_requests(nuclio: ModuleType, coins: P
     (of_one,) = client.segment(coins, points=[ON])
     for mask, expected in ((with_box, of_box), (with_points, of_points), (forgotten, of_one)):
         assert np.array_equal(mask, expected.array())
-    assert list(context.user_data.known.values()) != [image_id]
+    assert (sent, forget_images()) == (1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -75,7 +75,7 @@ def drawn(kind: str, label: str = "Coin", **value: Any) -> dict[str, Any]:
 
 
 def test_the_backend_answers_label_studio_with_brush_masks(
-    backend: str, photo: str, client: Client, coins: Path
+    backend: str, photo: str, client: Client, coins: Path, forget_images: Callable[[], int]
 ) -> None:
     assert called(backend, "/health")["status"] == "UP"
     called(backend, "/setup", {"project": "1.1700000000", "schema": CONFIG, "hostname": "", "access_token": ""})
@@ -90,9 +90,7 @@ def test_the_backend_answers_label_studio_with_brush_masks(
     before = predicted()
     point = drawn("keypointlabels", x=335, y=44, is_positive=1)
     clicked = predicted(point, drawn("keypointlabels", x=300, y=20, is_positive=0))
-    model = importlib.import_module("model")
-    (image_id,) = model.known.values()
-    client.delete_image(image_id)
+    sent = forget_images()
     boxed = predicted(drawn("rectanglelabels", "Stone", x=304, y=14, width=62, height=59))
 
     assert before == []
@@ -106,4 +104,4 @@ def test_the_backend_answers_label_studio_with_brush_masks(
         assert prediction["score"] == region["score"] == pytest.approx(mask.predicted_iou)
         colours = decode_rle(region["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)
         assert np.array_equal(colours[:, :, 3] > 0, mask.array())
-    assert len(model.known) == 1
+    assert (sent, forget_images()) == (1, 1)

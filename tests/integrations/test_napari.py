@@ -95,9 +95,9 @@ def test_shapes_label_the_objects_in_their_boxes_and_the_image_is_sent_once(
 
     expected = client.segment(image.data, mode="box", prompts=[{"box": box} for box in BOXES])
     assert np.array_equal(labels.data, drawn(expected))
-    from napari_maskfleet import service
+    from napari_maskfleet.service import client as own
 
-    assert len(service._known) == 1
+    assert len(own()._remembered) == 1
 
 
 def test_a_stack_is_refused_in_words(viewer: napari.Viewer) -> None:

@@ -35,7 +35,7 @@ ENTERED = {"chunks", "lines"}
 #: What our own functions are called on; a name that belongs to one of them belongs to no other.
 OURS = {"", "self", "self._client", "self._transport", "job"}
 #: Functions that compute or read a file for so long that other tasks must go on: they get a thread.
-IN_THREADS = {"source_of", "bytes_of"}
+IN_THREADS = {"source_of", "bytes_of", "digest_of"}
 #: Methods that a notebook calls, which cannot wait.
 LEFT_OUT = {"picture"}
 

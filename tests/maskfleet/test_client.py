@@ -186,6 +186,26 @@ def test_a_photo_becomes_masks_in_one_call(client: Client, coins: Path, form: st
     assert masks.scores.tolist() == [masks.job.result.best_score]
 
 
+def test_a_remembered_photo_is_sent_once_and_again_once_the_service_has_forgotten_it(
+    client: Client, coins: Path
+) -> None:
+    def made_known(photo: Photo) -> int:
+        """Segment a photo; return how often an image was made known for that."""
+        before = {job.id for job in client.jobs()}
+        (mask,) = client.segment(photo, box=(304, 14, 366, 73), remember=True, outputs=[], timeout_s=120)
+        assert np.array_equal(mask.array(), expected.array())
+        return sum(job.mode == "embed" and job.id not in before for job in client.jobs())
+
+    (expected,) = client.segment(coins, box=(304, 14, 366, 73), timeout_s=120)
+    first, as_bytes = made_known(coins), made_known(io.BytesIO(coins.read_bytes()))
+    newest = next(job for job in client.jobs() if job.mode == "embed")
+    client.delete_image(f"img_{newest.id.removeprefix('job_')}")
+    forgotten, again = made_known(coins), made_known(coins)
+    pixels, same_pixels = made_known(Image.open(coins)), made_known(Image.open(coins))
+
+    assert (first, as_bytes, forgotten, again, pixels, same_pixels) == (1, 0, 1, 0, 1, 0)
+
+
 def test_masks_are_the_same_wherever_they_come_from(client: Client, coins: Path) -> None:
     jobs = [
         client.submit(photo=coins, outputs=outputs, **BOXES, **inline)

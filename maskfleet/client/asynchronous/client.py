@@ -32,6 +32,7 @@ from maskfleet.client.submission import (
     batch_document,
     bytes_of,
     complete,
+    digest_of,
     document_of,
     embed_request,
     export_request,
@@ -65,6 +66,7 @@ from maskfleet.jobs.status import Status
 MULTIPART_BYTES = 8 * 2**20
 HELD_S, HELD_FOR_PROGRESS_S = (20, 1)
 HELD_FOR_PING_S = 20
+MOST_REMEMBERED = 1000
 FIRST_LOOK_S, LAST_LOOK_S, LOOK_GROWTH = (0.2, 2.0, 1.5)
 PRECONDITION_FAILED = 412
 SHORTEST_STREAM_S = 1.0
@@ -85,6 +87,7 @@ class AsyncClient:
         Raises Refused (``invalid_api_url``, ``invalid_api_key``).
         """
         self._transport = AsyncTransport(api_url, api_key, max_tries=max_tries, on_retry=on_retry)
+        self._remembered: dict[tuple[str | None, str], str] = {}
 
     @property
     def api_url(self) -> str:
@@ -136,6 +139,7 @@ class AsyncClient:
         labels: Sequence[Literal[0, 1]] | None = None,
         box: tuple[float, float, float, float] | None = None,
         image_id: str | None = None,
+        remember: bool = False,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
         **fields: Unpack[JobFields],
@@ -145,6 +149,8 @@ class AsyncClient:
         points: x, y on the object, or where ``labels`` is 0, off it.  box: x_min, y_min, x_max, y_max.  For several
         objects, give ``prompts``; these and all other fields are those of ``submit``.  The masks come inline, and the
         job also writes ``coco`` and ``overlay``, unless fields say otherwise.
+        remember: send the photo once; this client's later calls for the same picture name the image that the service
+        has, and are fast.
         Raises Refused (``invalid_spec``, …), JobFailed, WaitTimeout after ``timeout_s``, OSError when the photo cannot
         be read.
         """
@@ -152,10 +158,35 @@ class AsyncClient:
             fields = one_object(points, labels, box, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error
-        job = await self.submit(
-            photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
-        )
+        if remember and photo is not None:
+            job = await self._submit_known(photo, fields, idempotency_key, _held(timeout_s))
+        else:
+            job = await self.submit(
+                photo=photo, image_id=image_id, idempotency_key=idempotency_key, held_s=_held(timeout_s), **fields
+            )
         return await job.masks(timeout_s=timeout_s)
+
+    async def _submit_known(
+        self, photo: Photo, fields: JobFields, idempotency_key: str | None, held_s: int
+    ) -> AsyncJob:
+        """Submit a job on a photo that is made known first, and again if the service has forgotten it."""
+        model = fields.get("model")
+        if hasattr(photo, "read"):
+            photo = await asyncio.to_thread(bytes_of, photo)
+        known = (model, await asyncio.to_thread(digest_of, photo))
+        options: JobOptionFields = {"model": model} if model else {}
+        while True:
+            earlier = self._remembered.get(known)
+            image_id = earlier or (await self.embed_image(photo, **options)).image_id
+            self._remembered[known] = image_id
+            if len(self._remembered) > MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            try:
+                return await self.submit(image_id=image_id, idempotency_key=idempotency_key, held_s=held_s, **fields)
+            except Refused as error:
+                if error.code != "image_not_known" or earlier is None:
+                    raise
+                self._remembered.pop(known, None)
 
     async def embed_image(
         self, photo: Photo, *, idempotency_key: str | None = None, held_s: int = 0, **fields: Unpack[JobOptionFields]

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskfleet import Client, Masks, Refused
+from maskfleet import Client, Masks
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
-#: Images whose ids are remembered, by the sha256 of their pixels.
-MAX_KNOWN = 1000
 
-_known: dict[str, str] = {}
+@cache
+def client() -> Client:
+    """Connect to the service when the first widget needs it."""
+    return Client(os.environ["MASKFLEET_API_URL"], os.environ["MASKFLEET_API_KEY"])
 
 
 def segment(pixels: npt.NDArray[np.uint8], **fields: Any) -> Masks:
-    """Return an image's masks.  It is sent once: later calls name its id, and are fast."""
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    with Client(os.environ["MASKFLEET_API_URL"], os.environ["MASKFLEET_API_KEY"]) as client:
-        for attempt in range(2):
-            if digest not in _known:
-                if len(_known) >= MAX_KNOWN:
-                    _known.clear()
-                _known[digest] = client.embed_image(pixels).image_id
-            try:
-                return client.segment(image_id=_known[digest], outputs=[], **fields)
-            except Refused as error:
-                if error.code != "image_not_known" or attempt:
-                    raise
-                del _known[digest]  # the service has forgotten it, which it does after a week
-    raise AssertionError
+    """Return an image's masks.  It is sent once: later calls for the same pixels are fast."""
+    return client().segment(pixels, remember=True, outputs=[], **fields)
 
 
 def pixels_of(image: Image) -> npt.NDArray[np.uint8]:
