@@ -23,7 +23,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from itertools import islice
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -73,6 +75,8 @@ SOURCES_FOLDER = "sources"
 DELETED_AT_ONCE = 1000
 #: Parts of an object that is written bit by bit.  S3 takes 10,000 of 5 MiB or more: 156 GB of these.
 PART_BYTES = 16 * 2**20
+#: boto3's clients can be shared by threads, but its sessions cannot.
+_MAKING_A_CLIENT = Lock()
 #: Bytes that are read of a large object at a time.
 READ_AT_ONCE = 2**20
 
@@ -176,9 +180,10 @@ class Store:
     def sign_in_again(self) -> None:
         """Read the credentials again, where settings leave it to boto3 to find them: a file may have changed."""
         settings = self._settings
-        self._s3 = _client(settings, settings.s3_endpoint)
+        session = _session_of_given_keys() if settings.s3_access_key.get_secret_value() else boto3.session.Session()
+        self._s3 = _client(session, settings, settings.s3_endpoint)
         # A presigned link's signature covers the host name, so links are made for the address that clients use.
-        self._public_s3 = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+        self._public_s3 = _client(session, settings, settings.s3_public_endpoint or settings.s3_endpoint)
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """Write an object, replacing any older one."""
@@ -468,7 +473,13 @@ def _check_allowed(bucket: str, key: str, tenant: str, settings: SharedSettings)
         )
 
 
-def _client(settings: SharedSettings, endpoint: str) -> S3Client:
+@cache
+def _session_of_given_keys() -> boto3.session.Session:
+    """Return the session of clients that are given their keys: one, since each reads what S3 is anew, for 0.05 s."""
+    return boto3.session.Session()
+
+
+def _client(session: boto3.session.Session, settings: SharedSettings, endpoint: str) -> S3Client:
     credentials: dict[str, Any] = {}  # Any: boto3 types each keyword of client() on its own
     if settings.s3_access_key.get_secret_value():
         credentials = {
@@ -486,9 +497,10 @@ def _client(settings: SharedSettings, endpoint: str) -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.session.Session().client(
-        "s3", endpoint_url=endpoint or None, region_name=settings.s3_region, config=config, **credentials
-    )
+    with _MAKING_A_CLIENT:
+        client = session.client(
+            "s3", endpoint_url=endpoint or None, region_name=settings.s3_region, config=config, **credentials
+        )
     # Each upload would wait for a "100 Continue", a second round trip, before it sends a body that is in memory anyway.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     return client

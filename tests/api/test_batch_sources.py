@@ -616,7 +616,7 @@ def test_no_batch_waits_while_the_files_of_others_are_made(
         succeed(record, ledger, store)
 
     work.run(begin=begun.append)  # what each batch waits for has ended
-    leased = [Batches(redis_client).take(60) for _ in large]
+    leased = [wait_until(lambda: Batches(redis_client).take(60)), *(Batches(redis_client).take(60) for _ in begun)]
     small = send(apiary, source={"manifest": photos.manifest(*_lines(1))})
     work.run(begin=begun.append)
     for merge in begun:

@@ -3,12 +3,13 @@
 import threading
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import requests
 from pydantic import SecretStr
 
-from maskfleet.jobs.errors import NotFound, StoreUnavailable
+from maskfleet.jobs.errors import NotFound, StoreMisconfigured, StoreUnavailable
 from maskfleet.jobs.settings import SharedSettings
 from maskfleet.jobs.storage import Store, attempt_prefix, split_s3_uri, upload_key
 
@@ -81,6 +82,32 @@ def test_a_store_that_is_gone_is_told_as_such() -> None:
         gone.put("t/a", b"", "text/plain")
     with pytest.raises(StoreUnavailable):
         gone.ping()
+
+
+def test_stores_of_one_process_sign_with_their_own_keys(store: Store, store_fields: dict[str, str]) -> None:
+    other = Store(SharedSettings(**{**store_fields, "s3_access_key": "nobody"}))
+
+    with pytest.raises(StoreMisconfigured):
+        other.put("t/a", b"", "text/plain")
+    store.put("t/a", b"bytes", "text/plain")
+
+
+def test_keys_that_boto3_finds_are_read_again_when_the_store_signs_in_again(
+    store_fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_keys(access_key: str) -> None:
+        lines = f"[default]\naws_access_key_id={access_key}\naws_secret_access_key={store_fields['s3_secret_key']}\n"
+        (tmp_path / "credentials").write_text(lines)
+
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    write_keys("nobody")
+    store = Store(SharedSettings(**{**store_fields, "s3_access_key": "", "s3_secret_key": ""}))
+    with pytest.raises(StoreMisconfigured):
+        store.put("t/a", b"", "text/plain")
+
+    write_keys(store_fields["s3_access_key"])
+    store.sign_in_again()
+    store.put("t/a", b"bytes", "text/plain")
 
 
 def test_an_s3_uri_is_split_at_its_bucket() -> None:

@@ -468,6 +468,7 @@ def test_a_receiver_that_hangs_delays_no_other_one(
         for _ in range(20):
             succeed(ledger, receiver.url)
         wait_until(lambda: len(receiver.requests) == 20)
+        wait_until(lambda: _being_sent(redis_client) <= 3)  # that the last was received is recorded
         still_hanging = _being_sent(redis_client)
         hanging.close()  # each attempt at it fails immediately from here on
         wait_until(lambda: _failed_tries(redis_client) >= 5 and _being_sent(redis_client) == 0)
