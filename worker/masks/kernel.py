@@ -15,6 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])  # Any: a loop takes 
 def kernel(function: _Function) -> _Function:
     """Compile a function at its first call, to run without the interpreter and the GIL.
 
+    Copy arrays value by value: the assignment of a slice compiles for seconds, with the text of an error about shapes.
     The compiled code is cached in ``__pycache__``, else in the user's cache folder or in NUMBA_CACHE_DIR.  If none of
     them is writable, as in a container without a home, each process compiles again, which takes seconds at its start.
     """

@@ -221,7 +221,8 @@ def _take_pair(transposed: Floats, grid: Grid, column: int, left: int, held: Int
     if held[0] == first and held[1] == second:
         return False
     if held[1] == first:
-        lows[0, :] = lows[1]
+        for y in range(lows.shape[1]):
+            lows[0, y] = lows[1, y]
     else:
         _low_column(transposed, grid, first, left, lows[0])
     _low_column(transposed, grid, second, left, lows[1])

@@ -82,7 +82,8 @@ def _blur_rows(pixels: Bytes, radius: int, inner: np.uint32, outer: np.uint32) -
                 change = _next_change(row, change)
             stop = min(stop, width)
             count = stop - start
-            line[pad : pad + count] = row[start:stop]
+            for x in range(count):
+                line[pad + x] = row[start + x]
             for _ in range(_PASSES):
                 line[:pad], line[pad + count : 2 * pad + count] = line[pad], line[pad + count - 1]
                 total = np.uint32(0)
@@ -94,7 +95,8 @@ def _blur_rows(pixels: Bytes, radius: int, inner: np.uint32, outer: np.uint32) -
                     far = np.uint32(line[x]) + np.uint32(line[x + 2 * pad])
                     made[pad + x] = np.uint32(total * inner + far * outer + _HALF) >> _SHIFT
                 line, made = made, line
-            row[start:stop] = line[pad : pad + count]
+            for x in range(count):
+                row[start + x] = line[pad + x]
 
 
 @kernel
@@ -135,7 +137,8 @@ def _blur_columns(pixels: Bytes, radius: int, inner: np.uint32, outer: np.uint32
                     lines[pad + y, x] = strip[start + y, x]
             for _ in range(_PASSES):
                 for y in range(pad):
-                    lines[y], lines[pad + count + y] = lines[pad], lines[pad + count - 1]
+                    for x in range(_TOGETHER):
+                        lines[y, x], lines[pad + count + y, x] = lines[pad, x], lines[pad + count - 1, x]
                 totals[:] = 0
                 for y in range(2 * radius + 1):
                     for x in range(_TOGETHER):
