@@ -21,12 +21,12 @@ TORCH_INDEX_URL ?=
 demo: setup
 	$(BIN)/maskfleet demo
 
-# Three processes, each with its own servers, take one test file after another, in the order of tests/conftest.py: two
-# would leave two cores idle for a third of the time, since many tests wait.
-# torch's threads must not spin while they wait for each other: they would keep the other process off its core.
+# Four processes, each with its own servers, take one test file after another, in the order of tests/conftest.py: many
+# tests wait, and two processes would leave two cores idle for a third of the time, three for a fifth.
+# torch's threads must not spin while they wait for each other: they would keep another process off its core.
 # Python keeps what it compiled, whatever the shell says: tests start hundreds of programs.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=40
+	OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not gpu" --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations=40
 
 # Build the images and run docker-compose.yml with podman: as root, on Debian.  Takes ten minutes and 20 GB of /var/tmp.
 test-containers: setup

@@ -61,17 +61,17 @@ ON_THE_STACK = (
     "tests/walk/test_browser.py",
     "tests/walk/test_snippets.py",
 )
-#: What takes longest begins, so that the processes sharing the tests finish at about the same time.  Of the first three
+#: What takes longest begins, so that the processes sharing the tests finish at about the same time.  Of the first four
 #: only one needs the compiled kernels of the masks: in a new checkout several would compile them at once.
 FIRST = (
     "tests/faults/test_chaos.py",
     "tests/worker/test_memory.py",
     "tests/faults/test_faulty_node.py",
+    "tests/api/test_connections.py",
     *ON_THE_STACK,
     "tests/maskfleet/test_up.py",
     "tests/faults/test_single_faults.py",
     "tests/maskfleet/test_wheel.py",
-    "tests/api/test_connections.py",
     "tests/worker/test_compiled.py",
     "tests/maskfleet/test_demo.py",
     "tests/worker/test_worker_process.py",

@@ -84,7 +84,7 @@ def test_masks_come_inline_beside_files(bench: Workbench, coins: bytes) -> None:
 
 def test_masks_that_are_too_large_are_in_coco_json_though_nobody_asked_for_that(bench: Workbench, coins: bytes) -> None:
     # Each of many prompts for the same object has polygons of its own.
-    many = [{"points": [[x, y]]} for x in range(10, 380, 10) for y in range(10, 300, 15)]
+    many = [{"points": [[x, y]]} for x in range(10, 380, 20) for y in range(10, 300, 20)]
     manifest, objects = run(
         bench, coins, prompts=many, params={"multimask": True}, inline="polygons", outputs=["label_map"]
     )
