@@ -61,28 +61,41 @@ ON_THE_STACK = (
     "tests/walk/test_browser.py",
     "tests/walk/test_snippets.py",
 )
-#: What takes longest begins, so that the processes sharing the tests finish at about the same time.  Of the first four
-#: only one needs the compiled kernels of the masks: in a new checkout several would compile them at once.
+#: What takes longest begins, so that the processes sharing the tests finish at about the same time; what mostly waits
+#: stands beside what mostly computes, so that the cores are busy.  Of the first four only one needs the masks' compiled
+#: kernels: in a new checkout several would compile them at once.
 FIRST = (
     "tests/faults/test_chaos.py",
     "tests/worker/test_memory.py",
     "tests/faults/test_faulty_node.py",
-    "tests/api/test_connections.py",
-    *ON_THE_STACK,
-    "tests/maskfleet/test_up.py",
-    "tests/faults/test_single_faults.py",
-    "tests/maskfleet/test_wheel.py",
-    "tests/worker/test_compiled.py",
-    "tests/maskfleet/test_demo.py",
-    "tests/worker/test_worker_process.py",
-    "tests/worker/test_truth.py",
-    "tests/worker/test_attempt.py",
-    "tests/maskfleet/test_tune.py",
-    "tests/api/test_tokens.py",
-    "tests/faults/test_image_nodes.py",
-    "tests/faults/test_failover.py",
-    "tests/walk/test_secrets.py",
     "tests/api/test_schemathesis.py",
+    *ON_THE_STACK,
+    "tests/worker/test_compiled.py",
+    "tests/api/test_connections.py",
+    "tests/maskfleet/test_wheel.py",
+    "tests/faults/test_single_faults.py",
+    "tests/worker/test_truth.py",
+    "tests/maskfleet/test_up.py",
+    "tests/worker/test_everything.py",
+    "tests/maskfleet/test_demo.py",
+    "tests/faults/test_redis_outages.py",
+    "tests/worker/test_formats.py",
+    "tests/faults/test_image_nodes.py",
+    "tests/worker/test_families.py",
+    "tests/worker/test_worker_process.py",
+    "tests/api/test_tokens.py",
+    "tests/maskfleet/test_tune.py",
+    "tests/worker/test_courier.py",
+    "tests/api/test_clicks.py",
+    "tests/worker/test_borderline.py",
+    "tests/api/test_gunicorn.py",
+    "tests/worker/test_attempt.py",
+    "tests/worker/test_slots.py",
+    "tests/walk/test_secrets.py",
+    "tests/jobs/test_ends.py",
+    "tests/worker/test_embeddings.py",
+    "tests/faults/test_failover.py",
+    "tests/faults/test_deaf_node.py",
 )
 
 # Importing torch and the tests makes a million objects, all of which stay: the collector would walk over them again and
