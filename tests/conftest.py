@@ -206,14 +206,22 @@ def ports_in_turn() -> Iterator[None]:
         os.close(turn)
 
 
+@contextmanager
+def running_redis(folder: Path) -> Iterator[str]:
+    """Start a Redis with its data and log in a folder; yield its URL."""
+    with ports_in_turn():
+        server = start_redis(folder / "data", log=folder / "redis.log")
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The Redis of this test run."""
-    folder = tmp_path_factory.mktemp("redis")
-    with ports_in_turn():
-        server = start_redis(folder / "data", log=folder / "redis.log")
-    yield server.url
-    server.stop()
+    with running_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
