@@ -25,7 +25,7 @@ IMAGES = {
     "one pixel": (coins((1, 1)), {"points_per_crop": 1, **ALL}),
     "4 MP": (coins(of_megapixels(4)), {"points_per_crop": 4, "points_per_batch": 4}),
     "12 MP": (coins(of_megapixels(12)), {"points_per_crop": 2, "points_per_batch": 2}),
-    "18 MP": (coins(of_megapixels(18)), {"points_per_crop": 2, "points_per_batch": 2}),
+    "18 MP": (coins(of_megapixels(18)), {"points_per_crop": 3, "points_per_batch": 2}),
 }
 
 
