@@ -206,6 +206,12 @@ def test_a_remembered_photo_is_sent_once_and_again_once_the_service_has_forgotte
     assert (first, as_bytes, forgotten, again, pixels, same_pixels) == (1, 0, 1, 0, 1, 0)
 
 
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_photo_and_a_known_image_are_not_taken_together(client: Client, coins: Path, remember: bool) -> None:
+    with pytest.raises(TypeError, match="not both"):
+        client.segment(coins, image_id="img_" + "0" * 32, remember=remember)
+
+
 def test_masks_are_the_same_wherever_they_come_from(client: Client, coins: Path) -> None:
     jobs = [
         client.submit(photo=coins, outputs=outputs, **BOXES, **inline)

@@ -158,7 +158,7 @@ class AsyncClient:
             fields = one_object(points, labels, box, fields)
         except InvalidRequest as error:
             raise refused_here(error) from error
-        if remember and photo is not None:
+        if remember and photo is not None and (image_id is None):
             job = await self._submit_known(photo, fields, idempotency_key, _held(timeout_s))
         else:
             job = await self.submit(
