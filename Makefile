@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/maskfleet demo
 
 # Four processes, each with its own servers, take one test file after another, in the order of tests/conftest.py: many
-# tests wait, and two processes would leave two cores idle for a third of the time, three for a fifth.
+# tests wait, and two processes would leave two cores idle for a third of the time.
 # torch's threads must not spin while they wait for each other: they would keep another process off its core.
 # Python keeps what it compiled, whatever the shell says: tests start hundreds of programs.
 test: setup

@@ -75,10 +75,10 @@ SOURCES_FOLDER = "sources"
 DELETED_AT_ONCE = 1000
 #: Parts of an object that is written bit by bit.  S3 takes 10,000 of 5 MiB or more: 156 GB of these.
 PART_BYTES = 16 * 2**20
-#: boto3's clients can be shared by threads, but its sessions cannot.
-_MAKING_A_CLIENT = Lock()
 #: Bytes that are read of a large object at a time.
 READ_AT_ONCE = 2**20
+#: boto3's clients can be shared by threads, but its sessions cannot.
+_MAKING_A_CLIENT = Lock()
 
 
 @dataclass(frozen=True, slots=True)
